@@ -1,0 +1,85 @@
+/* arena.h - all device memory of a rank is one range, laid out by the code that uses it, accounted by category.
+
+   reserve a large inaccessible range -> take() what lives for the whole run, walk one step in plan mode with
+   mark/take/release -> the peak is known -> commit() exactly that many bytes -> train.
+
+   [ parameters | gradients | optimizer | gathered weights | ... kept for the run | stack: mark, take, release ... ]
+   Before commit() a dereference faults, address arithmetic works: a dry run and a run share every line.        */
+#ifndef ODYSSEUS_ARENA_H
+#define ODYSSEUS_ARENA_H
+
+#include "util.h"
+#include <sys/mman.h>
+
+typedef enum {
+    MEM_PARAMETERS, MEM_GRADIENTS, MEM_OPTIMIZER, MEM_ACTIVATIONS, MEM_GATHERED, MEM_COMM, MEM_LOGITS, MEM_WORKSPACE, MEM_CATEGORIES
+} MemCategory;
+static const char *const MEM_NAMES[MEM_CATEGORIES] = {
+    "parameters", "gradients", "optimizer", "activations", "gathered weights", "comm buffers", "logits", "workspace"};
+
+typedef struct {
+    i64 used;
+    i64 by_category[MEM_CATEGORIES];
+} ArenaMark;
+
+typedef struct {
+    char *base;
+    i64 reserved, committed; /* bytes */
+    ArenaMark now, peak;     /* `peak` is the moment of the largest use: its categories add up to what is allocated */
+} Arena;
+
+#define ARENA_ALIGN 256
+
+/* Reserve address space (no memory). Owner: the caller; arena_free returns it. */
+static inline void arena_reserve(Arena *a) {
+    memset(a, 0, sizeof *a);
+    for (a->reserved = (i64)1 << 45; a->reserved >= (i64)1 << 32; a->reserved /= 2) {
+        void *base = mmap(NULL, (size_t)a->reserved, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        if (base != MAP_FAILED) {
+            a->base = (char *)base;
+            return;
+        }
+    }
+    fail(THIS_RANK, "cannot reserve address space for the arena (%s); is `ulimit -v` set?", strerror(errno));
+}
+
+/* `bytes` at the top of the arena, aligned to ARENA_ALIGN; lives until the enclosing mark is released. */
+static inline void *arena_take(Arena *a, MemCategory category, i64 bytes) {
+    bytes = round_up(bytes, ARENA_ALIGN);
+    i64 limit = a->committed ? a->committed : a->reserved;
+    if (a->now.used + bytes > limit)
+        fail(THIS_RANK, "arena: %lld bytes for %s do not fit in the planned %lld; plan and run disagree", (long long)bytes,
+             MEM_NAMES[category], (long long)limit);
+    void *p = a->base + a->now.used;
+    a->now.used += bytes;
+    a->now.by_category[category] += bytes;
+    if (a->now.used > a->peak.used) a->peak = a->now;
+    return p;
+}
+
+static inline ArenaMark arena_mark(const Arena *a) { return a->now; }
+static inline void arena_release(Arena *a, ArenaMark mark) { a->now = mark; }
+
+/* Make the planned peak real, zero-filled memory. `what_would_help` ends the message when the host refuses. */
+static inline void arena_commit(Arena *a) {
+    a->committed = round_up(i64_max(a->peak.used, 1), 4096);
+    if (mprotect(a->base, (size_t)a->committed, PROT_READ | PROT_WRITE) != 0)
+        fail(THIS_RANK, "out of memory: the arena needs %.1f MB a rank (--dry-run prints it by category); lower --micro-batch or --seq-len, "
+                        "use more ranks or --recompute full", a->committed / 1e6);
+    madvise(a->base, (size_t)a->committed, MADV_HUGEPAGE); /* fewer TLB misses; where refused, nothing changes */
+}
+
+static inline void arena_free(Arena *a) {
+    if (a->base) munmap(a->base, (size_t)a->reserved);
+    memset(a, 0, sizeof *a);
+}
+
+/* The table people read; rows that are empty are left out. */
+static inline void arena_print(FILE *f, const Arena *a) {
+    fprintf(f, "memory of a rank              MB\n");
+    for (int c = 0; c < MEM_CATEGORIES; c++)
+        if (a->peak.by_category[c]) fprintf(f, "  %-18s %12.3f\n", MEM_NAMES[c], a->peak.by_category[c] / 1e6);
+    fprintf(f, "  %-18s %12.3f\n", "total", a->peak.used / 1e6);
+}
+
+#endif

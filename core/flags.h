@@ -1,0 +1,229 @@
+/* flags.h - the command line: one table row per flag drives parser, --help, the start-up printout and config.json.
+
+   A row names the flag, its field in Settings, type, default, range and help. What the user gave is never changed:
+   a bad value, an unknown or a repeated flag stops the program with one line. */
+#ifndef ODYSSEUS_FLAGS_H
+#define ODYSSEUS_FLAGS_H
+
+#include "util.h"
+
+typedef struct {
+    /* model */
+    const char *model, *arch, *tied_head;
+    i64 layers, dim, heads, kv_heads, ffn, vocab, max_pos;
+    double rope_theta;
+    /* data */
+    const char *train, *val;
+    i64 seq_len, batch, micro_batch, ignore_token;
+    /* parallelism */
+    const char *sp, *ring_layout, *overlap;
+    i64 dp, ring, threads;
+    /* training */
+    i64 steps, warmup, seed, eval_every, eval_batches, log_every;
+    double lr, min_lr, weight_decay, beta1, beta2, eps, grad_clip;
+    const char *recompute;
+    /* output */
+    const char *out, *dump_grads;
+    double peak_tflops;
+    i64 init_only, dry_run, world, help;
+} Settings;
+
+typedef enum { FLAG_TEXT, FLAG_CHOICE, FLAG_INT, FLAG_REAL, FLAG_SWITCH } FlagType;
+
+typedef struct {
+    const char *group; /* heading in --help; NULL: same as the row above */
+    const char *name;
+    FlagType type;
+    size_t field;         /* offset in Settings */
+    const char *fallback; /* default, as the user would write it; NULL: none */
+    double min, max;      /* of numbers, both allowed */
+    const char *choices;  /* of FLAG_CHOICE: "a|b|c" */
+    const char *help;
+} Flag;
+
+#define AT(field) offsetof(Settings, field)
+#define COUNT_MAX 9e15 /* integers up to here are exact in a double and in i64 */
+
+static const Flag FLAGS[] = {
+    {"Model", "model", FLAG_TEXT, AT(model), "tiny-llama", 0, 0, NULL, "preset (listed below) or a Hugging Face directory (config.json, model*.safetensors)"},
+    {NULL, "arch", FLAG_CHOICE, AT(arch), NULL, 0, 0, "gpt2|llama", "architecture; default: the preset's"},
+    {NULL, "layers", FLAG_INT, AT(layers), NULL, 1, 100000, NULL, "transformer layers; this and the next eight override the preset"},
+    {NULL, "dim", FLAG_INT, AT(dim), NULL, 1, 1 << 20, NULL, "model width d"},
+    {NULL, "heads", FLAG_INT, AT(heads), NULL, 1, 1 << 16, NULL, "query heads"},
+    {NULL, "kv-heads", FLAG_INT, AT(kv_heads), NULL, 1, 1 << 16, NULL, "key/value heads; default: the preset's, or --heads where that was overridden"},
+    {NULL, "ffn", FLAG_INT, AT(ffn), NULL, 1, 1 << 22, NULL, "MLP width i"},
+    {NULL, "vocab", FLAG_INT, AT(vocab), NULL, 2, 1 << 30, NULL, "vocabulary size"},
+    {NULL, "max-pos", FLAG_INT, AT(max_pos), NULL, 1, COUNT_MAX, NULL, "longest position; gpt2 cannot go past it, llama can"},
+    {NULL, "rope-theta", FLAG_REAL, AT(rope_theta), NULL, 1, 1e12, NULL, "base of the rotary embedding (llama)"},
+    {NULL, "tied-head", FLAG_CHOICE, AT(tied_head), NULL, 0, 0, "on|off", "LM head shares the token embedding; default: the preset's"},
+
+    {"Data", "train", FLAG_TEXT, AT(train), NULL, 0, 0, NULL, "token shards to train on, a glob in quotes (llm.c's formats, uint16 or uint32)"},
+    {NULL, "val", FLAG_TEXT, AT(val), NULL, 0, 0, NULL, "token shards to validate on"},
+    {NULL, "seq-len", FLAG_INT, AT(seq_len), "256", 1, 1e12, NULL, "tokens in a sequence, L, over all ranks"},
+    {NULL, "batch", FLAG_INT, AT(batch), "4", 1, 1e9, NULL, "sequences in a step, over all ranks and micro-steps"},
+    {NULL, "micro-batch", FLAG_INT, AT(micro_batch), "1", 1, 1e6, NULL, "sequences that a data-parallel group runs at once"},
+    {NULL, "ignore-token", FLAG_INT, AT(ignore_token), "-1", -1, 2147483647, NULL, "targets equal to it are left out of the mean; -1: none"},
+
+    {"Parallelism", "sp", FLAG_TEXT, AT(sp), "odysseus", 0, 0, NULL, "sequence-parallel scheme (listed below); it owns the head axis"},
+    {NULL, "dp", FLAG_INT, AT(dp), "1", 1, 1 << 20, NULL, "data-parallel groups"},
+    {NULL, "ring", FLAG_INT, AT(ring), "1", 1, 1 << 20, NULL, "ring (context-parallel) ranks around the scheme; --sp ring takes all that --dp leaves unless told"},
+    {NULL, "ring-layout", FLAG_CHOICE, AT(ring_layout), "zigzag", 0, 0, "zigzag|contiguous|stripe", "which tokens a ring rank holds"},
+    {NULL, "overlap", FLAG_CHOICE, AT(overlap), "on", 0, 0, "on|off", "communicate while computing; off: the same calls, waited for at once"},
+    {NULL, "threads", FLAG_INT, AT(threads), NULL, 1, 4096, NULL, "OpenMP threads per rank; default: cores / ranks on this host"},
+
+    {"Training", "steps", FLAG_INT, AT(steps), "100", 0, 1e12, NULL, "optimizer steps"},
+    {NULL, "lr", FLAG_REAL, AT(lr), "3e-4", 0, 1e3, NULL, "peak learning rate"},
+    {NULL, "min-lr", FLAG_REAL, AT(min_lr), NULL, 0, 1e3, NULL, "learning rate at the end of the cosine; default: 0.1 of --lr"},
+    {NULL, "warmup", FLAG_INT, AT(warmup), "0", 0, 1e12, NULL, "steps of linear warmup"},
+    {NULL, "weight-decay", FLAG_REAL, AT(weight_decay), "0.1", 0, 1e3, NULL, "decoupled decay, of matrices only"},
+    {NULL, "beta1", FLAG_REAL, AT(beta1), "0.9", 0, 0.999999999, NULL, "AdamW first moment"},
+    {NULL, "beta2", FLAG_REAL, AT(beta2), "0.95", 0, 0.999999999, NULL, "AdamW second moment"},
+    {NULL, "eps", FLAG_REAL, AT(eps), "1e-8", 1e-30, 1, NULL, "AdamW epsilon"},
+    {NULL, "grad-clip", FLAG_REAL, AT(grad_clip), "1.0", 0, 1e30, NULL, "largest global gradient norm; 0: no clipping"},
+    {NULL, "seed", FLAG_INT, AT(seed), "42", 0, COUNT_MAX, NULL, "of the initial weights: the same numbers on every mesh"},
+    {NULL, "recompute", FLAG_CHOICE, AT(recompute), "none", 0, 0, "none|full", "full: keep only each block's input, repeat its forward in backward"},
+    {NULL, "eval-every", FLAG_INT, AT(eval_every), "0", 0, 1e12, NULL, "validate every so many steps and at the end; 0: only at the end"},
+    {NULL, "eval-batches", FLAG_INT, AT(eval_batches), "20", 0, 1e12, NULL, "batches of a validation; 0: all sequences of --val, each once"},
+    {NULL, "log-every", FLAG_INT, AT(log_every), "1", 1, 1e12, NULL, "print every so many steps (metrics.jsonl has them all)"},
+
+    {"Output", "out", FLAG_TEXT, AT(out), NULL, 0, 0, NULL, "run directory: config.json, metrics.jsonl, comm.json"},
+    {NULL, "init-only", FLAG_SWITCH, AT(init_only), NULL, 0, 0, NULL, "write the initial weights to --out as a Hugging Face directory and stop"},
+    {NULL, "dump-grads", FLAG_TEXT, AT(dump_grads), NULL, 0, 0, NULL, "write the first step's full gradients, before clipping, to this .safetensors file"},
+    {NULL, "peak-tflops", FLAG_REAL, AT(peak_tflops), NULL, 1e-6, 1e9, NULL, "peak of one rank in TFLOP/s for MFU; default: measured at start"},
+    {NULL, "dry-run", FLAG_SWITCH, AT(dry_run), NULL, 0, 0, NULL, "print memory and traffic of the run, and exit; needs no data"},
+    {NULL, "world", FLAG_INT, AT(world), NULL, 1, 1 << 20, NULL, "with --dry-run: ranks of the imagined world"},
+    {NULL, "help", FLAG_SWITCH, AT(help), NULL, 0, 0, NULL, "this page"},
+};
+
+static inline const Flag *flag_find(const char *name) {
+    for (int i = 0; i < COUNT_OF(FLAGS); i++)
+        if (strcmp(FLAGS[i].name, name) == 0) return &FLAGS[i];
+    return NULL;
+}
+
+/* Which flags the user wrote, by table index. */
+typedef struct {
+    unsigned char given[COUNT_OF(FLAGS)];
+} FlagsGiven;
+
+static inline int flag_given(const FlagsGiven *given, const char *name) {
+    const Flag *flag = flag_find(name);
+    return flag && given->given[flag - FLAGS];
+}
+
+/* Edit distance, for "did you mean"; names are short. */
+static inline int edit_distance(const char *a, const char *b) {
+    int row[64];
+    int n = (int)strlen(b);
+    if (n > 62) return 99;
+    for (int j = 0; j <= n; j++) row[j] = j;
+    for (int i = 1; a[i - 1]; i++) {
+        int diagonal = row[0];
+        row[0] = i;
+        for (int j = 1; j <= n; j++) {
+            int above = row[j], best = diagonal + (a[i - 1] != b[j - 1]);
+            if (above + 1 < best) best = above + 1;
+            if (row[j - 1] + 1 < best) best = row[j - 1] + 1;
+            row[j] = best;
+            diagonal = above;
+        }
+    }
+    return row[n];
+}
+
+static inline void fail_unknown_flag(const char *arg) {
+    const char *name = arg[0] == '-' ? (arg[1] == '-' ? arg + 2 : arg + 1) : arg;
+    const Flag *near = NULL;
+    int best = 4;
+    for (int i = 0; i < COUNT_OF(FLAGS); i++) {
+        int d = edit_distance(name, FLAGS[i].name);
+        if (d < best) best = d, near = &FLAGS[i];
+    }
+    if (near) fail(EVERYONE, "unknown flag '%s'; did you mean --%s?", arg, near->name);
+    fail(EVERYONE, "unknown flag '%s'; --help lists all", arg);
+}
+
+/* Is `value` one of "a|b|c"? */
+static inline int choice_contains(const char *choices, const char *value) {
+    size_t n = strlen(value);
+    for (const char *c = choices; c && *c; c = strchr(c, '|') ? strchr(c, '|') + 1 : NULL) {
+        size_t m = strcspn(c, "|");
+        if (m == n && strncmp(c, value, n) == 0) return 1;
+    }
+    return 0;
+}
+
+/* Parse `value` into the flag's field, or stop naming flag, value and what would work. */
+static inline void flag_set(Settings *s, const Flag *flag, const char *value) {
+    char *field = (char *)s + flag->field, *end = NULL;
+    errno = 0;
+    switch (flag->type) {
+    case FLAG_TEXT:
+        if (!*value) fail(EVERYONE, "--%s is empty; %s", flag->name, flag->help);
+        memcpy(field, &value, sizeof value);
+        break;
+    case FLAG_CHOICE:
+        if (!choice_contains(flag->choices, value)) fail(EVERYONE, "--%s %s: must be one of %s", flag->name, value, flag->choices);
+        memcpy(field, &value, sizeof value);
+        break;
+    case FLAG_INT: {
+        long long number = strtoll(value, &end, 10);
+        if (end == value || *end || errno || (double)number < flag->min || (double)number > flag->max)
+            fail(EVERYONE, "--%s %s: must be a whole number from %.0f to %.0f", flag->name, value, flag->min, flag->max);
+        i64 n = (i64)number;
+        memcpy(field, &n, sizeof n);
+        break;
+    }
+    case FLAG_REAL: {
+        double number = strtod(value, &end);
+        if (end == value || *end || !(number >= flag->min && number <= flag->max))
+            fail(EVERYONE, "--%s %s: must be a number from %g to %g", flag->name, value, flag->min, flag->max);
+        memcpy(field, &number, sizeof number);
+        break;
+    }
+    case FLAG_SWITCH: {
+        i64 on = 1;
+        memcpy(field, &on, sizeof on);
+        break;
+    }
+    }
+}
+
+/* Fill settings from the table's defaults, then from argv. Numbers without a default start at 0 (-1: --min-lr). */
+static inline void flags_parse(Settings *s, FlagsGiven *given, int argc, char **argv) {
+    memset(s, 0, sizeof *s);
+    memset(given, 0, sizeof *given);
+    s->min_lr = -1;
+    for (int i = 0; i < COUNT_OF(FLAGS); i++)
+        if (FLAGS[i].fallback) flag_set(s, &FLAGS[i], FLAGS[i].fallback);
+    for (int a = 1; a < argc; a++) {
+        if (strcmp(argv[a], "-h") == 0) {
+            s->help = 1;
+            continue;
+        }
+        const Flag *flag = strncmp(argv[a], "--", 2) == 0 ? flag_find(argv[a] + 2) : NULL;
+        if (!flag) fail_unknown_flag(argv[a]);
+        if (given->given[flag - FLAGS]++) fail(EVERYONE, "--%s is given twice; keep one", flag->name);
+        if (flag->type != FLAG_SWITCH && a + 1 >= argc) fail(EVERYONE, "--%s needs a value: %s", flag->name, flag->help);
+        flag_set(s, flag, flag->type == FLAG_SWITCH ? "on" : argv[++a]);
+    }
+    if (s->min_lr < 0) s->min_lr = 0.1 * s->lr;
+    if (s->min_lr > s->lr) fail(EVERYONE, "--min-lr %g is above --lr %g", s->min_lr, s->lr);
+}
+
+/* The flag part of --help; README carries the same text. */
+static inline void flags_help(FILE *f) {
+    for (int i = 0; i < COUNT_OF(FLAGS); i++) {
+        const Flag *flag = &FLAGS[i];
+        char left[64];
+        if (flag->group) fprintf(f, "%s%s\n", i ? "\n" : "", flag->group);
+        const char *kind = flag->type == FLAG_INT ? " N" : flag->type == FLAG_REAL ? " X" : flag->type == FLAG_TEXT ? " TEXT" : "";
+        snprintf(left, sizeof left, "--%s%s", flag->name, kind);
+        fprintf(f, "  %-22s %s", left, flag->help);
+        if (flag->choices) fprintf(f, "; %s", flag->choices);
+        if (flag->fallback) fprintf(f, " [%s]", flag->fallback);
+        fprintf(f, "\n");
+    }
+}
+
+#endif

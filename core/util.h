@@ -1,0 +1,79 @@
+/* util.h - what every file needs: sizes, rounding, and the one way to stop with an error.
+
+   An error is one line on stderr, `train_gpt: error: what, where, what would work`, and the end of every rank.
+   EVERYONE   all ranks have found the same thing (a flag, a file all of them read): rank 0 speaks for them
+   THIS_RANK  only this rank knows: it says its rank, host and source line itself
+   The program installs an abort function (MPI_Abort) once it has started MPI; before that, exit() is enough. */
+#ifndef ODYSSEUS_UTIL_H
+#define ODYSSEUS_UTIL_H
+
+#include <errno.h>
+#include <math.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+typedef int64_t i64;
+
+#define COUNT_OF(array) ((int)(sizeof(array) / sizeof((array)[0])))
+
+static inline i64 ceil_div(i64 a, i64 b) { return (a + b - 1) / b; }
+static inline i64 round_up(i64 a, i64 b) { return ceil_div(a, b) * b; }
+static inline i64 i64_min(i64 a, i64 b) { return a < b ? a : b; }
+static inline i64 i64_max(i64 a, i64 b) { return a > b ? a : b; }
+
+/* Seconds from a clock that only goes forward. */
+static inline double seconds_now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+typedef enum { EVERYONE, THIS_RANK } FailScope;
+
+/* Who is failing; filled in once MPI runs. `abort_all` must bring every rank down and not return. */
+typedef struct {
+    int rank;
+    void (*abort_all)(int code);
+} FailState;
+
+static inline FailState *fail_state(void) {
+    static FailState state = {0, NULL};
+    return &state;
+}
+
+static inline void fail_at(FailScope scope, const char *file, int line, const char *format, ...)
+    __attribute__((format(printf, 4, 5), noreturn));
+
+static inline void fail_at(FailScope scope, const char *file, int line, const char *format, ...) {
+    FailState *state = fail_state();
+    if (scope == EVERYONE && state->rank != 0) sleep(3); /* rank 0 says it and takes us down; speak only if it did not */
+    char text[2048], host[128] = "?";
+    va_list args;
+    va_start(args, format);
+    vsnprintf(text, sizeof text, format, args);
+    va_end(args);
+    gethostname(host, sizeof host - 1);
+    fflush(stdout);
+    if (scope == EVERYONE && state->rank == 0) fprintf(stderr, "train_gpt: error: %s\n", text);
+    else fprintf(stderr, "train_gpt: error: %s [rank %d on %s, %s:%d]\n", text, state->rank, host, file, line);
+    fflush(stderr);
+    if (state->abort_all) state->abort_all(1);
+    exit(1);
+}
+
+#define fail(scope, ...) fail_at(scope, __FILE__, __LINE__, __VA_ARGS__)
+
+/* malloc that cannot return NULL; the caller frees. For host-side tables only: tensors live in the arena. */
+static inline void *host_alloc(size_t bytes) {
+    void *p = calloc(1, bytes ? bytes : 1);
+    if (!p) fail(THIS_RANK, "out of host memory: %zu bytes", bytes);
+    return p;
+}
+
+#endif

@@ -1,0 +1,297 @@
+/* compute.h - the list of operations, each with its formula, shapes and cost. One backend is included below.
+
+   caller  ->  op(dev, ...)          here: what it means, FLOP and bytes counted once for every backend
+                 |  dev->plan?  ->   counted only: the walk is being measured, no memory exists
+                 `->  op_run(dev, ...)   kernels/cpu, kernels/cuda, ...: the work
+
+   Rows: a token stream is (T, B, C), row t*B + b. Time first, so that what a sequence-parallel all-gather
+   concatenates is contiguous. `real` is the compute type (activations, weights), `accum` the type of sums,
+   statistics, gradients and optimizer state: float/float, double/double in the referee, bf16/float on a GPU.
+   All pointers are device memory owned by the caller; += marks what is added to, everything else is overwritten.
+   No operation allocates. Sums have a fixed order: the same call gives the same bits.                          */
+#ifndef ODYSSEUS_COMPUTE_H
+#define ODYSSEUS_COMPUTE_H
+
+#include "../core/positions.h"
+#include "../core/util.h"
+
+#ifdef ODYSSEUS_FP64
+typedef double real;
+typedef double accum;
+#define REAL_NAME "fp64"
+#else
+typedef float real;
+typedef float accum;
+#define REAL_NAME "fp32"
+#endif
+
+typedef enum { DTYPE_REAL, DTYPE_ACCUM, DTYPE_F64, DTYPES } Dtype;
+static inline i64 dtype_size(Dtype t) { return t == DTYPE_REAL ? (i64)sizeof(real) : t == DTYPE_ACCUM ? (i64)sizeof(accum) : 8; }
+
+/* True where activations are already in the accumulation type: a cast between them can alias instead. */
+static inline int real_is_accum(void) { return sizeof(real) == sizeof(accum); }
+
+typedef enum { OP_GEMM, OP_ATTENTION, OP_NORM, OP_POINTWISE, OP_EMBEDDING, OP_CLASSIFIER, OP_OPTIMIZER, OP_CLASSES } OpClass;
+static const char *const OP_CLASS_NAMES[OP_CLASSES] = {"gemm", "attention", "norm", "pointwise", "embedding", "classifier", "optimizer"};
+
+/* A device: what operations need to run and what they leave behind. One per rank. */
+typedef struct {
+    int threads;                  /* OpenMP threads of this rank */
+    int plan;                     /* 1: count, do not compute (dry run, and the walk that sizes the arena) */
+    void (*poll)(void *);         /* called between tiles by the calling thread, so that communication moves on */
+    void *poll_arg;
+    i64 calls[OP_CLASSES];
+    double flop[OP_CLASSES];      /* floating-point operations that the mathematics asks for (multiply-add = 2) */
+    double bytes[OP_CLASSES];     /* bytes read and written once each */
+} Device;
+
+static inline void device_poll(Device *dev) { if (dev->poll) dev->poll(dev->poll_arg); }
+
+/* Every operation passes here: the one place where work is counted. Returns whether to compute. */
+static inline int op_begin(Device *dev, OpClass op, double flop, double bytes) {
+    dev->calls[op]++;
+    dev->flop[op] += flop;
+    dev->bytes[op] += bytes;
+    if (dev->plan) return 0;
+    device_poll(dev);
+    return 1;
+}
+
+typedef enum { NORM_LAYER, NORM_RMS } NormKind;
+
+/* The shape of one attention call: a block of queries against a block of keys and values. */
+typedef struct {
+    i64 B, Tq, Tk;         /* sequences; query and key tokens per sequence in this block */
+    i64 heads, kv_heads;   /* of this rank; heads is a multiple of kv_heads, query head h reads KV head h / (heads / kv_heads) */
+    i64 head_dim;
+} AttentionShape;
+
+/* AdamW's numbers for one step; `step` counts from 1 for the bias correction. */
+typedef struct {
+    double lr, beta1, beta2, eps, weight_decay, grad_scale;
+    i64 step;
+} AdamW;
+
+#include "cpu/backend.h"
+#include "cpu/device.h"
+
+/* ---- matrix products ------------------------------------------------------------------------------------------- */
+
+/* out (rows, OC) = inp (rows, IC) weight (OC, IC)^T + bias (OC) or NULL */
+static inline void linear_forward(Device *dev, real *out, const real *inp, const real *weight, const real *bias, i64 rows, i64 IC, i64 OC) {
+    if (op_begin(dev, OP_GEMM, 2.0 * rows * IC * OC, sizeof(real) * (1.0 * rows * IC + 1.0 * IC * OC + 1.0 * rows * OC)))
+        linear_forward_run(dev, out, inp, weight, bias, rows, IC, OC);
+}
+
+/* dinp (rows, IC) = dout (rows, OC) weight (OC, IC); += when `add` */
+static inline void linear_backward_input(Device *dev, real *dinp, const real *dout, const real *weight, i64 rows, i64 IC, i64 OC, int add) {
+    if (op_begin(dev, OP_GEMM, 2.0 * rows * IC * OC, sizeof(real) * (1.0 * rows * IC + 1.0 * IC * OC + 1.0 * rows * OC)))
+        linear_backward_input_run(dev, dinp, dout, weight, rows, IC, OC, add);
+}
+
+/* dweight (OC, IC) += dout (rows, OC)^T inp (rows, IC) */
+static inline void linear_backward_weight(Device *dev, accum *dweight, const real *inp, const real *dout, i64 rows, i64 IC, i64 OC) {
+    if (op_begin(dev, OP_GEMM, 2.0 * rows * IC * OC, sizeof(real) * (1.0 * rows * IC + 1.0 * rows * OC) + 2.0 * sizeof(accum) * IC * OC))
+        linear_backward_weight_run(dev, dweight, inp, dout, rows, IC, OC);
+}
+
+/* out (rows, C) += bias (C) */
+static inline void bias_add(Device *dev, real *out, const real *bias, i64 rows, i64 C) {
+    if (op_begin(dev, OP_POINTWISE, 1.0 * rows * C, 2.0 * sizeof(real) * rows * C)) bias_add_run(dev, out, bias, rows, C);
+}
+
+/* dbias (C) += sum over rows of dout (rows, C) */
+static inline void bias_backward(Device *dev, accum *dbias, const real *dout, i64 rows, i64 C) {
+    if (op_begin(dev, OP_POINTWISE, 1.0 * rows * C, 1.0 * sizeof(real) * rows * C)) bias_backward_run(dev, dbias, dout, rows, C);
+}
+
+/* ---- embedding ------------------------------------------------------------------------------------------------- */
+
+/* out (T, B, C) = wte (V, C)[token] + wpe (P, C)[position] (wpe NULL: none); tokens (T, B); T = map.count */
+static inline void embedding_forward(Device *dev, real *out, const int32_t *tokens, TokenMap map, const real *wte, const real *wpe, i64 B, i64 C) {
+    if (op_begin(dev, OP_EMBEDDING, 1.0 * map.count * B * C, 3.0 * sizeof(real) * map.count * B * C))
+        embedding_forward_run(dev, out, tokens, map, wte, wpe, B, C);
+}
+
+/* dwte (V, C)[token] += dout (T, B, C), dwpe (P, C)[position] += dout; in row order whatever the threads */
+static inline void embedding_backward(Device *dev, accum *dwte, accum *dwpe, const real *dout, const int32_t *tokens, TokenMap map, i64 B, i64 C) {
+    if (op_begin(dev, OP_EMBEDDING, 2.0 * map.count * B * C, (sizeof(real) + 4.0 * sizeof(accum)) * map.count * B * C))
+        embedding_backward_run(dev, dwte, dwpe, dout, tokens, map, B, C);
+}
+
+/* ---- norms ----------------------------------------------------------------------------------------------------- */
+
+/* The residual add and the norm that follows it, per row of C:
+   x = a + delta (delta NULL: x = a and `sum` is not written; else sum = x, which may alias a)
+   NORM_LAYER  out = (x - mean) rstd weight + bias,  rstd = 1/sqrt(var + eps)        Ba et al. 2016, arXiv:1607.06450
+   NORM_RMS    out = x rstd weight,                  rstd = 1/sqrt(mean(x^2) + eps)  Zhang, Sennrich 2019, arXiv:1910.07467
+   mean (NORM_LAYER only) and rstd (rows) are kept for backward. bias is NULL for NORM_RMS. */
+static inline void norm_forward(Device *dev, NormKind kind, real *out, real *sum, accum *mean, accum *rstd, const real *a, const real *delta,
+                                const real *weight, const real *bias, i64 rows, i64 C, double eps) {
+    if (op_begin(dev, OP_NORM, 6.0 * rows * C, (delta ? 4.0 : 2.0) * sizeof(real) * rows * C))
+        norm_forward_run(dev, kind, out, sum, mean, rstd, a, delta, weight, bias, rows, C, eps);
+}
+
+/* out (rows, C) again, from x and the kept statistics: cheaper than keeping it. Gives norm_forward's bits. */
+static inline void norm_recompute(Device *dev, NormKind kind, real *out, const accum *mean, const accum *rstd, const real *x, const real *weight,
+                                  const real *bias, i64 rows, i64 C) {
+    if (op_begin(dev, OP_NORM, 3.0 * rows * C, 2.0 * sizeof(real) * rows * C))
+        norm_recompute_run(dev, kind, out, mean, rstd, x, weight, bias, rows, C);
+}
+
+/* dx (rows, C) += d(norm)/dx^T dout for every row; dweight, dbias (C) += over rows w_first .. w_first+w_rows-1 only
+   (all rows, except where the stream is replicated and each rank answers for its own part). dbias NULL for NORM_RMS. */
+static inline void norm_backward(Device *dev, NormKind kind, real *dx, accum *dweight, accum *dbias, const real *dout, const accum *mean,
+                                 const accum *rstd, const real *x, const real *weight, i64 rows, i64 C, i64 w_first, i64 w_rows) {
+    if (op_begin(dev, OP_NORM, 12.0 * rows * C, 4.0 * sizeof(real) * rows * C))
+        norm_backward_run(dev, kind, dx, dweight, dbias, dout, mean, rstd, x, weight, rows, C, w_first, w_rows);
+}
+
+/* ---- heads: rotary embedding and packing ------------------------------------------------------------------------- */
+
+/* table (T, head_dim/2, 2) = cos, sin of position * inv_freq[i]; inv_freq (head_dim/2) in double on the host.
+   Su et al. 2021, arXiv:2104.09864 */
+static inline void rope_table(Device *dev, accum *table, TokenMap map, const double *inv_freq, i64 head_dim) {
+    if (op_begin(dev, OP_POINTWISE, 2.0 * map.count * head_dim, 1.0 * sizeof(accum) * map.count * head_dim))
+        rope_table_run(dev, table, map, inv_freq, head_dim);
+}
+
+/* Rotate q and k (table NULL: no rotation; halves i and i + head_dim/2 form a pair, as Hugging Face's Llama) and lay the heads
+   out for `parts` receivers of an all-to-all. Row r is token r / B of the table.
+   q (rows, heads, head_dim)        -> q_out  (parts, rows, heads/parts, head_dim)
+   kv (rows, 2, kv_heads, head_dim) -> kv_out (parts, rows, 2, KHl, head_dim), KHl = max(1, kv_heads/parts):
+   with fewer KV heads than parts, part p gets KV head p*kv_heads/parts. With parts = 1 in place: q_out == q, kv_out == kv. */
+static inline void heads_pack(Device *dev, real *q_out, real *kv_out, const real *q, const real *kv, const accum *table, i64 rows, i64 B,
+                              i64 heads, i64 kv_heads, i64 head_dim, i64 parts) {
+    if (parts == 1 && !table && q_out == q && kv_out == kv) return;
+    if (op_begin(dev, OP_POINTWISE, 3.0 * rows * (heads + kv_heads) * head_dim, 2.0 * sizeof(real) * rows * (heads + 2 * kv_heads) * head_dim))
+        heads_pack_run(dev, q_out, kv_out, q, kv, table, rows, B, heads, kv_heads, head_dim, parts);
+}
+
+/* The transpose of heads_pack: gradients come back from `parts` senders, are rotated back, and KV heads that went to several
+   parts are summed in part order. dq_in (parts, rows, heads/parts, head_dim) -> dq (rows, heads, head_dim), dkv likewise;
+   with parts = 1 in place. */
+static inline void heads_unpack(Device *dev, real *dq, real *dkv, const real *dq_in, const real *dkv_in, const accum *table, i64 rows, i64 B,
+                                i64 heads, i64 kv_heads, i64 head_dim, i64 parts) {
+    if (parts == 1 && !table && dq == dq_in && dkv == dkv_in) return;
+    if (op_begin(dev, OP_POINTWISE, 3.0 * rows * (heads + kv_heads) * head_dim, 2.0 * sizeof(real) * rows * (heads + 2 * kv_heads) * head_dim))
+        heads_unpack_run(dev, dq, dkv, dq_in, dkv_in, table, rows, B, heads, kv_heads, head_dim, parts);
+}
+
+/* out (rows, parts, width) = in (parts, rows, width): what arrived from `parts` senders becomes rows again */
+static inline void parts_merge(Device *dev, real *out, const real *in, i64 parts, i64 rows, i64 width) {
+    if (op_begin(dev, OP_POINTWISE, 0, 2.0 * sizeof(real) * parts * rows * width)) parts_merge_run(dev, out, in, parts, rows, width);
+}
+
+/* out (parts, rows, width) = in (rows, parts, width): the transpose of parts_merge */
+static inline void parts_split(Device *dev, real *out, const real *in, i64 parts, i64 rows, i64 width) {
+    if (op_begin(dev, OP_POINTWISE, 0, 2.0 * sizeof(real) * parts * rows * width)) parts_split_run(dev, out, in, parts, rows, width);
+}
+
+/* ---- attention --------------------------------------------------------------------------------------------------- */
+
+/* One block of causal attention, S = Q K^T / sqrt(head_dim), masked to kv position <= query position.
+   q (Tq, B, heads, head_dim)  kv (Tk, B, 2, kv_heads, head_dim)  out (Tq, B, heads, head_dim), lse (Tq, B, heads) in accum.
+   merge = 0: out = softmax(S) V, lse = log sum exp(S); a row that may see nothing gets out 0, lse -inf.
+   merge = 1: the new block joins what out and lse hold, as if both had been one softmax. Nothing but tiles is stored:
+   O(Tq) memory. Tiles that the mask empties are skipped. Dao 2023, arXiv:2307.08691; merge: Liu et al. 2023, arXiv:2310.01889 */
+static inline void attention_forward(Device *dev, accum *out, accum *lse, const real *q, const real *kv, AttentionShape s, TokenMap q_map,
+                                     TokenMap kv_map, int merge) {
+    double pairs = causal_pairs(&q_map, &kv_map) * (double)(s.B * s.heads);
+    if (op_begin(dev, OP_ATTENTION, 4.0 * pairs * s.head_dim,
+                 1.0 * s.B * s.head_dim * (sizeof(real) * (s.Tq * s.heads + 2.0 * s.Tk * s.kv_heads) + sizeof(accum) * s.Tq * s.heads)))
+        attention_forward_run(dev, out, lse, q, kv, s, q_map, kv_map, merge);
+}
+
+/* delta (Tq, B, heads) = rowsum(out * dout) over head_dim, for attention_backward */
+static inline void attention_delta(Device *dev, accum *delta, const real *out, const real *dout, i64 rows_heads, i64 head_dim) {
+    if (op_begin(dev, OP_ATTENTION, 2.0 * rows_heads * head_dim, 2.0 * sizeof(real) * rows_heads * head_dim))
+        attention_delta_run(dev, delta, out, dout, rows_heads, head_dim);
+}
+
+/* Gradients of one block, P recomputed from the final lse of all blocks: dq (Tq, B, heads, head_dim) +=,
+   dkv (Tk, B, 2, kv_heads, head_dim) +=, both accum; dout (Tq, B, heads, head_dim), lse and delta (Tq, B, heads). */
+static inline void attention_backward(Device *dev, accum *dq, accum *dkv, const real *q, const real *kv, const real *dout, const accum *lse,
+                                      const accum *delta, AttentionShape s, TokenMap q_map, TokenMap kv_map) {
+    double pairs = causal_pairs(&q_map, &kv_map) * (double)(s.B * s.heads);
+    if (op_begin(dev, OP_ATTENTION, 10.0 * pairs * s.head_dim,
+                 1.0 * s.B * s.head_dim * (sizeof(real) + sizeof(accum)) * (2.0 * s.Tq * s.heads + 2.0 * s.Tk * s.kv_heads)))
+        attention_backward_run(dev, dq, dkv, q, kv, dout, lse, delta, s, q_map, kv_map);
+}
+
+/* ---- MLP ----------------------------------------------------------------------------------------------------------- */
+
+/* out = gelu(pre), tanh form: x/2 (1 + tanh(sqrt(2/pi)(x + 0.044715 x^3))); n elements. Hendrycks, Gimpel 2016, arXiv:1606.08415 */
+static inline void gelu_forward(Device *dev, real *out, const real *pre, i64 n) {
+    if (op_begin(dev, OP_POINTWISE, 8.0 * n, 2.0 * sizeof(real) * n)) gelu_forward_run(dev, out, pre, n);
+}
+
+/* dpre = dout gelu'(pre); dpre may alias dout */
+static inline void gelu_backward(Device *dev, real *dpre, const real *dout, const real *pre, i64 n) {
+    if (op_begin(dev, OP_POINTWISE, 12.0 * n, 3.0 * sizeof(real) * n)) gelu_backward_run(dev, dpre, dout, pre, n);
+}
+
+/* out (rows, I) = silu(gate) up, pre (rows, 2, I) holds gate then up. Shazeer 2020, arXiv:2002.05202 */
+static inline void swiglu_forward(Device *dev, real *out, const real *pre, i64 rows, i64 I) {
+    if (op_begin(dev, OP_POINTWISE, 5.0 * rows * I, 3.0 * sizeof(real) * rows * I)) swiglu_forward_run(dev, out, pre, rows, I);
+}
+
+/* dpre (rows, 2, I) from dout (rows, I) and pre; dpre does not alias */
+static inline void swiglu_backward(Device *dev, real *dpre, const real *dout, const real *pre, i64 rows, i64 I) {
+    if (op_begin(dev, OP_POINTWISE, 10.0 * rows * I, 5.0 * sizeof(real) * rows * I)) swiglu_backward_run(dev, dpre, dout, pre, rows, I);
+}
+
+/* ---- loss ---------------------------------------------------------------------------------------------------------- */
+
+/* Softmax cross-entropy of rows of logits (rows, V): *loss_sum += sum over rows of -log softmax(logits)[target], a double, in
+   row order; when `backward`, logits become dlogits = scale (softmax - onehot(target)) in place.
+   A negative target is ignored: no loss, dlogits 0. */
+static inline void classifier(Device *dev, double *loss_sum, real *logits, const int32_t *targets, accum scale, i64 rows, i64 V, int backward) {
+    if (op_begin(dev, OP_CLASSIFIER, 5.0 * rows * V, (backward ? 2.0 : 1.0) * sizeof(real) * rows * V))
+        classifier_run(dev, loss_sum, logits, targets, scale, rows, V, backward);
+}
+
+/* ---- between host and device ------------------------------------------------------------------------------------------- */
+
+/* dst (device) = src (host), `bytes` of it; done on return */
+static inline void copy_in(Device *dev, void *dst, const void *src, i64 bytes) {
+    if (op_begin(dev, OP_POINTWISE, 0, 1.0 * bytes)) copy_in_run(dev, dst, src, bytes);
+}
+
+/* dst (host) = src (device), after everything before it; in plan mode dst is left as it is */
+static inline void copy_out(Device *dev, void *dst, const void *src, i64 bytes) {
+    if (op_begin(dev, OP_POINTWISE, 0, 1.0 * bytes)) copy_out_run(dev, dst, src, bytes);
+}
+
+/* ---- flat buffers ---------------------------------------------------------------------------------------------------- */
+
+/* dst (n) = 0 */
+static inline void zero_fill(Device *dev, void *dst, i64 bytes) {
+    if (op_begin(dev, OP_POINTWISE, 0, 1.0 * bytes)) zero_fill_run(dev, dst, bytes);
+}
+
+/* dst (n) = src (n), accum to real; nothing to do where they are one buffer */
+static inline void convert(Device *dev, real *dst, const accum *src, i64 n) {
+    if ((const void *)dst == (const void *)src) return;
+    if (op_begin(dev, OP_POINTWISE, 0, 1.0 * (sizeof(real) + sizeof(accum)) * n)) convert_run(dev, dst, src, n);
+}
+
+/* dst (n) = or += the sum over p of parts (n_parts, stride)[p][0..n), in part order: the local half of a reduce-scatter.
+   dst and parts share `type` and do not overlap. */
+static inline void sum_parts(Device *dev, void *dst, const void *parts, i64 n_parts, i64 stride, i64 n, Dtype type, int add) {
+    if (op_begin(dev, OP_POINTWISE, 1.0 * n_parts * n, 1.0 * (n_parts + 1) * n * dtype_size(type)))
+        sum_parts_run(dev, dst, parts, n_parts, stride, n, type, add);
+}
+
+/* *out += sum of squares of g (n), in double, order fixed by n alone */
+static inline void sum_squares(Device *dev, double *out, const accum *g, i64 n) {
+    if (op_begin(dev, OP_OPTIMIZER, 2.0 * n, 1.0 * sizeof(accum) * n)) sum_squares_run(dev, out, g, n);
+}
+
+/* AdamW on n elements of this rank's flat shard: g = grad_scale grad; m, v moments; master -= lr (mhat / (sqrt(vhat) + eps) + weight_decay master);
+   param = master rounded to real (may be the same buffer). Loshchilov, Hutter 2019, arXiv:1711.05101 */
+static inline void adamw(Device *dev, real *param, accum *master, accum *m, accum *v, const accum *grad, i64 n, AdamW a) {
+    if (op_begin(dev, OP_OPTIMIZER, 12.0 * n, (7.0 * sizeof(accum) + sizeof(real)) * n)) adamw_run(dev, param, master, m, v, grad, n, a);
+}
+
+#endif

@@ -1,0 +1,43 @@
+/* backend.h - the CPU backend: every *_run function that compute.h calls, in C11 and OpenMP.
+
+   elementary.h   exp, sigmoid, sqrt, fused multiply-add, written so that a loop over them becomes vector code
+   gemm.h         matrix products: oneDNN in the fp32 build, blocked loops in the referee. The only #ifdef on the type
+   attention.h    causal attention in tiles, forward and backward, on gemm.h's tile product
+   norm.h         LayerNorm and RMSNorm with the residual add
+   heads.h        rotary embedding, packing of heads for an all-to-all, merging and splitting of parts
+   embedding.h    token and position embedding
+   classifier.h   softmax cross-entropy, loss and gradient in one pass
+   pointwise.h    GELU, SwiGLU, bias, zero, copy, sum of parts
+   optimizer.h    sum of squares, AdamW
+
+   Two rules make the same call give the same bits, on any number of threads: an element is written by one thread, and a sum
+   runs in an order that its length alone fixes. So sums over rows are parallel over columns, and sums over everything are made
+   of a fixed number of parts.
+
+   Nothing is allocated: scratch is on the stack of the thread that needs it (below 600 KB: OMP_STACKSIZE may stay as it is).
+   `real` and `accum` are one type on a CPU; they are kept apart in the code because the names say what a buffer is for.   */
+#ifndef ODYSSEUS_CPU_BACKEND_H
+#define ODYSSEUS_CPU_BACKEND_H
+
+#include <omp.h>
+
+/* Fewer elements than this are done by the calling thread: waking the others costs more than they would bring. */
+enum { SERIAL_BELOW = 16384 };
+
+/* Columns that one thread sums over all rows at a time: four cache lines of floats, read row by row. */
+enum { COLUMN_BLOCK = 64 };
+
+/* Rows summed apart before they join the total, so that rounding grows with rows/ROW_BLOCK + ROW_BLOCK and not with rows. */
+enum { ROW_BLOCK = 128 };
+
+#include "elementary.h"
+#include "gemm.h"
+#include "pointwise.h"
+#include "embedding.h"
+#include "norm.h"
+#include "heads.h"
+#include "attention.h"
+#include "classifier.h"
+#include "optimizer.h"
+
+#endif
