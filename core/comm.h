@@ -1,0 +1,191 @@
+/* comm.h - collectives: counted at the call, started and waited for, summed in rank order.
+
+   start  counts bytes in the ledger, begins the transfer           comm_x_start(...) -> Request *
+   poll   kernels call it between tiles so that bytes move on       device_poll -> comm_poll
+   wait   blocks; a reduce-scatter then sums its parts              comm_wait(request)
+
+   A reduce-scatter is an all-to-all of the parts followed by a local sum in rank order, an all-reduce is that and an
+   all-gather: the same bits on every run and on every rank, which MPI's own reductions do not promise. The ledger calls
+   them by their meaning. Bytes are what this rank sends, n ranks, p bytes a part:
+     all_gather, reduce_scatter, all_to_all  (n-1) p      all_reduce  2 (n-1) p      send_recv  p
+   A communicator of one rank moves nothing and counts nothing. With dev->plan, calls are counted and nothing is sent.   */
+#ifndef ODYSSEUS_COMM_H
+#define ODYSSEUS_COMM_H
+
+#include "../kernels/compute.h"
+#include "ledger.h"
+#include "comm_mpi.h"
+
+/* A group of ranks along one or more axes of the mesh. */
+typedef struct {
+    int rank, size;
+    Wire wire;
+} Comm;
+
+/* A transfer under way. The local sum that completes a reduce-scatter waits here until the parts have arrived. */
+typedef struct {
+    int active;
+    WireRequest wire;
+    void *dst;
+    const void *parts;
+    i64 count;
+    int n_parts, add;
+    Dtype type;
+} Request;
+
+#define COMM_REQUESTS 32
+#define CONTROL_VALUES 8
+
+/* One per rank: everything its communicators share. */
+typedef struct {
+    Device *dev;
+    Ledger *ledger;
+    int overlap;       /* 0: every start waits at once */
+    double exposed_s;  /* time spent waiting since the caller last cleared it */
+    Request pool[COMM_REQUESTS];
+    double *control;   /* host buffer of comm_sum_control, 2 * CONTROL_VALUES * ranks */
+} Fabric;
+
+/* Let outstanding transfers progress; cheap when there are none. Matches Device.poll. */
+static inline void comm_poll(void *fabric) {
+    Fabric *f = (Fabric *)fabric;
+    for (int i = 0; i < COMM_REQUESTS; i++)
+        if (f->pool[i].active) wire_test(&f->pool[i].wire);
+}
+
+/* `ranks`: the largest communicator this fabric will see. Owner: caller; fabric_free. */
+static inline void fabric_init(Fabric *f, Device *dev, Ledger *ledger, int ranks, int overlap) {
+    memset(f, 0, sizeof *f);
+    f->dev = dev, f->ledger = ledger, f->overlap = overlap;
+    f->control = (double *)host_alloc(sizeof(double) * 2 * CONTROL_VALUES * (size_t)ranks);
+    dev->poll = comm_poll, dev->poll_arg = f;
+}
+
+static inline void fabric_free(Fabric *f) {
+    free(f->control);
+    f->control = NULL;
+}
+
+/* Wait for `r` (NULL: nothing to do), then do the local half of a reduction. The request is free again afterwards. */
+static inline void comm_wait(Fabric *f, Request *r) {
+    if (!r) return;
+    double begin = seconds_now();
+    wire_wait(&r->wire);
+    f->exposed_s += seconds_now() - begin;
+    r->active = 0;
+    if (r->parts) sum_parts(f->dev, r->dst, r->parts, r->n_parts, r->count, r->count, r->type, r->add);
+}
+
+/* A free request; in plan mode one that is never on the wire, so that the walk is the same. */
+static inline Request *request_new(Fabric *f) {
+    for (int i = 0; i < COMM_REQUESTS; i++)
+        if (!f->pool[i].active) {
+            memset(&f->pool[i], 0, sizeof f->pool[i]);
+            f->pool[i].active = 1;
+            f->pool[i].wire = wire_request_none();
+            return &f->pool[i];
+        }
+    fail(THIS_RANK, "more than %d collectives in flight", COMM_REQUESTS);
+}
+
+static inline Request *request_started(Fabric *f, Request *r) {
+    if (f->overlap) return r;
+    comm_wait(f, r);
+    return NULL;
+}
+
+/* full (n, count) on every rank = the ranks' part (count) in rank order. `part` may be its own place in `full`. */
+static inline Request *comm_all_gather_start(Fabric *f, const Comm *c, Tag t, void *full, const void *part, i64 count, Dtype type) {
+    if (c->size == 1) return NULL;
+    i64 bytes = count * dtype_size(type);
+    ledger_count(f->ledger, COMM_ALL_GATHER, t, (c->size - 1) * bytes);
+    Request *r = request_new(f);
+    if (!f->dev->plan) wire_all_gather(c->wire, &r->wire, full, part, bytes, c->rank);
+    return request_started(f, r);
+}
+
+static inline void comm_all_gather(Fabric *f, const Comm *c, Tag t, void *full, const void *part, i64 count, Dtype type) {
+    comm_wait(f, comm_all_gather_start(f, c, t, full, part, count, type));
+}
+
+/* dst (count) = or += the sum over ranks, in rank order, of their full (n, count)[this rank]. scratch (n, count) and `full` must
+   stay untouched until the wait. */
+static inline Request *comm_reduce_scatter_start(Fabric *f, const Comm *c, Tag t, void *dst, const void *full, void *scratch, i64 count,
+                                                 Dtype type, int add) {
+    if (c->size == 1) return NULL;
+    i64 bytes = count * dtype_size(type);
+    ledger_count(f->ledger, COMM_REDUCE_SCATTER, t, (c->size - 1) * bytes);
+    Request *r = request_new(f);
+    r->dst = dst, r->parts = scratch, r->count = count, r->n_parts = c->size, r->type = type, r->add = add;
+    if (!f->dev->plan) wire_all_to_all(c->wire, &r->wire, scratch, full, bytes);
+    return request_started(f, r);
+}
+
+static inline void comm_reduce_scatter(Fabric *f, const Comm *c, Tag t, void *dst, const void *full, void *scratch, i64 count, Dtype type) {
+    comm_wait(f, comm_reduce_scatter_start(f, c, t, dst, full, scratch, count, type, 0));
+}
+
+/* buf (n, count) = its sum over ranks, the same bits everywhere. scratch (n, count). */
+static inline void comm_all_reduce(Fabric *f, const Comm *c, Tag t, void *buf, void *scratch, i64 count, Dtype type) {
+    if (c->size == 1) return;
+    i64 bytes = count * dtype_size(type);
+    ledger_count(f->ledger, COMM_ALL_REDUCE, t, 2 * (c->size - 1) * bytes);
+    char *own = (char *)buf + c->rank * bytes;
+    Request *r = request_new(f);
+    r->dst = own, r->parts = scratch, r->count = count, r->n_parts = c->size, r->type = type;
+    if (!f->dev->plan) wire_all_to_all(c->wire, &r->wire, scratch, buf, bytes);
+    comm_wait(f, r);
+    r = request_new(f);
+    if (!f->dev->plan) wire_all_gather(c->wire, &r->wire, buf, own, bytes, c->rank);
+    comm_wait(f, r);
+}
+
+/* recv (n, count): part p is what rank p had for this rank in its send (n, count). */
+static inline Request *comm_all_to_all_start(Fabric *f, const Comm *c, Tag t, void *recv, const void *send, i64 count, Dtype type) {
+    if (c->size == 1) return NULL;
+    i64 bytes = count * dtype_size(type);
+    ledger_count(f->ledger, COMM_ALL_TO_ALL, t, (c->size - 1) * bytes);
+    Request *r = request_new(f);
+    if (!f->dev->plan) wire_all_to_all(c->wire, &r->wire, recv, send, bytes);
+    return request_started(f, r);
+}
+
+/* Send (count) to the next rank of the ring while recv (count) arrives from the one before. */
+static inline Request *comm_ring_start(Fabric *f, const Comm *c, Tag t, void *recv, const void *send, i64 count, Dtype type) {
+    if (c->size == 1) return NULL;
+    i64 bytes = count * dtype_size(type);
+    ledger_count(f->ledger, COMM_SEND_RECV, t, bytes);
+    Request *r = request_new(f);
+    if (!f->dev->plan) wire_ring(c->wire, &r->wire, recv, send, bytes, c->rank, c->size);
+    return request_started(f, r);
+}
+
+/* What comm_sum_control puts on the wire for n values: chunks of ceil(n / ranks) doubles, as an all-reduce. */
+static inline i64 control_bytes(const Comm *c, int n) { return c->size == 1 ? 0 : 2 * (c->size - 1) * ceil_div(n, c->size) * (i64)sizeof(double); }
+
+/* values (n <= CONTROL_VALUES, host doubles) = their sum over ranks, in rank order: losses, norms, counts. */
+static inline void comm_sum_control(Fabric *f, const Comm *c, Tag t, double *values, int n) {
+    if (c->size == 1) return;
+    i64 chunk = ceil_div(n, c->size), all = chunk * c->size;
+    ledger_count(f->ledger, COMM_ALL_REDUCE, t, control_bytes(c, n));
+    if (f->dev->plan) return;
+    double *buf = f->control, *parts = f->control + all;
+    memset(buf, 0, sizeof(double) * (size_t)all);
+    memcpy(buf, values, sizeof(double) * (size_t)n);
+    double begin = seconds_now();
+    WireRequest request = wire_request_none();
+    wire_all_to_all(c->wire, &request, parts, buf, chunk * (i64)sizeof(double));
+    wire_wait(&request);
+    for (i64 i = 0; i < chunk; i++) {
+        double sum = 0;
+        for (int p = 0; p < c->size; p++) sum += parts[p * chunk + i];
+        buf[c->rank * chunk + i] = sum;
+    }
+    request = wire_request_none();
+    wire_all_gather(c->wire, &request, buf, buf + c->rank * chunk, chunk * (i64)sizeof(double), c->rank);
+    wire_wait(&request);
+    f->exposed_s += seconds_now() - begin;
+    memcpy(values, buf, sizeof(double) * (size_t)n);
+}
+
+#endif

@@ -1,0 +1,140 @@
+/* comm_mpi.h - the wire under comm.h, as MPI: nonblocking collectives on host memory, bytes in, bytes out.
+
+   No reduction is left to MPI (see comm.h), so everything travels as bytes. Counts beyond 2^31 go as one element of a
+   derived type. MPI_THREAD_FUNNELED: only the thread that walks the model calls in here. Open MPI moves nonblocking
+   collectives only inside its calls, hence wire_test from the kernels.                                             */
+#ifndef ODYSSEUS_COMM_MPI_H
+#define ODYSSEUS_COMM_MPI_H
+
+#include "util.h"
+#include <limits.h>
+#include <mpi.h>
+
+typedef MPI_Comm Wire;
+
+typedef struct {
+    MPI_Request request[2];
+} WireRequest;
+
+static inline WireRequest wire_request_none(void) {
+    WireRequest r;
+    r.request[0] = r.request[1] = MPI_REQUEST_NULL;
+    return r;
+}
+
+static inline Wire wire_none(void) { return MPI_COMM_NULL; }
+
+static inline void wire_abort(int code) { MPI_Abort(MPI_COMM_WORLD, code); }
+
+/* Start MPI and return the communicator of all ranks; from here on an error on one rank ends every rank. */
+static inline Wire wire_start(int *argc, char ***argv) {
+    int provided = 0;
+    MPI_Init_thread(argc, argv, MPI_THREAD_FUNNELED, &provided);
+    MPI_Comm_rank(MPI_COMM_WORLD, &fail_state()->rank);
+    fail_state()->abort_all = wire_abort;
+    if (provided < MPI_THREAD_FUNNELED) fail(EVERYONE, "this MPI gives no MPI_THREAD_FUNNELED; install Open MPI with thread support");
+    return MPI_COMM_WORLD;
+}
+
+static inline void wire_finish(void) {
+    fail_state()->abort_all = NULL;
+    MPI_Finalize();
+}
+
+static inline int wire_rank(Wire w) {
+    int rank;
+    MPI_Comm_rank(w, &rank);
+    return rank;
+}
+
+static inline int wire_size(Wire w) {
+    int size;
+    MPI_Comm_size(w, &size);
+    return size;
+}
+
+/* Ranks of one colour form a new communicator, ordered by key. Owner: caller; wire_free. */
+static inline Wire wire_split(Wire w, int colour, int key) {
+    Wire out;
+    MPI_Comm_split(w, colour, key, &out);
+    return out;
+}
+
+/* Rank and number of ranks on this host, in `local` and `locals`. */
+static inline void wire_local(Wire w, int *local, int *locals) {
+    Wire host;
+    MPI_Comm_split_type(w, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &host);
+    MPI_Comm_rank(host, local);
+    MPI_Comm_size(host, locals);
+    MPI_Comm_free(&host);
+}
+
+static inline void wire_free(Wire *w) {
+    if (*w != MPI_COMM_NULL) MPI_Comm_free(w);
+}
+
+static inline void wire_barrier(Wire w) { MPI_Barrier(w); }
+
+/* A count and datatype for `bytes` bytes; `made` says that the type must be freed. */
+typedef struct {
+    MPI_Datatype type;
+    int count, made;
+} WireType;
+
+static inline WireType wire_type(i64 bytes) {
+    WireType t = {MPI_BYTE, (int)bytes, 0};
+    if (bytes <= INT_MAX) return t;
+    const i64 big = (i64)1 << 30;
+    MPI_Datatype parts[2];
+    int lengths[2] = {(int)(bytes / big), (int)(bytes % big)};
+    MPI_Aint at[2] = {0, (MPI_Aint)(bytes / big * big)};
+    MPI_Type_contiguous((int)big, MPI_BYTE, &parts[0]);
+    parts[1] = MPI_BYTE;
+    MPI_Type_create_struct(2, lengths, at, parts, &t.type);
+    MPI_Type_commit(&t.type);
+    MPI_Type_free(&parts[0]);
+    t.count = 1, t.made = 1;
+    return t;
+}
+
+static inline void wire_type_done(WireType *t) {
+    if (t->made) MPI_Type_free(&t->type);
+}
+
+/* full (n parts of `bytes`) = every rank's part; `part` may be its own place in `full`. */
+static inline void wire_all_gather(Wire w, WireRequest *r, void *full, const void *part, i64 bytes, int rank) {
+    WireType t = wire_type(bytes);
+    const void *send = part == (const char *)full + rank * bytes ? MPI_IN_PLACE : part;
+    MPI_Iallgather(send, t.count, t.type, full, t.count, t.type, w, &r->request[0]);
+    wire_type_done(&t);
+}
+
+static inline void wire_all_to_all(Wire w, WireRequest *r, void *recv, const void *send, i64 bytes) {
+    WireType t = wire_type(bytes);
+    MPI_Ialltoall(send, t.count, t.type, recv, t.count, t.type, w, &r->request[0]);
+    wire_type_done(&t);
+}
+
+/* Point to point: to rank+1, from rank-1. Messages between two ranks keep their order, so one MPI tag is enough. */
+static inline void wire_ring(Wire w, WireRequest *r, void *recv, const void *send, i64 bytes, int rank, int size) {
+    WireType t = wire_type(bytes);
+    MPI_Irecv(recv, t.count, t.type, (rank + size - 1) % size, 0, w, &r->request[0]);
+    MPI_Isend(send, t.count, t.type, (rank + 1) % size, 0, w, &r->request[1]);
+    wire_type_done(&t);
+}
+
+static inline void wire_wait(WireRequest *r) { MPI_Waitall(2, r->request, MPI_STATUSES_IGNORE); }
+
+static inline void wire_test(WireRequest *r) {
+    int done;
+    MPI_Testall(2, r->request, &done, MPI_STATUSES_IGNORE);
+}
+
+/* On rank 0: the bitwise or of everybody's buf, which is a collection where every byte has one owner and the others hold zero.
+   For files, outside the training step: not part of the ledger. bytes <= INT_MAX. */
+static inline void wire_collect(Wire w, void *buf, i64 bytes) {
+    int rank = wire_rank(w);
+    MPI_Reduce(rank == 0 ? MPI_IN_PLACE : buf, buf, (int)bytes, MPI_BYTE, MPI_BOR, 0, w);
+}
+
+#endif

@@ -1,0 +1,61 @@
+/* mesh.h - who this rank is: world = dp x ring x head, head fastest.
+
+   rank = (dp_rank * R + ring_rank) * H + head_rank                         example: 8 ranks, dp 2, ring 2, head 2
+
+                       head 0   head 1                                      head  neighbours 0-1, 2-3, ...
+     dp 0   ring 0        0        1      <- one copy of a sequence         ring  0-2, 1-3, 4-6, 5-7
+            ring 1        2        3         (dp 0): ranks 0..3             split 0-2-4-6, 1-3-5-7  (dp x ring)
+     dp 1   ring 0        4        5
+            ring 1        6        7
+
+   Parameters know three groups: `world` shares what no axis splits, `split` what the head axis splits, and `kv` the KV
+   projections when there are fewer KV heads than head ranks (split, times the replicas of one KV head).               */
+#ifndef ODYSSEUS_MESH_H
+#define ODYSSEUS_MESH_H
+
+#include "comm.h"
+
+typedef struct {
+    i64 world, dp, ring, head;
+} MeshShape;
+
+typedef struct {
+    MeshShape shape;
+    int rank, dp_rank, ring_rank, head_rank;
+    i64 kv_replicas; /* head ranks that hold the same KV head, 1 unless KV heads < head ranks */
+    Comm world, head, ring, split, kv;
+} Mesh;
+
+/* One axis: with a wire, split it off; without (a dry run), only rank and size are known. */
+static inline Comm mesh_axis(Wire base, int imagined, i64 colour, i64 rank, i64 size) {
+    Comm c = {(int)rank, (int)size, wire_none()};
+    if (!imagined) c.wire = wire_split(base, (int)colour, (int)rank);
+    return c;
+}
+
+/* Place `rank` of `base` in the mesh and make its communicators; collective over `base`. With `imagined`, base is not used.
+   kv_heads: of the model, for the `kv` group. shape must multiply up to the world. */
+static inline void mesh_init(Mesh *m, MeshShape shape, Wire base, int imagined, int rank, i64 kv_heads) {
+    memset(m, 0, sizeof *m);
+    i64 R = shape.ring, H = shape.head;
+    i64 h = rank % H, r = rank / H % R, d = rank / (H * R);
+    m->shape = shape;
+    m->rank = rank, m->dp_rank = (int)d, m->ring_rank = (int)r, m->head_rank = (int)h;
+    m->kv_replicas = H > kv_heads ? H / kv_heads : 1;
+    i64 reps = m->kv_replicas;
+    m->world = mesh_axis(base, imagined, 0, rank, shape.world);
+    m->head = mesh_axis(base, imagined, rank / H, h, H);
+    m->ring = mesh_axis(base, imagined, d * H + h, r, R);
+    m->split = mesh_axis(base, imagined, h, d * R + r, shape.dp * R);
+    m->kv = mesh_axis(base, imagined, h / reps, (d * R + r) * reps + h % reps, shape.dp * R * reps);
+}
+
+static inline void mesh_free(Mesh *m) {
+    wire_free(&m->world.wire);
+    wire_free(&m->head.wire);
+    wire_free(&m->ring.wire);
+    wire_free(&m->split.wire);
+    wire_free(&m->kv.wire);
+}
+
+#endif
