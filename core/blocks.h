@@ -1,0 +1,85 @@
+/* blocks.h - the parts of a transformer block that know nothing of parallelism: projections and the MLP on some rows.
+
+   xn (rows, C) -> project_qkv -> q (rows, heads, HS), kv (rows, 2, kv_heads, HS)      before rotation
+   xn (rows, C) -> mlp_body    -> (rows, C), without the output bias                    ffn_l wide: all of it, or this rank's part
+   Schemes wrap them in their exchanges. Weights and gradients are those of the block acquired last.                            */
+#ifndef ODYSSEUS_BLOCKS_H
+#define ODYSSEUS_BLOCKS_H
+
+#include "scheme.h"
+
+/* q, kv = xn (rows, C) times this rank's projections; `heads`, `kv_heads` as many as those weights make. */
+static inline void project_qkv(Model *m, real *q, real *kv, const real *xn, i64 rows, i64 heads, i64 kv_heads) {
+    real **w = m->zero.weight;
+    i64 C = m->config.dim, HS = m->config.head_dim;
+    linear_forward(&m->dev, q, xn, w[T_Q], w[T_Q_BIAS], rows, C, heads * HS);
+    linear_forward(&m->dev, kv, xn, w[T_K], w[T_K_BIAS], rows, C, 2 * kv_heads * HS); /* v's weights follow k's */
+}
+
+/* dxn (rows, C) for dq, dkv (rows, ...) before rotation; adds to the projections' gradients. */
+static inline void project_qkv_backward(Model *m, real *dxn, const real *dq, const real *dkv, const real *xn, i64 rows, i64 heads, i64 kv_heads) {
+    real **w = m->zero.weight;
+    accum **g = m->zero.dweight;
+    Device *dev = &m->dev;
+    i64 C = m->config.dim, NQ = heads * m->config.head_dim, NKV = 2 * kv_heads * m->config.head_dim;
+    linear_backward_weight(dev, g[T_Q], xn, dq, rows, C, NQ);
+    linear_backward_weight(dev, g[T_K], xn, dkv, rows, C, NKV);
+    if (g[T_Q_BIAS]) {
+        bias_backward(dev, g[T_Q_BIAS], dq, rows, NQ);
+        bias_backward(dev, g[T_K_BIAS], dkv, rows, NKV);
+    }
+    linear_backward_input(dev, dxn, dq, w[T_Q], rows, C, NQ, 0);
+    linear_backward_input(dev, dxn, dkv, w[T_K], rows, C, NKV, 1);
+}
+
+/* act (rows, ffn_l) = what the down projection reads, from what was kept */
+static inline void mlp_activation(Model *m, real *act, const real *pre, i64 rows, i64 ffn_l) {
+    if (m->config.arch == ARCH_LLAMA) swiglu_forward(&m->dev, act, pre, rows, ffn_l);
+    else gelu_forward(&m->dev, act, pre, rows * ffn_l);
+}
+
+/* out (rows, C) = down(act(up(xn))), a partial sum where ffn_l is only this rank's part; s->pre is kept. */
+static inline void mlp_body_forward(Model *m, MlpSaved *s, real *out, const real *xn, i64 rows, i64 ffn_l) {
+    real **w = m->zero.weight;
+    i64 C = m->config.dim;
+    ArenaMark mark = arena_mark(&m->arena);
+    real *act = take_real(m, MEM_WORKSPACE, rows * ffn_l);
+    real *first = m->config.arch == ARCH_LLAMA ? w[T_GATE] : w[T_UP]; /* up's weights follow gate's */
+    linear_forward(&m->dev, s->pre, xn, first, w[T_UP_BIAS], rows, C, mlp_gates(&m->config) * ffn_l);
+    mlp_activation(m, act, s->pre, rows, ffn_l);
+    linear_forward(&m->dev, out, act, w[T_DOWN], NULL, rows, ffn_l, C);
+    arena_release(&m->arena, mark);
+}
+
+/* dxn (rows, C) for dout (rows, C); adds to the gradients of the block's matrices and of the split bias. */
+static inline void mlp_body_backward(Model *m, MlpSaved *s, real *dxn, const real *dout, const real *xn, i64 rows, i64 ffn_l) {
+    real **w = m->zero.weight;
+    accum **g = m->zero.dweight;
+    Device *dev = &m->dev;
+    i64 C = m->config.dim, pre_width = mlp_gates(&m->config) * ffn_l;
+    Role first = m->config.arch == ARCH_LLAMA ? T_GATE : T_UP;
+    ArenaMark mark = arena_mark(&m->arena);
+    real *act = take_real(m, MEM_WORKSPACE, rows * ffn_l), *dpre = take_real(m, MEM_WORKSPACE, rows * pre_width);
+    mlp_activation(m, act, s->pre, rows, ffn_l);
+    linear_backward_weight(dev, g[T_DOWN], act, dout, rows, ffn_l, C);
+    linear_backward_input(dev, act, dout, w[T_DOWN], rows, ffn_l, C, 0); /* act now holds its gradient */
+    if (m->config.arch == ARCH_LLAMA) swiglu_backward(dev, dpre, act, s->pre, rows, ffn_l);
+    else gelu_backward(dev, dpre, act, s->pre, rows * ffn_l);
+    linear_backward_weight(dev, g[first], xn, dpre, rows, C, pre_width);
+    if (g[T_UP_BIAS]) bias_backward(dev, g[T_UP_BIAS], dpre, rows, pre_width);
+    linear_backward_input(dev, dxn, dpre, w[first], rows, C, pre_width, 0);
+    arena_release(&m->arena, mark);
+}
+
+/* The MLP of every scheme that leaves it alone: on the own tokens, with whole weights that ZeRO-3 has gathered. */
+static inline void local_mlp_forward(Model *m, MlpSaved *s, real *out, const real *xn) {
+    mlp_body_forward(m, s, out, xn, own_rows(m), m->config.ffn);
+    if (m->zero.weight[T_DOWN_BIAS]) bias_add(&m->dev, out, m->zero.weight[T_DOWN_BIAS], own_rows(m), m->config.dim);
+}
+
+static inline void local_mlp_backward(Model *m, MlpSaved *s, real *dxn, const real *dout, const real *xn) {
+    if (m->zero.dweight[T_DOWN_BIAS]) bias_backward(&m->dev, m->zero.dweight[T_DOWN_BIAS], dout, own_rows(m), m->config.dim);
+    mlp_body_backward(m, s, dxn, dout, xn, own_rows(m), m->config.ffn);
+}
+
+#endif

@@ -1,0 +1,151 @@
+/* scheme.h - the contract of a sequence-parallel scheme, and what the walk hands to it.
+
+   A scheme is one constant struct at the end of its header. It answers: which blocks' weights the head axis splits, whether the
+   stream between blocks is replicated, how attention and MLP run forward and backward, what that moves. A sixth scheme is a new
+   header and one row in the table of train_gpt.cu.
+
+   stream of this rank   x (T, B, C), T = L/(R H) tokens, or L/R where the scheme replicates the stream over its head axis
+   attention             q (L/R, B, NH/H, HS), kv (L/R, B, 2, KH', HS), out like q: whole ring-local sequence, this rank's heads,
+                         in every scheme - they differ in how tokens and heads get there and back                          */
+#ifndef ODYSSEUS_SCHEME_H
+#define ODYSSEUS_SCHEME_H
+
+#include "zero.h"
+
+/* What one layer's attention keeps for its backward. Owner: the arena. */
+typedef struct {
+    real *x;            /* (stream) block input, before the norm */
+    accum *mean, *rstd; /* (stream rows) of the norm */
+    real *q;            /* (L/R, B, heads_l, HS) rotated */
+    real *kv;           /* (L/R, B, 2, kv_heads_l, HS) rotated k, v */
+    real *out;          /* (L/R, B, heads_l, HS) */
+    accum *lse;         /* (L/R, B, heads_l) */
+    real *out_local;    /* (own rows, C) out by tokens, where a scheme turns it (else NULL) */
+} AttentionSaved;
+
+/* What one layer's MLP keeps. */
+typedef struct {
+    real *x;
+    accum *mean, *rstd;
+    real *pre; /* (rows, gates * ffn_l) before GELU or SwiGLU */
+} MlpSaved;
+
+struct Scheme;
+
+/* A rank's whole model: configuration, place in the mesh, memory, and the state of the walk. */
+typedef struct {
+    Config config;
+    const struct Scheme *scheme;
+    Device dev;
+    Ledger ledger;
+    Fabric fabric;
+    Mesh mesh;
+    Arena arena;
+    Zero zero;
+    RingLayout layout;
+    i64 L, B;                     /* sequence length; sequences of a micro-batch */
+    i64 T_ring, T_own, T_stream;  /* tokens: of the ring rank, of this rank alone, in this rank's stream */
+    i64 own_first;                /* the own tokens' place in the stream */
+    TokenMap ring_map, own_map, stream_map;
+    i64 heads_l, kv_heads_l;      /* heads that this rank attends with */
+    int recompute;
+    Phase phase;                  /* of the walk, for the ledger */
+    accum *rope;                  /* (T_stream or T_ring, HS/2, 2), NULL for learned positions */
+    TokenMap rope_map;
+    AttentionSaved *attention;    /* (layers), or one that all layers share when recomputing */
+    MlpSaved *mlp;
+    real *final_x;                /* (stream) input of the final norm */
+    accum *final_mean, *final_rstd; /* (own rows) */
+    int32_t *tokens, *targets;    /* (T_stream, B) and (T_own, B) */
+    int32_t *host_tokens;         /* the same two, on the host */
+    double *sums;                 /* (2) of this rank: losses of its targets, squares of its gradients */
+    i64 head_rows;                /* rows of logits held at once */
+    Use *schedule;                /* blocks in the order of the walk; the forward part comes first */
+    int uses;
+} Model;
+
+typedef struct Scheme {
+    const char *name, *help;
+    int replicated_stream;           /* 1: every head rank holds the whole ring-local stream */
+    int ring_takes_all;              /* 1: it has no head axis; without --ring the ring is all that dp leaves */
+    int rope_on_own;                 /* 1: q and k are made on the own tokens only, then sent to the ranks of their heads */
+    int (*splits)(BlockKind);        /* are this block's splittable tensors split over the head axis? */
+    /* Write why it cannot run, with the nearest settings that can, and return 1; else 0. */
+    int (*refuses)(const Config *, const MeshShape *, char *why, size_t size);
+    /* Memory that attention keeps beyond AttentionSaved's common part; NULL: none. */
+    void (*attention_keep)(Model *, AttentionSaved *);
+    /* out (stream) = attention(xn (stream)), without the residual; fills s */
+    void (*attention_forward)(Model *, AttentionSaved *s, real *out, const real *xn);
+    /* dxn (stream) = its gradient for dout (stream); adds to z->dweight */
+    void (*attention_backward)(Model *, AttentionSaved *s, real *dxn, const real *dout, const real *xn);
+    void (*mlp_forward)(Model *, MlpSaved *s, real *out, const real *xn);
+    void (*mlp_backward)(Model *, MlpSaved *s, real *dxn, const real *dout, const real *xn);
+    /* Add the closed form of the activations of one micro-step, one layer: bytes that this rank sends. */
+    void (*volume)(Ledger *, const Config *, const Mesh *, i64 L, i64 B, i64 times, int recompute);
+} Scheme;
+
+/* Temporaries of a block: real or accum, uninitialised, until the mark is released. */
+static inline real *take_real(Model *m, MemCategory category, i64 n) { return (real *)arena_take(&m->arena, category, n * (i64)sizeof(real)); }
+static inline accum *take_accum(Model *m, MemCategory category, i64 n) { return (accum *)arena_take(&m->arena, category, n * (i64)sizeof(accum)); }
+
+static inline i64 stream_rows(const Model *m) { return m->T_stream * m->B; }
+static inline i64 own_rows(const Model *m) { return m->T_own * m->B; }
+static inline i64 ring_rows(const Model *m) { return m->T_ring * m->B; }
+
+/* Placement of a scheme whose weights are whole on every rank, as far as the head axis goes. */
+static inline int splits_nothing(BlockKind block) {
+    (void)block;
+    return 0;
+}
+
+/* ---- closed-form helpers ---------------------------------------------------------------------------------------------- */
+
+/* Tokens of one sequence that a rank owns. */
+static inline i64 volume_own(const Mesh *m, i64 L) { return L / (m->shape.ring * m->shape.head); }
+
+/* KV heads that one rank attends with when the head axis splits heads: at least one. */
+static inline i64 kv_heads_local(const Config *c, i64 head_axis) { return i64_max(1, c->kv_heads / head_axis); }
+
+/* The ring's traffic in one layer, `times` micro-steps. g' = max(k, H)/h; forward 2 g' c_R L d/H elements of KV; backward the KV
+   again and as many of dKV in accum. With recompute the repeated forward comes on top. */
+static inline void ring_volume(Ledger *l, const Config *c, const Mesh *m, i64 L, i64 B, i64 times, int recompute) {
+    i64 R = m->shape.ring;
+    i64 kv = times * (R - 1) * (L / R) * B * 2 * kv_heads_local(c, m->shape.head) * c->head_dim;
+    ledger_expect(l, COMM_SEND_RECV, tag(BLOCK_ATTENTION, PHASE_FORWARD, WHAT_ACTIVATION), kv * (i64)sizeof(real));
+    ledger_expect(l, COMM_SEND_RECV, tag(BLOCK_ATTENTION, PHASE_BACKWARD, WHAT_ACTIVATION), kv * (i64)(sizeof(real) * (recompute ? 2 : 1) + sizeof(accum)));
+}
+
+/* ---- refusals --------------------------------------------------------------------------------------------------------- */
+
+/* The multiple of `step` (or divisor-like value, by `works`) nearest below and above `value`, for messages. 0: none. */
+static inline void nearest(i64 value, i64 limit, int (*works)(const Config *, i64), const Config *c, i64 *below, i64 *above) {
+    *below = *above = 0;
+    for (i64 v = value - 1; v >= 1 && !*below; v--)
+        if (works(c, v)) *below = v;
+    for (i64 v = value + 1; v <= limit && !*above; v++)
+        if (works(c, v)) *above = v;
+}
+
+/* Can `n` ranks split the attention heads? Query heads must divide; of KV heads and ranks one must be a multiple of the other. */
+static inline int heads_split_works(const Config *c, i64 n) {
+    return c->heads % n == 0 && (c->kv_heads % n == 0 || n % c->kv_heads == 0);
+}
+
+static inline int heads_and_ffn_split_works(const Config *c, i64 n) { return heads_split_works(c, n) && c->ffn % n == 0; }
+
+/* Refuse a head axis that does not divide what the scheme splits, naming the nearest head axes that do. */
+static inline int refuse_head_axis(const Config *c, const MeshShape *shape, int with_ffn, char *why, size_t size) {
+    int (*works)(const Config *, i64) = with_ffn ? heads_and_ffn_split_works : heads_split_works;
+    if (works(c, shape->head)) return 0;
+    i64 below, above;
+    nearest(shape->head, c->heads, works, c, &below, &above);
+    int n = snprintf(why, size, "a head axis of %lld cannot split %lld query heads, %lld KV heads", (long long)shape->head, (long long)c->heads,
+                     (long long)c->kv_heads);
+    if (with_ffn) n += snprintf(why + n, size - (size_t)n, " and an MLP width of %lld", (long long)c->ffn);
+    n += snprintf(why + n, size - (size_t)n, "; the nearest that works is %lld", (long long)below);
+    if (above) n += snprintf(why + n, size - (size_t)n, " or %lld", (long long)above);
+    snprintf(why + n, size - (size_t)n, " (head axis = ranks / dp / ring)");
+    return 1;
+}
+
+#endif

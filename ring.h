@@ -1,0 +1,168 @@
+/* ring.h - Ring Attention: queries stay at home, keys and values travel.
+
+   step s    rank r attends its q to the kv of rank r-s, while that kv already flies on to rank r+1
+             (out, lse) are merged in the accumulation precision; blocks that the causal mask empties are skipped
+
+             kv_r ---> [ r+1 ] ---> [ r+2 ] ---> ...          R-1 hops forward
+   backward  kv travels again, and behind it the dkv that each stop adds to; the owner's own share never leaves home:
+             kv_r ---> [ r+1 ] ---> ... ---> [ r-1 ]
+             dkv_r       0 + ------> + -------> + ---> home   R-1 hops of sums in accum
+
+   zigzag    rank r owns chunks r and 2R-1-r of the sequence (positions.h), so every rank meets the same work; contiguous leaves
+             the last rank with almost twice the mean, stripe is even to within a token.
+
+   Liu, Zaharia, Abbeel 2023, arXiv:2310.01889
+
+   per rank  q, out (L/R, B, heads_l, HS)  kv (L/R, B, 2, kv_heads_l, HS)  lse (L/R, B, heads_l)  two kv, three dkv buffers
+   traffic   of a layer and rank, elements, g = KV heads / heads, c = (R-1)/R:
+             forward 2 g c L d of kv; backward 2 g c L d of kv and 2 g c L d of dkv; sum 6 g c L d. Whole blocks travel every
+             hop, needed or not. Under a head axis of H the ring carries 1/H of the heads: 6 g' c L d / H, g' = max(k, H)/h.
+
+   context_attention_* is the attention of every scheme; with a ring of one rank it is one local block. The rows of `ring`
+   itself run it on all heads, with weights by ZeRO-3 and a local MLP.                                                     */
+#ifndef ODYSSEUS_RING_H
+#define ODYSSEUS_RING_H
+
+#include "core/blocks.h"
+
+/* ---- attention over the ring: every scheme's --------------------------------------------------------------------------- */
+
+/* The positions of the ring rank that is `steps` behind this one: whose keys and values are here at that step. */
+static inline TokenMap ring_visitor(const Model *m, i64 steps) {
+    i64 R = m->mesh.shape.ring;
+    return token_map(m->layout, m->L, (int)R, (int)((m->mesh.ring_rank - steps + R) % R));
+}
+
+static inline AttentionShape ring_attention_shape(const Model *m) {
+    AttentionShape shape = {m->B, m->T_ring, m->T_ring, m->heads_l, m->kv_heads_l, m->config.head_dim};
+    return shape;
+}
+
+static inline i64 ring_kv_count(const Model *m) { return ring_rows(m) * 2 * m->kv_heads_l * m->config.head_dim; }
+
+/* s->out, s->lse from s->q, s->kv: causal attention over the whole sequence, of which this rank holds its ring-local part. */
+static inline void context_attention_forward(Model *m, AttentionSaved *s) {
+    const Comm *ring = &m->mesh.ring;
+    AttentionShape shape = ring_attention_shape(m);
+    i64 kv_count = ring_kv_count(m), out_count = ring_rows(m) * m->heads_l * m->config.head_dim;
+    ArenaMark mark = arena_mark(&m->arena);
+    accum *out = real_is_accum() ? (accum *)s->out : take_accum(m, MEM_WORKSPACE, out_count);
+    real *flying[2] = {NULL, NULL};
+    for (int i = 0; i < 2 && i < ring->size - 1; i++) flying[i] = take_real(m, MEM_COMM, kv_count);
+    const real *kv = s->kv;
+    for (int step = 0; step < ring->size; step++) {
+        Request *next = NULL;
+        real *arriving = flying[step % 2];
+        if (step + 1 < ring->size)
+            next = comm_ring_start(&m->fabric, ring, tag(BLOCK_ATTENTION, m->phase, WHAT_ACTIVATION), arriving, kv, kv_count, DTYPE_REAL);
+        TokenMap kv_map = ring_visitor(m, step);
+        if (step == 0 || causal_pairs(&m->ring_map, &kv_map) > 0)
+            attention_forward(&m->dev, out, s->lse, s->q, kv, shape, m->ring_map, kv_map, step > 0);
+        comm_wait(&m->fabric, next);
+        kv = arriving;
+    }
+    convert(&m->dev, s->out, out, out_count);
+    arena_release(&m->arena, mark);
+}
+
+/* One stop of the backward ring: dkv (accum, zeroed here) = this rank's share of the gradient of `kv`; adds to dq. */
+static inline void ring_backward_block(Model *m, AttentionSaved *s, accum *dq, accum *dkv, const real *kv, const real *dout, const accum *delta, int step) {
+    TokenMap kv_map = ring_visitor(m, step);
+    zero_fill(&m->dev, dkv, ring_kv_count(m) * (i64)sizeof(accum));
+    if (step == 0 || causal_pairs(&m->ring_map, &kv_map) > 0)
+        attention_backward(&m->dev, dq, dkv, s->q, kv, dout, s->lse, delta, ring_attention_shape(m), m->ring_map, kv_map);
+}
+
+/* dq (L/R, B, heads_l, HS) and dkv (L/R, B, 2, kv_heads_l, HS), both accum, for dout like s->out. The share of a block's gradient
+   that has come from the ranks behind is added only after this rank's own is computed, so the transfer hides behind it. */
+static inline void context_attention_backward(Model *m, AttentionSaved *s, accum *dq, accum *dkv, const real *dout) {
+    const Comm *ring = &m->mesh.ring;
+    i64 kv_count = ring_kv_count(m), rows_heads = ring_rows(m) * m->heads_l;
+    Tag t = tag(BLOCK_ATTENTION, PHASE_BACKWARD, WHAT_ACTIVATION);
+    ArenaMark mark = arena_mark(&m->arena);
+    accum *delta = take_accum(m, MEM_WORKSPACE, rows_heads);
+    real *flying[2] = {NULL, NULL};
+    accum *share[2] = {NULL, NULL}, *arrived = ring->size > 1 ? take_accum(m, MEM_COMM, kv_count) : NULL;
+    for (int i = 0; i < 2 && i < ring->size - 1; i++) {
+        flying[i] = take_real(m, MEM_COMM, kv_count);
+        share[i] = take_accum(m, MEM_COMM, kv_count);
+    }
+    attention_delta(&m->dev, delta, s->out, dout, rows_heads, m->config.head_dim);
+    zero_fill(&m->dev, dq, rows_heads * m->config.head_dim * (i64)sizeof(accum));
+    const real *kv = s->kv;
+    Request *gradient = NULL;
+    for (int step = 0; step < ring->size; step++) {
+        Request *next = NULL;
+        real *arriving = flying[step % 2];
+        accum *mine = step == 0 ? dkv : share[(step - 1) % 2];
+        if (step + 1 < ring->size) next = comm_ring_start(&m->fabric, ring, t, arriving, kv, kv_count, DTYPE_REAL);
+        ring_backward_block(m, s, dq, mine, kv, dout, delta, step);
+        if (step > 0) {
+            comm_wait(&m->fabric, gradient);
+            if (step > 1) sum_parts(&m->dev, mine, arrived, 1, kv_count, kv_count, DTYPE_ACCUM, 1);
+            gradient = comm_ring_start(&m->fabric, ring, t, arrived, mine, kv_count, DTYPE_ACCUM);
+        }
+        comm_wait(&m->fabric, next);
+        kv = arriving;
+    }
+    comm_wait(&m->fabric, gradient);
+    if (ring->size > 1) sum_parts(&m->dev, dkv, arrived, 1, kv_count, kv_count, DTYPE_ACCUM, 1);
+    arena_release(&m->arena, mark);
+}
+
+/* ---- attention of this rank's heads over its ring-local tokens ------------------------------------------------------------ */
+
+/* out (L/R, B, C) = attention of xn (L/R, B, C) with this rank's heads and its columns of the output projection, without bias:
+   everything where all heads are here, a partial sum where the head axis has split them. */
+static inline void heads_attention_forward(Model *m, AttentionSaved *s, real *out, const real *xn) {
+    i64 rows = ring_rows(m), HS = m->config.head_dim;
+    project_qkv(m, s->q, s->kv, xn, rows, m->heads_l, m->kv_heads_l);
+    heads_pack(&m->dev, s->q, s->kv, s->q, s->kv, m->rope, rows, m->B, m->heads_l, m->kv_heads_l, HS, 1);
+    context_attention_forward(m, s);
+    linear_forward(&m->dev, out, s->out, m->zero.weight[T_O], NULL, rows, m->heads_l * HS, m->config.dim);
+}
+
+/* dxn (L/R, B, C) for dout (L/R, B, C), likewise a partial sum where heads are split; adds to the projections' gradients. */
+static inline void heads_attention_backward(Model *m, AttentionSaved *s, real *dxn, const real *dout, const real *xn) {
+    i64 rows = ring_rows(m), HS = m->config.head_dim, NQ = m->heads_l * HS, NKV = 2 * m->kv_heads_l * HS;
+    ArenaMark mark = arena_mark(&m->arena);
+    real *dattended = take_real(m, MEM_WORKSPACE, rows * NQ);
+    accum *dq_sum = take_accum(m, MEM_WORKSPACE, rows * NQ), *dkv_sum = take_accum(m, MEM_WORKSPACE, rows * NKV);
+    real *dq = real_is_accum() ? (real *)dq_sum : take_real(m, MEM_WORKSPACE, rows * NQ);
+    real *dkv = real_is_accum() ? (real *)dkv_sum : take_real(m, MEM_WORKSPACE, rows * NKV);
+    linear_backward_weight(&m->dev, m->zero.dweight[T_O], s->out, dout, rows, NQ, m->config.dim);
+    linear_backward_input(&m->dev, dattended, dout, m->zero.weight[T_O], rows, NQ, m->config.dim, 0);
+    context_attention_backward(m, s, dq_sum, dkv_sum, dattended);
+    convert(&m->dev, dq, dq_sum, rows * NQ);
+    convert(&m->dev, dkv, dkv_sum, rows * NKV);
+    heads_unpack(&m->dev, dq, dkv, dq, dkv, m->rope, rows, m->B, m->heads_l, m->kv_heads_l, HS, 1);
+    project_qkv_backward(m, dxn, dq, dkv, xn, rows, m->heads_l, m->kv_heads_l);
+    arena_release(&m->arena, mark);
+}
+
+/* ---- the scheme `ring` -------------------------------------------------------------------------------------------------- */
+
+static inline int ring_refuses(const Config *c, const MeshShape *shape, char *why, size_t size) {
+    (void)c;
+    if (shape->head == 1) return 0;
+    snprintf(why, size, "it has no head axis, but %lld ranks / dp %lld / ring %lld leaves %lld; use --ring %lld", (long long)shape->world,
+             (long long)shape->dp, (long long)shape->ring, (long long)shape->head, (long long)(shape->world / shape->dp));
+    return 1;
+}
+
+static inline void ring_attention_forward(Model *m, AttentionSaved *s, real *out, const real *xn) {
+    heads_attention_forward(m, s, out, xn);
+    if (m->zero.weight[T_O_BIAS]) bias_add(&m->dev, out, m->zero.weight[T_O_BIAS], ring_rows(m), m->config.dim);
+}
+
+static inline void ring_attention_backward(Model *m, AttentionSaved *s, real *dxn, const real *dout, const real *xn) {
+    if (m->zero.dweight[T_O_BIAS]) bias_backward(&m->dev, m->zero.dweight[T_O_BIAS], dout, ring_rows(m), m->config.dim);
+    heads_attention_backward(m, s, dxn, dout, xn);
+}
+
+static const Scheme SCHEME_RING = {
+    "ring", "KV blocks travel a ring, online-softmax merge; MLP local; weights by ZeRO-3", 0, 1, 0, splits_nothing, ring_refuses, NULL,
+    ring_attention_forward, ring_attention_backward, local_mlp_forward, local_mlp_backward, ring_volume,
+};
+
+#endif

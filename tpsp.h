@@ -1,0 +1,151 @@
+/* tpsp.h - tensor parallelism, with and without sequence parallelism: heads and MLP columns are split, the same for both.
+
+   tp     x (L, B, C) replicated ---> columns ---> rows ---> all-reduce ---> + bias           the stream is whole on every rank
+   tpsp   x (L/N, B, C) -all-gather-> columns ---> rows ---> reduce-scatter -> + bias         the stream is split by tokens
+
+          backward runs the same arrows against the grain: the gradient of an all-reduce is its input as it is, the gradient of
+          the identity at the front an all-reduce; all-gather and reduce-scatter are each other's gradients. tpsp gathers the block's
+          normed input a second time in backward rather than keeping (L, B, C) of it.
+
+   Shoeybi et al. 2019, arXiv:1909.08053 (tp); Korthikanti et al. 2022, arXiv:2205.05198 (tpsp)
+
+   per rank  q (L/R, B, h/N, HS)  kv (L/R, B, 2, max(1, k/N), HS)  MLP (L/R, B, i/N)
+   traffic   of a layer and rank, elements, c = (N-1)/N, L/R tokens under a ring of R:
+             tp    2 all-reduces forward, 2 backward                                           8 c L d
+             tpsp  2 (all-gather + reduce-scatter) forward, 2 (2 all-gathers + reduce-scatter) backward = 6 AG + 4 RS = 10 c L d
+             tp besides gathers the head's activation gradients, c L d once (train_gpt.cu).
+
+   What no rank splits - norms, output biases - is the same on all: its gradient is taken over the own tokens and summed by ZeRO. */
+#ifndef ODYSSEUS_TPSP_H
+#define ODYSSEUS_TPSP_H
+
+#include "ring.h"
+
+static inline int tpsp_splits(BlockKind block) { return block == BLOCK_ATTENTION || block == BLOCK_MLP; }
+
+static inline int tpsp_refuses(const Config *c, const MeshShape *shape, char *why, size_t size) { return refuse_head_axis(c, shape, 1, why, size); }
+
+/* ---- into and out of a split block ---------------------------------------------------------------------------------------- */
+
+/* x (L/R, B, C) of all tokens: itself where the stream is replicated, else gathered into a workspace buffer of the caller's mark. */
+static inline const real *tp_enter(Model *m, Tag t, const real *x) {
+    if (m->scheme->replicated_stream || m->mesh.head.size == 1) return x;
+    real *all = take_real(m, MEM_COMM, ring_rows(m) * m->config.dim);
+    comm_all_gather(&m->fabric, &m->mesh.head, t, all, x, own_rows(m) * m->config.dim, DTYPE_REAL);
+    return all;
+}
+
+/* Where a block of split weights puts its partial sums, for tp_leave to reduce: straight into the stream if nothing changes shape. */
+static inline real *tp_partial(Model *m, real *stream) {
+    if (m->scheme->replicated_stream || m->mesh.head.size == 1) return stream;
+    return take_real(m, MEM_COMM, ring_rows(m) * m->config.dim);
+}
+
+/* stream = the sum over the head axis of `partial` (L/R, B, C): all of it (all-reduce), or the own tokens (reduce-scatter). */
+static inline void tp_leave(Model *m, Tag t, real *stream, real *partial) {
+    const Comm *head = &m->mesh.head;
+    if (head->size == 1) return;
+    i64 count = own_rows(m) * m->config.dim;
+    ArenaMark mark = arena_mark(&m->arena);
+    real *scratch = take_real(m, MEM_COMM, ring_rows(m) * m->config.dim);
+    if (m->scheme->replicated_stream) comm_all_reduce(&m->fabric, head, t, stream, scratch, count, DTYPE_REAL);
+    else comm_reduce_scatter(&m->fabric, head, t, stream, partial, scratch, count, DTYPE_REAL);
+    arena_release(&m->arena, mark);
+}
+
+/* The bias after the sum, once; its gradient over the own tokens. */
+static inline void tp_bias(Model *m, Role role, real *stream) {
+    if (m->zero.weight[role]) bias_add(&m->dev, stream, m->zero.weight[role], stream_rows(m), m->config.dim);
+}
+
+static inline void tp_bias_backward(Model *m, Role role, const real *dstream) {
+    if (m->zero.dweight[role])
+        bias_backward(&m->dev, m->zero.dweight[role], dstream + m->own_first * m->B * m->config.dim, own_rows(m), m->config.dim);
+}
+
+/* ---- attention ---------------------------------------------------------------------------------------------------------------- */
+
+static inline void tpsp_attention_forward(Model *m, AttentionSaved *s, real *out, const real *xn) {
+    Tag t = tag(BLOCK_ATTENTION, m->phase, WHAT_ACTIVATION);
+    ArenaMark mark = arena_mark(&m->arena);
+    const real *all = tp_enter(m, t, xn);
+    real *partial = tp_partial(m, out);
+    heads_attention_forward(m, s, partial, all);
+    tp_leave(m, t, out, partial);
+    tp_bias(m, T_O_BIAS, out);
+    arena_release(&m->arena, mark);
+}
+
+static inline void tpsp_attention_backward(Model *m, AttentionSaved *s, real *dxn, const real *dout, const real *xn) {
+    Tag t = tag(BLOCK_ATTENTION, PHASE_BACKWARD, WHAT_ACTIVATION);
+    ArenaMark mark = arena_mark(&m->arena);
+    tp_bias_backward(m, T_O_BIAS, dout);
+    const real *dall = tp_enter(m, t, dout), *all = tp_enter(m, t, xn);
+    real *partial = tp_partial(m, dxn);
+    heads_attention_backward(m, s, partial, dall, all);
+    tp_leave(m, t, dxn, partial);
+    arena_release(&m->arena, mark);
+}
+
+/* ---- MLP ---------------------------------------------------------------------------------------------------------------------- */
+
+static inline void tpsp_mlp_forward(Model *m, MlpSaved *s, real *out, const real *xn) {
+    Tag t = tag(BLOCK_MLP, m->phase, WHAT_ACTIVATION);
+    ArenaMark mark = arena_mark(&m->arena);
+    const real *all = tp_enter(m, t, xn);
+    real *partial = tp_partial(m, out);
+    mlp_body_forward(m, s, partial, all, ring_rows(m), m->config.ffn / m->mesh.shape.head);
+    tp_leave(m, t, out, partial);
+    tp_bias(m, T_DOWN_BIAS, out);
+    arena_release(&m->arena, mark);
+}
+
+static inline void tpsp_mlp_backward(Model *m, MlpSaved *s, real *dxn, const real *dout, const real *xn) {
+    Tag t = tag(BLOCK_MLP, PHASE_BACKWARD, WHAT_ACTIVATION);
+    ArenaMark mark = arena_mark(&m->arena);
+    tp_bias_backward(m, T_DOWN_BIAS, dout);
+    const real *dall = tp_enter(m, t, dout), *all = tp_enter(m, t, xn);
+    real *partial = tp_partial(m, dxn);
+    mlp_body_backward(m, s, partial, dall, all, ring_rows(m), m->config.ffn / m->mesh.shape.head);
+    tp_leave(m, t, dxn, partial);
+    arena_release(&m->arena, mark);
+}
+
+/* ---- closed forms --------------------------------------------------------------------------------------------------------------- */
+
+/* Of one block in all micro-steps: forward AG + RS, backward 2 AG + RS, each (N-1) (L/RN) B d elements. */
+static inline void tpsp_block_volume(Ledger *l, BlockKind block, const Config *c, const Mesh *m, i64 L, i64 B, i64 times, int recompute) {
+    i64 one = times * (m->shape.head - 1) * volume_own(m, L) * B * c->dim * (i64)sizeof(real), again = recompute ? one : 0;
+    ledger_expect(l, COMM_ALL_GATHER, tag(block, PHASE_FORWARD, WHAT_ACTIVATION), one);
+    ledger_expect(l, COMM_REDUCE_SCATTER, tag(block, PHASE_FORWARD, WHAT_ACTIVATION), one);
+    ledger_expect(l, COMM_ALL_GATHER, tag(block, PHASE_BACKWARD, WHAT_ACTIVATION), 2 * one + again);
+    ledger_expect(l, COMM_REDUCE_SCATTER, tag(block, PHASE_BACKWARD, WHAT_ACTIVATION), one + again);
+}
+
+static inline void tpsp_volume(Ledger *l, const Config *c, const Mesh *m, i64 L, i64 B, i64 times, int recompute) {
+    tpsp_block_volume(l, BLOCK_ATTENTION, c, m, L, B, times, recompute);
+    tpsp_block_volume(l, BLOCK_MLP, c, m, L, B, times, recompute);
+    ring_volume(l, c, m, L, B, times, recompute);
+}
+
+static inline void tp_volume(Ledger *l, const Config *c, const Mesh *m, i64 L, i64 B, i64 times, int recompute) {
+    const BlockKind blocks[2] = {BLOCK_ATTENTION, BLOCK_MLP};
+    i64 one = times * 2 * (m->shape.head - 1) * volume_own(m, L) * B * c->dim * (i64)sizeof(real);
+    for (int b = 0; b < 2; b++) {
+        ledger_expect(l, COMM_ALL_REDUCE, tag(blocks[b], PHASE_FORWARD, WHAT_ACTIVATION), one);
+        ledger_expect(l, COMM_ALL_REDUCE, tag(blocks[b], PHASE_BACKWARD, WHAT_ACTIVATION), one * (recompute ? 2 : 1));
+    }
+    ring_volume(l, c, m, L, B, times, recompute);
+}
+
+static const Scheme SCHEME_TP = {
+    "tp", "heads and MLP split, all-reduce after each; the stream is whole on every rank", 1, 0, 0, tpsp_splits, tpsp_refuses, NULL,
+    tpsp_attention_forward, tpsp_attention_backward, tpsp_mlp_forward, tpsp_mlp_backward, tp_volume,
+};
+
+static const Scheme SCHEME_TPSP = {
+    "tpsp", "heads and MLP split, all-gather in and reduce-scatter out; the stream is split by tokens", 0, 0, 0, tpsp_splits, tpsp_refuses, NULL,
+    tpsp_attention_forward, tpsp_attention_backward, tpsp_mlp_forward, tpsp_mlp_backward, tpsp_volume,
+};
+
+#endif

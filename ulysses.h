@@ -1,0 +1,114 @@
+/* ulysses.h - DeepSpeed-Ulysses: two all-to-alls turn tokens into heads and back; all weights by ZeRO-3.
+
+   x (T, B, C), T = L/(R N) -> q (T, B, h, HS), kv (T, B, 2, k, HS)        projections on the own tokens, rotated, packed by receiver
+        all-to-all             q (L/R, B, h/N, HS), kv (L/R, B, 2, k/N, HS) all tokens of this rank's heads
+        attention              out (L/R, B, h/N, HS)                        over the ring, if there is one (USP)
+        all-to-all back        out (T, B, h, HS) -> output projection on the own tokens
+
+   Fewer KV heads than ranks: a KV head is sent to every rank whose query heads read it, and the gradients of those copies
+   are added on the way back. Backward is the same picture in reverse; q, kv and both forms of out are kept, nothing is sent twice.
+
+   Jacobs et al. 2023, arXiv:2309.14509; with a ring: Fang, Zhao 2024, arXiv:2405.07719
+
+   per rank  q, out (L/R, B, h/N, HS)  kv (L/R, B, 2, max(1, k/N), HS)  out_local (T, B, C)
+   traffic   of a layer and rank, elements, c = (N-1)/N, g = max(k, N)/h: q, kv, out forward and their gradients backward:
+             (4 + 4g) c L d / (R N); weights 3c((2 + 2g) d^2 + m d i) by ZeRO                                             */
+#ifndef ODYSSEUS_ULYSSES_H
+#define ODYSSEUS_ULYSSES_H
+
+#include "ring.h"
+
+static inline int ulysses_refuses(const Config *c, const MeshShape *shape, char *why, size_t size) {
+    return refuse_head_axis(c, shape, 0, why, size);
+}
+
+static inline void ulysses_keep(Model *m, AttentionSaved *s) {
+    if (m->mesh.head.size > 1) s->out_local = take_real(m, MEM_ACTIVATIONS, own_rows(m) * m->config.dim);
+}
+
+/* Elements that go to each rank of the head axis: of q or out, and of kv. */
+static inline i64 ulysses_q_part(const Model *m) { return own_rows(m) * m->heads_l * m->config.head_dim; }
+static inline i64 ulysses_kv_part(const Model *m) { return own_rows(m) * 2 * m->kv_heads_l * m->config.head_dim; }
+
+static inline void ulysses_attention_forward(Model *m, AttentionSaved *s, real *out, const real *xn) {
+    const Comm *head = &m->mesh.head;
+    if (head->size == 1) {
+        ring_attention_forward(m, s, out, xn);
+        return;
+    }
+    const Config *c = &m->config;
+    i64 rows = own_rows(m), N = head->size, HS = c->head_dim;
+    Tag t = tag(BLOCK_ATTENTION, m->phase, WHAT_ACTIVATION);
+    ArenaMark mark = arena_mark(&m->arena);
+    real *q = take_real(m, MEM_WORKSPACE, rows * c->dim), *kv = take_real(m, MEM_WORKSPACE, rows * 2 * c->kv_heads * HS);
+    real *q_send = take_real(m, MEM_COMM, N * ulysses_q_part(m)), *kv_send = take_real(m, MEM_COMM, N * ulysses_kv_part(m));
+    project_qkv(m, q, kv, xn, rows, c->heads, c->kv_heads);
+    heads_pack(&m->dev, q_send, kv_send, q, kv, m->rope, rows, m->B, c->heads, c->kv_heads, HS, N);
+    Request *sent = comm_all_to_all_start(&m->fabric, head, t, s->q, q_send, ulysses_q_part(m), DTYPE_REAL);
+    comm_wait(&m->fabric, comm_all_to_all_start(&m->fabric, head, t, s->kv, kv_send, ulysses_kv_part(m), DTYPE_REAL));
+    comm_wait(&m->fabric, sent);
+    context_attention_forward(m, s);
+    comm_wait(&m->fabric, comm_all_to_all_start(&m->fabric, head, t, q_send, s->out, ulysses_q_part(m), DTYPE_REAL));
+    parts_merge(&m->dev, s->out_local, q_send, N, rows, m->heads_l * HS);
+    linear_forward(&m->dev, out, s->out_local, m->zero.weight[T_O], m->zero.weight[T_O_BIAS], rows, c->dim, c->dim);
+    arena_release(&m->arena, mark);
+}
+
+/* The exchange of ulysses_attention_backward: dq, dkv (own rows, all heads) and rotated back, for dout (own rows, C). */
+static inline void ulysses_exchange_backward(Model *m, AttentionSaved *s, real *dq, real *dkv, const real *dout_local) {
+    const Comm *head = &m->mesh.head;
+    const Config *c = &m->config;
+    i64 rows = own_rows(m), N = head->size, HS = c->head_dim, q_part = ulysses_q_part(m), kv_part = ulysses_kv_part(m);
+    Tag t = tag(BLOCK_ATTENTION, PHASE_BACKWARD, WHAT_ACTIVATION);
+    ArenaMark mark = arena_mark(&m->arena);
+    real *q_parts = take_real(m, MEM_COMM, N * q_part), *kv_parts = take_real(m, MEM_COMM, N * kv_part);
+    real *dout = take_real(m, MEM_COMM, N * q_part);
+    accum *dq_sum = take_accum(m, MEM_WORKSPACE, N * q_part), *dkv_sum = take_accum(m, MEM_WORKSPACE, N * kv_part);
+    real *dq_heads = real_is_accum() ? (real *)dq_sum : take_real(m, MEM_WORKSPACE, N * q_part);
+    real *dkv_heads = real_is_accum() ? (real *)dkv_sum : take_real(m, MEM_WORKSPACE, N * kv_part);
+    parts_split(&m->dev, q_parts, dout_local, N, rows, m->heads_l * HS);
+    comm_wait(&m->fabric, comm_all_to_all_start(&m->fabric, head, t, dout, q_parts, q_part, DTYPE_REAL));
+    context_attention_backward(m, s, dq_sum, dkv_sum, dout);
+    convert(&m->dev, dq_heads, dq_sum, N * q_part);
+    convert(&m->dev, dkv_heads, dkv_sum, N * kv_part);
+    Request *sent = comm_all_to_all_start(&m->fabric, head, t, q_parts, dq_heads, q_part, DTYPE_REAL);
+    comm_wait(&m->fabric, comm_all_to_all_start(&m->fabric, head, t, kv_parts, dkv_heads, kv_part, DTYPE_REAL));
+    comm_wait(&m->fabric, sent);
+    heads_unpack(&m->dev, dq, dkv, q_parts, kv_parts, m->rope, rows, m->B, c->heads, c->kv_heads, HS, N);
+    arena_release(&m->arena, mark);
+}
+
+static inline void ulysses_attention_backward(Model *m, AttentionSaved *s, real *dxn, const real *dout, const real *xn) {
+    if (m->mesh.head.size == 1) {
+        ring_attention_backward(m, s, dxn, dout, xn);
+        return;
+    }
+    const Config *c = &m->config;
+    accum **g = m->zero.dweight;
+    i64 rows = own_rows(m), kv_width = 2 * c->kv_heads * c->head_dim;
+    ArenaMark mark = arena_mark(&m->arena);
+    real *dattended = take_real(m, MEM_WORKSPACE, rows * c->dim);
+    real *dq = take_real(m, MEM_WORKSPACE, rows * c->dim), *dkv = take_real(m, MEM_WORKSPACE, rows * kv_width);
+    if (g[T_O_BIAS]) bias_backward(&m->dev, g[T_O_BIAS], dout, rows, c->dim);
+    linear_backward_weight(&m->dev, g[T_O], s->out_local, dout, rows, c->dim, c->dim);
+    linear_backward_input(&m->dev, dattended, dout, m->zero.weight[T_O], rows, c->dim, c->dim, 0);
+    ulysses_exchange_backward(m, s, dq, dkv, dattended);
+    project_qkv_backward(m, dxn, dq, dkv, xn, rows, c->heads, c->kv_heads);
+    arena_release(&m->arena, mark);
+}
+
+/* Forward and backward each: q and out (N-1) rows (h/N) HS, kv (N-1) rows 2 max(1, k/N) HS elements. */
+static inline void ulysses_volume(Ledger *l, const Config *c, const Mesh *m, i64 L, i64 B, i64 times, int recompute) {
+    i64 N = m->shape.head, rows = volume_own(m, L) * B;
+    i64 one = times * (N - 1) * rows * (2 * c->dim / N + 2 * kv_heads_local(c, N) * c->head_dim) * (i64)sizeof(real);
+    ledger_expect(l, COMM_ALL_TO_ALL, tag(BLOCK_ATTENTION, PHASE_FORWARD, WHAT_ACTIVATION), one);
+    ledger_expect(l, COMM_ALL_TO_ALL, tag(BLOCK_ATTENTION, PHASE_BACKWARD, WHAT_ACTIVATION), one * (recompute ? 2 : 1));
+    ring_volume(l, c, m, L, B, times, recompute);
+}
+
+static const Scheme SCHEME_ULYSSES = {
+    "ulysses", "all-to-all turns tokens into heads and back; MLP local; weights by ZeRO-3", 0, 0, 1, splits_nothing, ulysses_refuses, ulysses_keep,
+    ulysses_attention_forward, ulysses_attention_backward, local_mlp_forward, local_mlp_backward, ulysses_volume,
+};
+
+#endif
