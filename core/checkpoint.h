@@ -1,0 +1,485 @@
+/* checkpoint.h - Hugging Face directories: config.json <-> Config, *.safetensors <-> the logical tensors of a Zero.
+
+   read    config.json   -> Config            keys we know are checked, what we do not implement is refused by name
+           *.safetensors -> z->master, param  each rank converts, out of the mapped files, the elements that it owns
+   write   z->master     -> model.safetensors pieces of 16M elements: zero, put in what this rank owns, collect by bitwise or
+                                              on rank 0 (every element has one owner), which appends them to the file
+
+   In between stands one map: element (row, col) of our tensor is element base + row row_step + col col_step of the file's, which
+   covers GPT-2's (in, out) matrices and its fused c_attn; tensor_owned() gives the runs. So files know nothing of the mesh.
+   Host memory: one piece a rank. Wolf et al. 2020 (transformers), arXiv:1910.03771; Rajbhandari et al. 2019, arXiv:1910.02054. */
+#ifndef ODYSSEUS_CHECKPOINT_H
+#define ODYSSEUS_CHECKPOINT_H
+
+#include "safetensors.h"
+#include "zero.h"
+
+/* ---- config.json: typed access --------------------------------------------------------------------------------------- */
+
+/* An object in a JSON file; `within` is its place there ("" or "rope_scaling."), for messages. */
+typedef struct {
+    const char *path, *within;
+    const cJSON *object;
+} JsonAt;
+
+#define JSON_REQUIRED (-1) /* as a fallback: there is none */
+
+/* The value of key; absent and null are the same: NULL. */
+static inline const cJSON *json_item(const JsonAt *j, const char *key) {
+    const cJSON *item = cJSON_GetObjectItemCaseSensitive(j->object, key);
+    return cJSON_IsNull(item) ? NULL : item;
+}
+
+static inline void json_missing(const JsonAt *j, const char *key) { fail(EVERYONE, "%s: %s%s is missing", j->path, j->within, key); }
+
+static inline double json_real(const JsonAt *j, const char *key, double fallback, double min, double max) {
+    const cJSON *item = json_item(j, key);
+    if (!item && fallback == JSON_REQUIRED) json_missing(j, key);
+    if (!item) return fallback;
+    if (!cJSON_IsNumber(item)) fail(EVERYONE, "%s: %s%s is not a number", j->path, j->within, key);
+    if (!(item->valuedouble >= min && item->valuedouble <= max))
+        fail(EVERYONE, "%s: %s%s is %g, must be from %g to %g", j->path, j->within, key, item->valuedouble, min, max);
+    return item->valuedouble;
+}
+
+static inline i64 json_int(const JsonAt *j, const char *key, i64 fallback, i64 min, i64 max) {
+    double v = json_real(j, key, (double)fallback, (double)min, (double)max);
+    if (v != floor(v)) fail(EVERYONE, "%s: %s%s is %g, must be a whole number", j->path, j->within, key, v);
+    return (i64)v;
+}
+
+static inline int json_flag(const JsonAt *j, const char *key, int fallback) {
+    const cJSON *item = json_item(j, key);
+    if (item && !cJSON_IsBool(item)) fail(EVERYONE, "%s: %s%s is not true or false", j->path, j->within, key);
+    return item ? cJSON_IsTrue(item) : fallback;
+}
+
+/* fallback NULL: required. */
+static inline const char *json_text(const JsonAt *j, const char *key, const char *fallback) {
+    const cJSON *item = json_item(j, key);
+    if (!item && !fallback) json_missing(j, key);
+    if (!item) return fallback;
+    if (!cJSON_IsString(item) || !text_is_printable(item->valuestring)) fail(EVERYONE, "%s: %s%s is not a text", j->path, j->within, key);
+    return item->valuestring;
+}
+
+/* A switch that changes the model in a way we have not implemented: it must stand at `wanted`, which is also its default. */
+static inline void json_demand(const JsonAt *j, const char *key, int wanted) {
+    if (json_flag(j, key, wanted) != wanted)
+        fail(EVERYONE, "%s: %s%s %s is not implemented; only %s is", j->path, j->within, key, wanted ? "false" : "true", wanted ? "true" : "false");
+}
+
+/* ---- config.json -> Config --------------------------------------------------------------------------------------------- */
+
+/* Dropout is trained without; a file that asks for it is loaded all the same, and told so. */
+static inline void config_note_dropout(const JsonAt *j, const char *const *keys, int n) {
+    for (int i = 0; i < n; i++) {
+        double p = json_real(j, keys[i], 0, 0, 1);
+        if (p > 0 && fail_state()->rank == 0) {
+            fprintf(stderr, "train_gpt: note: %s: %s is %g; training runs without dropout\n", j->path, keys[i], p);
+            return;
+        }
+    }
+}
+
+static inline void config_read_gpt2(Config *c, const JsonAt *j) {
+    c->arch = ARCH_GPT2;
+    c->layers = json_int(j, "n_layer", JSON_REQUIRED, 1, 100000);
+    c->dim = json_int(j, "n_embd", JSON_REQUIRED, 1, 1 << 20);
+    c->heads = c->kv_heads = json_int(j, "n_head", JSON_REQUIRED, 1, 1 << 16);
+    c->ffn = json_int(j, "n_inner", 4 * c->dim, 1, 1 << 22);
+    c->vocab = json_int(j, "vocab_size", JSON_REQUIRED, 2, 1 << 30);
+    c->max_pos = json_int(j, "n_positions", JSON_REQUIRED, 1, (i64)COUNT_MAX);
+    c->norm_eps = json_real(j, "layer_norm_epsilon", 1e-5, 1e-30, 1);
+    c->tied = json_flag(j, "tie_word_embeddings", 1);
+    if (!c->tied) fail(EVERYONE, "%s: tie_word_embeddings false: gpt2's head is tied", j->path);
+    const char *act = json_text(j, "activation_function", "gelu_new");
+    if (strcmp(act, "gelu_new") != 0 && strcmp(act, "gelu_pytorch_tanh") != 0)
+        fail(EVERYONE, "%s: activation_function %.40s is not implemented; gelu_new and gelu_pytorch_tanh are", j->path, act);
+    json_demand(j, "scale_attn_weights", 1);
+    json_demand(j, "scale_attn_by_inverse_layer_idx", 0);
+    json_demand(j, "reorder_and_upcast_attn", 0);
+    json_demand(j, "add_cross_attention", 0);
+    static const char *const dropout[] = {"attn_pdrop", "embd_pdrop", "resid_pdrop"};
+    config_note_dropout(j, dropout, COUNT_OF(dropout));
+}
+
+/* Rotary embedding: `rope_parameters` since transformers 5, before that `rope_theta` and `rope_scaling` apart. */
+static inline void config_read_rope(Config *c, const JsonAt *j) {
+    const cJSON *now = json_item(j, "rope_parameters"), *old = json_item(j, "rope_scaling");
+    c->rope_theta = json_real(j, "rope_theta", 10000, 1, 1e12);
+    if (!now && !old) return;
+    if (now && old) fail(EVERYONE, "%s: rope_parameters and rope_scaling are both there; keep one", j->path);
+    JsonAt r = {j->path, now ? "rope_parameters." : "rope_scaling.", now ? now : old};
+    if (!cJSON_IsObject(r.object)) fail(EVERYONE, "%s: %.*s is not an object", j->path, (int)strlen(r.within) - 1, r.within);
+    double theta = json_real(&r, "rope_theta", c->rope_theta, 1, 1e12);
+    if (json_item(j, "rope_theta") && theta != c->rope_theta)
+        fail(EVERYONE, "%s: rope_theta is %g, %srope_theta %g; keep one", j->path, c->rope_theta, r.within, theta);
+    c->rope_theta = theta;
+    if (json_real(&r, "partial_rotary_factor", 1, 0, 1) != 1) fail(EVERYONE, "%s: %spartial_rotary_factor is not implemented", j->path, r.within);
+    const char *type = json_text(&r, "rope_type", json_text(&r, "type", "default"));
+    if (strcmp(type, "default") == 0) return;
+    if (strcmp(type, "llama3") != 0)
+        fail(EVERYONE, "%s: %.*s type %.40s is not implemented; default and llama3 are", j->path, (int)strlen(r.within) - 1, r.within, type);
+    RopeScaling *s = &c->rope_scaling;
+    s->factor = json_real(&r, "factor", JSON_REQUIRED, 1, 1e9);
+    s->low_freq_factor = json_real(&r, "low_freq_factor", JSON_REQUIRED, 1e-9, 1e9);
+    s->high_freq_factor = json_real(&r, "high_freq_factor", JSON_REQUIRED, 1e-9, 1e9);
+    s->original_max_pos = json_int(&r, "original_max_position_embeddings", JSON_REQUIRED, 1, (i64)COUNT_MAX);
+    if (!(s->high_freq_factor > s->low_freq_factor))
+        fail(EVERYONE, "%s: %shigh_freq_factor %g must be above low_freq_factor %g", j->path, r.within, s->high_freq_factor, s->low_freq_factor);
+}
+
+static inline void config_read_llama(Config *c, const JsonAt *j) {
+    c->arch = ARCH_LLAMA;
+    c->layers = json_int(j, "num_hidden_layers", JSON_REQUIRED, 1, 100000);
+    c->dim = json_int(j, "hidden_size", JSON_REQUIRED, 1, 1 << 20);
+    c->heads = json_int(j, "num_attention_heads", JSON_REQUIRED, 1, 1 << 16);
+    c->kv_heads = json_int(j, "num_key_value_heads", c->heads, 1, 1 << 16);
+    c->ffn = json_int(j, "intermediate_size", JSON_REQUIRED, 1, 1 << 22);
+    c->vocab = json_int(j, "vocab_size", JSON_REQUIRED, 2, 1 << 30);
+    c->max_pos = json_int(j, "max_position_embeddings", JSON_REQUIRED, 1, (i64)COUNT_MAX);
+    c->norm_eps = json_real(j, "rms_norm_eps", 1e-6, 1e-30, 1);
+    c->tied = json_flag(j, "tie_word_embeddings", 0);
+    const char *act = json_text(j, "hidden_act", "silu");
+    if (strcmp(act, "silu") != 0) fail(EVERYONE, "%s: hidden_act %.40s is not implemented; silu is", j->path, act);
+    json_demand(j, "attention_bias", 0);
+    json_demand(j, "mlp_bias", 0);
+    if (json_int(j, "pretraining_tp", 1, 0, 1 << 20) > 1) fail(EVERYONE, "%s: pretraining_tp beyond 1 is not implemented", j->path);
+    i64 head_dim = json_int(j, "head_dim", 0, 1, 1 << 20);
+    if (head_dim && head_dim * c->heads != c->dim)
+        fail(EVERYONE, "%s: head_dim %lld is not hidden_size / num_attention_heads (%lld / %lld), which is not implemented", j->path,
+             (long long)head_dim, (long long)c->dim, (long long)c->heads);
+    config_read_rope(c, j);
+    static const char *const dropout[] = {"attention_dropout"};
+    config_note_dropout(j, dropout, COUNT_OF(dropout));
+}
+
+/* DIR/config.json -> c, checked. */
+static inline void checkpoint_read_config(Config *c, const char *dir) {
+    char path[PATH_MAX];
+    path_join(path, dir, "config.json");
+    cJSON *root = json_parse_file(path);
+    JsonAt j = {path, "", root};
+    memset(c, 0, sizeof *c);
+    const char *type = json_text(&j, "model_type", NULL);
+    static const char *const refused[] = {"quantization_config", "sliding_window"};
+    for (int i = 0; i < COUNT_OF(refused); i++)
+        if (json_item(&j, refused[i])) fail(EVERYONE, "%s: %s is not implemented", path, refused[i]);
+    if (strcmp(type, "gpt2") == 0) config_read_gpt2(c, &j);
+    else if (strcmp(type, "llama") == 0) config_read_llama(c, &j);
+    else fail(EVERYONE, "%s: model_type %.40s is not implemented; gpt2 and llama are", path, type);
+    config_check(c, path);
+    cJSON_Delete(root);
+}
+
+/* ---- weights in: from files, from a seed ------------------------------------------------------------------------------- */
+
+typedef struct {
+    Zero *z;
+    const Safetensor *from; /* NULL: the initial value */
+    HfPlace place;
+    uint64_t key;
+} WeightFill;
+
+static inline void weight_fill_run(void *context, const Tensor *t, i64 row, i64 col, i64 n, i64 at) {
+    const WeightFill *f = (const WeightFill *)context;
+    accum *out = f->z->master + at;
+    i64 index = f->place.base + row * f->place.row_step + col * f->place.col_step, step = f->place.col_step;
+    if (f->from)
+        for (i64 i = 0; i < n; i++) out[i] = (accum)safetensor_value(f->from, index + i * step);
+    else
+        for (i64 i = 0; i < n; i++) out[i] = (accum)initial_value(t->spec, f->z->config, f->key, index + i * step);
+}
+
+/* The initial weights of `seed`: the same fp32 numbers on every mesh and in every build. */
+static inline void zero_initialise(Zero *z, i64 seed) {
+    char name[HF_NAME_MAX];
+    for (int i = 0; i < z->tensors; i++) {
+        const Tensor *t = &z->tensor[i];
+        tensor_hf_name(name, t->spec, t->layer);
+        WeightFill f = {z, NULL, tensor_hf_place(t->spec, z->config), tensor_key(seed, name)};
+        tensor_owned(z, t, weight_fill_run, &f);
+    }
+    convert(z->dev, z->param, z->master, z->flat);
+}
+
+/* GPT-2 on the hub was saved from inside its `transformer.`: the names lack it. */
+static inline const Safetensor *checkpoint_find(const SafetensorSet *s, const char *name) {
+    const char *outer = "transformer.";
+    const Safetensor *t = safetensors_find(s, name);
+    return t || strncmp(name, outer, strlen(outer)) != 0 ? t : safetensors_find(s, name + strlen(outer));
+}
+
+/* The tensor that `t` is (a part of), of the right type and shape. */
+static inline const Safetensor *checkpoint_need(const SafetensorSet *s, const char *dir, const Tensor *t, const HfPlace *place) {
+    char name[HF_NAME_MAX];
+    tensor_hf_name(name, t->spec, t->layer);
+    const Safetensor *found = checkpoint_find(s, name);
+    if (!found && t->spec->role == T_LM_HEAD)
+        fail(EVERYONE, "%s: the model's head is not tied, but tensor %s is missing; if it shares the embedding, config.json must say "
+                       "\"tie_word_embeddings\": true", dir, name);
+    if (!found) fail(EVERYONE, "%s: tensor %s is missing", s->files == 1 ? s->file[0].path : dir, name);
+    if (!safetensor_is_float(found))
+        fail(EVERYONE, "%s: tensor %s has dtype %s; weights can be F32, F16, BF16 or F64", found->path, found->name,
+             SAFETENSOR_TYPES[found->type].name);
+    if (found->dims != place->dims || memcmp(found->shape, place->shape, (size_t)place->dims * sizeof(i64)) != 0) {
+        char is[256], should[256];
+        shape_text(is, sizeof is, found->shape, found->dims);
+        shape_text(should, sizeof should, place->shape, place->dims);
+        fail(EVERYONE, "%s: tensor %s has shape %s, the model's is %s", found->path, found->name, is, should);
+    }
+    return found;
+}
+
+static inline int text_ends_with(const char *text, const char *end) {
+    size_t n = strlen(text), m = strlen(end);
+    return n >= m && strcmp(text + n - m, end) == 0;
+}
+
+/* Tensors that old files carry and that hold no parameter: causal masks, rotary frequencies. */
+static inline int checkpoint_is_buffer(const Config *c, const char *name) {
+    if (c->arch == ARCH_GPT2) return text_ends_with(name, ".attn.bias") || text_ends_with(name, ".attn.masked_bias");
+    return text_ends_with(name, ".rotary_emb.inv_freq");
+}
+
+/* A head beside a tied embedding must be the same numbers, or somebody's weights would be dropped. Rank 0 reads both. */
+static inline void checkpoint_check_tied_head(const Zero *z, const SafetensorSet *s, const Safetensor *head, int rank) {
+    if (rank != 0) return;
+    const Safetensor *wte = checkpoint_find(s, z->config->arch == ARCH_GPT2 ? "transformer.wte.weight" : "model.embed_tokens.weight");
+    if (wte->type != head->type || wte->bytes != head->bytes || memcmp(wte->data, head->data, (size_t)wte->bytes) != 0)
+        fail(THIS_RANK, "%s: the model's head is tied to its embedding, but lm_head.weight differs from %s", head->path, wte->name);
+}
+
+/* Fill this rank's share of the weights from DIR's files; what the file holds beyond the model is an error. */
+static inline void checkpoint_load(Zero *z, const char *dir, int rank) {
+    SafetensorSet s;
+    safetensors_open_dir(&s, dir);
+    unsigned char *used = (unsigned char *)host_alloc((size_t)s.tensors);
+    for (int i = 0; i < z->tensors; i++) {
+        const Tensor *t = &z->tensor[i];
+        WeightFill f = {z, NULL, tensor_hf_place(t->spec, z->config), 0};
+        f.from = checkpoint_need(&s, dir, t, &f.place);
+        used[f.from - s.tensor] = 1;
+    }
+    for (int i = 0; i < s.tensors; i++) {
+        const Safetensor *extra = &s.tensor[i];
+        if (used[i] || checkpoint_is_buffer(z->config, extra->name)) continue;
+        if (strcmp(extra->name, "lm_head.weight") != 0 || !z->config->tied)
+            fail(EVERYONE, "%s: tensor %.200s is no part of this model (%lld layers); it would be lost", extra->path, extra->name,
+                 (long long)z->config->layers);
+        checkpoint_check_tied_head(z, &s, extra, rank);
+    }
+    for (int i = 0; i < z->tensors; i++) { /* only now: a file that does not fit is refused before gigabytes are read */
+        const Tensor *t = &z->tensor[i];
+        WeightFill f = {z, NULL, tensor_hf_place(t->spec, z->config), 0};
+        f.from = checkpoint_need(&s, dir, t, &f.place);
+        tensor_owned(z, t, weight_fill_run, &f);
+    }
+    convert(z->dev, z->param, z->master, z->flat);
+    free(used);
+    safetensors_close(&s);
+}
+
+/* ---- weights out ------------------------------------------------------------------------------------------------------- */
+
+#ifndef CHECKPOINT_PIECE /* a test makes it small */
+#define CHECKPOINT_PIECE ((i64)1 << 24) /* elements gathered at a time: at most 128 MB */
+#endif
+
+/* One tensor of the file: `spec` is the first of its parts, all in `block`. */
+typedef struct {
+    char name[HF_NAME_MAX];
+    const TensorSpec *spec;
+    int block;
+    HfPlace place;
+} HfTensor;
+
+/* Every tensor of the file in the order of the tables, the same on every mesh. Owner of the list: caller; free. */
+static inline HfTensor *checkpoint_list(const Zero *z, int *count) {
+    int specs, n = 0;
+    const TensorSpec *spec = tensor_specs(z->config->arch, &specs);
+    HfTensor *list = (HfTensor *)host_alloc((size_t)z->tensors * sizeof(HfTensor));
+    for (int b = 0; b < z->blocks; b++)
+        for (int i = 0; i < specs; i++) {
+            if (spec[i].block != z->block[b].kind || spec[i].hf_part != 0 || !tensor_exists(&spec[i], z->config)) continue;
+            HfTensor *t = &list[n++];
+            tensor_hf_name(t->name, &spec[i], z->block[b].layer);
+            t->spec = &spec[i], t->block = b, t->place = tensor_hf_place(&spec[i], z->config);
+        }
+    *count = n;
+    return list;
+}
+
+typedef struct {
+    const accum *flat;
+    HfPlace place;
+    i64 first, end; /* elements of the HF tensor that the piece covers */
+    float *f32;     /* one of the two is set */
+    double *f64;
+} WeightPiece;
+
+/* Of a run, the stretch inside the piece: index + j step in [first, end). */
+static inline void weight_piece_run(void *context, const Tensor *t, i64 row, i64 col, i64 n, i64 at) {
+    const WeightPiece *p = (const WeightPiece *)context;
+    i64 step = p->place.col_step, index = p->place.base + row * p->place.row_step + col * step - p->first;
+    i64 from = index < 0 ? ceil_div(-index, step) : 0;
+    i64 to = i64_min(n, index < p->end - p->first ? ceil_div(p->end - p->first - index, step) : 0);
+    (void)t;
+    if (p->f32)
+        for (i64 j = from; j < to; j++) p->f32[index + j * step] = (float)p->flat[at + j];
+    else
+        for (i64 j = from; j < to; j++) p->f64[index + j * step] = (double)p->flat[at + j];
+}
+
+/* Elements [first, end) of `hf` on rank 0, in buf. */
+static inline void checkpoint_collect(const Zero *z, Wire world, const accum *flat, const HfTensor *hf, i64 first, i64 end, SafetensorType type,
+                                      void *buf) {
+    WeightPiece p;
+    memset(&p, 0, sizeof p);
+    p.flat = flat, p.first = first, p.end = end;
+    p.f32 = type == ST_F32 ? (float *)buf : NULL, p.f64 = type == ST_F32 ? NULL : (double *)buf;
+    i64 bytes = (end - first) * SAFETENSOR_TYPES[type].bytes;
+    memset(buf, 0, (size_t)bytes);
+    const Block *b = &z->block[hf->block];
+    for (int i = b->first_tensor; i < b->first_tensor + b->tensors; i++) {
+        const Tensor *t = &z->tensor[i];
+        if (strcmp(t->spec->hf_name, hf->spec->hf_name) != 0) continue; /* another tensor of the block; q, k, v share one name */
+        p.place = tensor_hf_place(t->spec, z->config);
+        tensor_owned(z, t, weight_piece_run, &p);
+    }
+    wire_collect(world, buf, bytes);
+}
+
+/* `flat` (z->master, z->grad, ...) as the safetensors file `path` with HF names and shapes, of type ST_F32 or ST_F64.
+   Collective over `world`; rank 0 writes. */
+static inline void checkpoint_write_tensors(const Zero *z, Wire world, const char *path, const accum *flat, SafetensorType type) {
+    int n, writes = wire_rank(world) == 0;
+    HfTensor *list = checkpoint_list(z, &n);
+    SafetensorPlan *plan = (SafetensorPlan *)host_alloc((size_t)n * sizeof(SafetensorPlan));
+    i64 largest = 0;
+    for (int i = 0; i < n; i++) {
+        SafetensorPlan *p = &plan[i];
+        p->name = list[i].name, p->type = type, p->dims = list[i].place.dims;
+        for (int d = 0; d < p->dims; d++) p->shape[d] = list[i].place.shape[d];
+        largest = i64_max(largest, safetensor_plan_bytes(p));
+    }
+    i64 size = SAFETENSOR_TYPES[type].bytes;
+    void *buf = host_alloc((size_t)i64_min(largest, CHECKPOINT_PIECE * size));
+    SafetensorWriter w;
+    if (writes) safetensors_create(&w, path, plan, n);
+    for (int i = 0; i < n; i++)
+        for (i64 first = 0, all = safetensor_plan_bytes(&plan[i]) / size; first < all; first += CHECKPOINT_PIECE) {
+            i64 end = i64_min(all, first + CHECKPOINT_PIECE);
+            checkpoint_collect(z, world, flat, &list[i], first, end, type, buf);
+            if (writes) safetensors_append(&w, buf, (end - first) * size);
+        }
+    if (writes) safetensors_finish(&w);
+    wire_barrier(world); /* the file is there when any rank returns */
+    free(buf);
+    free(plan);
+    free(list);
+}
+
+/* ---- Config -> config.json ---------------------------------------------------------------------------------------------- */
+
+/* A number that stays one with a point in it: Python tells 10000 from 10000.0. */
+static inline void json_add_real(cJSON *object, const char *key, double value) {
+    char text[64];
+    for (int digits = 15; digits <= 17; digits++) {
+        snprintf(text, sizeof text - 2, "%.*g", digits, value);
+        if (strtod(text, NULL) == value) break;
+    }
+    if (!strpbrk(text, ".e")) strcat(text, ".0");
+    json_made(cJSON_AddRawToObject(object, key, text));
+}
+
+static inline void json_add_int(cJSON *object, const char *key, i64 value) { json_made(cJSON_AddNumberToObject(object, key, (double)value)); }
+static inline void json_add_flag(cJSON *object, const char *key, int value) { json_made(cJSON_AddBoolToObject(object, key, value)); }
+static inline void json_add_text(cJSON *object, const char *key, const char *value) { json_made(cJSON_AddStringToObject(object, key, value)); }
+
+static inline void config_write_gpt2(cJSON *j, const Config *c) {
+    json_add_int(j, "n_layer", c->layers);
+    json_add_int(j, "n_embd", c->dim);
+    json_add_int(j, "n_head", c->heads);
+    json_add_int(j, "n_inner", c->ffn);
+    json_add_int(j, "n_positions", c->max_pos);
+    json_add_text(j, "activation_function", "gelu_new");
+    json_add_real(j, "layer_norm_epsilon", c->norm_eps);
+    json_add_real(j, "attn_pdrop", 0);
+    json_add_real(j, "embd_pdrop", 0);
+    json_add_real(j, "resid_pdrop", 0);
+    json_add_flag(j, "scale_attn_weights", 1);
+}
+
+static inline void config_write_llama(cJSON *j, const Config *c) {
+    json_add_int(j, "num_hidden_layers", c->layers);
+    json_add_int(j, "hidden_size", c->dim);
+    json_add_int(j, "num_attention_heads", c->heads);
+    json_add_int(j, "num_key_value_heads", c->kv_heads);
+    json_add_int(j, "head_dim", c->head_dim);
+    json_add_int(j, "intermediate_size", c->ffn);
+    json_add_int(j, "max_position_embeddings", c->max_pos);
+    json_add_text(j, "hidden_act", "silu");
+    json_add_real(j, "rms_norm_eps", c->norm_eps);
+    json_add_flag(j, "attention_bias", 0);
+    json_add_flag(j, "mlp_bias", 0);
+    json_add_real(j, "rope_theta", c->rope_theta); /* the older spelling: every transformers reads it */
+    if (c->rope_scaling.factor > 0) {
+        cJSON *r = json_made(cJSON_AddObjectToObject(j, "rope_scaling"));
+        json_add_text(r, "rope_type", "llama3");
+        json_add_real(r, "factor", c->rope_scaling.factor);
+        json_add_real(r, "low_freq_factor", c->rope_scaling.low_freq_factor);
+        json_add_real(r, "high_freq_factor", c->rope_scaling.high_freq_factor);
+        json_add_int(r, "original_max_position_embeddings", c->rope_scaling.original_max_pos);
+    } else {
+        json_made(cJSON_AddNullToObject(j, "rope_scaling"));
+    }
+}
+
+static inline void checkpoint_write_config(const Config *c, const char *path) {
+    int gpt2 = c->arch == ARCH_GPT2;
+    cJSON *j = json_made(cJSON_CreateObject());
+    cJSON *architectures = json_made(cJSON_AddArrayToObject(j, "architectures"));
+    cJSON_AddItemToArray(architectures, json_made(cJSON_CreateString(gpt2 ? "GPT2LMHeadModel" : "LlamaForCausalLM")));
+    json_add_text(j, "model_type", gpt2 ? "gpt2" : "llama");
+    json_add_text(j, "torch_dtype", "float32");
+    json_add_int(j, "vocab_size", c->vocab);
+    json_add_flag(j, "tie_word_embeddings", c->tied);
+    if (gpt2) config_write_gpt2(j, c);
+    else config_write_llama(j, c);
+    static const char *const ids[] = {"bos_token_id", "eos_token_id"};
+    for (int i = 0; i < COUNT_OF(ids); i++) /* belong to a tokenizer, which we do not know: null, lest the defaults be taken for ours */
+        if (gpt2 && c->vocab == 50257) json_add_int(j, ids[i], 50256);
+        else json_made(cJSON_AddNullToObject(j, ids[i]));
+    char *text = cJSON_Print(j);
+    if (!text) fail(THIS_RANK, "out of host memory while writing JSON");
+    NewFile f;
+    new_file_open(&f, path);
+    new_file_append(&f, text, (i64)strlen(text));
+    new_file_append(&f, "\n", 1);
+    new_file_close(&f);
+    cJSON_free(text);
+    cJSON_Delete(j);
+}
+
+/* The weights as a Hugging Face directory; collective over `world`. An earlier model there is not overwritten. config.json
+   comes last: a directory that has one is complete. */
+static inline void checkpoint_write(const Zero *z, Wire world, const char *dir) {
+    static const char *const names[] = {"config.json", "model.safetensors", "model.safetensors.index.json"};
+    char path[PATH_MAX];
+    if (wire_rank(world) == 0) {
+        if (mkdir(dir, 0777) != 0 && errno != EEXIST) fail(THIS_RANK, "%s: cannot create this directory: %s", dir, strerror(errno));
+        for (int i = 0; i < COUNT_OF(names); i++) {
+            path_join(path, dir, names[i]);
+            if (path_exists(path)) fail(THIS_RANK, "%s already holds a model (%s); remove it or choose another directory", dir, names[i]);
+        }
+    }
+    path_join(path, dir, "model.safetensors");
+    checkpoint_write_tensors(z, world, path, z->master, ST_F32);
+    path_join(path, dir, "config.json");
+    if (wire_rank(world) == 0) checkpoint_write_config(z->config, path);
+    wire_barrier(world);
+}
+
+#endif

@@ -1,0 +1,141 @@
+/* data.h - token shards as llm.c writes them, and which tokens of which sequence this rank reads.
+
+   file   256 int32 header: magic, version, number of tokens n; then n tokens
+          magic 20240520 version 1: uint16 (GPT-2, bytes)      magic 20240801 version 7: uint32 (Llama 3)
+   list   files by name; a file of n tokens holds floor((n-1)/L) sequences, sequence j is its tokens jL .. jL+L, the last a target
+   step   s takes sequences s*batch .. s*batch+batch-1 of the list, which starts over at its end - whatever the mesh:
+          sequence (micro * dp + dp_rank) * B + b of them goes to that micro-step, data-parallel group and place in the micro-batch
+
+   A rank reads the tokens of its own positions and their targets, nothing else. Targets come from the file before anything is
+   split, so a rank's last target is the first token of whoever follows. Offsets are 64 bits; files may be larger than 2^31 tokens. */
+#ifndef ODYSSEUS_DATA_H
+#define ODYSSEUS_DATA_H
+
+#include "positions.h"
+#include <fcntl.h>
+#include <glob.h>
+#include <sys/stat.h>
+
+#define TOKEN_IGNORED (-1)
+
+typedef struct {
+    char *path;
+    i64 tokens, first; /* tokens in the file; its first sequence's number in the list */
+    int width;         /* bytes a token */
+} Shard;
+
+typedef struct {
+    Shard *shard;
+    int shards;
+    i64 L, sequences, vocab;
+    int open, fd;            /* the shard that fd reads; -1: none */
+    unsigned char *bytes;    /* one read: (L+1) tokens at most */
+} Dataset;
+
+#define SHARD_HEADER_BYTES 1024
+
+/* Check one file's header against its size; every rank reads the same and finds the same. */
+static inline void shard_check(Shard *s, i64 L, const char *flag) {
+    int32_t header[SHARD_HEADER_BYTES / 4];
+    struct stat info;
+    int fd = open(s->path, O_RDONLY);
+    if (fd < 0 || fstat(fd, &info) != 0) fail(EVERYONE, "--%s: cannot open %s: %s", flag, s->path, strerror(errno));
+    ssize_t got = read(fd, header, sizeof header);
+    close(fd);
+    if (got == 0) fail(EVERYONE, "--%s: %s is empty; a token shard starts with a 1024-byte header", flag, s->path);
+    int known = got == (ssize_t)sizeof header && ((header[0] == 20240520 && header[1] == 1) || (header[0] == 20240801 && header[1] == 7));
+    if (!known)
+        fail(EVERYONE, "--%s: %s is not a token shard (magic 20240520 version 1 or 20240801 version 7); dev/data/text_to_shards.py makes them", flag,
+             s->path);
+    s->width = header[0] == 20240520 ? 2 : 4;
+    /* the header's count is 32 bits; a larger file's own size tells the rest */
+    s->tokens = (info.st_size - SHARD_HEADER_BYTES) / s->width;
+    if ((info.st_size - SHARD_HEADER_BYTES) % s->width != 0 || (uint32_t)s->tokens != (uint32_t)header[2])
+        fail(EVERYONE, "--%s: %s is damaged: its header promises %u tokens, the file holds %lld; make it again", flag, s->path, (uint32_t)header[2],
+             (long long)s->tokens);
+    if (s->tokens < L + 1)
+        fail(EVERYONE, "--%s: %s has %lld tokens, a sequence of --seq-len %lld needs %lld; lower --seq-len or use longer shards", flag, s->path,
+             (long long)s->tokens, (long long)L, (long long)L + 1);
+}
+
+/* Open the files of `pattern`, sorted by name. `flag` (train, val) is for messages. Owner: the caller; dataset_close. */
+static inline void dataset_open(Dataset *d, const char *pattern, const char *flag, i64 L, i64 vocab) {
+    memset(d, 0, sizeof *d);
+    d->L = L, d->vocab = vocab, d->open = -1, d->fd = -1;
+    glob_t found;
+    if (glob(pattern, 0, NULL, &found) != 0 || found.gl_pathc == 0)
+        fail(EVERYONE, "--%s %s: no such file; give a shard or a quoted glob, e.g. \"data/train_*.bin\"", flag, pattern);
+    d->shards = (int)found.gl_pathc;
+    d->shard = (Shard *)host_alloc(sizeof(Shard) * found.gl_pathc);
+    for (int i = 0; i < d->shards; i++) {
+        Shard *s = &d->shard[i];
+        s->path = strdup(found.gl_pathv[i]);
+        s->first = d->sequences;
+        shard_check(s, L, flag);
+        d->sequences += (s->tokens - 1) / L;
+    }
+    globfree(&found);
+    d->bytes = (unsigned char *)host_alloc((size_t)(L + 1) * 4);
+}
+
+static inline void dataset_close(Dataset *d) {
+    for (int i = 0; i < d->shards; i++) free(d->shard[i].path);
+    free(d->shard);
+    free(d->bytes);
+    if (d->fd >= 0) close(d->fd);
+    memset(d, 0, sizeof *d);
+    d->fd = -1;
+}
+
+/* The shard that holds a sequence of the list. */
+static inline int dataset_shard(const Dataset *d, i64 sequence) {
+    int lo = 0, hi = d->shards - 1;
+    while (lo < hi) {
+        int middle = (lo + hi + 1) / 2;
+        if (d->shard[middle].first <= sequence) lo = middle;
+        else hi = middle - 1;
+    }
+    return lo;
+}
+
+/* Read tokens first, first+stride, ... (count of them) of a sequence into out[0], out[step], out[2 step], ... */
+static inline void dataset_read(Dataset *d, i64 sequence, i64 first, i64 stride, i64 count, int32_t *out, i64 step) {
+    if (count == 0) return;
+    int which = dataset_shard(d, sequence);
+    const Shard *s = &d->shard[which];
+    if (d->open != which) {
+        if (d->fd >= 0) close(d->fd);
+        d->fd = open(s->path, O_RDONLY);
+        if (d->fd < 0) fail(THIS_RANK, "cannot open %s: %s", s->path, strerror(errno));
+        d->open = which;
+    }
+    i64 token = (sequence - s->first) * d->L + first, span = (count - 1) * stride + 1;
+    size_t want = (size_t)span * (size_t)s->width, have = 0;
+    while (have < want) {
+        ssize_t got = pread(d->fd, d->bytes + have, want - have, SHARD_HEADER_BYTES + token * s->width + (off_t)have);
+        if (got < 0 && errno == EINTR) continue;
+        if (got <= 0) fail(THIS_RANK, "cannot read %s at token %lld: %s", s->path, (long long)token, got < 0 ? strerror(errno) : "the file has become shorter");
+        have += (size_t)got;
+    }
+    for (i64 i = 0; i < count; i++) {
+        const unsigned char *p = d->bytes + i * stride * s->width;
+        i64 value = p[0] | p[1] << 8;
+        if (s->width == 4) value |= (i64)p[2] << 16 | (i64)p[3] << 24;
+        if (value >= d->vocab)
+            fail(THIS_RANK, "%s: token %lld at position %lld is outside the vocabulary of %lld; was the shard made for another model?", s->path,
+                 (long long)value, (long long)(token + i * stride), (long long)d->vocab);
+        out[i * step] = (int32_t)value;
+    }
+}
+
+/* Tokens at the positions of `map`, shifted by `shift` (1: their targets): column b of out (T, B), T = map.count. */
+static inline void dataset_column(Dataset *d, i64 sequence, const TokenMap *map, i64 shift, int32_t *out, i64 b, i64 B) {
+    i64 t = 0;
+    for (int i = 0; i < 2; i++) {
+        const TokenRun *run = &map->run[i];
+        dataset_read(d, sequence, run->first + shift, run->stride, run->count, out + t * B + b, B);
+        t += run->count;
+    }
+}
+
+#endif

@@ -1,0 +1,481 @@
+/* safetensors.h - the file format of weights: a JSON header and raw little-endian numbers; reader and writer.
+
+   file    [ u64 header length | {"name": {"dtype", "shape", "data_offsets": [begin, end]}, ...} spaces | data ]
+   read    map the file, check every number in the header against the file's size, sort tensors by name, convert on access
+   write   header from a list of names and shapes, then the data in that order, piece by piece; under a temporary name that
+           becomes the real one by rename() when everything is on disk: a file that exists is complete
+
+   A header is input from outside: whatever it says, nothing is read beyond the file and a bad one ends in one line that names
+   file and tensor. As in the format's reference implementation, data are contiguous: no holes, no overlap, nothing left over,
+   which is what finds a truncated download. A set is one file, or the shards that a model.safetensors.index.json lists.
+
+   Format: https://github.com/huggingface/safetensors, section Format. JSON: cJSON (Debian libcjson-dev, -lcjson).          */
+#ifndef ODYSSEUS_SAFETENSORS_H
+#define ODYSSEUS_SAFETENSORS_H
+
+#include "util.h"
+#include <cjson/cJSON.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "safetensors.h maps little-endian files as they are"
+#endif
+
+/* ---- paths and JSON ------------------------------------------------------------------------------------------------ */
+
+/* out = dir/name, without doubling a slash. */
+static inline void path_join(char out[PATH_MAX], const char *dir, const char *name) {
+    size_t n = strlen(dir);
+    int length = snprintf(out, PATH_MAX, "%s%s%s", dir, n && dir[n - 1] == '/' ? "" : "/", name);
+    if (length < 0 || length >= PATH_MAX) fail(EVERYONE, "path too long: %.200s.../%.200s", dir, name);
+}
+
+static inline int path_exists(const char *path) {
+    struct stat st;
+    return stat(path, &st) == 0;
+}
+
+/* Text from a file that goes into our one-line messages must not bring lines of its own. */
+static inline int text_is_printable(const char *text) {
+    if (!*text) return 0;
+    for (; *text; text++)
+        if ((unsigned char)*text < 0x20 || *text == 0x7f) return 0;
+    return 1;
+}
+
+typedef struct {
+    const unsigned char *bytes; /* NULL for an empty file */
+    i64 size;
+} FileMap;
+
+/* The whole of a regular file, read-only. Owner: caller; file_unmap. */
+static inline FileMap file_map(const char *path) {
+    FileMap m = {NULL, 0};
+    struct stat st;
+    if (stat(path, &st) != 0) fail(EVERYONE, "%s: cannot open: %s", path, strerror(errno));
+    if (!S_ISREG(st.st_mode)) fail(EVERYONE, "%s: not a regular file", path);
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0 || fstat(fd, &st) != 0) fail(EVERYONE, "%s: cannot open: %s", path, strerror(errno));
+    m.size = (i64)st.st_size;
+    if (m.size > 0) {
+        void *p = mmap(NULL, (size_t)m.size, PROT_READ, MAP_PRIVATE, fd, 0);
+        if (p == MAP_FAILED) fail(EVERYONE, "%s: cannot map %lld bytes: %s", path, (long long)m.size, strerror(errno));
+        m.bytes = (const unsigned char *)p;
+    }
+    close(fd);
+    return m;
+}
+
+static inline void file_unmap(FileMap *m) {
+    if (m->bytes) munmap((void *)(uintptr_t)m->bytes, (size_t)m->size);
+    m->bytes = NULL;
+}
+
+/* The JSON object in text (size bytes, not terminated); `what` names it in the message. Parsed from a copy with zeros behind
+   it, so that no slip of a parser can leave the file. Owner: caller; cJSON_Delete. */
+static inline cJSON *json_parse(const char *path, const char *what, const unsigned char *text, i64 size) {
+    char *copy = (char *)host_alloc((size_t)size + 64);
+    if (size > 0) memcpy(copy, text, (size_t)size);
+    const char *end = copy;
+    cJSON *root = cJSON_ParseWithOpts(copy, &end, 0);
+    i64 at = end - copy;
+    if (!root) fail(EVERYONE, "%s: %s is not JSON (stopped at byte %lld of %lld)", path, what, (long long)at, (long long)size);
+    for (; at < size; at++)
+        if (!strchr(" \t\r\n", copy[at]) || !copy[at])
+            fail(EVERYONE, "%s: %s: something follows the JSON at byte %lld", path, what, (long long)at);
+    if (!cJSON_IsObject(root)) fail(EVERYONE, "%s: %s is not a JSON object", path, what);
+    free(copy);
+    return root;
+}
+
+static inline cJSON *json_parse_file(const char *path) {
+    FileMap m = file_map(path);
+    cJSON *root = json_parse(path, "the file", m.bytes, m.size);
+    file_unmap(&m);
+    return root;
+}
+
+/* cJSON's makers return NULL when memory is out. */
+static inline cJSON *json_made(cJSON *item) {
+    if (!item) fail(THIS_RANK, "out of host memory while writing JSON");
+    return item;
+}
+
+/* A count in JSON: an integer from 0 to 9e15, exact in the double that cJSON makes of it; else -1. */
+static inline i64 json_count(const cJSON *item) {
+    if (!cJSON_IsNumber(item)) return -1;
+    double v = item->valuedouble;
+    return v >= 0 && v <= 9e15 && v == floor(v) ? (i64)v : -1;
+}
+
+/* ---- tensors --------------------------------------------------------------------------------------------------------- */
+
+typedef enum { ST_F32, ST_F64, ST_F16, ST_BF16, ST_I32, ST_BOOL, ST_U8, ST_I8, ST_F8_E4M3, ST_F8_E5M2, ST_I16, ST_U16, ST_U32,
+               ST_I64, ST_U64, ST_TYPES } SafetensorType;
+
+typedef struct {
+    const char *name;
+    int bytes; /* per element */
+} SafetensorTypeRow;
+
+static const SafetensorTypeRow SAFETENSOR_TYPES[ST_TYPES] = {
+    {"F32", 4}, {"F64", 8}, {"F16", 2}, {"BF16", 2}, {"I32", 4}, {"BOOL", 1}, {"U8", 1}, {"I8", 1}, {"F8_E4M3", 1}, {"F8_E5M2", 1},
+    {"I16", 2}, {"U16", 2}, {"U32", 4}, {"I64", 8}, {"U64", 8}};
+
+#define SAFETENSOR_DIMS 8
+
+typedef struct {
+    char *name;
+    const char *path; /* of its file */
+    SafetensorType type;
+    int dims;
+    i64 shape[SAFETENSOR_DIMS];
+    i64 elements, begin, bytes; /* begin: in the file's data */
+    const unsigned char *data;
+} Safetensor;
+
+typedef struct {
+    char *path;
+    FileMap map;
+} SafetensorFile;
+
+/* Every tensor of one model, sorted by name. */
+typedef struct {
+    SafetensorFile *file;
+    Safetensor *tensor;
+    int files, tensors;
+} SafetensorSet;
+
+static inline float float_from_bits(uint32_t bits) {
+    float f;
+    memcpy(&f, &bits, sizeof f);
+    return f;
+}
+
+static inline float float_from_bf16(uint16_t h) { return float_from_bits((uint32_t)h << 16); }
+
+static inline float float_from_fp16(uint16_t h) {
+    uint32_t sign = (uint32_t)(h >> 15) << 31, exponent = (h >> 10) & 31, mantissa = h & 1023;
+    if (exponent == 31) return float_from_bits(sign | 0x7f800000u | mantissa << 13);            /* inf, nan */
+    if (exponent) return float_from_bits(sign | (exponent + 127 - 15) << 23 | mantissa << 13);
+    float tiny = (float)mantissa * 0x1p-24f;                                                    /* zero, subnormal: exact */
+    return sign ? -tiny : tiny;
+}
+
+/* Element i < t->elements; every type converts exactly. Data need not be aligned in the file, hence memcpy. */
+static inline double safetensor_value(const Safetensor *t, i64 i) {
+    const unsigned char *at = t->data + i * SAFETENSOR_TYPES[t->type].bytes;
+    float f32;
+    double f64;
+    int32_t i32;
+    uint16_t u16;
+    switch (t->type) {
+    case ST_F32: memcpy(&f32, at, 4); return f32;
+    case ST_F64: memcpy(&f64, at, 8); return f64;
+    case ST_F16: memcpy(&u16, at, 2); return float_from_fp16(u16);
+    case ST_BF16: memcpy(&u16, at, 2); return float_from_bf16(u16);
+    case ST_I32: memcpy(&i32, at, 4); return i32;
+    default: fail(EVERYONE, "%s: tensor %.200s has dtype %s; F32, F16, BF16, F64 and I32 can be read", t->path, t->name,
+                  SAFETENSOR_TYPES[t->type].name);
+    }
+}
+
+static inline int safetensor_is_float(const Safetensor *t) {
+    return t->type == ST_F32 || t->type == ST_F64 || t->type == ST_F16 || t->type == ST_BF16;
+}
+
+/* "[32, 96]", for messages. */
+static inline void shape_text(char *out, size_t size, const i64 *shape, int dims) {
+    size_t n = (size_t)snprintf(out, size, "[");
+    for (int i = 0; i < dims && n < size; i++) n += (size_t)snprintf(out + n, size - n, "%s%lld", i ? ", " : "", (long long)shape[i]);
+    if (n < size) snprintf(out + n, size - n, "]");
+}
+
+/* ---- reader ---------------------------------------------------------------------------------------------------------- */
+
+/* Shape and size of one tensor from its header entry. */
+static inline void safetensor_read_shape(Safetensor *t, const cJSON *shape) {
+    int dims = cJSON_IsArray(shape) ? cJSON_GetArraySize(shape) : -1;
+    if (dims < 0 || dims > SAFETENSOR_DIMS)
+        fail(EVERYONE, "%s: tensor %.200s: shape is not a list of at most %d sizes", t->path, t->name, SAFETENSOR_DIMS);
+    t->dims = 0, t->elements = 1;
+    const i64 limit = (i64)9e15;
+    for (const cJSON *size = shape->child; size; size = size->next) {
+        i64 n = json_count(size);
+        if (n < 0 || (n > 0 && t->elements > limit / n))
+            fail(EVERYONE, "%s: tensor %.200s: shape holds something that is not a size", t->path, t->name);
+        t->shape[t->dims++] = n;
+        t->elements *= n;
+    }
+    i64 bytes = SAFETENSOR_TYPES[t->type].bytes;
+    if (t->elements > limit / bytes) fail(EVERYONE, "%s: tensor %.200s: impossibly large", t->path, t->name);
+    t->bytes = t->elements * bytes;
+}
+
+/* One header entry -> t; data_size: bytes after the header. */
+static inline void safetensor_read_entry(Safetensor *t, const char *path, const cJSON *entry, i64 data_size) {
+    memset(t, 0, sizeof *t);
+    t->path = path;
+    if (!entry->string || !text_is_printable(entry->string)) fail(EVERYONE, "%s: a tensor's name is empty or not printable", path);
+    size_t n = strlen(entry->string) + 1;
+    t->name = (char *)host_alloc(n);
+    memcpy(t->name, entry->string, n);
+    const cJSON *dtype = cJSON_GetObjectItemCaseSensitive(entry, "dtype");
+    if (!cJSON_IsString(dtype)) fail(EVERYONE, "%s: tensor %.200s has no dtype", path, t->name);
+    int type = 0;
+    while (type < ST_TYPES && strcmp(SAFETENSOR_TYPES[type].name, dtype->valuestring) != 0) type++;
+    if (type == ST_TYPES)
+        fail(EVERYONE, "%s: tensor %.200s has the unknown dtype %.40s", path, t->name,
+             text_is_printable(dtype->valuestring) ? dtype->valuestring : "(not printable)");
+    t->type = (SafetensorType)type;
+    safetensor_read_shape(t, cJSON_GetObjectItemCaseSensitive(entry, "shape"));
+    const cJSON *offsets = cJSON_GetObjectItemCaseSensitive(entry, "data_offsets");
+    if (!cJSON_IsArray(offsets) || cJSON_GetArraySize(offsets) != 2) fail(EVERYONE, "%s: tensor %.200s has no data_offsets", path, t->name);
+    i64 begin = json_count(offsets->child), end = json_count(offsets->child->next);
+    if (begin < 0 || end < begin) fail(EVERYONE, "%s: tensor %.200s: data_offsets are not two rising positions", path, t->name);
+    if (end > data_size)
+        fail(EVERYONE, "%s: tensor %.200s ends at byte %lld of the data, the file has only %lld: truncated?", path, t->name, (long long)end,
+             (long long)data_size);
+    if (end - begin != t->bytes) {
+        char shape[256];
+        shape_text(shape, sizeof shape, t->shape, t->dims);
+        fail(EVERYONE, "%s: tensor %.200s: %s %s takes %lld bytes, data_offsets give it %lld", path, t->name, SAFETENSOR_TYPES[t->type].name, shape,
+             (long long)t->bytes, (long long)(end - begin));
+    }
+    t->begin = begin;
+}
+
+static inline int safetensor_by_begin(const void *a, const void *b) {
+    const Safetensor *x = (const Safetensor *)a, *y = (const Safetensor *)b;
+    if (x->begin != y->begin) return x->begin < y->begin ? -1 : 1;
+    return x->bytes < y->bytes ? -1 : x->bytes > y->bytes;
+}
+
+static inline int safetensor_by_name(const void *a, const void *b) { return strcmp(((const Safetensor *)a)->name, ((const Safetensor *)b)->name); }
+
+/* Map one more file and append its tensors. */
+static inline void safetensors_add_file(SafetensorSet *s, const char *path) {
+    s->file = (SafetensorFile *)realloc(s->file, ((size_t)s->files + 1) * sizeof(SafetensorFile));
+    if (!s->file) fail(THIS_RANK, "out of host memory");
+    SafetensorFile *f = &s->file[s->files++];
+    f->path = (char *)host_alloc(strlen(path) + 1);
+    memcpy(f->path, path, strlen(path));
+    f->map = file_map(path);
+    const i64 header_limit = 100000000; /* the reference implementation's */
+    uint64_t header = 0;
+    if (f->map.size >= 8) memcpy(&header, f->map.bytes, 8);
+    if (f->map.size < 8) fail(EVERYONE, "%s: %lld bytes are no safetensors file", path, (long long)f->map.size);
+    if (header > (uint64_t)(f->map.size - 8) || header > (uint64_t)header_limit)
+        fail(EVERYONE, "%s: its header would take %llu bytes of a file of %lld: truncated, or no safetensors file", path, (unsigned long long)header,
+             (long long)f->map.size);
+    const unsigned char *data = f->map.bytes + 8 + header;
+    i64 data_size = f->map.size - 8 - (i64)header;
+    cJSON *root = json_parse(path, "the header", f->map.bytes + 8, (i64)header);
+    Safetensor *grown = (Safetensor *)realloc(s->tensor, ((size_t)s->tensors + (size_t)cJSON_GetArraySize(root) + 1) * sizeof(Safetensor));
+    if (!grown) fail(THIS_RANK, "out of host memory");
+    s->tensor = grown;
+    Safetensor *first = grown + s->tensors;
+    int n = 0;
+    for (const cJSON *entry = root->child; entry; entry = entry->next) {
+        if (entry->string && strcmp(entry->string, "__metadata__") == 0) continue;
+        safetensor_read_entry(&first[n], f->path, entry, data_size);
+        first[n].data = data + first[n].begin;
+        n++;
+    }
+    cJSON_Delete(root);
+    qsort(first, (size_t)n, sizeof *first, safetensor_by_begin);
+    i64 end = 0;
+    for (int i = 0; i < n; end = first[i].begin + first[i].bytes, i++)
+        if (first[i].begin != end)
+            fail(EVERYONE, "%s: tensor %.200s begins at byte %lld of the data, the one before it ends at %lld: %s", path, first[i].name,
+                 (long long)first[i].begin, (long long)end, first[i].begin < end ? "they overlap" : "a hole");
+    if (end != data_size) fail(EVERYONE, "%s: %lld bytes follow the last tensor", path, (long long)(data_size - end));
+    s->tensors += n;
+}
+
+static inline const Safetensor *safetensors_find(const SafetensorSet *s, const char *name) {
+    Safetensor key;
+    memset(&key, 0, sizeof key);
+    key.name = (char *)(uintptr_t)name;
+    if (!s->tensors) return NULL;
+    return (const Safetensor *)bsearch(&key, s->tensor, (size_t)s->tensors, sizeof key, safetensor_by_name);
+}
+
+/* All files are in: sort, and refuse a name that comes up twice. */
+static inline void safetensors_sort(SafetensorSet *s) {
+    if (!s->tensors) return;
+    qsort(s->tensor, (size_t)s->tensors, sizeof *s->tensor, safetensor_by_name);
+    for (int i = 1; i < s->tensors; i++)
+        if (strcmp(s->tensor[i].name, s->tensor[i - 1].name) == 0)
+            fail(EVERYONE, "%s: tensor %.200s comes up twice (the other in %s)", s->tensor[i].path, s->tensor[i].name, s->tensor[i - 1].path);
+}
+
+/* One file. Owner: caller; safetensors_close. */
+static inline void safetensors_open(SafetensorSet *s, const char *path) {
+    memset(s, 0, sizeof *s);
+    safetensors_add_file(s, path);
+    safetensors_sort(s);
+}
+
+/* Every shard that the index names, once each; then every tensor must be where the index says. */
+static inline void safetensors_open_index(SafetensorSet *s, const char *dir, const char *index) {
+    cJSON *root = json_parse_file(index);
+    const cJSON *map = cJSON_GetObjectItemCaseSensitive(root, "weight_map");
+    if (!cJSON_IsObject(map) || !map->child) fail(EVERYONE, "%s: no weight_map", index);
+    char path[PATH_MAX];
+    for (const cJSON *entry = map->child; entry; entry = entry->next) {
+        if (!text_is_printable(entry->string)) fail(EVERYONE, "%s: weight_map: a tensor's name is empty or not printable", index);
+        if (!cJSON_IsString(entry) || !text_is_printable(entry->valuestring) || strchr(entry->valuestring, '/'))
+            fail(EVERYONE, "%s: weight_map: %.200s: not the name of a file in this directory", index, entry->string);
+        path_join(path, dir, entry->valuestring);
+        int i = 0;
+        while (i < s->files && strcmp(s->file[i].path, path) != 0) i++;
+        if (i == s->files) safetensors_add_file(s, path);
+    }
+    safetensors_sort(s);
+    for (const cJSON *entry = map->child; entry; entry = entry->next) {
+        const Safetensor *t = safetensors_find(s, entry->string);
+        path_join(path, dir, entry->valuestring);
+        if (!t || strcmp(t->path, path) != 0)
+            fail(EVERYONE, "%s: weight_map puts %.200s into %s, which does not hold it", index, entry->string, path);
+    }
+    cJSON_Delete(root);
+}
+
+/* The weights of a Hugging Face directory, whole or sharded. Owner: caller; safetensors_close. */
+static inline void safetensors_open_dir(SafetensorSet *s, const char *dir) {
+    memset(s, 0, sizeof *s);
+    char path[PATH_MAX];
+    path_join(path, dir, "model.safetensors");
+    if (path_exists(path)) {
+        safetensors_open(s, path);
+        return;
+    }
+    path_join(path, dir, "model.safetensors.index.json");
+    if (!path_exists(path)) fail(EVERYONE, "%s: neither model.safetensors nor model.safetensors.index.json is there", dir);
+    safetensors_open_index(s, dir, path);
+}
+
+static inline void safetensors_close(SafetensorSet *s) {
+    for (int i = 0; i < s->tensors; i++) free(s->tensor[i].name);
+    for (int i = 0; i < s->files; i++) {
+        file_unmap(&s->file[i].map);
+        free(s->file[i].path);
+    }
+    free(s->tensor);
+    free(s->file);
+    memset(s, 0, sizeof *s);
+}
+
+/* ---- writer: one rank writes, so its errors are THIS_RANK's ------------------------------------------------------------ */
+
+/* A file that comes into being complete or not at all. */
+typedef struct {
+    int fd;
+    char path[PATH_MAX], temporary[PATH_MAX];
+} NewFile;
+
+static inline void new_file_fail(NewFile *f, const char *what) {
+    int error = errno;
+    if (f->fd >= 0) close(f->fd);
+    unlink(f->temporary);
+    fail(THIS_RANK, "%s: cannot %s: %s", f->path, what, strerror(error));
+}
+
+/* The process number keeps two runs that share a directory apart. */
+static inline void new_file_open(NewFile *f, const char *path) {
+    int n = snprintf(f->path, sizeof f->path, "%s", path);
+    int m = snprintf(f->temporary, sizeof f->temporary, "%s.tmp%d", path, (int)getpid());
+    if (n < 0 || m < 0 || (size_t)m >= sizeof f->temporary) fail(THIS_RANK, "path too long: %.200s...", path);
+    f->fd = open(f->temporary, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+    if (f->fd < 0) new_file_fail(f, "create");
+}
+
+static inline void new_file_append(NewFile *f, const void *bytes, i64 n) {
+    const char *at = (const char *)bytes;
+    while (n > 0) {
+        ssize_t done = write(f->fd, at, (size_t)i64_min(n, (i64)1 << 30));
+        if (done < 0 && errno == EINTR) continue;
+        if (done < 0) new_file_fail(f, "write");
+        at += done, n -= (i64)done;
+    }
+}
+
+/* Everything on disk, then the name. The directory's own sync is best effort: some file systems refuse it. */
+static inline void new_file_close(NewFile *f) {
+    if (fsync(f->fd) != 0) new_file_fail(f, "write");
+    int failed = close(f->fd);
+    f->fd = -1;
+    if (failed) new_file_fail(f, "write");
+    if (rename(f->temporary, f->path) != 0) new_file_fail(f, "rename its temporary file");
+    char *slash = strrchr(f->temporary, '/'); /* no longer needed as a name */
+    if (slash) slash[1] = 0;
+    int fd = open(slash ? f->temporary : ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (fd < 0) return;
+    fsync(fd);
+    close(fd);
+}
+
+/* A tensor to be written. */
+typedef struct {
+    const char *name;
+    SafetensorType type;
+    int dims;
+    i64 shape[SAFETENSOR_DIMS];
+} SafetensorPlan;
+
+typedef struct {
+    NewFile file;
+    i64 left; /* bytes announced and not yet written */
+} SafetensorWriter;
+
+static inline i64 safetensor_plan_bytes(const SafetensorPlan *p) {
+    i64 bytes = SAFETENSOR_TYPES[p->type].bytes;
+    for (int d = 0; d < p->dims; d++) bytes *= p->shape[d];
+    return bytes;
+}
+
+/* Begin `path`: the header of n tensors whose data follow in this order by safetensors_append. */
+static inline void safetensors_create(SafetensorWriter *w, const char *path, const SafetensorPlan *plan, int n) {
+    cJSON *root = json_made(cJSON_CreateObject());
+    json_made(cJSON_AddStringToObject(json_made(cJSON_AddObjectToObject(root, "__metadata__")), "format", "pt"));
+    i64 at = 0;
+    for (int i = 0; i < n; i++) {
+        cJSON *entry = json_made(cJSON_AddObjectToObject(root, plan[i].name));
+        json_made(cJSON_AddStringToObject(entry, "dtype", SAFETENSOR_TYPES[plan[i].type].name));
+        cJSON *shape = json_made(cJSON_AddArrayToObject(entry, "shape"));
+        for (int d = 0; d < plan[i].dims; d++) cJSON_AddItemToArray(shape, json_made(cJSON_CreateNumber((double)plan[i].shape[d])));
+        cJSON *offsets = json_made(cJSON_AddArrayToObject(entry, "data_offsets"));
+        cJSON_AddItemToArray(offsets, json_made(cJSON_CreateNumber((double)at)));
+        at += safetensor_plan_bytes(&plan[i]);
+        cJSON_AddItemToArray(offsets, json_made(cJSON_CreateNumber((double)at)));
+    }
+    char *text = cJSON_PrintUnformatted(root);
+    cJSON_Delete(root);
+    if (!text) fail(THIS_RANK, "out of host memory while writing JSON");
+    uint64_t length = strlen(text), padded = (uint64_t)round_up((i64)length, 8);
+    new_file_open(&w->file, path);
+    new_file_append(&w->file, &padded, 8);
+    new_file_append(&w->file, text, (i64)length);
+    new_file_append(&w->file, "        ", (i64)(padded - length));
+    cJSON_free(text);
+    w->left = at;
+}
+
+static inline void safetensors_append(SafetensorWriter *w, const void *bytes, i64 n) {
+    w->left -= n;
+    new_file_append(&w->file, bytes, n);
+}
+
+static inline void safetensors_finish(SafetensorWriter *w) {
+    if (w->left != 0) {
+        errno = EINVAL;
+        new_file_fail(&w->file, "finish: its data are not what the header announced");
+    }
+    new_file_close(&w->file);
+}
+
+#endif

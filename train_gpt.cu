@@ -1,0 +1,684 @@
+/* train_gpt.cu - trains GPT-2 and Llama on long sequences under five sequence-parallel schemes.
+
+   flags -> config -> mesh -> scheme -> arena, laid out once -> loader: this rank's tokens and their positions
+
+   forward    embedding -> per layer: norm, scheme->attention_forward, norm, scheme->mlp_forward -> final norm, head and loss in chunks
+   backward   the same in reverse; gradients are reduced to where they live as soon as their block is done
+   step       global norm, AdamW on what this rank owns -> metrics, ledger
+
+   One walk serves training, validation and the dry run: with dev.plan set, operations are counted and not computed, which sizes
+   the arena and fills the ledger before anything is allocated. Everything a rank has hangs off Model; there are no globals. */
+#include "core/log.h"
+#include "core/data.h"
+#include "core/checkpoint.h"
+
+#include "tpsp.h"
+#include "ulysses.h"
+#include "ring.h"
+#include "odysseus.h"
+
+/* The schemes, in the order of --help. A sixth one is its header above and a row here. */
+static const Scheme *const SCHEMES[] = {&SCHEME_TP, &SCHEME_TPSP, &SCHEME_ULYSSES, &SCHEME_RING, &SCHEME_ODYSSEUS};
+
+static inline const Scheme *scheme_find(const char *name) {
+    for (int i = 0; i < COUNT_OF(SCHEMES); i++)
+        if (strcmp(SCHEMES[i]->name, name) == 0) return SCHEMES[i];
+    return NULL;
+}
+
+/* ---- what to build: options of a model, checked ------------------------------------------------------------------------------- */
+
+typedef struct {
+    Config config;
+    const Scheme *scheme;
+    MeshShape shape;
+    RingLayout layout;
+    i64 L, B, batch; /* sequence length; sequences of a micro-batch and of a whole step */
+    int recompute, overlap, threads;
+} ModelOptions;
+
+static inline i64 micro_steps(const ModelOptions *o) { return o->batch / (o->shape.dp * o->B); }
+
+/* Tokens must divide over ring and head axis; zigzag cuts each ring rank's share once more. */
+static inline i64 sequence_unit(const ModelOptions *o) {
+    i64 H = o->shape.head, halves = o->layout == RING_ZIGZAG && o->shape.ring > 1 ? 2 : 1;
+    return o->shape.ring * (H % halves == 0 ? H : H * halves);
+}
+
+/* Why these options cannot run, with what nearest to them can: 1 and a reason, or 0. */
+static int options_refuse(const ModelOptions *o, char *why, size_t size) {
+    const Config *c = &o->config;
+    i64 unit = sequence_unit(o), group = o->shape.dp * o->B;
+    char reason[512];
+    if (o->scheme->refuses(c, &o->shape, reason, sizeof reason)) {
+        snprintf(why, size, "--sp %s: %s", o->scheme->name, reason);
+    } else if (o->L % unit != 0 && o->L > unit) {
+        snprintf(why, size, "--seq-len %lld does not divide over ring %lld x head %lld; the nearest that do are %lld and %lld", (long long)o->L,
+                 (long long)o->shape.ring, (long long)o->shape.head, (long long)(o->L / unit * unit), (long long)(round_up(o->L, unit)));
+    } else if (o->L % unit != 0) {
+        snprintf(why, size, "--seq-len %lld does not divide over ring %lld x head %lld; the shortest that does is %lld", (long long)o->L,
+                 (long long)o->shape.ring, (long long)o->shape.head, (long long)unit);
+    } else if (o->batch % group != 0) {
+        i64 below = o->batch / group * group;
+        int n = snprintf(why, size, "--batch %lld is not a multiple of dp %lld x micro-batch %lld; the nearest that are: ", (long long)o->batch,
+                         (long long)o->shape.dp, (long long)o->B);
+        if (below) n += snprintf(why + n, size - (size_t)n, "%lld and ", (long long)below);
+        snprintf(why + n, size - (size_t)n, "%lld", (long long)below + group);
+    } else if (c->arch == ARCH_GPT2 && o->L > c->max_pos) {
+        snprintf(why, size, "--seq-len %lld is longer than the %lld positions gpt2 has learned; lower it or raise --max-pos", (long long)o->L,
+                 (long long)c->max_pos);
+    } else {
+        return 0;
+    }
+    return 1;
+}
+
+/* ---- the model: layout in the arena ---------------------------------------------------------------------------------------------- */
+
+static inline NormKind norm_kind(const Model *m) { return m->config.arch == ARCH_LLAMA ? NORM_RMS : NORM_LAYER; }
+
+/* Who attends what: tokens of the ring rank, of this rank, of its stream; heads. */
+static void model_place(Model *m, const ModelOptions *o) {
+    i64 R = o->shape.ring, H = o->shape.head;
+    m->T_ring = m->L / R;
+    m->T_own = m->T_ring / H;
+    m->T_stream = m->scheme->replicated_stream ? m->T_ring : m->T_own;
+    m->own_first = m->scheme->replicated_stream ? m->mesh.head_rank * m->T_own : 0;
+    m->ring_map = token_map(m->layout, m->L, (int)R, m->mesh.ring_rank);
+    m->own_map = token_map_slice(m->ring_map, m->mesh.head_rank * m->T_own, m->T_own);
+    m->stream_map = m->scheme->replicated_stream ? m->ring_map : m->own_map;
+    m->rope_map = m->scheme->rope_on_own ? m->own_map : m->ring_map;
+    m->heads_l = m->config.heads / H;
+    m->kv_heads_l = kv_heads_local(&m->config, H);
+}
+
+/* Buffers that a layer's attention and MLP keep for backward, except their inputs. */
+static void model_keep_layer(Model *m, AttentionSaved *a, MlpSaved *p) {
+    i64 rows = stream_rows(m), ring = ring_rows(m), HS = m->config.head_dim;
+    MemCategory kept = MEM_ACTIVATIONS;
+    a->q = take_real(m, kept, ring * m->heads_l * HS);
+    a->kv = take_real(m, kept, ring * 2 * m->kv_heads_l * HS);
+    a->out = take_real(m, kept, ring * m->heads_l * HS);
+    a->lse = take_accum(m, kept, ring * m->heads_l);
+    a->mean = take_accum(m, kept, rows), a->rstd = take_accum(m, kept, rows);
+    if (m->scheme->attention_keep) m->scheme->attention_keep(m, a);
+    p->mean = take_accum(m, kept, rows), p->rstd = take_accum(m, kept, rows);
+    i64 head = m->scheme->splits(BLOCK_MLP) ? m->mesh.shape.head : 1; /* split columns of all tokens, or all columns of own tokens */
+    i64 mlp_rows = head > 1 ? ring : own_rows(m);
+    p->pre = take_real(m, kept, mlp_rows * mlp_gates(&m->config) * m->config.ffn / head);
+}
+
+/* Rows of logits held at once: at most a quarter of the own ones, and no more than some 64 MB. */
+static i64 model_head_rows(const Model *m) {
+    i64 budget = ((i64)64 << 20) / (m->config.vocab * (i64)sizeof(real));
+    return i64_max(1, i64_min(i64_max(budget, 64), ceil_div(own_rows(m), 4)));
+}
+
+static void model_layout(Model *m) {
+    i64 rows = stream_rows(m), C = m->config.dim, L = m->config.layers;
+    m->attention = (AttentionSaved *)host_alloc(sizeof(AttentionSaved) * (size_t)L);
+    m->mlp = (MlpSaved *)host_alloc(sizeof(MlpSaved) * (size_t)L);
+    for (i64 l = 0; l < L; l++) {
+        if (l > 0 && m->recompute) m->attention[l] = m->attention[0], m->mlp[l] = m->mlp[0];
+        else model_keep_layer(m, &m->attention[l], &m->mlp[l]);
+        m->attention[l].x = take_real(m, MEM_ACTIVATIONS, rows * C);
+        m->mlp[l].x = take_real(m, MEM_ACTIVATIONS, rows * C);
+    }
+    m->final_x = take_real(m, MEM_ACTIVATIONS, own_rows(m) * C);
+    m->final_mean = take_accum(m, MEM_ACTIVATIONS, own_rows(m));
+    m->final_rstd = take_accum(m, MEM_ACTIVATIONS, own_rows(m));
+    m->tokens = (int32_t *)arena_take(&m->arena, MEM_WORKSPACE, rows * 4);
+    m->targets = (int32_t *)arena_take(&m->arena, MEM_WORKSPACE, own_rows(m) * 4);
+    m->sums = (double *)arena_take(&m->arena, MEM_WORKSPACE, 2 * sizeof(double));
+    m->host_tokens = (int32_t *)host_alloc((size_t)(rows + own_rows(m)) * sizeof(int32_t));
+    m->head_rows = model_head_rows(m);
+    if (m->config.arch == ARCH_LLAMA) m->rope = take_accum(m, MEM_WORKSPACE, m->rope_map.count * m->config.head_dim);
+}
+
+/* The blocks in the order that a training walk (or, its first half, a validation walk) uses them. */
+static Use *model_schedule(const Config *c, int *uses) {
+    Use *schedule = (Use *)host_alloc(sizeof(Use) * (size_t)(2 + 4 * c->layers));
+    int n = 0;
+    for (int b = 0; b <= block_head(c); b++) schedule[n].block = b, schedule[n++].phase = PHASE_FORWARD;
+    for (int b = block_head(c) - 1; b > block_embedding(); b--) schedule[n].block = b, schedule[n++].phase = PHASE_BACKWARD;
+    *uses = n;
+    return schedule;
+}
+
+/* Lay out a model for `rank` of `base` (collective), or of an imagined world. `m` must not move afterwards; model_free. */
+static void model_init(Model *m, const ModelOptions *o, Wire base, int imagined, int rank) {
+    memset(m, 0, sizeof *m);
+    m->config = o->config, m->scheme = o->scheme, m->layout = o->layout;
+    m->L = o->L, m->B = o->B, m->recompute = o->recompute;
+    device_init(&m->dev, o->threads);
+    fabric_init(&m->fabric, &m->dev, &m->ledger, (int)o->shape.world, o->overlap);
+    mesh_init(&m->mesh, o->shape, base, imagined, rank, o->config.kv_heads);
+    arena_reserve(&m->arena);
+    zero_init(&m->zero, &m->config, &m->mesh, &m->fabric, &m->arena, m->scheme->splits);
+    m->schedule = model_schedule(&m->config, &m->uses);
+    model_place(m, o);
+    model_layout(m);
+}
+
+/* After arena_commit: tables that live in device memory. */
+static void model_tables(Model *m) {
+    if (!m->rope) return;
+    double *frequencies = (double *)host_alloc(sizeof(double) * (size_t)m->config.head_dim);
+    rope_frequencies(&m->config, frequencies);
+    rope_table(&m->dev, m->rope, m->rope_map, frequencies, m->config.head_dim);
+    free(frequencies);
+}
+
+static void model_free(Model *m) {
+    arena_free(&m->arena);
+    zero_free(&m->zero);
+    mesh_free(&m->mesh);
+    fabric_free(&m->fabric);
+    free(m->attention);
+    free(m->mlp);
+    free(m->schedule);
+    free(m->host_tokens);
+}
+
+/* The closed form of a step's traffic: parameters by ZeRO, activations by the scheme, the head's slices, control. */
+static void model_expect(Model *m, i64 micro) {
+    const Mesh *mesh = &m->mesh;
+    zero_volume(&m->ledger, &m->config, mesh, m->scheme->splits, micro);
+    m->scheme->volume(&m->ledger, &m->config, mesh, m->L, m->B, micro * m->config.layers, m->recompute);
+    if (m->scheme->replicated_stream)
+        ledger_expect(&m->ledger, COMM_ALL_GATHER, tag(BLOCK_HEAD, PHASE_BACKWARD, WHAT_ACTIVATION),
+                      micro * (mesh->shape.head - 1) * volume_own(mesh, m->L) * m->B * m->config.dim * (i64)sizeof(real));
+    ledger_expect(&m->ledger, COMM_ALL_REDUCE, tag(BLOCK_OTHER, PHASE_FORWARD, WHAT_CONTROL), control_bytes(&mesh->world, 1));
+    ledger_expect(&m->ledger, COMM_ALL_REDUCE, tag(BLOCK_OTHER, PHASE_OPTIMIZER, WHAT_CONTROL), control_bytes(&mesh->world, 2));
+}
+
+/* ---- the layer walk --------------------------------------------------------------------------------------------------------------- */
+
+/* One block forward: x = a + delta (kept), out = block(norm(x)). delta may be out; NULL where x is there already. */
+static void attention_block_forward(Model *m, int l, const real *a, const real *delta, real *out) {
+    AttentionSaved *s = &m->attention[l];
+    real **w = m->zero.weight;
+    ArenaMark mark = arena_mark(&m->arena);
+    real *xn = take_real(m, MEM_WORKSPACE, stream_rows(m) * m->config.dim);
+    norm_forward(&m->dev, norm_kind(m), xn, s->x, s->mean, s->rstd, a, delta, w[T_NORM], w[T_NORM_BIAS], stream_rows(m), m->config.dim, m->config.norm_eps);
+    m->scheme->attention_forward(m, s, out, xn);
+    arena_release(&m->arena, mark);
+}
+
+static void mlp_block_forward(Model *m, int l, const real *a, const real *delta, real *out) {
+    MlpSaved *s = &m->mlp[l];
+    real **w = m->zero.weight;
+    ArenaMark mark = arena_mark(&m->arena);
+    real *xn = take_real(m, MEM_WORKSPACE, stream_rows(m) * m->config.dim);
+    norm_forward(&m->dev, norm_kind(m), xn, s->x, s->mean, s->rstd, a, delta, w[T_NORM], w[T_NORM_BIAS], stream_rows(m), m->config.dim, m->config.norm_eps);
+    m->scheme->mlp_forward(m, s, out, xn);
+    arena_release(&m->arena, mark);
+}
+
+/* dx (stream) += what flows back through one block's norm; dxn is the gradient of the norm's output. */
+static void block_norm_backward(Model *m, real *dx, const real *dxn, const accum *mean, const accum *rstd, const real *x) {
+    accum **g = m->zero.dweight;
+    norm_backward(&m->dev, norm_kind(m), dx, g[T_NORM], g[T_NORM_BIAS], dxn, mean, rstd, x, m->zero.weight[T_NORM], stream_rows(m), m->config.dim,
+                  m->own_first * m->B, own_rows(m));
+}
+
+/* One block backward: dx is the gradient of the stream after it, and becomes that before it. */
+static void attention_block_backward(Model *m, int l, real *dx) {
+    AttentionSaved *s = &m->attention[l];
+    real **w = m->zero.weight;
+    ArenaMark mark = arena_mark(&m->arena);
+    i64 n = stream_rows(m) * m->config.dim;
+    real *xn = take_real(m, MEM_WORKSPACE, n), *dxn = take_real(m, MEM_WORKSPACE, n);
+    if (m->recompute) attention_block_forward(m, l, s->x, NULL, dxn);
+    norm_recompute(&m->dev, norm_kind(m), xn, s->mean, s->rstd, s->x, w[T_NORM], w[T_NORM_BIAS], stream_rows(m), m->config.dim);
+    m->scheme->attention_backward(m, s, dxn, dx, xn);
+    block_norm_backward(m, dx, dxn, s->mean, s->rstd, s->x);
+    arena_release(&m->arena, mark);
+}
+
+static void mlp_block_backward(Model *m, int l, real *dx) {
+    MlpSaved *s = &m->mlp[l];
+    real **w = m->zero.weight;
+    ArenaMark mark = arena_mark(&m->arena);
+    i64 n = stream_rows(m) * m->config.dim;
+    real *xn = take_real(m, MEM_WORKSPACE, n), *dxn = take_real(m, MEM_WORKSPACE, n);
+    if (m->recompute) mlp_block_forward(m, l, s->x, NULL, dxn);
+    norm_recompute(&m->dev, norm_kind(m), xn, s->mean, s->rstd, s->x, w[T_NORM], w[T_NORM_BIAS], stream_rows(m), m->config.dim);
+    m->scheme->mlp_backward(m, s, dxn, dx, xn);
+    block_norm_backward(m, dx, dxn, s->mean, s->rstd, s->x);
+    arena_release(&m->arena, mark);
+}
+
+/* Logits, loss and their gradient in chunks of rows; xn (own rows, C) is the normed stream. `scale` 0: loss only; else xn becomes
+   its own gradient and the head's weights get theirs. */
+static void head_chunks(Model *m, real *xn, accum scale) {
+    Device *dev = &m->dev;
+    i64 C = m->config.dim, V = m->config.vocab;
+    ArenaMark mark = arena_mark(&m->arena);
+    real *logits = take_real(m, MEM_LOGITS, m->head_rows * V);
+    for (i64 row = 0; row < own_rows(m); row += m->head_rows) {
+        i64 rows = i64_min(m->head_rows, own_rows(m) - row);
+        real *x = xn + row * C;
+        linear_forward(dev, logits, x, m->zero.weight[T_LM_HEAD], NULL, rows, C, V);
+        classifier(dev, m->sums, logits, m->targets + row, scale, rows, V, scale != 0);
+        if (scale == 0) continue;
+        linear_backward_weight(dev, m->zero.dweight[T_LM_HEAD], x, logits, rows, C, V);
+        linear_backward_input(dev, x, logits, m->zero.weight[T_LM_HEAD], rows, C, V, 0);
+    }
+    arena_release(&m->arena, mark);
+}
+
+/* Final norm, head and loss on the own tokens: adds to the loss. With dx (stream), also backward: dx = the stream's gradient. */
+static void head_walk(Model *m, const real *a, const real *delta, real *dx, accum scale) {
+    real **w = m->zero.weight;
+    accum **g = m->zero.dweight;
+    i64 rows = own_rows(m), C = m->config.dim, own = m->own_first * m->B * C;
+    ArenaMark mark = arena_mark(&m->arena);
+    real *xn = take_real(m, MEM_WORKSPACE, rows * C);
+    norm_forward(&m->dev, norm_kind(m), xn, m->final_x, m->final_mean, m->final_rstd, a + own, delta + own, w[T_NORM], w[T_NORM_BIAS], rows, C,
+                 m->config.norm_eps);
+    head_chunks(m, xn, dx ? scale : 0);
+    if (dx) {
+        zero_fill(&m->dev, dx + own, rows * C * (i64)sizeof(real));
+        norm_backward(&m->dev, norm_kind(m), dx + own, g[T_NORM], g[T_NORM_BIAS], xn, m->final_mean, m->final_rstd, m->final_x, w[T_NORM], rows, C, 0, rows);
+        if (m->scheme->replicated_stream) /* every rank continues with all tokens */
+            comm_all_gather(&m->fabric, &m->mesh.head, tag(BLOCK_HEAD, PHASE_BACKWARD, WHAT_ACTIVATION), dx, dx + own, rows * C, DTYPE_REAL);
+    }
+    arena_release(&m->arena, mark);
+}
+
+/* The forward walk over m->tokens: returns the last block's input through *a, its output in delta (stream). */
+static void layers_forward(Model *m, const real **a, real *delta) {
+    Zero *z = &m->zero;
+    m->phase = PHASE_FORWARD;
+    zero_acquire(z, block_embedding());
+    const real *x = m->attention[0].x, *d = NULL;
+    embedding_forward(&m->dev, m->attention[0].x, m->tokens, m->stream_map, z->weight[T_WTE], z->weight[T_WPE], m->B, m->config.dim);
+    for (int l = 0; l < (int)m->config.layers; l++) {
+        zero_acquire(z, block_attention(l));
+        attention_block_forward(m, l, x, d, delta);
+        x = m->attention[l].x, d = delta;
+        zero_acquire(z, block_mlp(l));
+        mlp_block_forward(m, l, x, d, delta);
+        x = m->mlp[l].x;
+    }
+    *a = x;
+}
+
+/* The backward walk: dx (stream) is the gradient after the last layer. */
+static void layers_backward(Model *m, real *dx) {
+    Zero *z = &m->zero;
+    m->phase = PHASE_BACKWARD;
+    for (int l = (int)m->config.layers - 1; l >= 0; l--) {
+        zero_acquire(z, block_mlp(l));
+        zero_grad_begin(z, block_mlp(l));
+        mlp_block_backward(m, l, dx);
+        zero_grad_end(z, block_mlp(l));
+        zero_acquire(z, block_attention(l));
+        zero_grad_begin(z, block_attention(l));
+        attention_block_backward(m, l, dx);
+        zero_grad_end(z, block_attention(l));
+    }
+    i64 own = m->own_first * m->B;
+    zero_grad_begin(z, block_embedding());
+    embedding_backward(&m->dev, z->dweight[T_WTE], z->dweight[T_WPE], dx + own * m->config.dim, m->tokens + own, m->own_map, m->B, m->config.dim);
+    zero_grad_end(z, block_embedding());
+}
+
+/* One micro-batch in m->tokens, m->targets. Adds to the loss; scale = 1 / targets of the whole step: gradients are added, already
+   reduced, to this rank's shards. scale 0: loss only. */
+static void model_walk(Model *m, accum scale) {
+    Zero *z = &m->zero;
+    int train = scale != 0, head = block_head(&m->config);
+    ArenaMark mark = arena_mark(&m->arena);
+    real *delta = take_real(m, MEM_WORKSPACE, stream_rows(m) * m->config.dim);
+    real *dx = train ? take_real(m, MEM_WORKSPACE, stream_rows(m) * m->config.dim) : NULL;
+    const real *a;
+    zero_walk(z, m->schedule, train ? m->uses : head + 1);
+    layers_forward(m, &a, delta);
+    zero_acquire(z, head);
+    if (train) zero_grad_begin(z, head);
+    head_walk(m, a, delta, dx, scale);
+    if (train) {
+        zero_grad_end(z, head);
+        layers_backward(m, dx);
+    }
+    arena_release(&m->arena, mark);
+}
+
+/* ---- training ------------------------------------------------------------------------------------------------------------------------ */
+
+/* A model with its data and settings. */
+typedef struct {
+    Model model;
+    ModelOptions options;
+    const Settings *settings;
+    Dataset train, val;
+    RunLog log;
+    DevicePlace place;
+    i64 parameters;
+    double peak; /* FLOP/s of one rank */
+    double eval_seconds;
+} Trainer;
+
+/* Read micro-batch `micro` of the batch that starts at sequence `first` of the list: m->tokens, m->targets. Targets equal to
+   --ignore-token become TOKEN_IGNORED, and so does everything past `end` (a last, partial validation batch; else end < 0).
+   Returns how many of this rank's targets count. */
+static i64 load_micro_batch(Trainer *t, Dataset *d, i64 first, i64 micro, i64 end) {
+    Model *m = &t->model;
+    i64 group = (micro * m->mesh.shape.dp + m->mesh.dp_rank) * m->B, counted = 0;
+    int32_t *tokens = m->host_tokens, *targets = tokens + stream_rows(m);
+    for (i64 b = 0; b < m->B; b++) {
+        i64 sequence = first + group + b;
+        int past = end >= 0 && sequence >= end;
+        sequence %= d->sequences;
+        dataset_column(d, sequence, &m->stream_map, 0, tokens, b, m->B);
+        dataset_column(d, sequence, &m->own_map, 1, targets, b, m->B);
+        for (i64 i = 0; i < m->T_own; i++) {
+            int32_t *target = &targets[i * m->B + b];
+            if (past || *target == t->settings->ignore_token) *target = TOKEN_IGNORED;
+            else counted++;
+        }
+    }
+    copy_in(&m->dev, m->tokens, tokens, stream_rows(m) * (i64)sizeof(int32_t));
+    copy_in(&m->dev, m->targets, targets, own_rows(m) * (i64)sizeof(int32_t));
+    return counted;
+}
+
+/* Targets that count in the whole step, over all ranks and micro-batches. */
+static double count_targets(Trainer *t, i64 first) {
+    Model *m = &t->model;
+    double counted = (double)(own_rows(m) * micro_steps(&t->options));
+    if (t->settings->ignore_token >= 0 && !m->dev.plan) {
+        counted = 0;
+        for (i64 micro = 0; micro < micro_steps(&t->options); micro++) counted += (double)load_micro_batch(t, &t->train, first, micro, -1);
+    }
+    comm_sum_control(&m->fabric, &m->mesh.world, tag(BLOCK_OTHER, PHASE_FORWARD, WHAT_CONTROL), &counted, 1);
+    return counted;
+}
+
+/* Linear warmup to lr over `warmup` steps, then half a cosine down to min_lr at `steps`; step from 0. */
+static double learning_rate(const Settings *s, i64 step) {
+    if (step < s->warmup) return s->lr * (double)(step + 1) / (double)s->warmup;
+    double progress = s->steps > s->warmup ? (double)(step - s->warmup) / (double)(s->steps - s->warmup) : 1;
+    return s->min_lr + 0.5 * (s->lr - s->min_lr) * (1 + cos(3.14159265358979323846 * progress));
+}
+
+/* Forward and backward of the whole batch of `step`: the gradient's shards, and through *loss and *norm the mean loss over the
+   targets of the step and the global gradient norm. */
+static void step_gradients(Trainer *t, i64 step, double *loss, double *norm) {
+    Model *m = &t->model;
+    Zero *z = &m->zero;
+    i64 first = step * t->options.batch;
+    double counted = count_targets(t, first);
+    accum scale = (accum)(1.0 / (counted > 0 ? counted : 1));
+    zero_fill(&m->dev, z->grad, z->flat * (i64)sizeof(accum));
+    zero_fill(&m->dev, m->sums, 2 * sizeof(double));
+    for (i64 micro = 0; micro < micro_steps(&t->options); micro++) {
+        if (!m->dev.plan) load_micro_batch(t, &t->train, first, micro, -1);
+        model_walk(m, scale);
+    }
+    zero_grads_finish(z);
+    double values[2] = {0, 0}; /* sum of losses, sum of squared gradients */
+    sum_squares(&m->dev, m->sums + 1, z->grad, z->flat);
+    copy_out(&m->dev, values, m->sums, sizeof values);
+    comm_sum_control(&m->fabric, &m->mesh.world, tag(BLOCK_OTHER, PHASE_OPTIMIZER, WHAT_CONTROL), values, 2);
+    *loss = counted > 0 ? values[0] / counted : 0;
+    *norm = sqrt(values[1]);
+}
+
+/* AdamW with clipping on this rank's shards. */
+static void step_update(Trainer *t, i64 step, double norm) {
+    const Settings *s = t->settings;
+    double clip = s->grad_clip > 0 && norm > s->grad_clip ? s->grad_clip / norm : 1;
+    AdamW a = {learning_rate(s, step), s->beta1, s->beta2, s->eps, s->weight_decay, clip, step + 1};
+    zero_adamw(&t->model.zero, a);
+}
+
+/* Mean loss over the targets of the validation set, or of its first --eval-batches batches. */
+static double validate(Trainer *t) {
+    Model *m = &t->model;
+    i64 batch = t->options.batch, batches = ceil_div(t->val.sequences, batch);
+    if (t->settings->eval_batches > 0) batches = i64_min(batches, t->settings->eval_batches);
+    double values[2] = {0, 0};
+    zero_fill(&m->dev, m->sums, sizeof(double));
+    for (i64 i = 0; i < batches; i++)
+        for (i64 micro = 0; micro < micro_steps(&t->options); micro++) {
+            values[1] += (double)load_micro_batch(t, &t->val, i * batch, micro, t->val.sequences);
+            model_walk(m, 0);
+        }
+    copy_out(&m->dev, values, m->sums, sizeof(double));
+    comm_sum_control(&m->fabric, &m->mesh.world, tag(BLOCK_OTHER, PHASE_FORWARD, WHAT_CONTROL), values, 2);
+    return values[1] > 0 ? values[0] / values[1] : 0;
+}
+
+/* Walk one step in plan mode: the ledger is filled, the arena's peak known, nothing computed. */
+static void trainer_plan(Trainer *t) {
+    double loss, norm;
+    t->model.dev.plan = 1;
+    step_gradients(t, 0, &loss, &norm);
+    step_update(t, 0, 1);
+    t->model.dev.plan = 0;
+    model_expect(&t->model, micro_steps(&t->options));
+}
+
+/* FLOP per token: 6 per parameter, and attention's 12 layers d L, of which the causal mask leaves half. */
+static double flop_per_token(const Trainer *t, int causal) {
+    const Config *c = &t->options.config;
+    return 6.0 * (double)t->parameters + (causal ? 6.0 : 12.0) * (double)c->layers * (double)c->dim * (double)t->options.L;
+}
+
+static void step_metrics(const Trainer *t, Metrics *k, i64 step, double seconds) {
+    const Model *m = &t->model;
+    double peak = t->peak * (double)m->mesh.shape.world;
+    k->step = step;
+    k->tokens = t->options.batch * t->options.L;
+    k->lr = learning_rate(t->settings, step);
+    k->step_ms = 1e3 * seconds;
+    k->tokens_per_s = (double)k->tokens / seconds;
+    k->mfu_causal = k->tokens_per_s * flop_per_token(t, 1) / peak;
+    k->mfu_full = k->tokens_per_s * flop_per_token(t, 0) / peak;
+    k->mem_bytes = m->arena.committed;
+    k->comm_bytes = ledger_total(&m->ledger, 0);
+    k->comm_exposed_ms = 1e3 * m->fabric.exposed_s;
+    k->val_loss = NAN;
+    if (k->mfu_causal > 1)
+        fail(THIS_RANK, "step %lld ran at %.2f of the peak of %.3f TFLOP/s a rank: either the peak is too low (--peak-tflops) or work was skipped",
+             (long long)step, k->mfu_causal, t->peak / 1e12);
+}
+
+/* A loss or norm that is not finite ends the run; metrics so far are on disk. Every rank holds the same sums. */
+static void check_finite(const Trainer *t, i64 step, double loss, double norm) {
+    if (isfinite(loss) && isfinite(norm)) return;
+    fail(EVERYONE, "step %lld: loss %g, gradient norm %g; lower --lr, or look at the data%s", (long long)step, loss, norm,
+         t->settings->out ? " (metrics.jsonl has the steps before)" : "");
+}
+
+static void train(Trainer *t) {
+    const Settings *s = t->settings;
+    Model *m = &t->model;
+    int speaks = m->mesh.rank == 0;
+    double began = seconds_now();
+    for (i64 step = 0; step < s->steps; step++) {
+        Metrics k;
+        memset(&k, 0, sizeof k);
+        ledger_reset(&m->ledger);
+        m->fabric.exposed_s = 0;
+        double begin = seconds_now();
+        step_gradients(t, step, &k.loss, &k.grad_norm);
+        if (step == 0 && s->dump_grads) checkpoint_write_tensors(&m->zero, m->mesh.world.wire, s->dump_grads, m->zero.grad, sizeof(accum) == 8 ? ST_F64 : ST_F32);
+        check_finite(t, step, k.loss, k.grad_norm);
+        step_update(t, step, k.grad_norm);
+        step_metrics(t, &k, step, seconds_now() - begin);
+        if (step == 0 && speaks) run_write_ledger(&t->log, &m->ledger);
+        int last = step + 1 == s->steps;
+        if (t->val.sequences && (last || (s->eval_every && (step + 1) % s->eval_every == 0))) k.val_loss = validate(t);
+        if (!speaks) continue;
+        run_metrics(&t->log, &k);
+        double eta = (seconds_now() - began) / (double)(step + 1) * (double)(s->steps - step - 1);
+        if (last || (step + 1) % s->log_every == 0 || isfinite(k.val_loss)) print_step(&k, s->steps, eta);
+    }
+    if (speaks) run_finish(&t->log);
+}
+
+/* ---- from flags to a trainer ---------------------------------------------------------------------------------------------------------- */
+
+static inline void print_help(void) {
+    printf("train_gpt - trains GPT-2 and Llama on long sequences under five sequence-parallel schemes (%s build)\n\n"
+           "usage: mpirun -np N ./train_gpt_... --train \"data/train_*.bin\" [flags]\n\n", REAL_NAME);
+    flags_help(stdout);
+    printf("\nPresets of --model\n ");
+    for (int i = 0; i < COUNT_OF(PRESETS); i++) printf(" %s", PRESETS[i].name);
+    printf("\n\nSchemes of --sp\n");
+    for (int i = 0; i < COUNT_OF(SCHEMES); i++) printf("  %-10s %s\n", SCHEMES[i]->name, SCHEMES[i]->help);
+}
+
+static int is_directory(const char *path) {
+    struct stat info;
+    return stat(path, &info) == 0 && S_ISDIR(info.st_mode);
+}
+
+static void options_model(ModelOptions *o, const Settings *s) {
+    const Preset *preset = preset_find(s->model);
+    if (preset) {
+        o->config = preset->config;
+        config_override(&o->config, s);
+        config_check(&o->config, "--model");
+    } else if (is_directory(s->model)) {
+        const char *overrides[] = {"arch", "layers", "dim", "heads", "kv-heads", "ffn", "vocab", "max-pos", "rope-theta", "tied-head"};
+        const i64 given[] = {s->arch != NULL, s->layers, s->dim, s->heads, s->kv_heads, s->ffn, s->vocab, s->max_pos, s->rope_theta > 0, s->tied_head != NULL};
+        for (int i = 0; i < COUNT_OF(overrides); i++)
+            if (given[i]) fail(EVERYONE, "--%s cannot change the model in %s; it overrides presets only", overrides[i], s->model);
+        checkpoint_read_config(&o->config, s->model);
+    } else {
+        char names[512] = "";
+        for (int i = 0; i < COUNT_OF(PRESETS); i++)
+            snprintf(names + strlen(names), sizeof names - strlen(names), "%s%s", i ? ", " : "", PRESETS[i].name);
+        fail(EVERYONE, "--model %s: neither a preset (%s) nor a directory", s->model, names);
+    }
+}
+
+/* The mesh that flags and world ask for: the head axis takes what dp and ring leave. */
+static void options_mesh(ModelOptions *o, Settings *s, const FlagsGiven *given, i64 world) {
+    o->scheme = scheme_find(s->sp);
+    if (!o->scheme) {
+        char names[256] = "";
+        for (int i = 0; i < COUNT_OF(SCHEMES); i++)
+            snprintf(names + strlen(names), sizeof names - strlen(names), "%s%s", i ? "|" : "", SCHEMES[i]->name);
+        fail(EVERYONE, "--sp %s: must be one of %s", s->sp, names);
+    }
+    if (world % s->dp != 0)
+        fail(EVERYONE, "%lld ranks do not divide over --dp %lld; use a divisor of %lld", (long long)world, (long long)s->dp, (long long)world);
+    if (o->scheme->ring_takes_all && !flag_given(given, "ring")) s->ring = world / s->dp;
+    if (world / s->dp % s->ring != 0)
+        fail(EVERYONE, "%lld ranks / --dp %lld leaves %lld, which does not divide over --ring %lld; use a divisor of it", (long long)world,
+             (long long)s->dp, (long long)(world / s->dp), (long long)s->ring);
+    o->shape.world = world, o->shape.dp = s->dp, o->shape.ring = s->ring, o->shape.head = world / s->dp / s->ring;
+}
+
+/* Everything about the run that does not need data or memory, or one line saying why not. */
+static void options_from_flags(ModelOptions *o, Settings *s, const FlagsGiven *given, i64 world, int threads) {
+    memset(o, 0, sizeof *o);
+    options_model(o, s);
+    options_mesh(o, s, given, world);
+    o->layout = strcmp(s->ring_layout, "zigzag") == 0 ? RING_ZIGZAG : strcmp(s->ring_layout, "stripe") == 0 ? RING_STRIPE : RING_CONTIGUOUS;
+    o->L = s->seq_len, o->B = s->micro_batch, o->batch = s->batch;
+    o->recompute = strcmp(s->recompute, "full") == 0;
+    o->overlap = strcmp(s->overlap, "on") == 0;
+    o->threads = threads;
+    char why[1024];
+    if (options_refuse(o, why, sizeof why)) fail(EVERYONE, "%s", why);
+}
+
+static void print_banner(const Trainer *t) {
+    const Config *c = &t->options.config;
+    const MeshShape *shape = &t->options.shape;
+    const DevicePlace *p = &t->place;
+    printf("model    %s, %lld layers, d %lld, %lld heads, %lld KV heads, i %lld, vocab %lld: %.2fM parameters, %s\n",
+           c->arch == ARCH_GPT2 ? "gpt2" : "llama", (long long)c->layers, (long long)c->dim, (long long)c->heads, (long long)c->kv_heads,
+           (long long)c->ffn, (long long)c->vocab, (double)t->parameters / 1e6, REAL_NAME);
+    printf("mesh     %s on %lld ranks: dp %lld x ring %lld%s%s x head %lld\n", t->options.scheme->name, (long long)shape->world, (long long)shape->dp,
+           (long long)shape->ring, shape->ring > 1 ? " " : "", shape->ring > 1 ? t->settings->ring_layout : "", (long long)shape->head);
+    printf("batch    %lld sequences of %lld tokens a step, %lld micro-steps of %lld a group\n", (long long)t->options.batch, (long long)t->options.L,
+           (long long)micro_steps(&t->options), (long long)t->options.B);
+    if (c->arch == ARCH_LLAMA && t->options.L > c->max_pos)
+        printf("note     sequences of %lld tokens go past the model's %lld positions\n", (long long)t->options.L, (long long)c->max_pos);
+    if (t->settings->dry_run) return;
+    printf("device   %d threads a rank, %d cores on this host, peak %.1f GFLOP/s a rank%s\n", p->threads, p->cores, t->peak / 1e9,
+           t->settings->peak_tflops > 0 ? " (given)" : " (measured)");
+    if (p->mask < p->cores)
+        printf("note     this rank may run on %d of %d cores (launcher binding); mpirun --bind-to none lifts it\n", p->mask, p->cores);
+    fflush(stdout);
+}
+
+/* Print what the plan found; for any world, from one process. */
+static void print_plan(Trainer *t) {
+    arena_print(stdout, &t->model.arena);
+    ledger_print(stdout, &t->model.ledger);
+}
+
+/* Initial weights: drawn from the seed, or read from --model DIR. */
+static void load_weights(Trainer *t) {
+    Model *m = &t->model;
+    if (preset_find(t->settings->model)) zero_initialise(&m->zero, t->settings->seed);
+    else checkpoint_load(&m->zero, t->settings->model, m->mesh.rank);
+}
+
+static void open_data(Trainer *t) {
+    const Settings *s = t->settings;
+    i64 vocab = t->options.config.vocab;
+    if (!s->train) fail(EVERYONE, "--train is missing: a glob of token shards, e.g. --train \"data/train_*.bin\"");
+    dataset_open(&t->train, s->train, "train", s->seq_len, vocab);
+    if (s->val) dataset_open(&t->val, s->val, "val", s->seq_len, vocab);
+}
+
+static inline void run(Trainer *t, Settings *s, const FlagsGiven *given, Wire world) {
+    int local, locals, rank = wire_rank(world);
+    wire_local(world, &local, &locals);
+    t->settings = s;
+    t->place = device_place(locals, (int)s->threads);
+    if (s->world && !s->dry_run) fail(EVERYONE, "--world needs --dry-run; the ranks of a real run are mpirun's -np");
+    if (s->init_only && !s->out) fail(EVERYONE, "--init-only needs --out DIR, where the weights go");
+    options_from_flags(&t->options, s, given, s->world ? s->world : wire_size(world), t->place.threads);
+    t->parameters = config_parameters(&t->options.config);
+    if (!s->dry_run && !s->init_only) {
+        open_data(t);
+        t->peak = s->peak_tflops > 0 ? 1e12 * s->peak_tflops : device_peak(&t->place);
+    }
+    if (s->dry_run && rank != 0) return;
+    model_init(&t->model, &t->options, world, s->dry_run != 0, rank);
+    trainer_plan(t);
+    if (rank == 0 && !s->init_only) print_banner(t);
+    if (s->dry_run) {
+        print_plan(t);
+    } else {
+        if (rank == 0 && !s->init_only)
+            run_open(&t->log, s->out, run_config_json(s, &t->options.config, t->options.shape.world, t->options.shape.head, t->place.threads, REAL_NAME));
+        arena_commit(&t->model.arena);
+        model_tables(&t->model);
+        load_weights(t);
+        if (s->init_only) checkpoint_write(&t->model.zero, world, s->out);
+        else train(t);
+    }
+    model_free(&t->model);
+    if (t->train.shards) dataset_close(&t->train);
+    if (t->val.shards) dataset_close(&t->val);
+}
+
+#ifndef ODYSSEUS_TEST
+int main(int argc, char **argv) {
+    Settings settings;
+    FlagsGiven given;
+    Wire world = wire_start(&argc, &argv);
+    flags_parse(&settings, &given, argc, argv);
+    if (settings.help) {
+        if (wire_rank(world) == 0) print_help();
+    } else {
+        Trainer *trainer = (Trainer *)host_alloc(sizeof(Trainer));
+        run(trainer, &settings, &given, world);
+        free(trainer);
+    }
+    wire_finish();
+    return 0;
+}
+#endif
