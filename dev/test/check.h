@@ -1,0 +1,57 @@
+/* check.h - the smallest TAP: each check prints `ok` or `not ok`, a failed one says the figures; scripts/test.sh counts the lines. */
+#ifndef ODYSSEUS_CHECK_H
+#define ODYSSEUS_CHECK_H
+
+#include "../../core/util.h"
+
+typedef struct {
+    int passed, failed;
+    int silent; /* ranks other than 0: they take part, rank 0 speaks */
+} Checks;
+
+static inline Checks *checks(void) {
+    static Checks state = {0, 0, 0};
+    return &state;
+}
+
+static inline int check_at(const char *file, int line, int condition, const char *format, ...) __attribute__((format(printf, 4, 5)));
+
+/* One check; the text says what was expected and what was seen. Returns the condition. */
+static inline int check_at(const char *file, int line, int condition, const char *format, ...) {
+    Checks *c = checks();
+    if (condition) c->passed++;
+    else c->failed++;
+    if (c->silent) return condition;
+    char text[1024];
+    va_list args;
+    va_start(args, format);
+    vsnprintf(text, sizeof text, format, args);
+    va_end(args);
+    if (condition) printf("ok %d - %s\n", c->passed + c->failed, text);
+    else printf("not ok %d - %s (%s:%d)\n", c->passed + c->failed, text, file, line);
+    fflush(stdout);
+    return condition;
+}
+
+#define check(condition, ...) check_at(__FILE__, __LINE__, (condition), __VA_ARGS__)
+
+/* The plan line at the end; the exit code of the test program. */
+static inline int checks_done(void) {
+    Checks *c = checks();
+    if (!c->silent) printf("1..%d\n", c->passed + c->failed);
+    return c->failed ? 1 : 0;
+}
+
+/* max |a - b| / max |b|: the design's distance of two tensors; 0 for two zero tensors, infinity if either holds a NaN. */
+static inline double relative_distance(const double *a, const double *b, i64 n) {
+    double diff = 0, size = 0;
+    for (i64 i = 0; i < n; i++) {
+        double d = fabs(a[i] - b[i]), s = fabs(b[i]);
+        if (!(d < INFINITY)) return INFINITY;
+        if (d > diff) diff = d;
+        if (s > size) size = s;
+    }
+    return diff == 0 ? 0 : size == 0 ? INFINITY : diff / size;
+}
+
+#endif

@@ -1,0 +1,302 @@
+/* test_schemes.c - every scheme and hybrid against one rank: all gradients, five losses, traffic, memory.
+
+   mpirun -np W: the world is cut into groups of N ranks for every N; each group trains the cases that fall to it on its own split
+   communicator, after one rank alone has made the reference. In fp64 a right scheme differs by the rounding of sums only:
+   1e-10 of each tensor's largest element leaves 4 to 5 decimal digits above what is seen. fp32 compares losses, to 1e-5: some
+   forty additions of rounding 6e-8 in a loss of about 5. */
+#include "support.h"
+
+#define STEPS 5
+#define SEQUENCES 16
+
+typedef enum { MODEL_GPT2, MODEL_MHA, MODEL_GQA, MODEL_FEW_KV, MODEL_TIED, MODEL_TWELVE, MODELS } TestModel;
+
+static const char *const MODEL_NAMES[MODELS] = {"gpt2", "llama-mha", "llama-gqa", "llama-1kv", "llama-gqa-tied", "llama-12h"};
+
+/* Two layers, all sizes different, so that a swapped one shows. */
+static Config test_config(TestModel model) {
+    Config gpt2 = {ARCH_GPT2, 2, 48, 8, 8, 0, 72, 53, 96, 1, 1e-5, 0, {0, 0, 0, 0}};
+    Config llama = {ARCH_LLAMA, 2, 48, 8, 8, 0, 72, 53, 96, 0, 1e-5, 10000, {0, 0, 0, 0}};
+    if (model == MODEL_GPT2) {
+        config_check(&gpt2, "test");
+        return gpt2;
+    }
+    if (model == MODEL_GQA) llama.kv_heads = 4;
+    if (model == MODEL_FEW_KV) llama.kv_heads = 1;
+    if (model == MODEL_TIED) llama.kv_heads = 2, llama.tied = 1;
+    if (model == MODEL_TWELVE) llama.heads = 12, llama.kv_heads = 3;
+    config_check(&llama, "test");
+    return llama;
+}
+
+/* How the data is read: no target ignored, one token's targets ignored, or whole stretches of the sequence ignored, so that
+   ranks and micro-batches are left without any target. */
+typedef enum { IGNORE_NONE, IGNORE_SOME, IGNORE_STRETCHES, IGNORES } Ignore;
+
+typedef struct {
+    TestModel model;
+    const Scheme *scheme;
+    i64 dp, ring, head, B;
+    RingLayout layout;
+    Ignore ignore;
+    int recompute, overlap;
+} Case;
+
+static const char *layout_name(RingLayout l) { return l == RING_ZIGZAG ? "zigzag" : l == RING_STRIPE ? "stripe" : "contiguous"; }
+
+static void case_name(char *out, size_t size, const Case *c) {
+    snprintf(out, size, "%s %s dp %lld ring %lld%s%s head %lld micro-batch %lld%s%s%s%s", c->scheme->name, MODEL_NAMES[c->model], (long long)c->dp,
+             (long long)c->ring, c->ring > 1 ? " " : "", c->ring > 1 ? layout_name(c->layout) : "", (long long)c->head, (long long)c->B,
+             c->ignore == IGNORE_SOME ? " ignored" : "", c->ignore == IGNORE_STRETCHES ? " stretches ignored" : "", c->recompute ? " recompute" : "",
+             c->overlap ? "" : " no overlap");
+}
+
+static ModelOptions case_options(const Case *c) {
+    ModelOptions o;
+    memset(&o, 0, sizeof o);
+    o.config = test_config(c->model);
+    o.scheme = c->scheme;
+    o.shape.dp = c->dp, o.shape.ring = c->ring, o.shape.head = c->head, o.shape.world = c->dp * c->ring * c->head;
+    o.layout = c->layout;
+    o.L = 48, o.B = c->B, o.batch = 8;
+    o.recompute = c->recompute, o.overlap = c->overlap, o.threads = 1;
+    return o;
+}
+
+static const char *const SHARD_NAMES[IGNORES] = {"plain.bin", "plain.bin", "stretches.bin"};
+
+static Settings case_settings(const Case *c, const char *directory, char path[512]) {
+    Settings s;
+    FlagsGiven given;
+    char *argv[1] = {NULL};
+    flags_parse(&s, &given, 0, argv);
+    snprintf(path, 512, "%s/%s", directory, SHARD_NAMES[c->ignore]);
+    s.train = path, s.model = "tiny-llama"; /* any preset: weights come from the seed */
+    s.steps = STEPS, s.lr = 1e-2, s.min_lr = 1e-3, s.warmup = 2, s.seed = 7;
+    s.ignore_token = c->ignore == IGNORE_NONE ? -1 : 0;
+    return s;
+}
+
+/* What one rank alone finds; kept per model and way of ignoring (micro-batches and recompute change nothing but rounding). */
+typedef struct {
+    int made;
+    double loss[STEPS], norm;
+    Logical gradients;
+} Reference;
+
+static Reference *reference(const Case *c, const char *directory, Wire alone) {
+    static Reference all[MODELS][IGNORES];
+    Reference *r = &all[c->model][c->ignore];
+    if (r->made) return r;
+    Case single = *c;
+    single.scheme = SCHEMES[0], single.dp = single.ring = single.head = single.B = 1, single.recompute = 0;
+    char path[512];
+    ModelOptions o = case_options(&single);
+    Settings s = case_settings(&single, directory, path);
+    Trainer *t = (Trainer *)host_alloc(sizeof(Trainer));
+    trainer_start(t, &o, &s, alone);
+    for (int step = 0; step < STEPS; step++) {
+        double norm;
+        step_gradients(t, step, &r->loss[step], &norm);
+        if (step == 0) logical_take(&r->gradients, &t->model.zero, t->model.zero.grad), r->norm = norm;
+        step_update(t, step, norm);
+    }
+    trainer_stop(t);
+    free(t);
+    r->made = 1;
+    return r;
+}
+
+/* One case on `world`; `speaks`: this rank reports. All figures are the same on all ranks of the group. */
+static void run_case(const Case *c, const char *directory, Wire world, Wire alone) {
+    char path[512], name[256], worst[HF_NAME_MAX] = "";
+    case_name(name, sizeof name, c);
+    Reference *r = reference(c, directory, alone);
+    ModelOptions o = case_options(c);
+    Settings s = case_settings(c, directory, path);
+    Trainer *t = (Trainer *)host_alloc(sizeof(Trainer));
+    trainer_start(t, &o, &s, world);
+    Model *m = &t->model;
+    double gradient = 0, loss_off = 0, norm_off = 0, bytes[2] = {0, 0};
+    ArenaMark planned = m->arena.peak;
+    m->arena.peak = m->arena.now;
+    for (int step = 0; step < STEPS; step++) {
+        double loss, norm;
+        ledger_reset(&m->ledger);
+        step_gradients(t, step, &loss, &norm);
+        if (step == 0) {
+            gradient = logical_distance(&r->gradients, &m->zero, m->zero.grad, world, worst);
+            norm_off = fabs(norm / r->norm - 1);
+        }
+        loss_off = fmax(loss_off, fabs(loss / r->loss[step] - 1));
+        if (!isfinite(loss)) loss_off = INFINITY;
+        step_update(t, step, norm);
+    }
+    for (int i = 0; i < (int)(sizeof m->ledger.row / sizeof(LedgerRow)); i++) {
+        const LedgerRow *row = &m->ledger.row[0][0][0][0] + i;
+        bytes[0] += (double)row->bytes, bytes[1] += fabs((double)(row->bytes - row->expected));
+    }
+    MPI_Allreduce(MPI_IN_PLACE, bytes, 2, MPI_DOUBLE, MPI_SUM, world);
+    double bound = sizeof(real) == 8 ? 1e-10 : 1e-5, gradient_bound = sizeof(real) == 8 ? 1e-10 : 1e-3;
+    int memory = m->arena.peak.used == planned.used && m->arena.committed == round_up(planned.used, 4096);
+    check(gradient <= gradient_bound && norm_off <= bound && loss_off <= bound, "%s: gradients %.1e (%s) norm %.1e losses %.1e", name, gradient, worst,
+          norm_off, loss_off);
+    check(bytes[1] == 0 && (bytes[0] > 0 || o.shape.world == 1), "%s: %.0f bytes sent by all ranks, %.0f off the closed form", name, bytes[0], bytes[1]);
+    check(memory, "%s: arena %lld bytes planned, %lld used", name, (long long)planned.used, (long long)m->arena.peak.used);
+    trainer_stop(t);
+    free(t);
+}
+
+/* ---- the cases ---------------------------------------------------------------------------------------------------------------- */
+
+typedef struct {
+    Case *list;
+    int n, refused;
+} Cases;
+
+/* A refusal must say why, and the head axes it offers must work. */
+static void check_refusal(const Case *c, const ModelOptions *o, const char *why) {
+    char name[256];
+    case_name(name, sizeof name, c);
+    const char *works = strstr(why, "works is ");
+    if (!works) {
+        check(strlen(why) > 20, "%s: refused: %s", name, why);
+        return;
+    }
+    long long offered[2] = {0, 0};
+    int n = sscanf(works, "works is %lld or %lld", &offered[0], &offered[1]), good = n >= 1;
+    for (int i = 0; i < n; i++) {
+        ModelOptions other = *o;
+        char reason[1024];
+        other.shape.head = offered[i], other.shape.world = offered[i] * o->shape.dp * o->shape.ring;
+        if (o->scheme->refuses(&other.config, &other.shape, reason, sizeof reason)) good = 0;
+    }
+    check(good, "%s: refused, and what it offers works: %s", name, why);
+}
+
+static void add_case(Cases *cases, Case c, int speaks) {
+    ModelOptions o = case_options(&c);
+    char why[1024];
+    if (options_refuse(&o, why, sizeof why)) {
+        if (speaks) check_refusal(&c, &o, why);
+        cases->refused++;
+        return;
+    }
+    cases->list = (Case *)realloc(cases->list, sizeof(Case) * (size_t)(cases->n + 1));
+    cases->list[cases->n++] = c;
+}
+
+/* Every way to cut N ranks into dp x ring x head for one scheme and model; hybrids of three axes included. */
+static void add_meshes(Cases *cases, Case c, i64 N, int speaks) {
+    for (i64 dp = 1; dp <= N; dp++)
+        for (i64 ring = 1; ring <= N; ring++) {
+            if (N % (dp * ring) != 0 || dp > 4) continue;
+            c.dp = dp, c.ring = ring, c.head = N / dp / ring;
+            if (c.scheme->ring_takes_all && c.head > 1) continue;
+            for (int layout = 0; layout < (ring > 1 ? 3 : 1); layout++) {
+                c.layout = layout == 0 ? RING_ZIGZAG : layout == 1 ? RING_CONTIGUOUS : RING_STRIPE;
+                if (dp * c.B > 8) continue;
+                add_case(cases, c, speaks);
+            }
+        }
+}
+
+/* The list for N ranks. Everything varies with every scheme, but not everything with everything: micro-batches, ignored targets,
+   recompute and overlap turn with the case's number. */
+static Cases make_cases(i64 N, int speaks) {
+    Cases cases;
+    memset(&cases, 0, sizeof cases);
+    for (int s = 0; s < COUNT_OF(SCHEMES); s++)
+        for (int model = 0; model < MODELS; model++) {
+            Case c;
+            memset(&c, 0, sizeof c);
+            c.scheme = SCHEMES[s], c.model = (TestModel)model, c.B = 1, c.overlap = 1;
+            add_meshes(&cases, c, N, speaks);
+        }
+    for (int i = 0; i < cases.n; i++) {
+        Case *c = &cases.list[i];
+        const i64 micro[4] = {1, 2, 1, 4};
+        if (8 % (c->dp * micro[i % 4]) == 0) c->B = micro[i % 4];
+        c->ignore = (Ignore)(i / 2 % IGNORES);
+        c->recompute = i % 5 == 4;
+        c->overlap = i % 7 != 6;
+    }
+    return cases;
+}
+
+static void write_data(const char *directory) {
+    static int32_t tokens[SEQUENCES * 48 + 1];
+    char path[512];
+    for (int stretches = 0; stretches < 2; stretches++) {
+        for (int i = 0; i < COUNT_OF(tokens); i++) {
+            tokens[i] = (int32_t)(mix64((uint64_t)i + 99) % 53);
+            int place = i / 48, within = i % 48;
+            /* sequence 1, 4, 7: only the last quarter counts; 2, 5, 8: nothing does */
+            if (stretches && (place % 3 == 2 || (place % 3 == 1 && within < 36))) tokens[i] = 0;
+        }
+        snprintf(path, sizeof path, "%s/%s", directory, SHARD_NAMES[stretches ? IGNORE_STRETCHES : IGNORE_NONE]);
+        write_shard(path, tokens, COUNT_OF(tokens));
+    }
+}
+
+/* All cases of N ranks, shared out over the groups that the world makes. */
+static void run_cases(i64 N, const char *directory, Wire everyone, Wire alone) {
+    int rank = wire_rank(everyone), groups = wire_size(everyone) / (int)N, group = rank / (int)N;
+    if (groups == 0) return;
+    int idle = group >= groups;
+    Wire world = wire_split(everyone, idle ? groups : group, rank);
+    if (!idle) {
+        Checks *c = checks();
+        c->silent = wire_rank(world) != 0;
+        Cases cases = make_cases(N, group == 0 && !c->silent);
+        for (int i = group; i < cases.n; i += groups) run_case(&cases.list[i], directory, world, alone);
+        free(cases.list);
+    }
+    wire_free(&world);
+    wire_barrier(everyone);
+}
+
+/* Zigzag: the same attention work on every rank; contiguous is not. Counted by the plan, rank by rank. */
+static void check_balance(void) {
+    double flop[3][4];
+    for (int layout = 0; layout < 3; layout++)
+        for (int rank = 0; rank < 4; rank++) {
+            Case c = {MODEL_GQA, scheme_find("ring"), 1, 4, 1, 1, layout == 0 ? RING_ZIGZAG : layout == 1 ? RING_CONTIGUOUS : RING_STRIPE, IGNORE_NONE, 0, 1};
+            ModelOptions o = case_options(&c);
+            char path[512];
+            Settings s = case_settings(&c, ".", path);
+            Trainer *t = (Trainer *)host_alloc(sizeof(Trainer));
+            t->settings = &s, t->options = o;
+            model_init(&t->model, &o, wire_none(), 1, rank);
+            trainer_plan(t);
+            flop[layout][rank] = t->model.dev.flop[OP_ATTENTION];
+            model_free(&t->model);
+            free(t);
+        }
+    int even = flop[0][0] == flop[0][1] && flop[0][1] == flop[0][2] && flop[0][2] == flop[0][3];
+    check(even, "zigzag: attention MFLOP of ranks 0..3: %.3f %.3f %.3f %.3f", flop[0][0] / 1e6, flop[0][1] / 1e6, flop[0][2] / 1e6, flop[0][3] / 1e6);
+    check(flop[1][3] > 1.5 * flop[0][0], "contiguous: %.3f %.3f %.3f %.3f", flop[1][0] / 1e6, flop[1][1] / 1e6, flop[1][2] / 1e6, flop[1][3] / 1e6);
+    check(flop[2][3] < 1.1 * flop[0][0], "stripe: %.3f %.3f %.3f %.3f", flop[2][0] / 1e6, flop[2][1] / 1e6, flop[2][2] / 1e6, flop[2][3] / 1e6);
+}
+
+int main(int argc, char **argv) {
+    Wire everyone = wire_start(&argc, &argv);
+    Wire alone = wire_split(everyone, wire_rank(everyone), 0);
+    char directory[256];
+    test_directory(directory, "schemes", everyone);
+    if (wire_rank(everyone) == 0) {
+        write_data(directory);
+        check_balance();
+    }
+    wire_barrier(everyone);
+    if (argc > 1) {
+        for (int i = 1; i < argc; i++) run_cases(atoi(argv[i]), directory, everyone, alone);
+    } else {
+        const i64 sizes[] = {1, 2, 3, 4, 6, 8, 12};
+        for (int i = 0; i < COUNT_OF(sizes); i++) run_cases(sizes[i], directory, everyone, alone);
+    }
+    test_remove(directory, everyone);
+    int failed = checks()->silent ? 0 : checks()->failed;
+    wire_finish();
+    return failed ? 1 : 0;
+}
