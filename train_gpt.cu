@@ -483,14 +483,14 @@ static void step_metrics(const Trainer *t, Metrics *k, i64 step, double seconds)
     k->comm_exposed_ms = 1e3 * m->fabric.exposed_s;
     k->val_loss = NAN;
     if (k->mfu_causal > 1)
-        fail(THIS_RANK, "step %lld ran at %.2f of the peak of %.3f TFLOP/s a rank: either the peak is too low (--peak-tflops) or work was skipped",
+        FAIL(THIS_RANK, "step %lld ran at %.2f of the peak of %.3f TFLOP/s a rank: either the peak is too low (--peak-tflops) or work was skipped",
              (long long)step, k->mfu_causal, t->peak / 1e12);
 }
 
 /* A loss or norm that is not finite ends the run; metrics so far are on disk. Every rank holds the same sums. */
 static void check_finite(const Trainer *t, i64 step, double loss, double norm) {
     if (isfinite(loss) && isfinite(norm)) return;
-    fail(EVERYONE, "step %lld: loss %g, gradient norm %g; lower --lr, or look at the data%s", (long long)step, loss, norm,
+    FAIL(EVERYONE, "step %lld: loss %g, gradient norm %g; lower --lr, or look at the data%s", (long long)step, loss, norm,
          t->settings->out ? " (metrics.jsonl has the steps before)" : "");
 }
 
@@ -548,13 +548,13 @@ static void options_model(ModelOptions *o, const Settings *s) {
         const char *overrides[] = {"arch", "layers", "dim", "heads", "kv-heads", "ffn", "vocab", "max-pos", "rope-theta", "tied-head"};
         const i64 given[] = {s->arch != NULL, s->layers, s->dim, s->heads, s->kv_heads, s->ffn, s->vocab, s->max_pos, s->rope_theta > 0, s->tied_head != NULL};
         for (int i = 0; i < COUNT_OF(overrides); i++)
-            if (given[i]) fail(EVERYONE, "--%s cannot change the model in %s; it overrides presets only", overrides[i], s->model);
+            if (given[i]) FAIL(EVERYONE, "--%s cannot change the model in %s; it overrides presets only", overrides[i], s->model);
         checkpoint_read_config(&o->config, s->model);
     } else {
         char names[512] = "";
         for (int i = 0; i < COUNT_OF(PRESETS); i++)
             snprintf(names + strlen(names), sizeof names - strlen(names), "%s%s", i ? ", " : "", PRESETS[i].name);
-        fail(EVERYONE, "--model %s: neither a preset (%s) nor a directory", s->model, names);
+        FAIL(EVERYONE, "--model %s: neither a preset (%s) nor a directory", s->model, names);
     }
 }
 
@@ -565,13 +565,13 @@ static void options_mesh(ModelOptions *o, Settings *s, const FlagsGiven *given, 
         char names[256] = "";
         for (int i = 0; i < COUNT_OF(SCHEMES); i++)
             snprintf(names + strlen(names), sizeof names - strlen(names), "%s%s", i ? "|" : "", SCHEMES[i]->name);
-        fail(EVERYONE, "--sp %s: must be one of %s", s->sp, names);
+        FAIL(EVERYONE, "--sp %s: must be one of %s", s->sp, names);
     }
     if (world % s->dp != 0)
-        fail(EVERYONE, "%lld ranks do not divide over --dp %lld; use a divisor of %lld", (long long)world, (long long)s->dp, (long long)world);
+        FAIL(EVERYONE, "%lld ranks do not divide over --dp %lld; use a divisor of %lld", (long long)world, (long long)s->dp, (long long)world);
     if (o->scheme->ring_takes_all && !flag_given(given, "ring")) s->ring = world / s->dp;
     if (world / s->dp % s->ring != 0)
-        fail(EVERYONE, "%lld ranks / --dp %lld leaves %lld, which does not divide over --ring %lld; use a divisor of it", (long long)world,
+        FAIL(EVERYONE, "%lld ranks / --dp %lld leaves %lld, which does not divide over --ring %lld; use a divisor of it", (long long)world,
              (long long)s->dp, (long long)(world / s->dp), (long long)s->ring);
     o->shape.world = world, o->shape.dp = s->dp, o->shape.ring = s->ring, o->shape.head = world / s->dp / s->ring;
 }
@@ -587,7 +587,7 @@ static void options_from_flags(ModelOptions *o, Settings *s, const FlagsGiven *g
     o->overlap = strcmp(s->overlap, "on") == 0;
     o->threads = threads;
     char why[1024];
-    if (options_refuse(o, why, sizeof why)) fail(EVERYONE, "%s", why);
+    if (options_refuse(o, why, sizeof why)) FAIL(EVERYONE, "%s", why);
 }
 
 static void print_banner(const Trainer *t) {
@@ -627,7 +627,7 @@ static void load_weights(Trainer *t) {
 static void open_data(Trainer *t) {
     const Settings *s = t->settings;
     i64 vocab = t->options.config.vocab;
-    if (!s->train) fail(EVERYONE, "--train is missing: a glob of token shards, e.g. --train \"data/train_*.bin\"");
+    if (!s->train) FAIL(EVERYONE, "--train is missing: a glob of token shards, e.g. --train \"data/train_*.bin\"");
     dataset_open(&t->train, s->train, "train", s->seq_len, vocab);
     if (s->val) dataset_open(&t->val, s->val, "val", s->seq_len, vocab);
 }
@@ -637,8 +637,8 @@ static inline void run(Trainer *t, Settings *s, const FlagsGiven *given, Wire wo
     wire_local(world, &local, &locals);
     t->settings = s;
     t->place = device_place(locals, (int)s->threads);
-    if (s->world && !s->dry_run) fail(EVERYONE, "--world needs --dry-run; the ranks of a real run are mpirun's -np");
-    if (s->init_only && !s->out) fail(EVERYONE, "--init-only needs --out DIR, where the weights go");
+    if (s->world && !s->dry_run) FAIL(EVERYONE, "--world needs --dry-run; the ranks of a real run are mpirun's -np");
+    if (s->init_only && !s->out) FAIL(EVERYONE, "--init-only needs --out DIR, where the weights go");
     options_from_flags(&t->options, s, given, s->world ? s->world : wire_size(world), t->place.threads);
     t->parameters = config_parameters(&t->options.config);
     if (!s->dry_run && !s->init_only) {

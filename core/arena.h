@@ -40,7 +40,7 @@ static inline void arena_reserve(Arena *a) {
             return;
         }
     }
-    fail(THIS_RANK, "cannot reserve address space for the arena (%s); is `ulimit -v` set?", strerror(errno));
+    FAIL(THIS_RANK, "cannot reserve address space for the arena (%s); is `ulimit -v` set?", strerror(errno));
 }
 
 /* `bytes` at the top of the arena, aligned to ARENA_ALIGN; lives until the enclosing mark is released. */
@@ -48,7 +48,7 @@ static inline void *arena_take(Arena *a, MemCategory category, i64 bytes) {
     bytes = round_up(bytes, ARENA_ALIGN);
     i64 limit = a->committed ? a->committed : a->reserved;
     if (a->now.used + bytes > limit)
-        fail(THIS_RANK, "arena: %lld bytes for %s do not fit in the planned %lld; plan and run disagree", (long long)bytes,
+        FAIL(THIS_RANK, "arena: %lld bytes for %s do not fit in the planned %lld; plan and run disagree", (long long)bytes,
              MEM_NAMES[category], (long long)limit);
     void *p = a->base + a->now.used;
     a->now.used += bytes;
@@ -64,7 +64,7 @@ static inline void arena_release(Arena *a, ArenaMark mark) { a->now = mark; }
 static inline void arena_commit(Arena *a) {
     a->committed = round_up(i64_max(a->peak.used, 1), 4096);
     if (mprotect(a->base, (size_t)a->committed, PROT_READ | PROT_WRITE) != 0)
-        fail(THIS_RANK, "out of memory: the arena needs %.1f MB a rank (--dry-run prints it by category); lower --micro-batch or --seq-len, "
+        FAIL(THIS_RANK, "out of memory: the arena needs %.1f MB a rank (--dry-run prints it by category); lower --micro-batch or --seq-len, "
                         "use more ranks or --recompute full", a->committed / 1e6);
     madvise(a->base, (size_t)a->committed, MADV_HUGEPAGE); /* fewer TLB misses; where refused, nothing changes */
 }

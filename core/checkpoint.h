@@ -30,27 +30,27 @@ static inline const cJSON *json_item(const JsonAt *j, const char *key) {
     return cJSON_IsNull(item) ? NULL : item;
 }
 
-static inline void json_missing(const JsonAt *j, const char *key) { fail(EVERYONE, "%s: %s%s is missing", j->path, j->within, key); }
+static inline void json_missing(const JsonAt *j, const char *key) { FAIL(EVERYONE, "%s: %s%s is missing", j->path, j->within, key); }
 
 static inline double json_real(const JsonAt *j, const char *key, double fallback, double min, double max) {
     const cJSON *item = json_item(j, key);
     if (!item && fallback == JSON_REQUIRED) json_missing(j, key);
     if (!item) return fallback;
-    if (!cJSON_IsNumber(item)) fail(EVERYONE, "%s: %s%s is not a number", j->path, j->within, key);
+    if (!cJSON_IsNumber(item)) FAIL(EVERYONE, "%s: %s%s is not a number", j->path, j->within, key);
     if (!(item->valuedouble >= min && item->valuedouble <= max))
-        fail(EVERYONE, "%s: %s%s is %g, must be from %g to %g", j->path, j->within, key, item->valuedouble, min, max);
+        FAIL(EVERYONE, "%s: %s%s is %g, must be from %g to %g", j->path, j->within, key, item->valuedouble, min, max);
     return item->valuedouble;
 }
 
 static inline i64 json_int(const JsonAt *j, const char *key, i64 fallback, i64 min, i64 max) {
     double v = json_real(j, key, (double)fallback, (double)min, (double)max);
-    if (v != floor(v)) fail(EVERYONE, "%s: %s%s is %g, must be a whole number", j->path, j->within, key, v);
+    if (v != floor(v)) FAIL(EVERYONE, "%s: %s%s is %g, must be a whole number", j->path, j->within, key, v);
     return (i64)v;
 }
 
 static inline int json_flag(const JsonAt *j, const char *key, int fallback) {
     const cJSON *item = json_item(j, key);
-    if (item && !cJSON_IsBool(item)) fail(EVERYONE, "%s: %s%s is not true or false", j->path, j->within, key);
+    if (item && !cJSON_IsBool(item)) FAIL(EVERYONE, "%s: %s%s is not true or false", j->path, j->within, key);
     return item ? cJSON_IsTrue(item) : fallback;
 }
 
@@ -59,14 +59,14 @@ static inline const char *json_text(const JsonAt *j, const char *key, const char
     const cJSON *item = json_item(j, key);
     if (!item && !fallback) json_missing(j, key);
     if (!item) return fallback;
-    if (!cJSON_IsString(item) || !text_is_printable(item->valuestring)) fail(EVERYONE, "%s: %s%s is not a text", j->path, j->within, key);
+    if (!cJSON_IsString(item) || !text_is_printable(item->valuestring)) FAIL(EVERYONE, "%s: %s%s is not a text", j->path, j->within, key);
     return item->valuestring;
 }
 
 /* A switch that changes the model in a way we have not implemented: it must stand at `wanted`, which is also its default. */
 static inline void json_demand(const JsonAt *j, const char *key, int wanted) {
     if (json_flag(j, key, wanted) != wanted)
-        fail(EVERYONE, "%s: %s%s %s is not implemented; only %s is", j->path, j->within, key, wanted ? "false" : "true", wanted ? "true" : "false");
+        FAIL(EVERYONE, "%s: %s%s %s is not implemented; only %s is", j->path, j->within, key, wanted ? "false" : "true", wanted ? "true" : "false");
 }
 
 /* ---- config.json -> Config --------------------------------------------------------------------------------------------- */
@@ -92,10 +92,10 @@ static inline void config_read_gpt2(Config *c, const JsonAt *j) {
     c->max_pos = json_int(j, "n_positions", JSON_REQUIRED, 1, (i64)COUNT_MAX);
     c->norm_eps = json_real(j, "layer_norm_epsilon", 1e-5, 1e-30, 1);
     c->tied = json_flag(j, "tie_word_embeddings", 1);
-    if (!c->tied) fail(EVERYONE, "%s: tie_word_embeddings false: gpt2's head is tied", j->path);
+    if (!c->tied) FAIL(EVERYONE, "%s: tie_word_embeddings false: gpt2's head is tied", j->path);
     const char *act = json_text(j, "activation_function", "gelu_new");
     if (strcmp(act, "gelu_new") != 0 && strcmp(act, "gelu_pytorch_tanh") != 0)
-        fail(EVERYONE, "%s: activation_function %.40s is not implemented; gelu_new and gelu_pytorch_tanh are", j->path, act);
+        FAIL(EVERYONE, "%s: activation_function %.40s is not implemented; gelu_new and gelu_pytorch_tanh are", j->path, act);
     json_demand(j, "scale_attn_weights", 1);
     json_demand(j, "scale_attn_by_inverse_layer_idx", 0);
     json_demand(j, "reorder_and_upcast_attn", 0);
@@ -109,25 +109,25 @@ static inline void config_read_rope(Config *c, const JsonAt *j) {
     const cJSON *now = json_item(j, "rope_parameters"), *old = json_item(j, "rope_scaling");
     c->rope_theta = json_real(j, "rope_theta", 10000, 1, 1e12);
     if (!now && !old) return;
-    if (now && old) fail(EVERYONE, "%s: rope_parameters and rope_scaling are both there; keep one", j->path);
+    if (now && old) FAIL(EVERYONE, "%s: rope_parameters and rope_scaling are both there; keep one", j->path);
     JsonAt r = {j->path, now ? "rope_parameters." : "rope_scaling.", now ? now : old};
-    if (!cJSON_IsObject(r.object)) fail(EVERYONE, "%s: %.*s is not an object", j->path, (int)strlen(r.within) - 1, r.within);
+    if (!cJSON_IsObject(r.object)) FAIL(EVERYONE, "%s: %.*s is not an object", j->path, (int)strlen(r.within) - 1, r.within);
     double theta = json_real(&r, "rope_theta", c->rope_theta, 1, 1e12);
     if (json_item(j, "rope_theta") && theta != c->rope_theta)
-        fail(EVERYONE, "%s: rope_theta is %g, %srope_theta %g; keep one", j->path, c->rope_theta, r.within, theta);
+        FAIL(EVERYONE, "%s: rope_theta is %g, %srope_theta %g; keep one", j->path, c->rope_theta, r.within, theta);
     c->rope_theta = theta;
-    if (json_real(&r, "partial_rotary_factor", 1, 0, 1) != 1) fail(EVERYONE, "%s: %spartial_rotary_factor is not implemented", j->path, r.within);
+    if (json_real(&r, "partial_rotary_factor", 1, 0, 1) != 1) FAIL(EVERYONE, "%s: %spartial_rotary_factor is not implemented", j->path, r.within);
     const char *type = json_text(&r, "rope_type", json_text(&r, "type", "default"));
     if (strcmp(type, "default") == 0) return;
     if (strcmp(type, "llama3") != 0)
-        fail(EVERYONE, "%s: %.*s type %.40s is not implemented; default and llama3 are", j->path, (int)strlen(r.within) - 1, r.within, type);
+        FAIL(EVERYONE, "%s: %.*s type %.40s is not implemented; default and llama3 are", j->path, (int)strlen(r.within) - 1, r.within, type);
     RopeScaling *s = &c->rope_scaling;
     s->factor = json_real(&r, "factor", JSON_REQUIRED, 1, 1e9);
     s->low_freq_factor = json_real(&r, "low_freq_factor", JSON_REQUIRED, 1e-9, 1e9);
     s->high_freq_factor = json_real(&r, "high_freq_factor", JSON_REQUIRED, 1e-9, 1e9);
     s->original_max_pos = json_int(&r, "original_max_position_embeddings", JSON_REQUIRED, 1, (i64)COUNT_MAX);
     if (!(s->high_freq_factor > s->low_freq_factor))
-        fail(EVERYONE, "%s: %shigh_freq_factor %g must be above low_freq_factor %g", j->path, r.within, s->high_freq_factor, s->low_freq_factor);
+        FAIL(EVERYONE, "%s: %shigh_freq_factor %g must be above low_freq_factor %g", j->path, r.within, s->high_freq_factor, s->low_freq_factor);
 }
 
 static inline void config_read_llama(Config *c, const JsonAt *j) {
@@ -142,13 +142,13 @@ static inline void config_read_llama(Config *c, const JsonAt *j) {
     c->norm_eps = json_real(j, "rms_norm_eps", 1e-6, 1e-30, 1);
     c->tied = json_flag(j, "tie_word_embeddings", 0);
     const char *act = json_text(j, "hidden_act", "silu");
-    if (strcmp(act, "silu") != 0) fail(EVERYONE, "%s: hidden_act %.40s is not implemented; silu is", j->path, act);
+    if (strcmp(act, "silu") != 0) FAIL(EVERYONE, "%s: hidden_act %.40s is not implemented; silu is", j->path, act);
     json_demand(j, "attention_bias", 0);
     json_demand(j, "mlp_bias", 0);
-    if (json_int(j, "pretraining_tp", 1, 0, 1 << 20) > 1) fail(EVERYONE, "%s: pretraining_tp beyond 1 is not implemented", j->path);
+    if (json_int(j, "pretraining_tp", 1, 0, 1 << 20) > 1) FAIL(EVERYONE, "%s: pretraining_tp beyond 1 is not implemented", j->path);
     i64 head_dim = json_int(j, "head_dim", 0, 1, 1 << 20);
     if (head_dim && head_dim * c->heads != c->dim)
-        fail(EVERYONE, "%s: head_dim %lld is not hidden_size / num_attention_heads (%lld / %lld), which is not implemented", j->path,
+        FAIL(EVERYONE, "%s: head_dim %lld is not hidden_size / num_attention_heads (%lld / %lld), which is not implemented", j->path,
              (long long)head_dim, (long long)c->dim, (long long)c->heads);
     config_read_rope(c, j);
     static const char *const dropout[] = {"attention_dropout"};
@@ -165,10 +165,10 @@ static inline void checkpoint_read_config(Config *c, const char *dir) {
     const char *type = json_text(&j, "model_type", NULL);
     static const char *const refused[] = {"quantization_config", "sliding_window"};
     for (int i = 0; i < COUNT_OF(refused); i++)
-        if (json_item(&j, refused[i])) fail(EVERYONE, "%s: %s is not implemented", path, refused[i]);
+        if (json_item(&j, refused[i])) FAIL(EVERYONE, "%s: %s is not implemented", path, refused[i]);
     if (strcmp(type, "gpt2") == 0) config_read_gpt2(c, &j);
     else if (strcmp(type, "llama") == 0) config_read_llama(c, &j);
-    else fail(EVERYONE, "%s: model_type %.40s is not implemented; gpt2 and llama are", path, type);
+    else FAIL(EVERYONE, "%s: model_type %.40s is not implemented; gpt2 and llama are", path, type);
     config_check(c, path);
     cJSON_Delete(root);
 }
@@ -217,17 +217,17 @@ static inline const Safetensor *checkpoint_need(const SafetensorSet *s, const ch
     tensor_hf_name(name, t->spec, t->layer);
     const Safetensor *found = checkpoint_find(s, name);
     if (!found && t->spec->role == T_LM_HEAD)
-        fail(EVERYONE, "%s: the model's head is not tied, but tensor %s is missing; if it shares the embedding, config.json must say "
+        FAIL(EVERYONE, "%s: the model's head is not tied, but tensor %s is missing; if it shares the embedding, config.json must say "
                        "\"tie_word_embeddings\": true", dir, name);
-    if (!found) fail(EVERYONE, "%s: tensor %s is missing", s->files == 1 ? s->file[0].path : dir, name);
+    if (!found) FAIL(EVERYONE, "%s: tensor %s is missing", s->files == 1 ? s->file[0].path : dir, name);
     if (!safetensor_is_float(found))
-        fail(EVERYONE, "%s: tensor %s has dtype %s; weights can be F32, F16, BF16 or F64", found->path, found->name,
+        FAIL(EVERYONE, "%s: tensor %s has dtype %s; weights can be F32, F16, BF16 or F64", found->path, found->name,
              SAFETENSOR_TYPES[found->type].name);
     if (found->dims != place->dims || memcmp(found->shape, place->shape, (size_t)place->dims * sizeof(i64)) != 0) {
         char is[256], should[256];
         shape_text(is, sizeof is, found->shape, found->dims);
         shape_text(should, sizeof should, place->shape, place->dims);
-        fail(EVERYONE, "%s: tensor %s has shape %s, the model's is %s", found->path, found->name, is, should);
+        FAIL(EVERYONE, "%s: tensor %s has shape %s, the model's is %s", found->path, found->name, is, should);
     }
     return found;
 }
@@ -248,7 +248,7 @@ static inline void checkpoint_check_tied_head(const Zero *z, const SafetensorSet
     if (rank != 0) return;
     const Safetensor *wte = checkpoint_find(s, z->config->arch == ARCH_GPT2 ? "transformer.wte.weight" : "model.embed_tokens.weight");
     if (wte->type != head->type || wte->bytes != head->bytes || memcmp(wte->data, head->data, (size_t)wte->bytes) != 0)
-        fail(THIS_RANK, "%s: the model's head is tied to its embedding, but lm_head.weight differs from %s", head->path, wte->name);
+        FAIL(THIS_RANK, "%s: the model's head is tied to its embedding, but lm_head.weight differs from %s", head->path, wte->name);
 }
 
 /* Fill this rank's share of the weights from DIR's files; what the file holds beyond the model is an error. */
@@ -266,7 +266,7 @@ static inline void checkpoint_load(Zero *z, const char *dir, int rank) {
         const Safetensor *extra = &s.tensor[i];
         if (used[i] || checkpoint_is_buffer(z->config, extra->name)) continue;
         if (strcmp(extra->name, "lm_head.weight") != 0 || !z->config->tied)
-            fail(EVERYONE, "%s: tensor %.200s is no part of this model (%lld layers); it would be lost", extra->path, extra->name,
+            FAIL(EVERYONE, "%s: tensor %.200s is no part of this model (%lld layers); it would be lost", extra->path, extra->name,
                  (long long)z->config->layers);
         checkpoint_check_tied_head(z, &s, extra, rank);
     }
@@ -453,7 +453,7 @@ static inline void checkpoint_write_config(const Config *c, const char *path) {
         if (gpt2 && c->vocab == 50257) json_add_int(j, ids[i], 50256);
         else json_made(cJSON_AddNullToObject(j, ids[i]));
     char *text = cJSON_Print(j);
-    if (!text) fail(THIS_RANK, "out of host memory while writing JSON");
+    if (!text) FAIL(THIS_RANK, "out of host memory while writing JSON");
     NewFile f;
     new_file_open(&f, path);
     new_file_append(&f, text, (i64)strlen(text));
@@ -469,10 +469,10 @@ static inline void checkpoint_write(const Zero *z, Wire world, const char *dir) 
     static const char *const names[] = {"config.json", "model.safetensors", "model.safetensors.index.json"};
     char path[PATH_MAX];
     if (wire_rank(world) == 0) {
-        if (mkdir(dir, 0777) != 0 && errno != EEXIST) fail(THIS_RANK, "%s: cannot create this directory: %s", dir, strerror(errno));
+        if (mkdir(dir, 0777) != 0 && errno != EEXIST) FAIL(THIS_RANK, "%s: cannot create this directory: %s", dir, strerror(errno));
         for (int i = 0; i < COUNT_OF(names); i++) {
             path_join(path, dir, names[i]);
-            if (path_exists(path)) fail(THIS_RANK, "%s already holds a model (%s); remove it or choose another directory", dir, names[i]);
+            if (path_exists(path)) FAIL(THIS_RANK, "%s already holds a model (%s); remove it or choose another directory", dir, names[i]);
         }
     }
     path_join(path, dir, "model.safetensors");

@@ -85,7 +85,7 @@ static inline Request *request_new(Fabric *f) {
             f->pool[i].wire = wire_request_none();
             return &f->pool[i];
         }
-    fail(THIS_RANK, "more than %d collectives in flight", COMM_REQUESTS);
+    FAIL(THIS_RANK, "more than %d collectives in flight", COMM_REQUESTS);
 }
 
 static inline Request *request_started(Fabric *f, Request *r) {

@@ -32,7 +32,7 @@ static inline Wire wire_start(int *argc, char ***argv) {
     MPI_Init_thread(argc, argv, MPI_THREAD_FUNNELED, &provided);
     MPI_Comm_rank(MPI_COMM_WORLD, &fail_state()->rank);
     fail_state()->abort_all = wire_abort;
-    if (provided < MPI_THREAD_FUNNELED) fail(EVERYONE, "this MPI gives no MPI_THREAD_FUNNELED; install Open MPI with thread support");
+    if (provided < MPI_THREAD_FUNNELED) FAIL(EVERYONE, "this MPI gives no MPI_THREAD_FUNNELED; install Open MPI with thread support");
     return MPI_COMM_WORLD;
 }
 

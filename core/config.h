@@ -58,13 +58,13 @@ static inline i64 mlp_gates(const Config *c) { return c->arch == ARCH_LLAMA ? 2 
 /* Sizes that only make sense together; called on every configuration, whatever it came from. `where` opens the message. */
 static inline void config_check(Config *c, const char *where) {
     if (c->dim % c->heads != 0)
-        fail(EVERYONE, "%s: dim %lld does not divide by %lld heads", where, (long long)c->dim, (long long)c->heads);
+        FAIL(EVERYONE, "%s: dim %lld does not divide by %lld heads", where, (long long)c->dim, (long long)c->heads);
     c->head_dim = c->dim / c->heads;
     if (c->heads % c->kv_heads != 0)
-        fail(EVERYONE, "%s: %lld heads do not divide by %lld KV heads", where, (long long)c->heads, (long long)c->kv_heads);
-    if (c->arch == ARCH_GPT2 && c->kv_heads != c->heads) fail(EVERYONE, "%s: gpt2 has no grouped KV heads; --kv-heads must equal --heads", where);
+        FAIL(EVERYONE, "%s: %lld heads do not divide by %lld KV heads", where, (long long)c->heads, (long long)c->kv_heads);
+    if (c->arch == ARCH_GPT2 && c->kv_heads != c->heads) FAIL(EVERYONE, "%s: gpt2 has no grouped KV heads; --kv-heads must equal --heads", where);
     if (c->arch == ARCH_LLAMA && c->head_dim % 2 != 0)
-        fail(EVERYONE, "%s: head dimension %lld is odd; rotary embedding needs pairs: change --dim or --heads", where, (long long)c->head_dim);
+        FAIL(EVERYONE, "%s: head dimension %lld is odd; rotary embedding needs pairs: change --dim or --heads", where, (long long)c->head_dim);
 }
 
 /* Overrides from the command line onto `c`, which came from a preset. Sizes that hang together follow: overriding heads
@@ -91,11 +91,11 @@ static inline void config_override(Config *c, const Settings *s) {
     if (s->vocab) c->vocab = s->vocab;
     if (s->max_pos) c->max_pos = s->max_pos;
     if (s->rope_theta > 0) {
-        if (c->arch == ARCH_GPT2) fail(EVERYONE, "--rope-theta: gpt2 has learned positions; use --arch llama");
+        if (c->arch == ARCH_GPT2) FAIL(EVERYONE, "--rope-theta: gpt2 has learned positions; use --arch llama");
         c->rope_theta = s->rope_theta;
     }
     if (s->tied_head) c->tied = strcmp(s->tied_head, "on") == 0;
-    if (c->arch == ARCH_GPT2 && !c->tied) fail(EVERYONE, "--tied-head off: gpt2's head is tied");
+    if (c->arch == ARCH_GPT2 && !c->tied) FAIL(EVERYONE, "--tied-head off: gpt2's head is tied");
 }
 
 /* Inverse frequencies of the rotary pairs, in double: out (head_dim / 2). With Llama 3's scaling, wavelengths beyond the

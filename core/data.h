@@ -39,22 +39,22 @@ static inline void shard_check(Shard *s, i64 L, const char *flag) {
     int32_t header[SHARD_HEADER_BYTES / 4];
     struct stat info;
     int fd = open(s->path, O_RDONLY);
-    if (fd < 0 || fstat(fd, &info) != 0) fail(EVERYONE, "--%s: cannot open %s: %s", flag, s->path, strerror(errno));
+    if (fd < 0 || fstat(fd, &info) != 0) FAIL(EVERYONE, "--%s: cannot open %s: %s", flag, s->path, strerror(errno));
     ssize_t got = read(fd, header, sizeof header);
     close(fd);
-    if (got == 0) fail(EVERYONE, "--%s: %s is empty; a token shard starts with a 1024-byte header", flag, s->path);
+    if (got == 0) FAIL(EVERYONE, "--%s: %s is empty; a token shard starts with a 1024-byte header", flag, s->path);
     int known = got == (ssize_t)sizeof header && ((header[0] == 20240520 && header[1] == 1) || (header[0] == 20240801 && header[1] == 7));
     if (!known)
-        fail(EVERYONE, "--%s: %s is not a token shard (magic 20240520 version 1 or 20240801 version 7); dev/data/text_to_shards.py makes them", flag,
+        FAIL(EVERYONE, "--%s: %s is not a token shard (magic 20240520 version 1 or 20240801 version 7); dev/data/text_to_shards.py makes them", flag,
              s->path);
     s->width = header[0] == 20240520 ? 2 : 4;
     /* the header's count is 32 bits; a larger file's own size tells the rest */
     s->tokens = (info.st_size - SHARD_HEADER_BYTES) / s->width;
     if ((info.st_size - SHARD_HEADER_BYTES) % s->width != 0 || (uint32_t)s->tokens != (uint32_t)header[2])
-        fail(EVERYONE, "--%s: %s is damaged: its header promises %u tokens, the file holds %lld; make it again", flag, s->path, (uint32_t)header[2],
+        FAIL(EVERYONE, "--%s: %s is damaged: its header promises %u tokens, the file holds %lld; make it again", flag, s->path, (uint32_t)header[2],
              (long long)s->tokens);
     if (s->tokens < L + 1)
-        fail(EVERYONE, "--%s: %s has %lld tokens, a sequence of --seq-len %lld needs %lld; lower --seq-len or use longer shards", flag, s->path,
+        FAIL(EVERYONE, "--%s: %s has %lld tokens, a sequence of --seq-len %lld needs %lld; lower --seq-len or use longer shards", flag, s->path,
              (long long)s->tokens, (long long)L, (long long)L + 1);
 }
 
@@ -64,7 +64,7 @@ static inline void dataset_open(Dataset *d, const char *pattern, const char *fla
     d->L = L, d->vocab = vocab, d->open = -1, d->fd = -1;
     glob_t found;
     if (glob(pattern, 0, NULL, &found) != 0 || found.gl_pathc == 0)
-        fail(EVERYONE, "--%s %s: no such file; give a shard or a quoted glob, e.g. \"data/train_*.bin\"", flag, pattern);
+        FAIL(EVERYONE, "--%s %s: no such file; give a shard or a quoted glob, e.g. \"data/train_*.bin\"", flag, pattern);
     d->shards = (int)found.gl_pathc;
     d->shard = (Shard *)host_alloc(sizeof(Shard) * found.gl_pathc);
     for (int i = 0; i < d->shards; i++) {
@@ -106,7 +106,7 @@ static inline void dataset_read(Dataset *d, i64 sequence, i64 first, i64 stride,
     if (d->open != which) {
         if (d->fd >= 0) close(d->fd);
         d->fd = open(s->path, O_RDONLY);
-        if (d->fd < 0) fail(THIS_RANK, "cannot open %s: %s", s->path, strerror(errno));
+        if (d->fd < 0) FAIL(THIS_RANK, "cannot open %s: %s", s->path, strerror(errno));
         d->open = which;
     }
     i64 token = (sequence - s->first) * d->L + first, span = (count - 1) * stride + 1;
@@ -114,7 +114,7 @@ static inline void dataset_read(Dataset *d, i64 sequence, i64 first, i64 stride,
     while (have < want) {
         ssize_t got = pread(d->fd, d->bytes + have, want - have, SHARD_HEADER_BYTES + token * s->width + (off_t)have);
         if (got < 0 && errno == EINTR) continue;
-        if (got <= 0) fail(THIS_RANK, "cannot read %s at token %lld: %s", s->path, (long long)token, got < 0 ? strerror(errno) : "the file has become shorter");
+        if (got <= 0) FAIL(THIS_RANK, "cannot read %s at token %lld: %s", s->path, (long long)token, got < 0 ? strerror(errno) : "the file has become shorter");
         have += (size_t)got;
     }
     for (i64 i = 0; i < count; i++) {
@@ -122,7 +122,7 @@ static inline void dataset_read(Dataset *d, i64 sequence, i64 first, i64 stride,
         i64 value = p[0] | p[1] << 8;
         if (s->width == 4) value |= (i64)p[2] << 16 | (i64)p[3] << 24;
         if (value >= d->vocab)
-            fail(THIS_RANK, "%s: token %lld at position %lld is outside the vocabulary of %lld; was the shard made for another model?", s->path,
+            FAIL(THIS_RANK, "%s: token %lld at position %lld is outside the vocabulary of %lld; was the shard made for another model?", s->path,
                  (long long)value, (long long)(token + i * stride), (long long)d->vocab);
         out[i * step] = (int32_t)value;
     }

@@ -139,8 +139,8 @@ static inline void fail_unknown_flag(const char *arg) {
         int d = edit_distance(name, FLAGS[i].name);
         if (d < best) best = d, near = &FLAGS[i];
     }
-    if (near) fail(EVERYONE, "unknown flag '%s'; did you mean --%s?", arg, near->name);
-    fail(EVERYONE, "unknown flag '%s'; --help lists all", arg);
+    if (near) FAIL(EVERYONE, "unknown flag '%s'; did you mean --%s?", arg, near->name);
+    FAIL(EVERYONE, "unknown flag '%s'; --help lists all", arg);
 }
 
 /* Is `value` one of "a|b|c"? */
@@ -159,17 +159,17 @@ static inline void flag_set(Settings *s, const Flag *flag, const char *value) {
     errno = 0;
     switch (flag->type) {
     case FLAG_TEXT:
-        if (!*value) fail(EVERYONE, "--%s is empty; %s", flag->name, flag->help);
+        if (!*value) FAIL(EVERYONE, "--%s is empty; %s", flag->name, flag->help);
         memcpy(field, &value, sizeof value);
         break;
     case FLAG_CHOICE:
-        if (!choice_contains(flag->choices, value)) fail(EVERYONE, "--%s %s: must be one of %s", flag->name, value, flag->choices);
+        if (!choice_contains(flag->choices, value)) FAIL(EVERYONE, "--%s %s: must be one of %s", flag->name, value, flag->choices);
         memcpy(field, &value, sizeof value);
         break;
     case FLAG_INT: {
         long long number = strtoll(value, &end, 10);
         if (end == value || *end || errno || (double)number < flag->min || (double)number > flag->max)
-            fail(EVERYONE, "--%s %s: must be a whole number from %.0f to %.0f", flag->name, value, flag->min, flag->max);
+            FAIL(EVERYONE, "--%s %s: must be a whole number from %.0f to %.0f", flag->name, value, flag->min, flag->max);
         i64 n = (i64)number;
         memcpy(field, &n, sizeof n);
         break;
@@ -177,7 +177,7 @@ static inline void flag_set(Settings *s, const Flag *flag, const char *value) {
     case FLAG_REAL: {
         double number = strtod(value, &end);
         if (end == value || *end || !(number >= flag->min && number <= flag->max))
-            fail(EVERYONE, "--%s %s: must be a number from %g to %g", flag->name, value, flag->min, flag->max);
+            FAIL(EVERYONE, "--%s %s: must be a number from %g to %g", flag->name, value, flag->min, flag->max);
         memcpy(field, &number, sizeof number);
         break;
     }
@@ -203,12 +203,12 @@ static inline void flags_parse(Settings *s, FlagsGiven *given, int argc, char **
         }
         const Flag *flag = strncmp(argv[a], "--", 2) == 0 ? flag_find(argv[a] + 2) : NULL;
         if (!flag) fail_unknown_flag(argv[a]);
-        if (given->given[flag - FLAGS]++) fail(EVERYONE, "--%s is given twice; keep one", flag->name);
-        if (flag->type != FLAG_SWITCH && a + 1 >= argc) fail(EVERYONE, "--%s needs a value: %s", flag->name, flag->help);
+        if (given->given[flag - FLAGS]++) FAIL(EVERYONE, "--%s is given twice; keep one", flag->name);
+        if (flag->type != FLAG_SWITCH && a + 1 >= argc) FAIL(EVERYONE, "--%s needs a value: %s", flag->name, flag->help);
         flag_set(s, flag, flag->type == FLAG_SWITCH ? "on" : argv[++a]);
     }
     if (s->min_lr < 0) s->min_lr = 0.1 * s->lr;
-    if (s->min_lr > s->lr) fail(EVERYONE, "--min-lr %g is above --lr %g", s->min_lr, s->lr);
+    if (s->min_lr > s->lr) FAIL(EVERYONE, "--min-lr %g is above --lr %g", s->min_lr, s->lr);
 }
 
 /* The flag part of --help; README carries the same text. */

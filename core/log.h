@@ -30,7 +30,7 @@ static inline void make_directories(const char *dir) {
         if (*p && *p != '/') continue;
         char c = *p;
         *p = 0;
-        if (mkdir(path, 0777) != 0 && errno != EEXIST) fail(THIS_RANK, "--out %s: cannot make the directory %s: %s", dir, path, strerror(errno));
+        if (mkdir(path, 0777) != 0 && errno != EEXIST) FAIL(THIS_RANK, "--out %s: cannot make the directory %s: %s", dir, path, strerror(errno));
         *p = c;
         if (!c) return;
     }
@@ -41,15 +41,15 @@ static inline FILE *run_create(const RunLog *log, const char *name) {
     char path[4096];
     snprintf(path, sizeof path, "%s/%s", log->dir, name);
     FILE *f = fopen(path, "wx");
-    if (!f && errno == EEXIST) fail(THIS_RANK, "--out %s already holds a %s; choose another directory, nothing is overwritten", log->dir, name);
-    if (!f) fail(THIS_RANK, "cannot write %s: %s", path, strerror(errno));
+    if (!f && errno == EEXIST) FAIL(THIS_RANK, "--out %s already holds a %s; choose another directory, nothing is overwritten", log->dir, name);
+    if (!f) FAIL(THIS_RANK, "cannot write %s: %s", path, strerror(errno));
     return f;
 }
 
 static inline void run_close(const RunLog *log, FILE *f, const char *name) {
     int bad = ferror(f);
     if (fflush(f) != 0 || fsync(fileno(f)) != 0) bad = 1;
-    if (fclose(f) != 0 || bad) fail(THIS_RANK, "cannot write %s/%s: %s", log->dir, name, strerror(errno));
+    if (fclose(f) != 0 || bad) FAIL(THIS_RANK, "cannot write %s/%s: %s", log->dir, name, strerror(errno));
 }
 
 static inline void run_write_json(const RunLog *log, const char *name, cJSON *json) {
@@ -136,7 +136,7 @@ static inline void run_metrics(RunLog *log, const Metrics *m) {
             (long long)m->mem_bytes, (long long)m->comm_bytes, m->comm_exposed_ms);
     if (m->val_loss == m->val_loss) fprintf(log->metrics, ", \"val_loss\": %.17g", m->val_loss);
     fprintf(log->metrics, "}\n");
-    if (fflush(log->metrics) != 0) fail(THIS_RANK, "cannot write %s/metrics.jsonl: %s", log->dir, strerror(errno));
+    if (fflush(log->metrics) != 0) FAIL(THIS_RANK, "cannot write %s/metrics.jsonl: %s", log->dir, strerror(errno));
 }
 
 static inline void run_finish(RunLog *log) {

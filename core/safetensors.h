@@ -30,7 +30,7 @@
 static inline void path_join(char out[PATH_MAX], const char *dir, const char *name) {
     size_t n = strlen(dir);
     int length = snprintf(out, PATH_MAX, "%s%s%s", dir, n && dir[n - 1] == '/' ? "" : "/", name);
-    if (length < 0 || length >= PATH_MAX) fail(EVERYONE, "path too long: %.200s.../%.200s", dir, name);
+    if (length < 0 || length >= PATH_MAX) FAIL(EVERYONE, "path too long: %.200s.../%.200s", dir, name);
 }
 
 static inline int path_exists(const char *path) {
@@ -55,14 +55,14 @@ typedef struct {
 static inline FileMap file_map(const char *path) {
     FileMap m = {NULL, 0};
     struct stat st;
-    if (stat(path, &st) != 0) fail(EVERYONE, "%s: cannot open: %s", path, strerror(errno));
-    if (!S_ISREG(st.st_mode)) fail(EVERYONE, "%s: not a regular file", path);
+    if (stat(path, &st) != 0) FAIL(EVERYONE, "%s: cannot open: %s", path, strerror(errno));
+    if (!S_ISREG(st.st_mode)) FAIL(EVERYONE, "%s: not a regular file", path);
     int fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0 || fstat(fd, &st) != 0) fail(EVERYONE, "%s: cannot open: %s", path, strerror(errno));
+    if (fd < 0 || fstat(fd, &st) != 0) FAIL(EVERYONE, "%s: cannot open: %s", path, strerror(errno));
     m.size = (i64)st.st_size;
     if (m.size > 0) {
         void *p = mmap(NULL, (size_t)m.size, PROT_READ, MAP_PRIVATE, fd, 0);
-        if (p == MAP_FAILED) fail(EVERYONE, "%s: cannot map %lld bytes: %s", path, (long long)m.size, strerror(errno));
+        if (p == MAP_FAILED) FAIL(EVERYONE, "%s: cannot map %lld bytes: %s", path, (long long)m.size, strerror(errno));
         m.bytes = (const unsigned char *)p;
     }
     close(fd);
@@ -82,11 +82,11 @@ static inline cJSON *json_parse(const char *path, const char *what, const unsign
     const char *end = copy;
     cJSON *root = cJSON_ParseWithOpts(copy, &end, 0);
     i64 at = end - copy;
-    if (!root) fail(EVERYONE, "%s: %s is not JSON (stopped at byte %lld of %lld)", path, what, (long long)at, (long long)size);
+    if (!root) FAIL(EVERYONE, "%s: %s is not JSON (stopped at byte %lld of %lld)", path, what, (long long)at, (long long)size);
     for (; at < size; at++)
         if (!strchr(" \t\r\n", copy[at]) || !copy[at])
-            fail(EVERYONE, "%s: %s: something follows the JSON at byte %lld", path, what, (long long)at);
-    if (!cJSON_IsObject(root)) fail(EVERYONE, "%s: %s is not a JSON object", path, what);
+            FAIL(EVERYONE, "%s: %s: something follows the JSON at byte %lld", path, what, (long long)at);
+    if (!cJSON_IsObject(root)) FAIL(EVERYONE, "%s: %s is not a JSON object", path, what);
     free(copy);
     return root;
 }
@@ -100,7 +100,7 @@ static inline cJSON *json_parse_file(const char *path) {
 
 /* cJSON's makers return NULL when memory is out. */
 static inline cJSON *json_made(cJSON *item) {
-    if (!item) fail(THIS_RANK, "out of host memory while writing JSON");
+    if (!item) FAIL(THIS_RANK, "out of host memory while writing JSON");
     return item;
 }
 
@@ -178,7 +178,7 @@ static inline double safetensor_value(const Safetensor *t, i64 i) {
     case ST_F16: memcpy(&u16, at, 2); return float_from_fp16(u16);
     case ST_BF16: memcpy(&u16, at, 2); return float_from_bf16(u16);
     case ST_I32: memcpy(&i32, at, 4); return i32;
-    default: fail(EVERYONE, "%s: tensor %.200s has dtype %s; F32, F16, BF16, F64 and I32 can be read", t->path, t->name,
+    default: FAIL(EVERYONE, "%s: tensor %.200s has dtype %s; F32, F16, BF16, F64 and I32 can be read", t->path, t->name,
                   SAFETENSOR_TYPES[t->type].name);
     }
 }
@@ -200,18 +200,18 @@ static inline void shape_text(char *out, size_t size, const i64 *shape, int dims
 static inline void safetensor_read_shape(Safetensor *t, const cJSON *shape) {
     int dims = cJSON_IsArray(shape) ? cJSON_GetArraySize(shape) : -1;
     if (dims < 0 || dims > SAFETENSOR_DIMS)
-        fail(EVERYONE, "%s: tensor %.200s: shape is not a list of at most %d sizes", t->path, t->name, SAFETENSOR_DIMS);
+        FAIL(EVERYONE, "%s: tensor %.200s: shape is not a list of at most %d sizes", t->path, t->name, SAFETENSOR_DIMS);
     t->dims = 0, t->elements = 1;
     const i64 limit = (i64)9e15;
     for (const cJSON *size = shape->child; size; size = size->next) {
         i64 n = json_count(size);
         if (n < 0 || (n > 0 && t->elements > limit / n))
-            fail(EVERYONE, "%s: tensor %.200s: shape holds something that is not a size", t->path, t->name);
+            FAIL(EVERYONE, "%s: tensor %.200s: shape holds something that is not a size", t->path, t->name);
         t->shape[t->dims++] = n;
         t->elements *= n;
     }
     i64 bytes = SAFETENSOR_TYPES[t->type].bytes;
-    if (t->elements > limit / bytes) fail(EVERYONE, "%s: tensor %.200s: impossibly large", t->path, t->name);
+    if (t->elements > limit / bytes) FAIL(EVERYONE, "%s: tensor %.200s: impossibly large", t->path, t->name);
     t->bytes = t->elements * bytes;
 }
 
@@ -219,30 +219,30 @@ static inline void safetensor_read_shape(Safetensor *t, const cJSON *shape) {
 static inline void safetensor_read_entry(Safetensor *t, const char *path, const cJSON *entry, i64 data_size) {
     memset(t, 0, sizeof *t);
     t->path = path;
-    if (!entry->string || !text_is_printable(entry->string)) fail(EVERYONE, "%s: a tensor's name is empty or not printable", path);
+    if (!entry->string || !text_is_printable(entry->string)) FAIL(EVERYONE, "%s: a tensor's name is empty or not printable", path);
     size_t n = strlen(entry->string) + 1;
     t->name = (char *)host_alloc(n);
     memcpy(t->name, entry->string, n);
     const cJSON *dtype = cJSON_GetObjectItemCaseSensitive(entry, "dtype");
-    if (!cJSON_IsString(dtype)) fail(EVERYONE, "%s: tensor %.200s has no dtype", path, t->name);
+    if (!cJSON_IsString(dtype)) FAIL(EVERYONE, "%s: tensor %.200s has no dtype", path, t->name);
     int type = 0;
     while (type < ST_TYPES && strcmp(SAFETENSOR_TYPES[type].name, dtype->valuestring) != 0) type++;
     if (type == ST_TYPES)
-        fail(EVERYONE, "%s: tensor %.200s has the unknown dtype %.40s", path, t->name,
+        FAIL(EVERYONE, "%s: tensor %.200s has the unknown dtype %.40s", path, t->name,
              text_is_printable(dtype->valuestring) ? dtype->valuestring : "(not printable)");
     t->type = (SafetensorType)type;
     safetensor_read_shape(t, cJSON_GetObjectItemCaseSensitive(entry, "shape"));
     const cJSON *offsets = cJSON_GetObjectItemCaseSensitive(entry, "data_offsets");
-    if (!cJSON_IsArray(offsets) || cJSON_GetArraySize(offsets) != 2) fail(EVERYONE, "%s: tensor %.200s has no data_offsets", path, t->name);
+    if (!cJSON_IsArray(offsets) || cJSON_GetArraySize(offsets) != 2) FAIL(EVERYONE, "%s: tensor %.200s has no data_offsets", path, t->name);
     i64 begin = json_count(offsets->child), end = json_count(offsets->child->next);
-    if (begin < 0 || end < begin) fail(EVERYONE, "%s: tensor %.200s: data_offsets are not two rising positions", path, t->name);
+    if (begin < 0 || end < begin) FAIL(EVERYONE, "%s: tensor %.200s: data_offsets are not two rising positions", path, t->name);
     if (end > data_size)
-        fail(EVERYONE, "%s: tensor %.200s ends at byte %lld of the data, the file has only %lld: truncated?", path, t->name, (long long)end,
+        FAIL(EVERYONE, "%s: tensor %.200s ends at byte %lld of the data, the file has only %lld: truncated?", path, t->name, (long long)end,
              (long long)data_size);
     if (end - begin != t->bytes) {
         char shape[256];
         shape_text(shape, sizeof shape, t->shape, t->dims);
-        fail(EVERYONE, "%s: tensor %.200s: %s %s takes %lld bytes, data_offsets give it %lld", path, t->name, SAFETENSOR_TYPES[t->type].name, shape,
+        FAIL(EVERYONE, "%s: tensor %.200s: %s %s takes %lld bytes, data_offsets give it %lld", path, t->name, SAFETENSOR_TYPES[t->type].name, shape,
              (long long)t->bytes, (long long)(end - begin));
     }
     t->begin = begin;
@@ -259,7 +259,7 @@ static inline int safetensor_by_name(const void *a, const void *b) { return strc
 /* Map one more file and append its tensors. */
 static inline void safetensors_add_file(SafetensorSet *s, const char *path) {
     s->file = (SafetensorFile *)realloc(s->file, ((size_t)s->files + 1) * sizeof(SafetensorFile));
-    if (!s->file) fail(THIS_RANK, "out of host memory");
+    if (!s->file) FAIL(THIS_RANK, "out of host memory");
     SafetensorFile *f = &s->file[s->files++];
     f->path = (char *)host_alloc(strlen(path) + 1);
     memcpy(f->path, path, strlen(path));
@@ -267,15 +267,15 @@ static inline void safetensors_add_file(SafetensorSet *s, const char *path) {
     const i64 header_limit = 100000000; /* the reference implementation's */
     uint64_t header = 0;
     if (f->map.size >= 8) memcpy(&header, f->map.bytes, 8);
-    if (f->map.size < 8) fail(EVERYONE, "%s: %lld bytes are no safetensors file", path, (long long)f->map.size);
+    if (f->map.size < 8) FAIL(EVERYONE, "%s: %lld bytes are no safetensors file", path, (long long)f->map.size);
     if (header > (uint64_t)(f->map.size - 8) || header > (uint64_t)header_limit)
-        fail(EVERYONE, "%s: its header would take %llu bytes of a file of %lld: truncated, or no safetensors file", path, (unsigned long long)header,
+        FAIL(EVERYONE, "%s: its header would take %llu bytes of a file of %lld: truncated, or no safetensors file", path, (unsigned long long)header,
              (long long)f->map.size);
     const unsigned char *data = f->map.bytes + 8 + header;
     i64 data_size = f->map.size - 8 - (i64)header;
     cJSON *root = json_parse(path, "the header", f->map.bytes + 8, (i64)header);
     Safetensor *grown = (Safetensor *)realloc(s->tensor, ((size_t)s->tensors + (size_t)cJSON_GetArraySize(root) + 1) * sizeof(Safetensor));
-    if (!grown) fail(THIS_RANK, "out of host memory");
+    if (!grown) FAIL(THIS_RANK, "out of host memory");
     s->tensor = grown;
     Safetensor *first = grown + s->tensors;
     int n = 0;
@@ -290,9 +290,9 @@ static inline void safetensors_add_file(SafetensorSet *s, const char *path) {
     i64 end = 0;
     for (int i = 0; i < n; end = first[i].begin + first[i].bytes, i++)
         if (first[i].begin != end)
-            fail(EVERYONE, "%s: tensor %.200s begins at byte %lld of the data, the one before it ends at %lld: %s", path, first[i].name,
+            FAIL(EVERYONE, "%s: tensor %.200s begins at byte %lld of the data, the one before it ends at %lld: %s", path, first[i].name,
                  (long long)first[i].begin, (long long)end, first[i].begin < end ? "they overlap" : "a hole");
-    if (end != data_size) fail(EVERYONE, "%s: %lld bytes follow the last tensor", path, (long long)(data_size - end));
+    if (end != data_size) FAIL(EVERYONE, "%s: %lld bytes follow the last tensor", path, (long long)(data_size - end));
     s->tensors += n;
 }
 
@@ -310,7 +310,7 @@ static inline void safetensors_sort(SafetensorSet *s) {
     qsort(s->tensor, (size_t)s->tensors, sizeof *s->tensor, safetensor_by_name);
     for (int i = 1; i < s->tensors; i++)
         if (strcmp(s->tensor[i].name, s->tensor[i - 1].name) == 0)
-            fail(EVERYONE, "%s: tensor %.200s comes up twice (the other in %s)", s->tensor[i].path, s->tensor[i].name, s->tensor[i - 1].path);
+            FAIL(EVERYONE, "%s: tensor %.200s comes up twice (the other in %s)", s->tensor[i].path, s->tensor[i].name, s->tensor[i - 1].path);
 }
 
 /* One file. Owner: caller; safetensors_close. */
@@ -324,12 +324,12 @@ static inline void safetensors_open(SafetensorSet *s, const char *path) {
 static inline void safetensors_open_index(SafetensorSet *s, const char *dir, const char *index) {
     cJSON *root = json_parse_file(index);
     const cJSON *map = cJSON_GetObjectItemCaseSensitive(root, "weight_map");
-    if (!cJSON_IsObject(map) || !map->child) fail(EVERYONE, "%s: no weight_map", index);
+    if (!cJSON_IsObject(map) || !map->child) FAIL(EVERYONE, "%s: no weight_map", index);
     char path[PATH_MAX];
     for (const cJSON *entry = map->child; entry; entry = entry->next) {
-        if (!text_is_printable(entry->string)) fail(EVERYONE, "%s: weight_map: a tensor's name is empty or not printable", index);
+        if (!text_is_printable(entry->string)) FAIL(EVERYONE, "%s: weight_map: a tensor's name is empty or not printable", index);
         if (!cJSON_IsString(entry) || !text_is_printable(entry->valuestring) || strchr(entry->valuestring, '/'))
-            fail(EVERYONE, "%s: weight_map: %.200s: not the name of a file in this directory", index, entry->string);
+            FAIL(EVERYONE, "%s: weight_map: %.200s: not the name of a file in this directory", index, entry->string);
         path_join(path, dir, entry->valuestring);
         int i = 0;
         while (i < s->files && strcmp(s->file[i].path, path) != 0) i++;
@@ -340,7 +340,7 @@ static inline void safetensors_open_index(SafetensorSet *s, const char *dir, con
         const Safetensor *t = safetensors_find(s, entry->string);
         path_join(path, dir, entry->valuestring);
         if (!t || strcmp(t->path, path) != 0)
-            fail(EVERYONE, "%s: weight_map puts %.200s into %s, which does not hold it", index, entry->string, path);
+            FAIL(EVERYONE, "%s: weight_map puts %.200s into %s, which does not hold it", index, entry->string, path);
     }
     cJSON_Delete(root);
 }
@@ -355,7 +355,7 @@ static inline void safetensors_open_dir(SafetensorSet *s, const char *dir) {
         return;
     }
     path_join(path, dir, "model.safetensors.index.json");
-    if (!path_exists(path)) fail(EVERYONE, "%s: neither model.safetensors nor model.safetensors.index.json is there", dir);
+    if (!path_exists(path)) FAIL(EVERYONE, "%s: neither model.safetensors nor model.safetensors.index.json is there", dir);
     safetensors_open_index(s, dir, path);
 }
 
@@ -382,14 +382,14 @@ static inline void new_file_fail(NewFile *f, const char *what) {
     int error = errno;
     if (f->fd >= 0) close(f->fd);
     unlink(f->temporary);
-    fail(THIS_RANK, "%s: cannot %s: %s", f->path, what, strerror(error));
+    FAIL(THIS_RANK, "%s: cannot %s: %s", f->path, what, strerror(error));
 }
 
 /* The process number keeps two runs that share a directory apart. */
 static inline void new_file_open(NewFile *f, const char *path) {
     int n = snprintf(f->path, sizeof f->path, "%s", path);
     int m = snprintf(f->temporary, sizeof f->temporary, "%s.tmp%d", path, (int)getpid());
-    if (n < 0 || m < 0 || (size_t)m >= sizeof f->temporary) fail(THIS_RANK, "path too long: %.200s...", path);
+    if (n < 0 || m < 0 || (size_t)m >= sizeof f->temporary) FAIL(THIS_RANK, "path too long: %.200s...", path);
     f->fd = open(f->temporary, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
     if (f->fd < 0) new_file_fail(f, "create");
 }
@@ -455,7 +455,7 @@ static inline void safetensors_create(SafetensorWriter *w, const char *path, con
     }
     char *text = cJSON_PrintUnformatted(root);
     cJSON_Delete(root);
-    if (!text) fail(THIS_RANK, "out of host memory while writing JSON");
+    if (!text) FAIL(THIS_RANK, "out of host memory while writing JSON");
     uint64_t length = strlen(text), padded = (uint64_t)round_up((i64)length, 8);
     new_file_open(&w->file, path);
     new_file_append(&w->file, &padded, 8);

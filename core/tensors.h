@@ -184,13 +184,15 @@ static inline double random_normal(uint64_t key, i64 index) {
     return sqrt(-2.0 * log(u)) * cos(2.0 * 3.14159265358979323846 * v);
 }
 
-/* The initial value of element `index` of an HF tensor: GPT-2's recipe, N(0, 0.02), residual projections N(0, 0.02 / sqrt(2 layers)). */
+/* The initial value of element `index` of an HF tensor: matrices N(0, 2/(5 d)), so that small models start as well as GPT-2's width does
+   with its 0.02 (Nguyen, Salazar 2019, arXiv:1910.05895), those that write into the residual stream divided by sqrt(2 layers) (GPT-2). */
 static inline float initial_value(const TensorSpec *spec, const Config *c, uint64_t key, i64 index) {
+    double std = sqrt(0.4 / (double)c->dim);
     switch (spec->init) {
     case INIT_ZERO: return 0.0f;
     case INIT_ONE: return 1.0f;
-    case INIT_NORMAL: return (float)(0.02 * random_normal(key, index));
-    case INIT_NORMAL_RESIDUAL: return (float)(0.02 / sqrt(2.0 * (double)c->layers) * random_normal(key, index));
+    case INIT_NORMAL: return (float)(std * random_normal(key, index));
+    case INIT_NORMAL_RESIDUAL: return (float)(std / sqrt(2.0 * (double)c->layers) * random_normal(key, index));
     }
     return 0.0f;
 }

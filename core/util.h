@@ -67,12 +67,12 @@ static inline void fail_at(FailScope scope, const char *file, int line, const ch
     exit(1);
 }
 
-#define fail(scope, ...) fail_at(scope, __FILE__, __LINE__, __VA_ARGS__)
+#define FAIL(scope, ...) fail_at(scope, __FILE__, __LINE__, __VA_ARGS__)
 
 /* malloc that cannot return NULL; the caller frees. For host-side tables only: tensors live in the arena. */
 static inline void *host_alloc(size_t bytes) {
     void *p = calloc(1, bytes ? bytes : 1);
-    if (!p) fail(THIS_RANK, "out of host memory: %zu bytes", bytes);
+    if (!p) FAIL(THIS_RANK, "out of host memory: %zu bytes", bytes);
     return p;
 }
 

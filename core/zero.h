@@ -223,7 +223,7 @@ static inline void zero_point_weights(Zero *z, const Block *b) {
    also the use before is still there and is not gathered twice. */
 static inline void zero_acquire(Zero *z, int block) {
     int at = z->cursor++;
-    if (at >= z->uses || z->schedule[at].block != block) fail(THIS_RANK, "the walk left its schedule at use %d (block %d)", at, block);
+    if (at >= z->uses || z->schedule[at].block != block) FAIL(THIS_RANK, "the walk left its schedule at use %d (block %d)", at, block);
     const Block *b = &z->block[block];
     Slot *slot = &z->slot[slot_kind(b->kind)];
     if (z->started <= at) {

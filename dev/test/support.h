@@ -15,7 +15,7 @@ static inline void write_shard(const char *path, const int32_t *tokens, i64 n) {
     memset(header, 0, sizeof header);
     header[0] = 20240520, header[1] = 1, header[2] = (int32_t)n;
     FILE *f = fopen(path, "wb");
-    if (!f) fail(THIS_RANK, "cannot write %s", path);
+    if (!f) FAIL(THIS_RANK, "cannot write %s", path);
     fwrite(header, 4, 256, f);
     for (i64 i = 0; i < n; i++) {
         uint16_t t = (uint16_t)tokens[i];
@@ -30,7 +30,7 @@ static inline void test_directory(char out[256], const char *name, Wire world) {
     if (wire_rank(world) == 0) {
         const char *tmp = getenv("TMPDIR");
         snprintf(text, sizeof text, "%s/odysseus_%s_XXXXXX", tmp ? tmp : "/tmp", name);
-        if (!mkdtemp(text)) fail(THIS_RANK, "cannot make %s", text);
+        if (!mkdtemp(text)) FAIL(THIS_RANK, "cannot make %s", text);
     }
     MPI_Bcast(text, sizeof text, MPI_CHAR, 0, world);
     memcpy(out, text, sizeof text);
@@ -84,7 +84,7 @@ typedef struct {
 static inline int logical_find(const Logical *l, const char *name) {
     for (int i = 0; i < l->n; i++)
         if (strcmp(l->list[i].name, name) == 0) return i;
-    fail(THIS_RANK, "no logical tensor %s", name);
+    FAIL(THIS_RANK, "no logical tensor %s", name);
 }
 
 static inline void logical_init(Logical *l, const Zero *z) {

@@ -14,7 +14,7 @@ static double *expected_values(const SafetensorSet *set, const char *prefix, con
     char full[256];
     snprintf(full, sizeof full, "%s%s", prefix, name);
     const Safetensor *t = safetensors_find(set, full);
-    if (!t || t->elements != n) fail(THIS_RANK, "fixture without %s of %lld elements", full, (long long)n);
+    if (!t || t->elements != n) FAIL(THIS_RANK, "fixture without %s of %lld elements", full, (long long)n);
     double *out = (double *)host_alloc(sizeof(double) * (size_t)n);
     for (i64 i = 0; i < n; i++) out[i] = safetensor_value(t, i);
     return out;
@@ -22,14 +22,14 @@ static double *expected_values(const SafetensorSet *set, const char *prefix, con
 
 static double expected_scalar(const SafetensorSet *set, const char *name, i64 index) {
     const Safetensor *t = safetensors_find(set, name);
-    if (!t || index >= t->elements) fail(THIS_RANK, "fixture without %s", name);
+    if (!t || index >= t->elements) FAIL(THIS_RANK, "fixture without %s", name);
     return safetensor_value(t, index);
 }
 
 /* The fixture's sequences as shards of one sequence each, so that they need not share tokens. Returns L. */
 static i64 write_fixture_shards(const SafetensorSet *set, const char *directory) {
     const Safetensor *tokens = safetensors_find(set, "tokens");
-    if (!tokens || tokens->dims != 2) fail(THIS_RANK, "fixture without tokens");
+    if (!tokens || tokens->dims != 2) FAIL(THIS_RANK, "fixture without tokens");
     i64 n = tokens->shape[1];
     int32_t *row = (int32_t *)host_alloc(sizeof(int32_t) * (size_t)n);
     for (i64 b = 0; b < tokens->shape[0]; b++) {

@@ -112,7 +112,7 @@ static inline void forward_end(const AttentionForwardScratch *w, accum *out, acc
     for (i64 i = 0; i < rows; i++) {
         accum sum = w->sum[i];
         if (sum != 0 && sum != 1) row_scale(out + i * q_stride(s), 1 / sum, s->head_dim);
-        lse[i * s->B * s->heads] = sum == 0 ? -(accum)INFINITY : w->top[i] + (accum)log((double)sum);
+        lse[i * s->B * s->heads] = w->top[i] + (accum)log((double)sum); /* nothing seen: -inf + -inf */
     }
 }
 

@@ -84,7 +84,7 @@ static inline void gemm_tile(char ta, char tb, i64 M, i64 N, i64 K, real alpha, 
         return;
     }
     if (dnnl_sgemm(ta, tb, M, N, K, alpha, A, lda, B, ldb, beta, C, ldc) != dnnl_success)
-        fail(THIS_RANK, "oneDNN refuses the product %c%c %lld x %lld x %lld", ta, tb, (long long)M, (long long)N, (long long)K);
+        FAIL(THIS_RANK, "oneDNN refuses the product %c%c %lld x %lld x %lld", ta, tb, (long long)M, (long long)N, (long long)K);
 }
 
 #endif
