@@ -11,6 +11,7 @@
 #include "core/log.h"
 #include "core/data.h"
 #include "core/checkpoint.h"
+#include "core/selfcheck.h"
 
 #include "tpsp.h"
 #include "ulysses.h"
@@ -456,8 +457,10 @@ static double validate(Trainer *t) {
 static void trainer_plan(Trainer *t) {
     double loss, norm;
     t->model.dev.plan = 1;
+    schedule_begin(&t->model.fabric, SCHEDULE_RECORD);
     step_gradients(t, 0, &loss, &norm);
     step_update(t, 0, 1);
+    schedule_begin(&t->model.fabric, SCHEDULE_IGNORE);
     t->model.dev.plan = 0;
     model_expect(&t->model, micro_steps(&t->options));
 }
@@ -466,6 +469,71 @@ static void trainer_plan(Trainer *t) {
 static double flop_per_token(const Trainer *t, int causal) {
     const Config *c = &t->options.config;
     return 6.0 * (double)t->parameters + (causal ? 6.0 : 12.0) * (double)c->layers * (double)c->dim * (double)t->options.L;
+}
+
+/* Tokens and targets of the first micro-batch, as the ranks hold them together. */
+static void selfcheck_labels(Trainer *t) {
+    Model *m = &t->model;
+    double sums[2] = {0, 0};
+    int32_t *tokens = (int32_t *)host_alloc((size_t)own_rows(m) * sizeof(int32_t)), *targets = m->host_tokens + stream_rows(m);
+    load_micro_batch(t, &t->train, 0, 0, -1);
+    for (i64 b = 0; b < m->B; b++) {
+        i64 sequence = (m->mesh.dp_rank * m->B + b) % t->train.sequences;
+        dataset_column(&t->train, sequence, &m->own_map, 0, tokens, b, m->B);
+        for (i64 i = 0; i < m->T_own; i++) {
+            i64 p = token_position(&m->own_map, i), token = tokens[i * m->B + b];
+            if (token == t->settings->ignore_token) token = TOKEN_IGNORED;
+            if (p > 0) sums[0] += label_hash(m->mesh.dp_rank * m->B + b, p, token);
+            if (p + 1 < m->L) sums[1] += label_hash(m->mesh.dp_rank * m->B + b, p + 1, targets[i * m->B + b]);
+        }
+    }
+    free(tokens);
+    comm_sum_control(&m->fabric, &m->mesh.world, tag(BLOCK_OTHER, PHASE_FORWARD, WHAT_CONTROL), sums, 2);
+    if (sums[0] != sums[1]) FAIL(EVERYONE, "self-check: the targets are not the next tokens of the sequence; they were shifted after it was split");
+}
+
+/* Forward over the first micro-batch with the token at `position` of sequence 0 raised by `change`; hashes of the rows in out. */
+static void selfcheck_forward(Trainer *t, i64 position, i64 change, uint64_t *out) {
+    Model *m = &t->model;
+    load_micro_batch(t, &t->train, 0, 0, -1);
+    for (i64 i = 0; i < m->T_stream; i++)
+        if (token_position(&m->stream_map, i) == position) m->host_tokens[i * m->B] = (int32_t)((m->host_tokens[i * m->B] + change) % m->config.vocab);
+    copy_in(&m->dev, m->tokens, m->host_tokens, stream_rows(m) * (i64)sizeof(int32_t));
+    model_walk(m, 0);
+    selfcheck_rows(m, out);
+}
+
+/* Seconds that the probe will take, about: three forward passes of a micro-batch at a fifth of the peak. The same on all ranks. */
+static double selfcheck_seconds(Trainer *t) {
+    Model *m = &t->model;
+    double tokens = (double)(t->options.shape.dp * m->B * m->L), peaks = t->peak;
+    comm_sum_control(&m->fabric, &m->mesh.world, tag(BLOCK_OTHER, PHASE_FORWARD, WHAT_CONTROL), &peaks, 1);
+    return 3 * tokens * flop_per_token(t, 1) / 3 / (0.2 * peaks);
+}
+
+/* --selfcheck: see selfcheck.h. Every rank decides the same. */
+static void selfcheck(Trainer *t) {
+    Model *m = &t->model;
+    const char *mode = t->settings->selfcheck;
+    int automatic = strcmp(mode, "auto") == 0;
+    if (strcmp(mode, "off") == 0 || (automatic && m->mesh.shape.world == 1)) return;
+    selfcheck_schedule(&m->fabric, m->mesh.world.wire);
+    selfcheck_labels(t);
+    double seconds = selfcheck_seconds(t), begin = seconds_now();
+    if (automatic && seconds >= 1) {
+        if (m->mesh.rank == 0) printf("check    ranks agree on the schedule and the labels; the probe would take about %.0f s: --selfcheck on\n", seconds);
+        return;
+    }
+    uint64_t *before = (uint64_t *)host_alloc(2 * sizeof(uint64_t) * (size_t)own_rows(m)), *after = before + own_rows(m);
+    const i64 positions[2] = {m->L / 8, m->L - 1 - m->L / 4}; /* one that nearly all see, one that few do */
+    selfcheck_forward(t, 0, 0, before);
+    for (int i = 0; i < 2; i++) {
+        selfcheck_forward(t, positions[i], 1, after);
+        selfcheck_moved(m, positions[i], before, after);
+    }
+    free(before);
+    if (m->mesh.rank == 0)
+        printf("check    ranks agree on the schedule and the labels; changed tokens move what may see them, nothing else (%.2f s)\n", seconds_now() - begin);
 }
 
 static void step_metrics(const Trainer *t, Metrics *k, i64 step, double seconds) {
@@ -498,17 +566,20 @@ static void train(Trainer *t) {
     const Settings *s = t->settings;
     Model *m = &t->model;
     int speaks = m->mesh.rank == 0;
+    if (s->steps > 0) selfcheck(t);
     double began = seconds_now();
     for (i64 step = 0; step < s->steps; step++) {
         Metrics k;
         memset(&k, 0, sizeof k);
         ledger_reset(&m->ledger);
+        schedule_begin(&m->fabric, SCHEDULE_FOLLOW);
         m->fabric.exposed_s = 0;
         double begin = seconds_now();
         step_gradients(t, step, &k.loss, &k.grad_norm);
         if (step == 0 && s->dump_grads) checkpoint_write_tensors(&m->zero, m->mesh.world.wire, s->dump_grads, m->zero.grad, sizeof(accum) == 8 ? ST_F64 : ST_F32);
         check_finite(t, step, k.loss, k.grad_norm);
         step_update(t, step, k.grad_norm);
+        schedule_begin(&m->fabric, SCHEDULE_IGNORE);
         step_metrics(t, &k, step, seconds_now() - begin);
         if (step == 0 && speaks) run_write_ledger(&t->log, &m->ledger);
         int last = step + 1 == s->steps;

@@ -8,7 +8,10 @@
    all-gather: the same bits on every run and on every rank, which MPI's own reductions do not promise. The ledger calls
    them by their meaning. Bytes are what this rank sends, n ranks, p bytes a part:
      all_gather, reduce_scatter, all_to_all  (n-1) p      all_reduce  2 (n-1) p      send_recv  p
-   A communicator of one rank moves nothing and counts nothing. With dev->plan, calls are counted and nothing is sent.   */
+   A communicator of one rank moves nothing and counts nothing. With dev->plan, calls are counted and nothing is sent.
+
+   The plan's calls are also written down, in order. A training step then follows that list call by call, so that a rank that
+   takes another branch stops with a name instead of hanging its neighbours; selfcheck.h compares the lists of all ranks.      */
 #ifndef ODYSSEUS_COMM_H
 #define ODYSSEUS_COMM_H
 
@@ -33,6 +36,24 @@ typedef struct {
     Dtype type;
 } Request;
 
+/* One collective as the plan has it. `hash` covers it and all before it. */
+typedef struct {
+    CommOp op;
+    Tag tag;
+    int ranks;
+    i64 bytes;
+    uint64_t hash;
+} PlannedCall;
+
+typedef enum { SCHEDULE_IGNORE, SCHEDULE_RECORD, SCHEDULE_FOLLOW } ScheduleMode;
+
+/* The collectives of one training step. Owner: its fabric. */
+typedef struct {
+    ScheduleMode mode;
+    PlannedCall *call;
+    i64 calls, room, next; /* next: the call that a step which follows comes to */
+} Schedule;
+
 #define COMM_REQUESTS 32
 #define CONTROL_VALUES 8
 
@@ -42,6 +63,7 @@ typedef struct {
     Ledger *ledger;
     int overlap;       /* 0: every start waits at once */
     double exposed_s;  /* time spent waiting since the caller last cleared it */
+    Schedule schedule;
     Request pool[COMM_REQUESTS];
     double *control;   /* host buffer of comm_sum_control, 2 * CONTROL_VALUES * ranks */
 } Fabric;
@@ -63,7 +85,63 @@ static inline void fabric_init(Fabric *f, Device *dev, Ledger *ledger, int ranks
 
 static inline void fabric_free(Fabric *f) {
     free(f->control);
-    f->control = NULL;
+    free(f->schedule.call);
+    f->control = NULL, f->schedule.call = NULL;
+}
+
+/* Begin a step (or a walk that is none of a step's: SCHEDULE_IGNORE). Recording starts a new list. */
+static inline void schedule_begin(Fabric *f, ScheduleMode mode) {
+    f->schedule.mode = mode, f->schedule.next = 0;
+    if (mode == SCHEDULE_RECORD) f->schedule.calls = 0;
+}
+
+static inline void schedule_text(char *out, size_t size, const PlannedCall *c) {
+    snprintf(out, size, "%s of %lld bytes over %d ranks (%s, %s, %s)", COMM_OP_NAMES[c->op], (long long)c->bytes, c->ranks, BLOCK_NAMES[c->tag.block],
+             PHASE_NAMES[c->tag.phase], WHAT_NAMES[c->tag.what]);
+}
+
+/* Two 64-bit values into one, for hashes of what came before and what comes now. */
+static inline uint64_t hash_pair(uint64_t before, uint64_t now) {
+    uint64_t h = (before ^ now) * 0x9e3779b97f4a7c15ull;
+    h = (h ^ (h >> 32)) * 0xd6e8feb86659fd93ull;
+    return h ^ (h >> 32);
+}
+
+static inline void schedule_record(Schedule *s, PlannedCall c) {
+    if (s->calls == s->room) {
+        s->room = s->room ? 2 * s->room : 256;
+        s->call = (PlannedCall *)realloc(s->call, sizeof(PlannedCall) * (size_t)s->room);
+        if (!s->call) FAIL(THIS_RANK, "out of host memory for a schedule of %lld collectives", (long long)s->room);
+    }
+    uint64_t before = s->calls ? s->call[s->calls - 1].hash : 0;
+    uint64_t what = (uint64_t)c.op << 24 | (uint64_t)c.tag.block << 16 | (uint64_t)c.tag.phase << 8 | (uint64_t)c.tag.what;
+    c.hash = hash_pair(hash_pair(hash_pair(before, what), (uint64_t)c.ranks), (uint64_t)c.bytes);
+    s->call[s->calls++] = c;
+}
+
+/* The same collective, whatever came before it. */
+static inline int planned_equal(const PlannedCall *a, const PlannedCall *b) {
+    return a->op == b->op && a->bytes == b->bytes && a->ranks == b->ranks && a->tag.block == b->tag.block && a->tag.phase == b->tag.phase &&
+           a->tag.what == b->tag.what;
+}
+
+static inline void schedule_follow(Schedule *s, const PlannedCall *c) {
+    char planned[160] = "no more", came[160];
+    i64 at = s->next++;
+    if (at < s->calls) {
+        if (planned_equal(&s->call[at], c)) return;
+        schedule_text(planned, sizeof planned, &s->call[at]);
+    }
+    schedule_text(came, sizeof came, c);
+    FAIL(THIS_RANK, "collective %lld of the step is %s, planned was %s: this rank has taken another branch than the plan", (long long)at, came, planned);
+}
+
+/* Every collective passes here: into the ledger, and against the schedule. */
+static inline void comm_count(Fabric *f, const Comm *c, CommOp op, Tag t, i64 bytes) {
+    ledger_count(f->ledger, op, t, bytes);
+    PlannedCall call = {op, t, c->size, bytes, 0};
+    if (f->schedule.mode == SCHEDULE_RECORD) schedule_record(&f->schedule, call);
+    if (f->schedule.mode == SCHEDULE_FOLLOW) schedule_follow(&f->schedule, &call);
 }
 
 /* Wait for `r` (NULL: nothing to do), then do the local half of a reduction. The request is free again afterwards. */
@@ -98,7 +176,7 @@ static inline Request *request_started(Fabric *f, Request *r) {
 static inline Request *comm_all_gather_start(Fabric *f, const Comm *c, Tag t, void *full, const void *part, i64 count, Dtype type) {
     if (c->size == 1) return NULL;
     i64 bytes = count * dtype_size(type);
-    ledger_count(f->ledger, COMM_ALL_GATHER, t, (c->size - 1) * bytes);
+    comm_count(f, c, COMM_ALL_GATHER, t, (c->size - 1) * bytes);
     Request *r = request_new(f);
     if (!f->dev->plan) wire_all_gather(c->wire, &r->wire, full, part, bytes, c->rank);
     return request_started(f, r);
@@ -114,7 +192,7 @@ static inline Request *comm_reduce_scatter_start(Fabric *f, const Comm *c, Tag t
                                                  Dtype type, int add) {
     if (c->size == 1) return NULL;
     i64 bytes = count * dtype_size(type);
-    ledger_count(f->ledger, COMM_REDUCE_SCATTER, t, (c->size - 1) * bytes);
+    comm_count(f, c, COMM_REDUCE_SCATTER, t, (c->size - 1) * bytes);
     Request *r = request_new(f);
     r->dst = dst, r->parts = scratch, r->count = count, r->n_parts = c->size, r->type = type, r->add = add;
     if (!f->dev->plan) wire_all_to_all(c->wire, &r->wire, scratch, full, bytes);
@@ -129,7 +207,7 @@ static inline void comm_reduce_scatter(Fabric *f, const Comm *c, Tag t, void *ds
 static inline void comm_all_reduce(Fabric *f, const Comm *c, Tag t, void *buf, void *scratch, i64 count, Dtype type) {
     if (c->size == 1) return;
     i64 bytes = count * dtype_size(type);
-    ledger_count(f->ledger, COMM_ALL_REDUCE, t, 2 * (c->size - 1) * bytes);
+    comm_count(f, c, COMM_ALL_REDUCE, t, 2 * (c->size - 1) * bytes);
     char *own = (char *)buf + c->rank * bytes;
     Request *r = request_new(f);
     r->dst = own, r->parts = scratch, r->count = count, r->n_parts = c->size, r->type = type;
@@ -144,7 +222,7 @@ static inline void comm_all_reduce(Fabric *f, const Comm *c, Tag t, void *buf, v
 static inline Request *comm_all_to_all_start(Fabric *f, const Comm *c, Tag t, void *recv, const void *send, i64 count, Dtype type) {
     if (c->size == 1) return NULL;
     i64 bytes = count * dtype_size(type);
-    ledger_count(f->ledger, COMM_ALL_TO_ALL, t, (c->size - 1) * bytes);
+    comm_count(f, c, COMM_ALL_TO_ALL, t, (c->size - 1) * bytes);
     Request *r = request_new(f);
     if (!f->dev->plan) wire_all_to_all(c->wire, &r->wire, recv, send, bytes);
     return request_started(f, r);
@@ -154,7 +232,7 @@ static inline Request *comm_all_to_all_start(Fabric *f, const Comm *c, Tag t, vo
 static inline Request *comm_ring_start(Fabric *f, const Comm *c, Tag t, void *recv, const void *send, i64 count, Dtype type) {
     if (c->size == 1) return NULL;
     i64 bytes = count * dtype_size(type);
-    ledger_count(f->ledger, COMM_SEND_RECV, t, bytes);
+    comm_count(f, c, COMM_SEND_RECV, t, bytes);
     Request *r = request_new(f);
     if (!f->dev->plan) wire_ring(c->wire, &r->wire, recv, send, bytes, c->rank, c->size);
     return request_started(f, r);
@@ -167,7 +245,7 @@ static inline i64 control_bytes(const Comm *c, int n) { return c->size == 1 ? 0 
 static inline void comm_sum_control(Fabric *f, const Comm *c, Tag t, double *values, int n) {
     if (c->size == 1) return;
     i64 chunk = ceil_div(n, c->size), all = chunk * c->size;
-    ledger_count(f->ledger, COMM_ALL_REDUCE, t, control_bytes(c, n));
+    comm_count(f, c, COMM_ALL_REDUCE, t, control_bytes(c, n));
     if (f->dev->plan) return;
     double *buf = f->control, *parts = f->control + all;
     memset(buf, 0, sizeof(double) * (size_t)all);

@@ -130,6 +130,11 @@ static inline void wire_test(WireRequest *r) {
     MPI_Testall(2, r->request, &done, MPI_STATUSES_IGNORE);
 }
 
+/* all (ranks, bytes) = every rank's `mine`, now; for agreement outside the training step, not part of the ledger. */
+static inline void wire_share(Wire w, void *all, const void *mine, size_t bytes) {
+    MPI_Allgather(mine, (int)bytes, MPI_BYTE, all, (int)bytes, MPI_BYTE, w);
+}
+
 /* On rank 0: the bitwise or of everybody's buf, which is a collection where every byte has one owner and the others hold zero.
    For files, outside the training step: not part of the ledger. bytes <= INT_MAX. */
 static inline void wire_collect(Wire w, void *buf, i64 bytes) {

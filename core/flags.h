@@ -21,7 +21,7 @@ typedef struct {
     /* training */
     i64 steps, warmup, seed, eval_every, eval_batches, log_every;
     double lr, min_lr, weight_decay, beta1, beta2, eps, grad_clip;
-    const char *recompute;
+    const char *recompute, *selfcheck;
     /* output */
     const char *out, *dump_grads;
     double peak_tflops;
@@ -85,6 +85,8 @@ static const Flag FLAGS[] = {
     {NULL, "eval-every", FLAG_INT, AT(eval_every), "0", 0, 1e12, NULL, "validate every so many steps and at the end; 0: only at the end"},
     {NULL, "eval-batches", FLAG_INT, AT(eval_batches), "20", 0, 1e12, NULL, "batches of a validation; 0: all sequences of --val, each once"},
     {NULL, "log-every", FLAG_INT, AT(log_every), "1", 1, 1e12, NULL, "print every so many steps (metrics.jsonl has them all)"},
+
+    {NULL, "selfcheck", FLAG_CHOICE, AT(selfcheck), "auto", 0, 0, "auto|on|off", "before the first step: do ranks plan the same, does a changed token move whom it may; auto: on several ranks, if under a second"},
 
     {"Output", "out", FLAG_TEXT, AT(out), NULL, 0, 0, NULL, "run directory: config.json, metrics.jsonl, comm.json"},
     {NULL, "init-only", FLAG_SWITCH, AT(init_only), NULL, 0, 0, NULL, "write the initial weights to --out as a Hugging Face directory and stop"},

@@ -1,10 +1,65 @@
-/* test_schemes.c - every scheme and hybrid against one rank: all gradients, five losses, traffic, memory.
+/* test_schemes.c - every scheme and hybrid against one rank: all gradients, five losses, traffic (ledger, closed form, MPI's own
+   profiling layer), memory, and the dry run's tables.
 
    mpirun -np W: the world is cut into groups of N ranks for every N; each group trains the cases that fall to it on its own split
    communicator, after one rank alone has made the reference. In fp64 a right scheme differs by the rounding of sums only:
    1e-10 of each tensor's largest element leaves 4 to 5 decimal digits above what is seen. fp32 compares losses, to 1e-5: some
    forty additions of rounding 6e-8 in a loss of about 5. */
 #include "support.h"
+
+/* ---- what MPI itself saw: its profiling interface stands between the trainer and the library ------------------------------------ */
+
+typedef struct {
+    i64 bytes; /* sent by this rank through the calls that the ledger should know */
+    i64 other; /* calls of any other collective */
+} Profile;
+
+static Profile profile;
+
+static i64 profile_bytes(int count, MPI_Datatype type) {
+    int size;
+    PMPI_Type_size(type, &size);
+    return (i64)count * size;
+}
+
+int MPI_Iallgather(const void *send, int n, MPI_Datatype type, void *recv, int rn, MPI_Datatype rtype, MPI_Comm c, MPI_Request *r) {
+    int ranks;
+    PMPI_Comm_size(c, &ranks);
+    profile.bytes += (ranks - 1) * profile_bytes(rn, rtype);
+    return PMPI_Iallgather(send, n, type, recv, rn, rtype, c, r);
+}
+
+int MPI_Ialltoall(const void *send, int n, MPI_Datatype type, void *recv, int rn, MPI_Datatype rtype, MPI_Comm c, MPI_Request *r) {
+    int ranks;
+    PMPI_Comm_size(c, &ranks);
+    profile.bytes += (ranks - 1) * profile_bytes(n, type);
+    return PMPI_Ialltoall(send, n, type, recv, rn, rtype, c, r);
+}
+
+int MPI_Isend(const void *buf, int n, MPI_Datatype type, int to, int tag, MPI_Comm c, MPI_Request *r) {
+    profile.bytes += profile_bytes(n, type);
+    return PMPI_Isend(buf, n, type, to, tag, c, r);
+}
+
+int MPI_Allreduce(const void *send, void *recv, int n, MPI_Datatype type, MPI_Op op, MPI_Comm c) {
+    profile.other++;
+    return PMPI_Allreduce(send, recv, n, type, op, c);
+}
+
+int MPI_Allgather(const void *send, int n, MPI_Datatype type, void *recv, int rn, MPI_Datatype rtype, MPI_Comm c) {
+    profile.other++;
+    return PMPI_Allgather(send, n, type, recv, rn, rtype, c);
+}
+
+int MPI_Bcast(void *buf, int n, MPI_Datatype type, int root, MPI_Comm c) {
+    profile.other++;
+    return PMPI_Bcast(buf, n, type, root, c);
+}
+
+int MPI_Barrier(MPI_Comm c) {
+    profile.other++;
+    return PMPI_Barrier(c);
+}
 
 #define STEPS 5
 #define SEQUENCES 16
@@ -107,6 +162,19 @@ static Reference *reference(const Case *c, const char *directory, Wire alone) {
     return r;
 }
 
+/* The same rank of an imagined world, as a dry run has it: 0 if ledger and memory are those of the real one. */
+static double imagined_differs(const Trainer *real_one) {
+    Trainer *t = (Trainer *)host_alloc(sizeof(Trainer));
+    t->settings = real_one->settings, t->options = real_one->options;
+    model_init(&t->model, &t->options, wire_none(), 1, real_one->model.mesh.rank);
+    trainer_plan(t);
+    double differs = memcmp(&t->model.ledger, &real_one->model.ledger, sizeof(Ledger)) != 0;
+    if (t->model.arena.peak.used != real_one->model.arena.peak.used) differs += 1;
+    model_free(&t->model);
+    free(t);
+    return differs;
+}
+
 /* One case on `world`; `speaks`: this rank reports. All figures are the same on all ranks of the group. */
 static void run_case(const Case *c, const char *directory, Wire world, Wire alone) {
     char path[512], name[256], worst[HF_NAME_MAX] = "";
@@ -117,13 +185,16 @@ static void run_case(const Case *c, const char *directory, Wire world, Wire alon
     Trainer *t = (Trainer *)host_alloc(sizeof(Trainer));
     trainer_start(t, &o, &s, world);
     Model *m = &t->model;
-    double gradient = 0, loss_off = 0, norm_off = 0, bytes[2] = {0, 0};
+    double gradient = 0, loss_off = 0, norm_off = 0, bytes[3] = {0, 0, 0}, profile_off = 0;
     ArenaMark planned = m->arena.peak;
     m->arena.peak = m->arena.now;
     for (int step = 0; step < STEPS; step++) {
         double loss, norm;
         ledger_reset(&m->ledger);
+        schedule_begin(&m->fabric, SCHEDULE_FOLLOW);
+        profile.bytes = profile.other = 0;
         step_gradients(t, step, &loss, &norm);
+        Profile seen = profile; /* the update after it is local */
         if (step == 0) {
             gradient = logical_distance(&r->gradients, &m->zero, m->zero.grad, world, worst);
             norm_off = fabs(norm / r->norm - 1);
@@ -131,17 +202,20 @@ static void run_case(const Case *c, const char *directory, Wire world, Wire alon
         loss_off = fmax(loss_off, fabs(loss / r->loss[step] - 1));
         if (!isfinite(loss)) loss_off = INFINITY;
         step_update(t, step, norm);
+        profile_off += (double)(llabs(seen.bytes - ledger_total(&m->ledger, 0)) + seen.other);
     }
     for (int i = 0; i < (int)(sizeof m->ledger.row / sizeof(LedgerRow)); i++) {
         const LedgerRow *row = &m->ledger.row[0][0][0][0] + i;
         bytes[0] += (double)row->bytes, bytes[1] += fabs((double)(row->bytes - row->expected));
     }
-    MPI_Allreduce(MPI_IN_PLACE, bytes, 2, MPI_DOUBLE, MPI_SUM, world);
+    bytes[2] = profile_off + imagined_differs(t);
+    MPI_Allreduce(MPI_IN_PLACE, bytes, 3, MPI_DOUBLE, MPI_SUM, world);
     double bound = sizeof(real) == 8 ? 1e-10 : 1e-5, gradient_bound = sizeof(real) == 8 ? 1e-10 : 1e-3;
     int memory = m->arena.peak.used == planned.used && m->arena.committed == round_up(planned.used, 4096);
     check(gradient <= gradient_bound && norm_off <= bound && loss_off <= bound, "%s: gradients %.1e (%s) norm %.1e losses %.1e", name, gradient, worst,
           norm_off, loss_off);
     check(bytes[1] == 0 && (bytes[0] > 0 || o.shape.world == 1), "%s: %.0f bytes sent by all ranks, %.0f off the closed form", name, bytes[0], bytes[1]);
+    check(bytes[2] == 0, "%s: MPI's profiling layer and an imagined world of one process agree with the ledger (%.0f off)", name, bytes[2]);
     check(memory, "%s: arena %lld bytes planned, %lld used", name, (long long)planned.used, (long long)m->arena.peak.used);
     trainer_stop(t);
     free(t);

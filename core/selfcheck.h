@@ -1,0 +1,93 @@
+/* selfcheck.h - before the first step: do all ranks mean the same run, and does every token reach exactly whom it may?
+
+   schedule   all ranks compare hashes of the collectives that their plan holds; where they part, a binary search over the
+              prefixes finds the first call that differs, and the message names rank, operation and block
+   labels     summed over ranks, the targets of positions 0 .. L-2 must be the tokens of positions 1 .. L-1: labels that were shifted
+              after the sequence was split leave a seam
+   probe      change one token at position p, run forward again: the stream of every earlier position and of every other sequence must
+              keep its bits, that of p must change, and on every rank that holds later positions some of it must change. A skipped
+              exchange leaves ranks untouched that should see p; a wrong mask moves what should not.
+
+   cost       one all-gather of two numbers; three forward passes of a micro-batch                                            */
+#ifndef ODYSSEUS_SELFCHECK_H
+#define ODYSSEUS_SELFCHECK_H
+
+#include "scheme.h"
+
+/* Compare the recorded schedules of all ranks; rank 0 reports. Collective over `world`, outside any step. */
+static inline void selfcheck_schedule(const Fabric *f, Wire world) {
+    const Schedule *s = &f->schedule;
+    int ranks = wire_size(world), differs = -1;
+    uint64_t mine[2] = {(uint64_t)s->calls, s->calls ? s->call[s->calls - 1].hash : 0};
+    uint64_t *all = (uint64_t *)host_alloc(sizeof mine * (size_t)ranks);
+    wire_share(world, all, mine, sizeof mine);
+    i64 shortest = s->calls;
+    for (int r = 0; r < ranks; r++) {
+        shortest = i64_min(shortest, (i64)all[2 * r]);
+        if (differs < 0 && (all[2 * r] != all[0] || all[2 * r + 1] != all[1])) differs = r;
+    }
+    if (differs >= 0) {
+        i64 lo = 0, hi = shortest; /* calls before lo agree, the first `hi` do not or end there */
+        while (lo < hi) {
+            i64 middle = (lo + hi) / 2;
+            uint64_t hash = s->call[middle].hash;
+            int agree = 1;
+            wire_share(world, all, &hash, sizeof hash);
+            for (int r = 1; r < ranks; r++) agree &= all[r] == all[0];
+            if (agree) lo = middle + 1;
+            else hi = middle;
+        }
+        PlannedCall here, *calls = (PlannedCall *)host_alloc(sizeof(PlannedCall) * (size_t)ranks);
+        memset(&here, 0, sizeof here);
+        if (lo < s->calls) here = s->call[lo];
+        here.hash = lo < s->calls; /* is there such a call? */
+        wire_share(world, calls, &here, sizeof here);
+        for (differs = 1; differs < ranks - 1 && calls[differs].hash == calls[0].hash && planned_equal(&calls[differs], &calls[0]);) differs++;
+        char first[160] = "nothing more", other[160] = "nothing more";
+        if (calls[0].hash) schedule_text(first, sizeof first, &calls[0]);
+        if (calls[differs].hash) schedule_text(other, sizeof other, &calls[differs]);
+        FAIL(EVERYONE, "self-check: the ranks do not plan the same step: as collective %lld, rank %d has %s, rank 0 has %s", (long long)lo, differs, other,
+             first);
+    }
+    free(all);
+}
+
+/* A value for "token at position of sequence b", to be summed exactly in a double over a whole batch: below 2^24. */
+static inline double label_hash(i64 b, i64 position, i64 token) {
+    return (double)(hash_pair(hash_pair((uint64_t)b + 1, (uint64_t)position), (uint64_t)(token + 2)) >> 40);
+}
+
+/* Hashes of this rank's rows of the stream after the last layer, in out (own rows). */
+static inline void selfcheck_rows(Model *m, uint64_t *out) {
+    i64 C = m->config.dim, bytes = C * (i64)sizeof(real);
+    unsigned char *row = (unsigned char *)host_alloc((size_t)round_up(bytes, 8));
+    for (i64 r = 0; r < own_rows(m); r++) {
+        copy_out(&m->dev, row, m->final_x + r * C, bytes);
+        out[r] = 0;
+        for (i64 i = 0; i < round_up(bytes, 8); i += 8) {
+            uint64_t word;
+            memcpy(&word, row + i, 8);
+            out[r] = hash_pair(out[r], word);
+        }
+    }
+    free(row);
+}
+
+/* What moved between two runs after the token at `position` of sequence 0 (of every data-parallel group) changed. */
+static inline void selfcheck_moved(const Model *m, i64 position, const uint64_t *before, const uint64_t *after) {
+    i64 later = 0, later_moved = 0;
+    for (i64 r = 0; r < own_rows(m); r++) {
+        i64 b = r % m->B, p = token_position(&m->own_map, r / m->B);
+        int moved = before[r] != after[r];
+        if (moved && (b != 0 || p < position))
+            FAIL(THIS_RANK, "self-check: changing token %lld of sequence 0 moved position %lld of sequence %lld, which must not see it", (long long)position,
+                 (long long)p, (long long)b);
+        if (b == 0 && p == position && !moved) FAIL(THIS_RANK, "self-check: changing token %lld did not move its own position", (long long)position);
+        if (b == 0 && p > position) later++, later_moved += moved;
+    }
+    if (later && !later_moved)
+        FAIL(THIS_RANK, "self-check: changing token %lld moved none of the %lld later positions that this rank holds: attention does not reach it",
+             (long long)position, (long long)later);
+}
+
+#endif
