@@ -550,16 +550,79 @@ static void step_metrics(const Trainer *t, Metrics *k, i64 step, double seconds)
     k->comm_bytes = ledger_total(&m->ledger, 0);
     k->comm_exposed_ms = 1e3 * m->fabric.exposed_s;
     k->val_loss = NAN;
-    if (k->mfu_causal > 1)
-        FAIL(THIS_RANK, "step %lld ran at %.2f of the peak of %.3f TFLOP/s a rank: either the peak is too low (--peak-tflops) or work was skipped",
-             (long long)step, k->mfu_causal, t->peak / 1e12);
+    if (k->mfu_causal > 1 && m->mesh.rank == 0)
+        FAIL(THIS_RANK, "step %lld ran at %.2f times the peak of %g GFLOP/s a rank: either the peak is too low (--peak-tflops) or work was skipped",
+             (long long)step, k->mfu_causal, t->peak / 1e9);
 }
 
-/* A loss or norm that is not finite ends the run; metrics so far are on disk. Every rank holds the same sums. */
+/* ---- when a number is not finite --------------------------------------------------------------------------------------------------- */
+
+/* The first thing that went bad on a rank, in the order of the walk: weights, then streams, then gradients. */
+typedef struct {
+    i64 order; /* smaller is earlier; -1: all is well */
+    char what[160];
+} BadTensor;
+
+static int all_finite(Device *dev, const void *values, i64 n, i64 size) {
+    int finite = 1;
+    unsigned char *host = (unsigned char *)host_alloc((size_t)(n * size));
+    copy_out(dev, host, values, n * size);
+    for (i64 i = 0; i < n && finite; i++)
+        finite = size == (i64)sizeof(real) ? isfinite(((const real *)host)[i]) : isfinite(((const accum *)host)[i]);
+    free(host);
+    return finite;
+}
+
+/* Of this rank's part of every tensor in a flat buffer: the first that holds something not finite. */
+static int bad_in_flat(const Zero *z, const void *flat, i64 size, const char *kind, i64 base, BadTensor *bad) {
+    for (int i = 0; i < z->tensors; i++) {
+        const Tensor *t = &z->tensor[i];
+        const Chunk *c = &z->chunk[t->chunk];
+        i64 begin = chunk_comm(z, c)->rank * c->shard;
+        i64 lo = i64_max(begin, t->offset), hi = i64_min(begin + c->shard, t->offset + t->slice.rows * t->slice.cols);
+        if (lo >= hi || all_finite(z->dev, (const char *)flat + (c->offset + lo - begin) * size, hi - lo, size)) continue;
+        char name[HF_NAME_MAX];
+        tensor_hf_name(name, t->spec, t->layer);
+        bad->order = base + i;
+        snprintf(bad->what, sizeof bad->what, "%s of %s", kind, name);
+        return 1;
+    }
+    return 0;
+}
+
+static void find_bad_tensor(const Trainer *t, BadTensor *bad) {
+    const Model *m = &t->model;
+    Device *dev = m->zero.dev;
+    i64 n = stream_rows(m) * m->config.dim, layers = m->config.layers, base = m->zero.tensors;
+    memset(bad, 0, sizeof *bad);
+    bad->order = -1;
+    if (bad_in_flat(&m->zero, m->zero.param, sizeof(real), "weights", 0, bad)) return;
+    for (i64 i = 0; i < 2 * layers; i++) {
+        if (all_finite(dev, i % 2 ? m->mlp[i / 2].x : m->attention[i / 2].x, n, sizeof(real))) continue;
+        bad->order = base + i;
+        snprintf(bad->what, sizeof bad->what, "stream into the %s of layer %lld", i % 2 ? "MLP" : "attention", (long long)i / 2);
+        return;
+    }
+    if (!all_finite(dev, m->final_x, own_rows(m) * m->config.dim, sizeof(real))) {
+        bad->order = base + 2 * layers;
+        snprintf(bad->what, sizeof bad->what, "stream into the final norm");
+        return;
+    }
+    bad_in_flat(&m->zero, m->zero.grad, sizeof(accum), "gradient", base + 2 * layers + 1, bad);
+}
+
+/* A loss or norm that is not finite ends the run; metrics so far are on disk. Every rank holds the same two numbers. */
 static void check_finite(const Trainer *t, i64 step, double loss, double norm) {
     if (isfinite(loss) && isfinite(norm)) return;
-    FAIL(EVERYONE, "step %lld: loss %g, gradient norm %g; lower --lr, or look at the data%s", (long long)step, loss, norm,
-         t->settings->out ? " (metrics.jsonl has the steps before)" : "");
+    int ranks = (int)t->model.mesh.shape.world, first = -1;
+    BadTensor mine, *all = (BadTensor *)host_alloc(sizeof(BadTensor) * (size_t)ranks);
+    find_bad_tensor(t, &mine);
+    wire_share(t->model.mesh.world.wire, all, &mine, sizeof mine);
+    for (int r = 0; r < ranks; r++)
+        if (all[r].order >= 0 && (first < 0 || all[r].order < all[first].order)) first = r;
+    if (first < 0) FAIL(EVERYONE, "step %lld: loss %g, gradient norm %g: the sum overflowed; lower --lr", (long long)step, loss, norm);
+    FAIL(EVERYONE, "step %lld: loss %g, gradient norm %g; first not finite: %s, on rank %d. Lower --lr, or look at the data%s", (long long)step, loss, norm,
+         all[first].what, first, t->settings->out ? "; metrics.jsonl has the steps before" : "");
 }
 
 static void train(Trainer *t) {

@@ -1,0 +1,71 @@
+# make                  what this machine can build, after saying what it found and what is missing
+# make train_gpt_cpu    fp32 on CPU ranks (MPI, OpenMP, oneDNN)
+# make train_gpt_fp64   every real is a double: the referee (needs no oneDNN)
+# make tests            dev/test/test_*.c -> build/test_*_fp32, build/test_*_fp64 (scripts/test.sh runs them)
+# make check-cxx        the same sources read as C++20, both precisions
+# make clean
+#
+# One translation unit per binary: a program or test includes all that it uses; -MMD tells make what that was.
+
+MPICC = mpicc
+MPICXX = mpicxx
+OPT = -O3 -march=native
+CFLAGS = -std=c11 $(OPT) -fopenmp -fno-math-errno -ffp-contract=fast -D_GNU_SOURCE -Wall -Wextra -Wc++-compat -Werror
+CXXFLAGS = -std=c++20 -fopenmp -fsyntax-only -D_GNU_SOURCE -Wall -Wextra -Werror -DOMPI_SKIP_MPICXX -DMPICH_SKIP_MPICXX
+COMPILE = $(MPICC) -x c $(CFLAGS) -MMD -MP -MF build/$(@F).d $< -o $@
+FP32 = -ldnnl -lcjson -lm
+FP64 = -DODYSSEUS_FP64 -lcjson -lm
+
+TESTS = $(patsubst dev/test/%.c,build/%,$(wildcard dev/test/test_*.c))
+
+# ---- what is here: the name of a thing, or nothing ----
+
+have = $(shell command -v $(1) 2>/dev/null)
+CPP := $(firstword $(foreach cc,$(MPICC) gcc cc,$(if $(call have,$(cc)),$(cc))))
+header = $(if $(CPP),$(shell echo '\#include <$(1)>' | $(CPP) -E -x c - >/dev/null 2>&1 && echo $(1)))
+MPI := $(and $(call have,$(MPICC)),$(call header,mpi.h))
+DNNL := $(call header,oneapi/dnnl/dnnl.h)
+CJSON := $(call header,cjson/cJSON.h)
+
+MISSING_fp64 = $(if $(MPI),,libopenmpi-dev openmpi-bin) $(if $(CJSON),,libcjson-dev)
+MISSING_fp32 = $(MISSING_fp64) $(if $(DNNL),,libdnnl-dev)
+need = $(if $(strip $(MISSING_$(1))),$(error $@ needs packages that are not installed: apt-get install build-essential $(strip $(MISSING_$(1)))))
+CAN = $(if $(strip $(MISSING_fp32)),,train_gpt_cpu) $(if $(strip $(MISSING_fp64)),,train_gpt_fp64)
+
+# ---- targets ----
+
+all:
+	@echo "MPI     $(if $(MPI),$(call have,$(MPICC)),missing: apt-get install build-essential libopenmpi-dev openmpi-bin)"
+	@echo "cJSON   $(if $(CJSON),$(CJSON),missing: apt-get install libcjson-dev)"
+	@echo "oneDNN  $(if $(DNNL),$(DNNL),missing: apt-get install libdnnl-dev (train_gpt_fp64 does without))"
+	@echo "build   $(if $(strip $(CAN)),$(CAN),nothing: the programs need MPI and cJSON)"
+	$(if $(strip $(CAN)),@$(MAKE) --no-print-directory $(CAN),@exit 1)
+
+train_gpt_cpu: train_gpt.cu | build
+	$(call need,fp32)$(COMPILE) $(FP32)
+
+train_gpt_fp64: train_gpt.cu | build
+	$(call need,fp64)$(COMPILE) $(FP64)
+
+build/%_fp32: dev/test/%.c | build
+	$(call need,fp32)$(COMPILE) $(FP32)
+
+build/%_fp64: dev/test/%.c | build
+	$(call need,fp64)$(COMPILE) $(FP64)
+
+tests: $(TESTS:%=%_fp32) $(TESTS:%=%_fp64)
+
+check-cxx:
+	$(call need,fp32)$(MPICXX) -x c++ $(CXXFLAGS) train_gpt.cu
+	$(MPICXX) -x c++ $(CXXFLAGS) -DODYSSEUS_FP64 train_gpt.cu
+
+build:
+	@mkdir -p build
+
+clean:
+	rm -rf build train_gpt_cpu train_gpt_fp64
+
+.PHONY: all tests check-cxx clean
+.DELETE_ON_ERROR:
+
+-include $(wildcard build/*.d)

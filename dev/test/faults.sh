@@ -1,0 +1,83 @@
+#!/usr/bin/env bash
+# faults.sh - a check that cannot fail is none: plant one fault at a time in a copy of the sources and see the tests fail.
+#
+#   fault    file, a sed expression that must change it, the test that must then fail, its ranks and arguments
+# Prints TAP, a line a fault. Takes some ten minutes on two cores; scripts/test.sh --long runs it.
+set -uo pipefail
+cd "$(dirname "$0")/../.."
+source scripts/common.sh
+copy=$(mktemp -d)
+trap 'rm -rf "$copy"' EXIT
+n=0 failed=0
+
+fault() { # fault WHAT FILE SED TEST RANKS [ARGS...]
+    local what=$1 file=$2 expression=$3 test=$4 ranks=$5 code
+    shift 5
+    n=$((n + 1))
+    rm -rf "${copy:?}"/*
+    cp -r train_gpt.cu ./*.h core kernels dev "$copy"
+    sed -i -E "$expression" "$copy/$file"
+    if cmp -s "$file" "$copy/$file"; then
+        echo "not ok $n - $what: the fault could not be planted in $file"
+        failed=$((failed + 1))
+        return
+    fi
+    # the fault may leave something unused: no -Werror here
+    if ! mpicc -x c -std=c11 -O2 -march=native -ffp-contract=fast -fopenmp -fno-math-errno -D_GNU_SOURCE -DODYSSEUS_FP64 -w "$copy/dev/test/$test.c" -o "$copy/$test" \
+        -lcjson -lm 2>"$copy/log"; then
+        echo "not ok $n - $what: does not compile: $(head -n 1 "$copy/log")"
+        failed=$((failed + 1))
+        return
+    fi
+    (source scripts/common.sh; run_ranks "$ranks" timeout 300 "$copy/$test" "$@") >"$copy/log" 2>&1
+    code=$?
+    if [ $code -ne 0 ] && grep -qE '^not ok|^train_gpt: error|signal' "$copy/log"; then
+        echo "ok $n - $what: $test fails $(grep -c '^not ok' "$copy/log") checks"
+    else
+        echo "not ok $n - $what: $test did not see it"
+        failed=$((failed + 1))
+    fi
+}
+
+S="test_schemes 4 1 2 4"
+# shellcheck disable=SC2086
+{
+fault 'ring: blocks are not merged' ring.h 's/kv_map, step > 0\)/kv_map, 0)/' $S
+fault 'ring: the exchange is skipped' ring.h '0,/kv = arriving;/s//kv = s->kv;/' $S
+fault 'ring: gradients never come home' ring.h 's/if \(ring->size > 1\) sum_parts\(.*dkv, arrived.*$//' $S
+fault 'ring: visitors taken for their neighbours' ring.h 's/ring_rank - steps \+ R/ring_rank - steps + 1 + R/' $S
+fault 'zigzag: second chunk shifted' core/positions.h 's/2 \* ranks - 1 - rank/2 * ranks - 2 - rank/' $S
+fault 'stripe: contiguous instead' core/positions.h 's/layout == RING_CONTIGUOUS\)/layout != RING_ZIGZAG)/' test_positions 1
+fault 'tp: bias gradient over all tokens on every rank' tpsp.h 's/dstream \+ m->own_first \* m->B \* m->config.dim, own_rows\(m\)/dstream, stream_rows(m)/' $S
+fault 'tp: norm gradient over all tokens on every rank' train_gpt.cu 's/m->own_first \* m->B, own_rows\(m\)\);/0, stream_rows(m));/' $S
+fault 'tpsp: bias added before the sum, on every rank' tpsp.h 's/heads_attention_forward\(m, s, partial, all\);/& if (m->zero.weight[T_O_BIAS]) bias_add(\&m->dev, partial, m->zero.weight[T_O_BIAS], ring_rows(m), m->config.dim);/; s/tp_bias\(m, T_O_BIAS, out\);//' $S
+fault 'tpsp: reduce-scatter forgotten in backward' tpsp.h '0,/tp_leave\(m, t, dxn, partial\);/s///' $S
+fault 'ulysses: KV copies not added up' kernels/cpu/heads.h 's/\+= /= /g' $S
+fault 'replicated KV counted by every replica' core/zero.h 's/ \? SHARE_KV : SHARE_SPLIT/ ? SHARE_SPLIT : SHARE_SPLIT/' $S
+fault 'tied embedding forgets the head' core/zero.h 's/int continues = .*;/int continues = 0;/' $S
+fault 'targets shifted after the split' train_gpt.cu 's/\&m->own_map, 1, targets/\&m->own_map, 0, targets/' $S
+fault 'loss averaged over this rank only' train_gpt.cu 's/^    comm_sum_control\(.*\&counted, 1\);//' $S
+fault 'gradients scaled by ranks' train_gpt.cu 's/scale = \(accum\)\(1\.0 \//scale = (accum)(1.0 * t->options.shape.world \//' $S
+fault 'ignored targets counted' train_gpt.cu 's/ignore_token >= 0 \&\&/ignore_token >= 1000 \&\&/' $S
+fault 'micro-batches read the same sequences' train_gpt.cu 's/\(micro \* m->mesh/(0 * micro * m->mesh/' $S
+fault 'recompute skips the norm' train_gpt.cu 's/if \(m->recompute\) mlp_block_forward\(m, l, s->x, NULL, dxn\);//' $S
+fault 'ledger counts its own part' core/comm.h '0,/COMM_ALL_GATHER, t, \(c->size - 1\)/s//COMM_ALL_GATHER, t, (c->size)/' $S
+fault 'closed form of ulysses off' ulysses.h 's/2 \* c->dim \/ N/c->dim \/ N/' $S
+fault 'arena: a buffer the plan does not see' train_gpt.cu 's/if \(!m->dev\.plan\) load_micro_batch/if (!m->dev.plan) take_real(m, MEM_WORKSPACE, 1 << 20); if (!m->dev.plan) load_micro_batch/' $S
+fault 'a refusal offers what cannot work' core/scheme.h 's/if \(works\(c, v\)\) \*below = v;/*below = v;/' $S
+fault 'zigzag work unbalanced' core/positions.h 's/layout == RING_CONTIGUOUS\)/layout != RING_STRIPE)/' $S
+fault 'collectives: wrong part summed' core/comm.h 's/char \*own = .*;/char *own = (char *)buf;/' test_comm 4
+fault 'collectives: reduce-scatter forgets one rank' core/comm.h 's/r->n_parts = c->size, r->type = type, r->add/r->n_parts = c->size - 1, r->type = type, r->add/' test_comm 4
+fault 'collectives: control sum loses its last value' core/comm.h 's/i64 chunk = ceil_div\(n, c->size\), all/i64 chunk = n \/ c->size, all/' test_comm 4
+fault 'large types one byte short' core/comm_mpi.h 's/\(int\)\(bytes % big\)/(int)(bytes % big) - 1/' test_comm 1
+fault 'warmup one step late' train_gpt.cu 's/\(double\)\(step \+ 1\) \/ \(double\)s->warmup/(double)step \/ (double)s->warmup/' test_fixtures 1
+fault 'decay on norms and biases' core/tensors.h 's/return spec->cols != SIZE_1;/return 1;/' test_fixtures 1
+fault 'clipping by the squared norm' train_gpt.cu 's/s->grad_clip \/ norm : 1/s->grad_clip \/ (norm * norm) : 1/' test_fixtures 1
+fault 'Llama 3 frequencies not stretched' core/config.h 's/if \(wavelength > low\) f \/= s->factor;/if (wavelength > low) f \/= 1;/' test_fixtures 1
+fault 'c_attn parts swapped' core/tensors.h 's/HF_TRANSPOSED, 1, 3/HF_TRANSPOSED, 2, 3/' test_fixtures 1
+fault 'attention scale missing in backward' kernels/cpu/attention.h 's/sqrt/cbrt/' test_gradients 1
+fault 'final norm bias gradient dropped' train_gpt.cu 's/dx \+ own, g\[T_NORM\], g\[T_NORM_BIAS\], xn/dx + own, g[T_NORM], NULL, xn/' test_gradients 1
+fault 'positions of the embedding gradient' train_gpt.cu 's/z->dweight\[T_WPE\], dx/NULL, dx/' test_gradients 1
+}
+echo "1..$n"
+exit $((failed > 0))

@@ -1,0 +1,226 @@
+#!/usr/bin/env bash
+# test_cli.sh - the program as people meet it: refusals, dry runs, run directories, repeated bits. TAP, run from the repository's root
+# by scripts/test.sh after the binaries are built.
+set -uo pipefail
+cd "$(dirname "$0")/../.."
+source scripts/common.sh
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+n=0 failed=0
+
+ok() { # ok CONDITION-STATUS TEXT
+    n=$((n + 1))
+    if [ "$1" -eq 0 ]; then echo "ok $n - $2"; else
+        echo "not ok $n - $2"
+        failed=$((failed + 1))
+        sed 's/^/# /' "$work/out" 2>/dev/null | tail -n 5
+    fi
+}
+
+# refuses RANKS PATTERN ARGS...: exit code 1..127, one line of error that matches, within seconds, and no run directory left
+refuses() {
+    local ranks=$1 pattern=$2 code
+    shift 2
+    rm -rf "$work/refused"
+    timeout 60 bash -c 'source scripts/common.sh; n=$1; shift; run_ranks "$n" "$@"' _ "$ranks" ./train_gpt_cpu "$@" >"$work/out" 2>&1
+    code=$?
+    local lines
+    lines=$(grep -c '^train_gpt: error: ' "$work/out")
+    [ "$code" -ge 1 ] && [ "$code" -le 127 ] && [ "$code" -ne 124 ] && [ "$lines" -eq 1 ] && grep -Eq "^train_gpt: error: .*$pattern" "$work/out" && [ ! -e "$work/refused" ]
+    ok $? "refused on $ranks: $* ($(grep -m1 '^train_gpt: error' "$work/out" | cut -c 19-160))"
+}
+
+python3 - "$work" <<'PY'
+import struct, sys, random
+d = sys.argv[1]
+random.seed(1)
+def shard(name, tokens, magic=20240520, version=1, count=None, code="H"):
+    with open(f"{d}/{name}", "wb") as f:
+        f.write(struct.pack("<256i", magic, version, len(tokens) if count is None else count, *[0] * 253))
+        f.write(struct.pack(f"<{len(tokens)}{code}", *tokens))
+text = [random.randrange(97, 123) for _ in range(6000)]
+shard("a_0.bin", text[:3000])
+shard("a_1.bin", text[3000:])
+shard("wide.bin", text, 20240801, 7, code="I")
+shard("truncated.bin", text[:100], count=5000)
+shard("short.bin", text[:10])
+shard("vocab.bin", text[:100] + [300] + text[:2000])
+shard("foreign.bin", text, magic=12345)
+open(f"{d}/empty.bin", "wb").close()
+PY
+data="$work/a_*.bin"
+small=(--train "$data" --seq-len 64 --batch 4 --steps 3)
+
+# ---- wrong inputs
+refuses 1 'unknown flag .--lerning-rate.' --lerning-rate 1
+refuses 1 'did you mean --seq-len' --seq-length 64
+refuses 1 'given twice' "${small[@]}" --lr 1 --lr 2
+refuses 1 '--lr fast: must be a number' "${small[@]}" --lr fast
+refuses 1 '--batch 0: must be a whole number from 1' --batch 0
+refuses 1 '--layers 2x: must be' --layers 2x
+refuses 1 '--steps needs a value' --steps
+refuses 1 'must be one of tp.tpsp.ulysses.ring.odysseus' "${small[@]}" --sp megatron
+refuses 1 '--train is missing' --steps 1
+refuses 1 'no such file' --train "$work/nothing_*.bin"
+refuses 1 'empty.bin is empty' --train "$work/empty.bin"
+refuses 1 'truncated.bin is damaged.*promises 5000 tokens.*holds 100' --train "$work/truncated.bin" --seq-len 64
+refuses 1 'foreign.bin is not a token shard' --train "$work/foreign.bin"
+refuses 1 'short.bin has 10 tokens.*needs 65' --train "$work/short.bin" --seq-len 64
+refuses 1 'vocab.bin: token 300 at position 100 is outside the vocabulary of 256' --train "$work/vocab.bin" --seq-len 64
+refuses 4 'vocab.bin: token 300 at position 100' --train "$work/vocab.bin" --seq-len 64 --sp ring
+refuses 1 'neither a preset' --model llama9 "${small[@]}"
+refuses 1 '--layers cannot change the model in' --model dev/test/fixtures/llama-mha --layers 3 "${small[@]}"
+refuses 3 'a head axis of 3 cannot split 8 query heads.*nearest that works is 2 or 4' "${small[@]::2}" --seq-len 48
+refuses 4 '--seq-len 66 does not divide.*64 and 68' "${small[@]::2}" --seq-len 66
+refuses 4 '4 ranks do not divide over --dp 3' "${small[@]}" --dp 3
+refuses 4 'does not divide over --ring 3' "${small[@]}" --ring 3
+refuses 4 'use --ring 4' "${small[@]}" --sp ring --ring 2
+refuses 2 '--batch 5 is not a multiple of dp 2 x micro-batch 1.*4 and 6' "${small[@]::4}" --batch 5 --dp 2
+refuses 1 'longer than the 32 positions' --model tiny-gpt --max-pos 32 "${small[@]}"
+refuses 1 '--world needs --dry-run' "${small[@]}" --world 4
+refuses 1 '--init-only needs --out' --init-only
+refuses 1 'cannot make the directory' "${small[@]}" --out /proc/refused
+refuses 2 'either the peak is too low' "${small[@]}" --peak-tflops 1e-6
+
+
+# ---- runs
+train() { # train RANKS NAME ARGS...
+    local ranks=$1 name=$2
+    shift 2
+    rm -rf "${work:?}/$name"
+    run_ranks "$ranks" ./train_gpt_cpu "${small[@]}" --out "$work/$name" "$@" >"$work/out" 2>&1
+}
+strip() { sed -E 's/"(step_ms|tokens_per_s|mfu_causal|mfu_full|comm_exposed_ms)": [^,}]*,? ?//g' "$1"; }
+same() { [ -s "$work/$1/metrics.jsonl" ] && diff <(strip "$work/$1/metrics.jsonl") <(strip "$work/$2/metrics.jsonl") >/dev/null; }
+
+train 4 first --sp odysseus --val "$data" && train 4 second --sp odysseus --val "$data" && same first second
+ok $? "the same command twice writes the same bits into metrics.jsonl"
+train 4 quiet --sp odysseus --val "$data" --overlap off && same first quiet
+ok $? "--overlap off changes no bit"
+python3 - "$work/first" <<'PY'
+import json, sys
+d = sys.argv[1]
+rows = [json.loads(l) for l in open(d + "/metrics.jsonl")]
+need = "step tokens loss grad_norm lr step_ms tokens_per_s mfu_causal mfu_full mem_bytes comm_bytes".split()
+assert [r["step"] for r in rows] == [0, 1, 2] and all(k in r for r in rows for k in need) and "val_loss" in rows[-1]
+ledger = json.load(open(d + "/comm.json"))
+assert sum(r["bytes"] for r in ledger) == rows[0]["comm_bytes"] > 0
+assert all(r["bytes"] == r["expected_bytes"] for r in ledger)
+assert json.load(open(d + "/config.json"))["flags"]["sp"] == "odysseus"
+PY
+ok $? "the run directory holds what the contract names"
+before=$(cat "$work/first/metrics.jsonl" | cksum)
+run_ranks 1 ./train_gpt_cpu "${small[@]}" --out "$work/first" >"$work/out" 2>&1
+[ $? -ne 0 ] && grep -q 'already holds a metrics.jsonl' "$work/out" && [ "$before" = "$(cat "$work/first/metrics.jsonl" | cksum)" ]
+ok $? "a second run into the same directory is refused and changes nothing"
+train 2 wide --sp ulysses --train "$work/wide.bin" 2>/dev/null
+refuses 1 'given twice' "${small[@]}" --train "$work/wide.bin"
+rm -rf "$work/w1"
+run_ranks 1 ./train_gpt_cpu --train "$work/wide.bin" --seq-len 64 --steps 2 --out "$work/w1" >"$work/out" 2>&1
+ok $? "uint32 shards are read"
+
+# ---- things that go wrong on the way
+rm -rf "$work/nan"
+run_ranks 2 ./train_gpt_cpu "${small[@]::6}" --lr 1000 --grad-clip 0 --weight-decay 1000 --steps 200 --out "$work/nan" >"$work/out" 2>&1
+code=$?
+[ $code -ge 1 ] && [ $code -le 127 ] && grep -Eq '^train_gpt: error: step [0-9]+: loss .*first not finite: .* on rank [01]' "$work/out" &&
+    [ "$(wc -l <"$work/nan/metrics.jsonl")" -ge 1 ] && python3 -c 'import json,sys; [json.loads(l) for l in open(sys.argv[1])]' "$work/nan/metrics.jsonl"
+ok $? "a loss that is not finite: $(grep -m1 -o 'step [0-9]*: loss.*' "$work/out" | cut -c 1-150)"
+(
+    trap '' XFSZ # a write past the limit then fails like one on a full disk; 16 MB leave room for MPI's own files
+    ulimit -f 16384
+    ./train_gpt_cpu --init-only --dim 512 --heads 8 --ffn 1536 --layers 6 --out "$work/full" >"$work/out" 2>&1
+)
+code=$?
+[ $code -ge 1 ] && [ $code -le 127 ] && grep -Eq '^train_gpt: error: .*File too large' "$work/out" && ! ls "$work/full" | grep -q safetensors
+ok $? "a full disk: $(grep -m1 '^train_gpt' "$work/out" | cut -c 19-140)"
+run_ranks -t 60 4 ./train_gpt_cpu "${small[@]::6}" --steps 1000000 --log-every 1000000 >"$work/out" 2>&1 &
+launched=$!
+sleep 4
+begin=$(date +%s%N)
+pkill -9 -n -f 'train_gpt_cpu.*--steps 1000000'
+wait $launched
+code=$?
+seconds=$((($(date +%s%N) - begin) / 1000000000))
+[ $code -ne 0 ] && [ $seconds -lt 10 ] && ! pgrep -f 'train_gpt_cpu.*--steps 1000000' >/dev/null
+ok $? "a killed rank takes all down in $seconds s, exit code $code"
+for scheme in tp tpsp ulysses ring odysseus; do
+    run_ranks 4 ./train_gpt_cpu "${small[@]}" --sp $scheme --selfcheck on >"$work/out" 2>&1 && grep -q 'check .*changed tokens move what may see them' "$work/out"
+    ok $? "$scheme: --selfcheck on finds nothing wrong"
+done
+
+# ---- memory
+python3 - "$work" <<'PY'
+import json, resource, subprocess, sys
+d = sys.argv[1]
+args = ["./train_gpt_cpu", "--train", d + "/a_*.bin", "--seq-len", "1024", "--batch", "2", "--micro-batch", "2", "--steps", "2", "--layers", "6", "--dim", "512", "--heads", "8",
+        "--ffn", "1536", "--threads", "2", "--out", d + "/rss"]
+subprocess.run(args, check=True, stdout=subprocess.DEVNULL)
+rss = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+arena = json.loads(open(d + "/rss/metrics.jsonl").readline())["mem_bytes"]
+print(f"{rss / 1e6:.0f} MB resident, arena {arena / 1e6:.0f} MB", file=open(d + "/out", "w"))
+sys.exit(not (arena * 0.9 <= rss <= arena * 1.1 + 64e6 and arena > 3e8))
+PY
+ok $? "resident memory is the arena within 10% + 64 MB: $(cat "$work/out")"
+
+# ---- dry runs equal real runs
+for scheme in tp tpsp ulysses ring odysseus; do
+    train 4 "real_$scheme" --sp $scheme
+    ./train_gpt_cpu --dry-run --world 4 --sp $scheme --seq-len 64 --batch 4 >"$work/dry" 2>&1
+    python3 - "$work/real_$scheme" "$work/dry" <<'PY'
+import json, sys
+rows = json.load(open(sys.argv[1] + "/comm.json"))
+real = {(r["op"], r["block"], r["phase"], r["what"]): (r["calls"], r["bytes"], r["expected_bytes"]) for r in rows}
+dry, total = {}, None
+for line in open(sys.argv[2]):
+    w = line.split()
+    if len(w) == 7 and w[0] in "all_gather reduce_scatter all_reduce all_to_all send_recv".split():
+        dry[tuple(w[:4])] = tuple(int(x) for x in w[4:])
+    if len(w) == 2 and w[0] == "total": total = float(w[1])
+mem = json.loads(open(sys.argv[1] + "/metrics.jsonl").readline())["mem_bytes"]
+assert dry == real and real, (dry, real)
+assert abs(total * 1e6 - mem) < 5000, (total, mem)
+PY
+    ok $? "$scheme: a dry run prints the real run's traffic and memory"
+done
+begin=$(date +%s%N)
+./train_gpt_cpu --dry-run --world 4096 --model llama2-7b --dp 128 --seq-len 65536 --batch 128 >"$work/out" 2>&1 && grep -q 'DIFFERS' "$work/out" && false
+code=$?
+ok $((code == 1 ? 0 : 1)) "a dry run of 4096 ranks: $((($(date +%s%N) - begin) / 1000000)) ms"
+
+# ---- weights in and out
+run_ranks 1 ./train_gpt_cpu --init-only --seed 5 --model tiny-gpt --out "$work/i1" >"$work/out" 2>&1 &&
+    run_ranks 4 ./train_gpt_cpu --init-only --seed 5 --model tiny-gpt --sp tpsp --out "$work/i4" >>"$work/out" 2>&1 &&
+    cmp "$work/i1/model.safetensors" "$work/i4/model.safetensors" && cmp "$work/i1/config.json" "$work/i4/config.json"
+ok $? "--init-only writes the same bytes on 1 and 4 ranks"
+run_ranks 4 ./train_gpt_cpu --init-only --model "$work/i1" --sp ring --out "$work/i5" >"$work/out" 2>&1 && cmp "$work/i1/model.safetensors" "$work/i5/model.safetensors"
+ok $? "--model DIR --init-only gives the directory back"
+train 1 grads1 --model "$work/i1" --dump-grads "$work/g1.safetensors" && train 4 grads4 --model "$work/i1" --sp tpsp --dump-grads "$work/g4.safetensors" &&
+    python3 - "$work/g1.safetensors" "$work/g4.safetensors" <<'PY'
+import json, struct, sys
+def read(path):
+    raw = open(path, "rb").read()
+    n = struct.unpack("<Q", raw[:8])[0]
+    head = json.loads(raw[8:8 + n])
+    out = {}
+    for k, t in head.items():
+        if k == "__metadata__": continue
+        b, e = t["data_offsets"]
+        out[k] = struct.unpack(f"<{(e - b) // 4}f", raw[8 + n + b:8 + n + e])
+    return out
+a, b = read(sys.argv[1]), read(sys.argv[2])
+assert a.keys() == b.keys() and len(a) == 4 * 12 + 4
+for k in a:
+    scale = max(map(abs, a[k]))
+    assert scale > 0 and max(abs(x - y) for x, y in zip(a[k], b[k])) <= 1e-4 * scale, k
+PY
+ok $? "--dump-grads: every tensor under its Hugging Face name, 1 rank as 4"
+
+# ---- what people read
+./train_gpt_cpu --help >"$work/help" 2>&1
+awk '/^<!-- flags -->/{on=1;next} /^<!-- end of flags -->/{on=0} on' README.md | grep -v '^```' >"$work/readme"
+diff "$work/readme" "$work/help" >"$work/out"
+ok $? "README's flags are --help's"
+
+echo "1..$n"
+exit $((failed > 0))

@@ -1,0 +1,116 @@
+#!/usr/bin/env bash
+# quickstart.sh - from a fresh clone to five loss curves that coincide.
+#
+#   packages -> build -> text to byte shards -> one rank, then tp, tpsp, ulysses, ring, odysseus on 4 ranks -> one table
+#
+# 150 steps x 8 sequences x 256 tokens = 307,200 tokens a run, six runs of a 0.85M-parameter Llama on the same data from the same
+# weights: one to two minutes on two cores.
+set -euo pipefail
+here=$PWD
+# shellcheck source=scripts/common.sh
+source "$(dirname "$0")/common.sh"
+
+usage() {
+    say "usage: bash scripts/quickstart.sh [--text FILE...] [--ranks N] [--steps N] [--out DIR]"
+    say "  --text FILE...  text to learn; default: this repository's own sources and documents"
+    say "  --ranks N       ranks of the five schemes [4]"
+    say "  --steps N       optimizer steps of each run [150]"
+    say "  --out DIR       where shards, runs and logs go [runs/quickstart, or runs/quickstart-2, ...]"
+}
+
+whole_number() { [[ $2 =~ ^[1-9][0-9]{0,6}$ ]] || die "$1 $2: must be a whole number from 1"; }
+value() { [[ $# -ge 2 && -n $2 ]] || die "$1 needs a value; --help says more"; }
+absolute() { if [[ $1 == /* ]]; then say "$1"; else say "$here/$1"; fi; }
+
+text=() ranks=4 steps=150 out=
+while [[ $# -gt 0 ]]; do
+    case $1 in
+    --text)
+        shift
+        [[ $# -gt 0 && $1 != --* ]] || die "--text needs at least one file"
+        while [[ $# -gt 0 && $1 != --* ]]; do
+            [[ -f $(absolute "$1") && -r $(absolute "$1") ]] || die "--text $1: no such file"
+            text+=("$(absolute "$1")")
+            shift
+        done
+        ;;
+    --ranks) value "$@" && whole_number "$1" "$2" && ranks=$2 && shift 2 ;;
+    --steps) value "$@" && whole_number "$1" "$2" && steps=$2 && shift 2 ;;
+    --out) value "$@" && out=$(absolute "$2") && shift 2 ;;
+    --help | -h) usage && exit 0 ;;
+    *) die "unknown argument '$1'; --help lists all" ;;
+    esac
+done
+
+if [[ -z $out ]]; then
+    out=runs/quickstart
+    for ((i = 2; ; i++)); do
+        [[ -e $out ]] || break
+        out=runs/quickstart-$i
+    done
+fi
+[[ ! -e $out/single ]] || die "--out $out already holds runs; choose another directory, nothing is overwritten"
+
+# ---- packages, program, data
+
+require_packages
+say "building train_gpt_cpu"
+make --no-print-directory train_gpt_cpu
+
+own_text() { # sources and documents of this repository; in a copy without git, of this directory
+    { git -c safe.directory="$PWD" ls-files -- '*.c' '*.h' '*.cu' '*.md' '*.sh' '*.py' Makefile 2>/dev/null | while read -r file; do
+        [[ ! -f $file ]] || say "$file"
+    done; } || true
+}
+if [[ ${#text[@]} -eq 0 ]]; then
+    mapfile -t text < <(own_text)
+    if [[ ${#text[@]} -eq 0 ]]; then
+        mapfile -t text < <(find . \( -name build -o -name runs -o -name '.?*' \) -prune -o -type f \( -name '*.[ch]' -o -name '*.cu' -o -name '*.md' \
+            -o -name '*.sh' -o -name '*.py' -o -name Makefile \) -print | LC_ALL=C sort)
+    fi
+    say "text: ${#text[@]} sources and documents of this repository"
+fi
+mkdir -p "$out/data" "$out/logs"
+python3 dev/data/text_to_shards.py --out "$out/data" "${text[@]}"
+
+# ---- six runs, one after the other
+
+# the program's own list
+mapfile -t schemes < <(run_ranks 1 ./train_gpt_cpu --help | awk 'listed && NF { print $1 } /^Schemes of --sp/ { listed = 1 }')
+[[ ${#schemes[@]} -gt 0 ]] || die "train_gpt_cpu --help lists no schemes"
+runs=$((1 + ${#schemes[@]}))
+milliseconds() { say $((${EPOCHREALTIME/[.,]/} / 1000)); }
+began=$(milliseconds)
+
+# Lines of one run on stdin -> its progress; RUN of $runs, NAME. On a terminal one line that is rewritten, in a log every fifth of the steps.
+show_progress() {
+    local run=$1 name=$2 line step done_ left every=$((steps / 5 > 0 ? steps / 5 : 1))
+    while IFS= read -r line; do
+        [[ $line =~ ^step\ ([0-9]+)/ ]] || continue
+        step=${BASH_REMATCH[1]}
+        done_=$(((run - 1) * steps + step))
+        left=$((($(milliseconds) - began) * (runs * steps - done_) / done_ / 1000))
+        line="[$run/$runs] $(printf '%-8s %d:%02d to go' "$name" $((left / 60)) $((left % 60))) | ${line% | eta*}"
+        if [[ -t 1 ]]; then printf '\r\033[K%.*s' "$((${COLUMNS:-$(tput cols 2>/dev/null || say 120)} - 1))" "$line"
+        elif [[ $((step % every)) -eq 0 || $step -eq 1 || $step -eq $steps ]]; then say "$line"; fi
+    done
+    [[ ! -t 1 ]] || printf '\n'
+}
+
+train() { # RUN NAME RANKS [FLAGS...]
+    local run=$1 name=$2 ranks=$3 log=$out/logs/$2.txt
+    shift 3
+    if ! run_ranks "$ranks" ./train_gpt_cpu --model tiny-llama --train "$out/data/train_*.bin" --val "$out/data/val_*.bin" --seq-len 256 --batch 8 \
+        --micro-batch 4 --steps "$steps" --lr 3e-3 --warmup 10 --seed 42 --out "$out/$name" "$@" 2>&1 | tee "$log" | show_progress "$run" "$name"; then
+        grep -v '^step' "$log" | tail -n 5 >&2
+        die "the run '$name' on $ranks ranks failed; all it said is in $log"
+    fi
+}
+
+say "training tiny-llama, $steps steps of 8 sequences of 256 bytes: on one rank, then under ${#schemes[@]} schemes on $ranks ranks; $(nproc) cores"
+train 1 single 1
+for i in "${!schemes[@]}"; do train $((i + 2)) "${schemes[i]}" "$ranks" --sp "${schemes[i]}"; done
+
+say
+python3 scripts/compare.py "$out/single" "${schemes[@]/#/$out/}"
+say "runs, logs and data are in $out; scripts/compare.sh prints this table again"
