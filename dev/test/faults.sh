@@ -2,17 +2,20 @@
 # faults.sh - a check that cannot fail is none: plant one fault at a time in a copy of the sources and see the tests fail.
 #
 #   fault    file, a sed expression that must change it, the test that must then fail, its ranks and arguments
-# Prints TAP, a line a fault. Takes some ten minutes on two cores; scripts/test.sh --long runs it.
+#   caught   the same for the program itself: the error with which it must stop, ranks, flags
+# faults.sh WORDS: only those whose name holds WORDS. Prints TAP, a line a fault. Takes some ten minutes on two cores; scripts/test.sh --long runs it.
 set -uo pipefail
 cd "$(dirname "$0")/../.."
 source scripts/common.sh
 copy=$(mktemp -d)
-trap 'rm -rf "$copy"' EXIT
-n=0 failed=0
+data=$(mktemp -d)
+trap 'rm -rf "$copy" "$data"' EXIT
+python3 dev/data/text_to_shards.py --out "$data" README.md >/dev/null || exit 1
+n=0 failed=0 only=${1:-}
 
-fault() { # fault WHAT FILE SED TEST RANKS [ARGS...]
-    local what=$1 file=$2 expression=$3 test=$4 ranks=$5 code
-    shift 5
+plant() { # plant WHAT FILE SED SOURCE PROGRAM: a copy of the sources with the fault in it, compiled
+    local what=$1 file=$2 expression=$3 source=$4 program=$5
+    [[ $what == *"$only"* ]] || return 1
     n=$((n + 1))
     rm -rf "${copy:?}"/*
     cp -r train_gpt.cu ./*.h core kernels dev "$copy"
@@ -20,18 +23,37 @@ fault() { # fault WHAT FILE SED TEST RANKS [ARGS...]
     if cmp -s "$file" "$copy/$file"; then
         echo "not ok $n - $what: the fault could not be planted in $file"
         failed=$((failed + 1))
-        return
+        return 1
     fi
     # the fault may leave something unused: no -Werror here
-    if ! mpicc -x c -std=c11 -O2 -march=native -ffp-contract=fast -fopenmp -fno-math-errno -D_GNU_SOURCE -DODYSSEUS_FP64 -w "$copy/dev/test/$test.c" -o "$copy/$test" \
+    if ! mpicc -x c -std=c11 -O2 -march=native -ffp-contract=fast -fopenmp -fno-math-errno -D_GNU_SOURCE -DODYSSEUS_FP64 -w "$copy/$source" -o "$copy/$program" \
         -lcjson -lm 2>"$copy/log"; then
         echo "not ok $n - $what: does not compile: $(head -n 1 "$copy/log")"
         failed=$((failed + 1))
-        return
+        return 1
     fi
-    (source scripts/common.sh; run_ranks "$ranks" timeout 300 "$copy/$test" "$@") >"$copy/log" 2>&1
+}
+
+caught() { # caught WHAT FILE SED PATTERN RANKS FLAGS...
+    local what=$1 file=$2 expression=$3 pattern=$4 ranks=$5
+    shift 5
+    plant "$what" "$file" "$expression" train_gpt.cu train_gpt || return
+    if ! run_ranks -t 60 "$ranks" "$copy/train_gpt" --train "$data/train_*.bin" --seq-len 64 --steps 2 "$@" >"$copy/log" 2>&1 &&
+        grep -qE "^train_gpt: error: .*$pattern" "$copy/log"; then
+        echo "ok $n - $what: $(grep -m 1 -oE "$pattern.*" "$copy/log" | cut -c 1-110)"
+    else
+        echo "not ok $n - $what: the program did not stop with '$pattern': $(tail -n 1 "$copy/log")"
+        failed=$((failed + 1))
+    fi
+}
+
+fault() { # fault WHAT FILE SED TEST RANKS [ARGS...]
+    local what=$1 file=$2 expression=$3 test=$4 ranks=$5 code
+    shift 5
+    plant "$what" "$file" "$expression" "dev/test/$test.c" "$test" || return
+    run_ranks -t 300 "$ranks" "$copy/$test" "$@" >"$copy/log" 2>&1
     code=$?
-    if [ $code -ne 0 ] && grep -qE '^not ok|^train_gpt: error|signal' "$copy/log"; then
+    if [ $code -ne 0 ] && grep -qE '^not ok|^train_gpt: error|signal|An error occurred in MPI' "$copy/log"; then
         echo "ok $n - $what: $test fails $(grep -c '^not ok' "$copy/log") checks"
     else
         echo "not ok $n - $what: $test did not see it"
@@ -40,6 +62,8 @@ fault() { # fault WHAT FILE SED TEST RANKS [ARGS...]
 }
 
 S="test_schemes 4 1 2 4"
+# each rank's targets from the tokens it holds itself, as a trainer that rolls its part by one
+SHIFTED='s/^( *)(dataset_column\(d, sequence, \&m->own_map, 1, targets, b, m->B\);)/\1\2 for (i64 i = 0; i < m->T_own; i++) targets[i * m->B + b] = tokens[(m->own_first + (i + 1) % m->T_own) * m->B + b];/'
 # shellcheck disable=SC2086
 {
 fault 'ring: blocks are not merged' ring.h 's/kv_map, step > 0\)/kv_map, 0)/' $S
@@ -55,29 +79,37 @@ fault 'tpsp: reduce-scatter forgotten in backward' tpsp.h '0,/tp_leave\(m, t, dx
 fault 'ulysses: KV copies not added up' kernels/cpu/heads.h 's/\+= /= /g' $S
 fault 'replicated KV counted by every replica' core/zero.h 's/ \? SHARE_KV : SHARE_SPLIT/ ? SHARE_SPLIT : SHARE_SPLIT/' $S
 fault 'tied embedding forgets the head' core/zero.h 's/int continues = .*;/int continues = 0;/' $S
-fault 'targets shifted after the split' train_gpt.cu 's/\&m->own_map, 1, targets/\&m->own_map, 0, targets/' $S
+fault 'targets are their own tokens' train_gpt.cu 's/\&m->own_map, 1, targets/\&m->own_map, 0, targets/' test_fixtures 1
+fault 'targets shifted after the split' train_gpt.cu "$SHIFTED" $S
 fault 'loss averaged over this rank only' train_gpt.cu 's/^    comm_sum_control\(.*\&counted, 1\);//' $S
 fault 'gradients scaled by ranks' train_gpt.cu 's/scale = \(accum\)\(1\.0 \//scale = (accum)(1.0 * t->options.shape.world \//' $S
-fault 'ignored targets counted' train_gpt.cu 's/ignore_token >= 0 \&\&/ignore_token >= 1000 \&\&/' $S
+fault 'ignored targets counted' train_gpt.cu 's/ignore_token >= 0 \&\&/ignore_token >= 1000 \&\&/' test_gradients 1
 fault 'micro-batches read the same sequences' train_gpt.cu 's/\(micro \* m->mesh/(0 * micro * m->mesh/' $S
 fault 'recompute skips the norm' train_gpt.cu 's/if \(m->recompute\) mlp_block_forward\(m, l, s->x, NULL, dxn\);//' $S
 fault 'ledger counts its own part' core/comm.h '0,/COMM_ALL_GATHER, t, \(c->size - 1\)/s//COMM_ALL_GATHER, t, (c->size)/' $S
 fault 'closed form of ulysses off' ulysses.h 's/2 \* c->dim \/ N/c->dim \/ N/' $S
 fault 'arena: a buffer the plan does not see' train_gpt.cu 's/if \(!m->dev\.plan\) load_micro_batch/if (!m->dev.plan) take_real(m, MEM_WORKSPACE, 1 << 20); if (!m->dev.plan) load_micro_batch/' $S
-fault 'a refusal offers what cannot work' core/scheme.h 's/if \(works\(c, v\)\) \*below = v;/*below = v;/' $S
+fault 'a refusal offers what cannot work' core/scheme.h 's/if \(works\(c, v\)\) \*below = v;/*below = v;/' test_schemes 6 6
 fault 'zigzag work unbalanced' core/positions.h 's/layout == RING_CONTIGUOUS\)/layout != RING_STRIPE)/' $S
 fault 'collectives: wrong part summed' core/comm.h 's/char \*own = .*;/char *own = (char *)buf;/' test_comm 4
 fault 'collectives: reduce-scatter forgets one rank' core/comm.h 's/r->n_parts = c->size, r->type = type, r->add/r->n_parts = c->size - 1, r->type = type, r->add/' test_comm 4
 fault 'collectives: control sum loses its last value' core/comm.h 's/i64 chunk = ceil_div\(n, c->size\), all/i64 chunk = n \/ c->size, all/' test_comm 4
-fault 'large types one byte short' core/comm_mpi.h 's/\(int\)\(bytes % big\)/(int)(bytes % big) - 1/' test_comm 1
+fault 'large types lay their rest over the start' core/comm_mpi.h 's/\(MPI_Aint\)\(bytes \/ big \* big\)/(MPI_Aint)0/' test_comm 1
 fault 'warmup one step late' train_gpt.cu 's/\(double\)\(step \+ 1\) \/ \(double\)s->warmup/(double)step \/ (double)s->warmup/' test_fixtures 1
 fault 'decay on norms and biases' core/tensors.h 's/return spec->cols != SIZE_1;/return 1;/' test_fixtures 1
 fault 'clipping by the squared norm' train_gpt.cu 's/s->grad_clip \/ norm : 1/s->grad_clip \/ (norm * norm) : 1/' test_fixtures 1
 fault 'Llama 3 frequencies not stretched' core/config.h 's/if \(wavelength > low\) f \/= s->factor;/if (wavelength > low) f \/= 1;/' test_fixtures 1
 fault 'c_attn parts swapped' core/tensors.h 's/HF_TRANSPOSED, 1, 3/HF_TRANSPOSED, 2, 3/' test_fixtures 1
-fault 'attention scale missing in backward' kernels/cpu/attention.h 's/sqrt/cbrt/' test_gradients 1
+fault 'attention scaled by another root' kernels/cpu/attention.h 's/sqrt/cbrt/' test_fixtures 1
 fault 'final norm bias gradient dropped' train_gpt.cu 's/dx \+ own, g\[T_NORM\], g\[T_NORM_BIAS\], xn/dx + own, g[T_NORM], NULL, xn/' test_gradients 1
 fault 'positions of the embedding gradient' train_gpt.cu 's/z->dweight\[T_WPE\], dx/NULL, dx/' test_gradients 1
+caught 'self-check: attention exchange skipped' ring.h '0,/kv = arriving;/s//kv = s->kv;/' 'self-check: .*moved none of the' 4 --sp ring --selfcheck on
+caught 'self-check: all-gather into attention skipped' tpsp.h 's/comm_all_gather\(\&m->fabric, \&m->mesh.head, t, all, x/comm_all_gather(\&m->fabric, \&m->mesh.head, t, all, all/' 'self-check: ' 4 --selfcheck on
+caught 'self-check: the mask lets a token see its successor' kernels/cpu/attention.h 's/kv->run.stride \+ 1\)/kv->run.stride + 2)/' 'self-check: changing token [0-9]+ of sequence 0 moved position' 1 --selfcheck on
+caught 'self-check: labels shifted after the split' train_gpt.cu "$SHIFTED" 'self-check: the targets are not the next tokens' 4 --selfcheck on
+caught 'self-check: a rank plans another branch' ulysses.h 's/if \(head->size == 1\) \{/if (head->size == 1 || (m->mesh.rank == 2 \&\& s == \&m->attention[1])) {/' 'self-check: the ranks do not plan the same step: as collective [0-9]+, rank 2 has .*\((attention|mlp),' 4 --sp ulysses
+caught 'schedule: a rank takes another branch in the run' ulysses.h 's/if \(head->size == 1\) \{/if (head->size == 1 || (m->mesh.rank == 2 \&\& !m->dev.plan)) {/' 'this rank has taken another branch than the plan .rank 2' 4 --sp ulysses --selfcheck off
+caught 'a rate above the peak' train_gpt.cu 's/double peak = t->peak/double peak = 1e-9 * t->peak/' 'times the peak' 2
 }
 echo "1..$n"
 exit $((failed > 0))
