@@ -53,6 +53,9 @@ build/%_fp32: dev/test/%.c | build
 build/%_fp64: dev/test/%.c | build
 	$(call need,fp64)$(COMPILE) $(FP64)
 
+build/bench_%: dev/bench/bench_%.c | build
+	$(call need,fp32)$(COMPILE) $(FP32)
+
 tests: $(TESTS:%=%_fp32) $(TESTS:%=%_fp64)
 
 check-cxx:

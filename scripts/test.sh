@@ -35,8 +35,8 @@ test_checkpoint_fp32    alone  300
 test_checkpoint_fp32        4  300
 test_checkpoint_fp64    alone  300
 test_checkpoint_fp64        4  300
-test_schemes_fp64           8  600
-test_schemes_fp32           8  600
+test_schemes_fp64          12  900
+test_schemes_fp32           4  600
 test_cli.sh             alone  300
 '
 LONG='

@@ -1,0 +1,93 @@
+/* bench_cpu.c - what this machine's cores do at best, and what the kernels get of it: FMA loop, GEMM at GPT-2's shapes, attention.
+
+   Prints `name value unit` lines for cpu.sh: the median of several rounds each, on all threads, random data. fp32. */
+#include "../../kernels/compute.h"
+
+#define ROUNDS 7
+
+static Device dev;
+
+static int by_value(const void *a, const void *b) {
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+static double median(double *values, int n) {
+    qsort(values, (size_t)n, sizeof *values, by_value);
+    return values[n / 2];
+}
+
+static real *numbers(i64 n, uint64_t seed) {
+    real *p = (real *)aligned_alloc(64, (size_t)round_up(n * (i64)sizeof(real), 64));
+    if (!p) FAIL(THIS_RANK, "out of memory: %lld numbers", (long long)n);
+    for (i64 i = 0; i < n; i++) {
+        seed = seed * 6364136223846793005ull + 1442695040888963407ull;
+        p[i] = (real)((double)(seed >> 40) / (double)(1 << 24) - 0.5);
+    }
+    return p;
+}
+
+/* All cores at once: clocks may drop when they all work. */
+static double fma_peak(int threads) {
+    double sum = 0;
+#pragma omp parallel num_threads(threads) reduction(+ : sum)
+    sum += cpu_core_peak();
+    return sum;
+}
+
+/* FLOP/s of the products of one GPT-2 124M step on `rows` tokens: forward, input and weight gradients, layers and head. */
+static double gemm_rate(i64 rows) {
+    const i64 shapes[5][3] = {{768, 768, 24}, {768, 1536, 12}, {768, 3072, 12}, {3072, 768, 12}, {768, 50257, 1}}; /* in, out, how often */
+    double seconds = 0, flop = 0;
+    for (int s = 0; s < 5; s++) {
+        i64 IC = shapes[s][0], OC = shapes[s][1], n = OC > 10000 ? 256 : rows; /* the head goes in chunks of rows */
+        real *x = numbers(n * IC, 1), *w = numbers(IC * OC, 2), *y = numbers(n * OC, 3);
+        accum *dw = (accum *)numbers(IC * OC, 4);
+        double times[ROUNDS];
+        for (int r = -1; r < ROUNDS; r++) {
+            double begin = seconds_now();
+            linear_forward(&dev, y, x, w, NULL, n, IC, OC);
+            linear_backward_weight(&dev, dw, x, y, n, IC, OC);
+            linear_backward_input(&dev, x, y, w, n, IC, OC, 0);
+            if (r >= 0) times[r] = seconds_now() - begin;
+            for (i64 i = 0; i < n * IC; i++) x[i] = (real)((i * 7919) % 1000) * (real)0.001; /* keep numbers in range */
+        }
+        double often = (double)shapes[s][2] * (double)rows / (double)n;
+        seconds += often * median(times, ROUNDS);
+        flop += often * 6.0 * (double)n * (double)IC * (double)OC;
+        free(x), free(w), free(y), free(dw);
+    }
+    return flop / seconds;
+}
+
+/* FLOP/s of causal attention, forward and backward: 14 pairs d multiply-adds' worth (4 forward, 10 backward). */
+static double attention_rate(i64 T, i64 heads, i64 kv_heads, i64 HS) {
+    AttentionShape s = {1, T, T, heads, kv_heads, HS};
+    TokenMap map = token_map(RING_CONTIGUOUS, T, 1, 0);
+    i64 nq = T * heads * HS, nkv = T * 2 * kv_heads * HS;
+    real *q = numbers(nq, 1), *kv = numbers(nkv, 2), *dout = numbers(nq, 3);
+    accum *out = (accum *)numbers(nq, 4), *lse = (accum *)numbers(T * heads, 5), *delta = (accum *)numbers(T * heads, 6);
+    accum *dq = (accum *)numbers(nq, 7), *dkv = (accum *)numbers(nkv, 8);
+    double times[ROUNDS];
+    for (int r = -1; r < ROUNDS; r++) {
+        double begin = seconds_now();
+        attention_forward(&dev, out, lse, q, kv, s, map, map, 0);
+        attention_delta(&dev, delta, (real *)out, dout, T * heads, HS);
+        attention_backward(&dev, dq, dkv, q, kv, dout, lse, delta, s, map, map);
+        if (r >= 0) times[r] = seconds_now() - begin;
+    }
+    free(q), free(kv), free(dout), free(out), free(lse), free(delta), free(dq), free(dkv);
+    return 14.0 * causal_pairs(&map, &map) * (double)(heads * HS) / median(times, ROUNDS);
+}
+
+int main(void) {
+    DevicePlace place = device_place(1, 0);
+    device_init(&dev, place.threads);
+    printf("threads %d -\n", place.threads);
+    printf("fma_peak %.1f GFLOP/s\n", fma_peak(place.threads) / 1e9);
+    printf("gemm_1024_rows %.1f GFLOP/s\n", gemm_rate(1024) / 1e9);
+    printf("attention_1024_d64 %.1f GFLOP/s\n", attention_rate(1024, 12, 12, 64) / 1e9);
+    printf("attention_4096_d64 %.1f GFLOP/s\n", attention_rate(4096, 12, 12, 64) / 1e9);
+    printf("attention_4096_d128_gqa %.1f GFLOP/s\n", attention_rate(4096, 8, 2, 128) / 1e9);
+    return 0;
+}
