@@ -73,16 +73,24 @@ static inline void ring_backward_block(Model *m, AttentionSaved *s, accum *dq, a
         attention_backward(&m->dev, dq, dkv, s->q, kv, dout, s->lse, delta, ring_attention_shape(m), m->ring_map, kv_map);
 }
 
-/* dq (L/R, B, heads_l, HS) and dkv (L/R, B, 2, kv_heads_l, HS), both accum, for dout like s->out. The share of a block's gradient
-   that has come from the ranks behind is added only after this rank's own is computed, so the transfer hides behind it. */
-static inline void context_attention_backward(Model *m, AttentionSaved *s, accum *dq, accum *dkv, const real *dout) {
+/* The last hop of the backward ring, under way: what the other ranks found for this rank's own keys and values. */
+typedef struct {
+    Request *home;
+    accum *dkv, *arrived;
+    i64 count;
+} RingHome;
+
+/* dq (L/R, B, heads_l, HS), accum, for dout like s->out. dkv (L/R, B, 2, kv_heads_l, HS), accum, is complete only after
+   context_attention_home; its buffers live in the caller's mark. What has come from the ranks behind is added only after this rank's own
+   share is computed, and the last hop flies while the caller works on dq: the transfers hide. */
+static inline RingHome context_attention_backward(Model *m, AttentionSaved *s, accum *dq, accum *dkv, const real *dout) {
     const Comm *ring = &m->mesh.ring;
     i64 kv_count = ring_kv_count(m), rows_heads = ring_rows(m) * m->heads_l;
     Tag t = tag(BLOCK_ATTENTION, PHASE_BACKWARD, WHAT_ACTIVATION);
-    ArenaMark mark = arena_mark(&m->arena);
     accum *delta = take_accum(m, MEM_WORKSPACE, rows_heads);
     real *flying[2] = {NULL, NULL};
-    accum *share[2] = {NULL, NULL}, *arrived = ring->size > 1 ? take_accum(m, MEM_COMM, kv_count) : NULL;
+    accum *share[2] = {NULL, NULL};
+    RingHome home = {NULL, dkv, ring->size > 1 ? take_accum(m, MEM_COMM, kv_count) : NULL, kv_count};
     for (int i = 0; i < 2 && i < ring->size - 1; i++) {
         flying[i] = take_real(m, MEM_COMM, kv_count);
         share[i] = take_accum(m, MEM_COMM, kv_count);
@@ -90,7 +98,6 @@ static inline void context_attention_backward(Model *m, AttentionSaved *s, accum
     attention_delta(&m->dev, delta, s->out, dout, rows_heads, m->config.head_dim);
     zero_fill(&m->dev, dq, rows_heads * m->config.head_dim * (i64)sizeof(accum));
     const real *kv = s->kv;
-    Request *gradient = NULL;
     for (int step = 0; step < ring->size; step++) {
         Request *next = NULL;
         real *arriving = flying[step % 2];
@@ -98,16 +105,20 @@ static inline void context_attention_backward(Model *m, AttentionSaved *s, accum
         if (step + 1 < ring->size) next = comm_ring_start(&m->fabric, ring, t, arriving, kv, kv_count, DTYPE_REAL);
         ring_backward_block(m, s, dq, mine, kv, dout, delta, step);
         if (step > 0) {
-            comm_wait(&m->fabric, gradient);
-            if (step > 1) sum_parts(&m->dev, mine, arrived, 1, kv_count, kv_count, DTYPE_ACCUM, 1);
-            gradient = comm_ring_start(&m->fabric, ring, t, arrived, mine, kv_count, DTYPE_ACCUM);
+            comm_wait(&m->fabric, home.home);
+            if (step > 1) sum_parts(&m->dev, mine, home.arrived, 1, kv_count, kv_count, DTYPE_ACCUM, 1);
+            home.home = comm_ring_start(&m->fabric, ring, t, home.arrived, mine, kv_count, DTYPE_ACCUM);
         }
         comm_wait(&m->fabric, next);
         kv = arriving;
     }
-    comm_wait(&m->fabric, gradient);
-    if (ring->size > 1) sum_parts(&m->dev, dkv, arrived, 1, kv_count, kv_count, DTYPE_ACCUM, 1);
-    arena_release(&m->arena, mark);
+    return home;
+}
+
+/* Wait for the last hop and complete dkv. */
+static inline void context_attention_home(Model *m, RingHome *home) {
+    comm_wait(&m->fabric, home->home);
+    if (home->arrived) sum_parts(&m->dev, home->dkv, home->arrived, 1, home->count, home->count, DTYPE_ACCUM, 1);
 }
 
 /* ---- attention of this rank's heads over its ring-local tokens ------------------------------------------------------------ */
@@ -116,8 +127,10 @@ static inline void context_attention_backward(Model *m, AttentionSaved *s, accum
    everything where all heads are here, a partial sum where the head axis has split them. */
 static inline void heads_attention_forward(Model *m, AttentionSaved *s, real *out, const real *xn) {
     i64 rows = ring_rows(m), HS = m->config.head_dim;
-    project_qkv(m, s->q, s->kv, xn, rows, m->heads_l, m->kv_heads_l);
-    heads_pack(&m->dev, s->q, s->kv, s->q, s->kv, m->rope, rows, m->B, m->heads_l, m->kv_heads_l, HS, 1);
+    project_q(m, s->q, xn, rows, m->heads_l);
+    project_kv(m, s->kv, xn, rows, m->kv_heads_l);
+    queries_pack(&m->dev, s->q, s->q, m->rope, rows, m->B, m->heads_l, HS, 1);
+    kv_pack(&m->dev, s->kv, s->kv, m->rope, rows, m->B, m->kv_heads_l, HS, 1);
     context_attention_forward(m, s);
     linear_forward(&m->dev, out, s->out, m->zero.weight[T_O], NULL, rows, m->heads_l * HS, m->config.dim);
 }
@@ -132,11 +145,14 @@ static inline void heads_attention_backward(Model *m, AttentionSaved *s, real *d
     real *dkv = real_is_accum() ? (real *)dkv_sum : take_real(m, MEM_WORKSPACE, rows * NKV);
     linear_backward_weight(&m->dev, m->zero.dweight[T_O], s->out, dout, rows, NQ, m->config.dim);
     linear_backward_input(&m->dev, dattended, dout, m->zero.weight[T_O], rows, NQ, m->config.dim, 0);
-    context_attention_backward(m, s, dq_sum, dkv_sum, dattended);
+    RingHome home = context_attention_backward(m, s, dq_sum, dkv_sum, dattended);
     convert(&m->dev, dq, dq_sum, rows * NQ);
+    queries_unpack(&m->dev, dq, dq, m->rope, rows, m->B, m->heads_l, HS, 1);
+    project_q_backward(m, dxn, dq, xn, rows, m->heads_l);
+    context_attention_home(m, &home);
     convert(&m->dev, dkv, dkv_sum, rows * NKV);
-    heads_unpack(&m->dev, dq, dkv, dq, dkv, m->rope, rows, m->B, m->heads_l, m->kv_heads_l, HS, 1);
-    project_qkv_backward(m, dxn, dq, dkv, xn, rows, m->heads_l, m->kv_heads_l);
+    kv_unpack(&m->dev, dkv, dkv, m->rope, rows, m->B, m->kv_heads_l, HS, 1);
+    project_kv_backward(m, dxn, dkv, xn, rows, m->kv_heads_l);
     arena_release(&m->arena, mark);
 }
 

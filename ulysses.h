@@ -42,9 +42,11 @@ static inline void ulysses_attention_forward(Model *m, AttentionSaved *s, real *
     ArenaMark mark = arena_mark(&m->arena);
     real *q = take_real(m, MEM_WORKSPACE, rows * c->dim), *kv = take_real(m, MEM_WORKSPACE, rows * 2 * c->kv_heads * HS);
     real *q_send = take_real(m, MEM_COMM, N * ulysses_q_part(m)), *kv_send = take_real(m, MEM_COMM, N * ulysses_kv_part(m));
-    project_qkv(m, q, kv, xn, rows, c->heads, c->kv_heads);
-    heads_pack(&m->dev, q_send, kv_send, q, kv, m->rope, rows, m->B, c->heads, c->kv_heads, HS, N);
+    project_q(m, q, xn, rows, c->heads);
+    queries_pack(&m->dev, q_send, q, m->rope, rows, m->B, c->heads, HS, N);
     Request *sent = comm_all_to_all_start(&m->fabric, head, t, s->q, q_send, ulysses_q_part(m), DTYPE_REAL);
+    project_kv(m, kv, xn, rows, c->kv_heads);
+    kv_pack(&m->dev, kv_send, kv, m->rope, rows, m->B, c->kv_heads, HS, N);
     comm_wait(&m->fabric, comm_all_to_all_start(&m->fabric, head, t, s->kv, kv_send, ulysses_kv_part(m), DTYPE_REAL));
     comm_wait(&m->fabric, sent);
     context_attention_forward(m, s);
@@ -54,46 +56,42 @@ static inline void ulysses_attention_forward(Model *m, AttentionSaved *s, real *
     arena_release(&m->arena, mark);
 }
 
-/* The exchange of ulysses_attention_backward: dq, dkv (own rows, all heads) and rotated back, for dout (own rows, C). */
-static inline void ulysses_exchange_backward(Model *m, AttentionSaved *s, real *dq, real *dkv, const real *dout_local) {
-    const Comm *head = &m->mesh.head;
-    const Config *c = &m->config;
-    i64 rows = own_rows(m), N = head->size, HS = c->head_dim, q_part = ulysses_q_part(m), kv_part = ulysses_kv_part(m);
-    Tag t = tag(BLOCK_ATTENTION, PHASE_BACKWARD, WHAT_ACTIVATION);
-    ArenaMark mark = arena_mark(&m->arena);
-    real *q_parts = take_real(m, MEM_COMM, N * q_part), *kv_parts = take_real(m, MEM_COMM, N * kv_part);
-    real *dout = take_real(m, MEM_COMM, N * q_part);
-    accum *dq_sum = take_accum(m, MEM_WORKSPACE, N * q_part), *dkv_sum = take_accum(m, MEM_WORKSPACE, N * kv_part);
-    real *dq_heads = real_is_accum() ? (real *)dq_sum : take_real(m, MEM_WORKSPACE, N * q_part);
-    real *dkv_heads = real_is_accum() ? (real *)dkv_sum : take_real(m, MEM_WORKSPACE, N * kv_part);
-    parts_split(&m->dev, q_parts, dout_local, N, rows, m->heads_l * HS);
-    comm_wait(&m->fabric, comm_all_to_all_start(&m->fabric, head, t, dout, q_parts, q_part, DTYPE_REAL));
-    context_attention_backward(m, s, dq_sum, dkv_sum, dout);
-    convert(&m->dev, dq_heads, dq_sum, N * q_part);
-    convert(&m->dev, dkv_heads, dkv_sum, N * kv_part);
-    Request *sent = comm_all_to_all_start(&m->fabric, head, t, q_parts, dq_heads, q_part, DTYPE_REAL);
-    comm_wait(&m->fabric, comm_all_to_all_start(&m->fabric, head, t, kv_parts, dkv_heads, kv_part, DTYPE_REAL));
-    comm_wait(&m->fabric, sent);
-    heads_unpack(&m->dev, dq, dkv, q_parts, kv_parts, m->rope, rows, m->B, c->heads, c->kv_heads, HS, N);
-    arena_release(&m->arena, mark);
-}
-
+/* Each exchange starts as soon as what it carries is there, and flies under work that does not need it: dout under the output
+   projection's weight gradient, dq and the ring's last hop under each other, dkv under the query projection's backward. */
 static inline void ulysses_attention_backward(Model *m, AttentionSaved *s, real *dxn, const real *dout, const real *xn) {
-    if (m->mesh.head.size == 1) {
+    const Comm *head = &m->mesh.head;
+    if (head->size == 1) {
         ring_attention_backward(m, s, dxn, dout, xn);
         return;
     }
     const Config *c = &m->config;
     accum **g = m->zero.dweight;
-    i64 rows = own_rows(m), kv_width = 2 * c->kv_heads * c->head_dim;
+    i64 rows = own_rows(m), N = head->size, HS = c->head_dim, q_part = ulysses_q_part(m), kv_part = ulysses_kv_part(m);
+    Tag t = tag(BLOCK_ATTENTION, PHASE_BACKWARD, WHAT_ACTIVATION);
     ArenaMark mark = arena_mark(&m->arena);
-    real *dattended = take_real(m, MEM_WORKSPACE, rows * c->dim);
-    real *dq = take_real(m, MEM_WORKSPACE, rows * c->dim), *dkv = take_real(m, MEM_WORKSPACE, rows * kv_width);
-    if (g[T_O_BIAS]) bias_backward(&m->dev, g[T_O_BIAS], dout, rows, c->dim);
+    real *dq = take_real(m, MEM_WORKSPACE, rows * c->dim), *dkv = take_real(m, MEM_WORKSPACE, rows * 2 * c->kv_heads * HS);
+    real *q_parts = take_real(m, MEM_COMM, N * q_part), *kv_parts = take_real(m, MEM_COMM, N * kv_part), *dout_heads = take_real(m, MEM_COMM, N * q_part);
+    accum *dq_sum = take_accum(m, MEM_WORKSPACE, N * q_part), *dkv_sum = take_accum(m, MEM_WORKSPACE, N * kv_part);
+    real *dq_heads = real_is_accum() ? (real *)dq_sum : take_real(m, MEM_WORKSPACE, N * q_part);
+    real *dkv_heads = real_is_accum() ? (real *)dkv_sum : take_real(m, MEM_WORKSPACE, N * kv_part);
+    linear_backward_input(&m->dev, dq, dout, m->zero.weight[T_O], rows, c->dim, c->dim, 0); /* by tokens, in dq's place until that is made */
+    parts_split(&m->dev, q_parts, dq, N, rows, m->heads_l * HS);
+    Request *flying = comm_all_to_all_start(&m->fabric, head, t, dout_heads, q_parts, q_part, DTYPE_REAL);
     linear_backward_weight(&m->dev, g[T_O], s->out_local, dout, rows, c->dim, c->dim);
-    linear_backward_input(&m->dev, dattended, dout, m->zero.weight[T_O], rows, c->dim, c->dim, 0);
-    ulysses_exchange_backward(m, s, dq, dkv, dattended);
-    project_qkv_backward(m, dxn, dq, dkv, xn, rows, c->heads, c->kv_heads);
+    if (g[T_O_BIAS]) bias_backward(&m->dev, g[T_O_BIAS], dout, rows, c->dim);
+    comm_wait(&m->fabric, flying);
+    RingHome home = context_attention_backward(m, s, dq_sum, dkv_sum, dout_heads);
+    convert(&m->dev, dq_heads, dq_sum, N * q_part);
+    flying = comm_all_to_all_start(&m->fabric, head, t, q_parts, dq_heads, q_part, DTYPE_REAL);
+    context_attention_home(m, &home);
+    convert(&m->dev, dkv_heads, dkv_sum, N * kv_part);
+    Request *kv_flying = comm_all_to_all_start(&m->fabric, head, t, kv_parts, dkv_heads, kv_part, DTYPE_REAL);
+    comm_wait(&m->fabric, flying);
+    queries_unpack(&m->dev, dq, q_parts, m->rope, rows, m->B, c->heads, HS, N);
+    project_q_backward(m, dxn, dq, xn, rows, c->heads);
+    comm_wait(&m->fabric, kv_flying);
+    kv_unpack(&m->dev, dkv, kv_parts, m->rope, rows, m->B, c->kv_heads, HS, N);
+    project_kv_backward(m, dxn, dkv, xn, rows, c->kv_heads);
     arena_release(&m->arena, mark);
 }
 

@@ -1,6 +1,6 @@
 /* blocks.h - the parts of a transformer block that know nothing of parallelism: projections and the MLP on some rows.
 
-   xn (rows, C) -> project_qkv -> q (rows, heads, HS), kv (rows, 2, kv_heads, HS)      before rotation
+   xn (rows, C) -> project_q, project_kv -> q (rows, heads, HS), kv (rows, 2, kv_heads, HS)      before rotation
    xn (rows, C) -> mlp_body    -> (rows, C), without the output bias                    ffn_l wide: all of it, or this rank's part
    Schemes wrap them in their exchanges. Weights and gradients are those of the block acquired last.                            */
 #ifndef ODYSSEUS_BLOCKS_H
@@ -8,28 +8,31 @@
 
 #include "scheme.h"
 
-/* q, kv = xn (rows, C) times this rank's projections; `heads`, `kv_heads` as many as those weights make. */
-static inline void project_qkv(Model *m, real *q, real *kv, const real *xn, i64 rows, i64 heads, i64 kv_heads) {
+/* q = xn (rows, C) times this rank's query projection, of `heads` heads; kv likewise, of `kv_heads` key and value heads. */
+static inline void project_q(Model *m, real *q, const real *xn, i64 rows, i64 heads) {
     real **w = m->zero.weight;
-    i64 C = m->config.dim, HS = m->config.head_dim;
-    linear_forward(&m->dev, q, xn, w[T_Q], w[T_Q_BIAS], rows, C, heads * HS);
-    linear_forward(&m->dev, kv, xn, w[T_K], w[T_K_BIAS], rows, C, 2 * kv_heads * HS); /* v's weights follow k's */
+    linear_forward(&m->dev, q, xn, w[T_Q], w[T_Q_BIAS], rows, m->config.dim, heads * m->config.head_dim);
 }
 
-/* dxn (rows, C) for dq, dkv (rows, ...) before rotation; adds to the projections' gradients. */
-static inline void project_qkv_backward(Model *m, real *dxn, const real *dq, const real *dkv, const real *xn, i64 rows, i64 heads, i64 kv_heads) {
-    real **w = m->zero.weight;
+static inline void project_kv(Model *m, real *kv, const real *xn, i64 rows, i64 kv_heads) {
+    real **w = m->zero.weight; /* v's weights follow k's */
+    linear_forward(&m->dev, kv, xn, w[T_K], w[T_K_BIAS], rows, m->config.dim, 2 * kv_heads * m->config.head_dim);
+}
+
+/* dxn (rows, C) = for dy (rows, width), += when `add`, before rotation; adds to the gradients of the projection `weight`, `bias`. */
+static inline void project_backward(Model *m, Role weight, Role bias, real *dxn, const real *dy, const real *xn, i64 rows, i64 width, int add) {
     accum **g = m->zero.dweight;
-    Device *dev = &m->dev;
-    i64 C = m->config.dim, NQ = heads * m->config.head_dim, NKV = 2 * kv_heads * m->config.head_dim;
-    linear_backward_weight(dev, g[T_Q], xn, dq, rows, C, NQ);
-    linear_backward_weight(dev, g[T_K], xn, dkv, rows, C, NKV);
-    if (g[T_Q_BIAS]) {
-        bias_backward(dev, g[T_Q_BIAS], dq, rows, NQ);
-        bias_backward(dev, g[T_K_BIAS], dkv, rows, NKV);
-    }
-    linear_backward_input(dev, dxn, dq, w[T_Q], rows, C, NQ, 0);
-    linear_backward_input(dev, dxn, dkv, w[T_K], rows, C, NKV, 1);
+    linear_backward_weight(&m->dev, g[weight], xn, dy, rows, m->config.dim, width);
+    if (g[bias]) bias_backward(&m->dev, g[bias], dy, rows, width);
+    linear_backward_input(&m->dev, dxn, dy, m->zero.weight[weight], rows, m->config.dim, width, add);
+}
+
+static inline void project_q_backward(Model *m, real *dxn, const real *dq, const real *xn, i64 rows, i64 heads) {
+    project_backward(m, T_Q, T_Q_BIAS, dxn, dq, xn, rows, heads * m->config.head_dim, 0);
+}
+
+static inline void project_kv_backward(Model *m, real *dxn, const real *dkv, const real *xn, i64 rows, i64 kv_heads) {
+    project_backward(m, T_K, T_K_BIAS, dxn, dkv, xn, rows, 2 * kv_heads * m->config.head_dim, 1);
 }
 
 /* act (rows, ffn_l) = what the down projection reads, from what was kept */

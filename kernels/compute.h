@@ -156,26 +156,35 @@ static inline void rope_table(Device *dev, accum *table, TokenMap map, const dou
         rope_table_run(dev, table, map, inv_freq, head_dim);
 }
 
-/* Rotate q and k (table NULL: no rotation; halves i and i + head_dim/2 form a pair, as Hugging Face's Llama) and lay the heads
-   out for `parts` receivers of an all-to-all. Row r is token r / B of the table.
-   q (rows, heads, head_dim)        -> q_out  (parts, rows, heads/parts, head_dim)
-   kv (rows, 2, kv_heads, head_dim) -> kv_out (parts, rows, 2, KHl, head_dim), KHl = max(1, kv_heads/parts):
-   with fewer KV heads than parts, part p gets KV head p*kv_heads/parts. With parts = 1 in place: q_out == q, kv_out == kv. */
-static inline void heads_pack(Device *dev, real *q_out, real *kv_out, const real *q, const real *kv, const accum *table, i64 rows, i64 B,
-                              i64 heads, i64 kv_heads, i64 head_dim, i64 parts) {
-    if (parts == 1 && !table && q_out == q && kv_out == kv) return;
-    if (op_begin(dev, OP_POINTWISE, 3.0 * rows * (heads + kv_heads) * head_dim, 2.0 * sizeof(real) * rows * (heads + 2 * kv_heads) * head_dim))
-        heads_pack_run(dev, q_out, kv_out, q, kv, table, rows, B, heads, kv_heads, head_dim, parts);
+/* Rotate queries (table NULL: no rotation; halves i and i + head_dim/2 form a pair, as Hugging Face's Llama) and lay the heads out
+   for `parts` receivers of an all-to-all: in (rows, heads, head_dim) -> out (parts, rows, heads/parts, head_dim). Row r is token r / B
+   of the table. With parts = 1 in place: out == in. */
+static inline void queries_pack(Device *dev, real *out, const real *in, const accum *table, i64 rows, i64 B, i64 heads, i64 head_dim, i64 parts) {
+    if (parts == 1 && !table && out == in) return;
+    if (op_begin(dev, OP_POINTWISE, 3.0 * rows * heads * head_dim, 2.0 * sizeof(real) * rows * heads * head_dim))
+        queries_pack_run(dev, out, in, table, rows, B, heads, head_dim, parts);
 }
 
-/* The transpose of heads_pack: gradients come back from `parts` senders, are rotated back, and KV heads that went to several
-   parts are summed in part order. dq_in (parts, rows, heads/parts, head_dim) -> dq (rows, heads, head_dim), dkv likewise;
-   with parts = 1 in place. */
-static inline void heads_unpack(Device *dev, real *dq, real *dkv, const real *dq_in, const real *dkv_in, const accum *table, i64 rows, i64 B,
-                                i64 heads, i64 kv_heads, i64 head_dim, i64 parts) {
-    if (parts == 1 && !table && dq == dq_in && dkv == dkv_in) return;
-    if (op_begin(dev, OP_POINTWISE, 3.0 * rows * (heads + kv_heads) * head_dim, 2.0 * sizeof(real) * rows * (heads + 2 * kv_heads) * head_dim))
-        heads_unpack_run(dev, dq, dkv, dq_in, dkv_in, table, rows, B, heads, kv_heads, head_dim, parts);
+/* The same for keys, rotated, and values, as they are: in (rows, 2, kv_heads, head_dim) -> out (parts, rows, 2, KHl, head_dim),
+   KHl = max(1, kv_heads/parts): with fewer KV heads than parts, part p gets KV head p*kv_heads/parts. With parts = 1 in place. */
+static inline void kv_pack(Device *dev, real *out, const real *in, const accum *table, i64 rows, i64 B, i64 kv_heads, i64 head_dim, i64 parts) {
+    if (parts == 1 && !table && out == in) return;
+    if (op_begin(dev, OP_POINTWISE, 3.0 * rows * kv_heads * head_dim, 4.0 * sizeof(real) * rows * kv_heads * head_dim))
+        kv_pack_run(dev, out, in, table, rows, B, kv_heads, head_dim, parts);
+}
+
+/* The transpose of queries_pack: gradients (parts, rows, heads/parts, head_dim) come back from `parts` senders and are rotated back. */
+static inline void queries_unpack(Device *dev, real *out, const real *in, const accum *table, i64 rows, i64 B, i64 heads, i64 head_dim, i64 parts) {
+    if (parts == 1 && !table && out == in) return;
+    if (op_begin(dev, OP_POINTWISE, 3.0 * rows * heads * head_dim, 2.0 * sizeof(real) * rows * heads * head_dim))
+        queries_unpack_run(dev, out, in, table, rows, B, heads, head_dim, parts);
+}
+
+/* The transpose of kv_pack: KV heads that went to several parts are summed in part order. */
+static inline void kv_unpack(Device *dev, real *out, const real *in, const accum *table, i64 rows, i64 B, i64 kv_heads, i64 head_dim, i64 parts) {
+    if (parts == 1 && !table && out == in) return;
+    if (op_begin(dev, OP_POINTWISE, 3.0 * rows * kv_heads * head_dim, 4.0 * sizeof(real) * rows * kv_heads * head_dim))
+        kv_unpack_run(dev, out, in, table, rows, B, kv_heads, head_dim, parts);
 }
 
 /* out (rows, parts, width) = in (parts, rows, width): what arrived from `parts` senders becomes rows again */

@@ -335,6 +335,18 @@ static double dot(const double *a, const double *b, i64 n) {
     return sum;
 }
 
+static void heads_pack(Device *dev, real *q_out, real *kv_out, const real *q, const real *kv, const real *table, i64 rows, i64 B, i64 heads, i64 kv_heads,
+                       i64 HS, i64 parts) {
+    queries_pack(dev, q_out, q, table, rows, B, heads, HS, parts);
+    kv_pack(dev, kv_out, kv, table, rows, B, kv_heads, HS, parts);
+}
+
+static void heads_unpack(Device *dev, real *dq, real *dkv, const real *dq_in, const real *dkv_in, const real *table, i64 rows, i64 B, i64 heads, i64 kv_heads,
+                         i64 HS, i64 parts) {
+    queries_unpack(dev, dq, dq_in, table, rows, B, heads, HS, parts);
+    kv_unpack(dev, dkv, dkv_in, table, rows, B, kv_heads, HS, parts);
+}
+
 static void test_pack_case(i64 T, i64 B, i64 heads, i64 kv_heads, i64 HS, i64 parts, int rotate) {
     Device dev = device_with(2);
     i64 rows = T * B, kl = i64_max(1, kv_heads / parts), nq = rows * heads * HS, nkv = rows * 2 * kv_heads * HS, nkv_out = parts * rows * 2 * kl * HS;
@@ -353,8 +365,8 @@ static void test_pack_case(i64 T, i64 B, i64 heads, i64 kv_heads, i64 HS, i64 pa
     char text[128];
     snprintf(text, sizeof text, "T %lld, B %lld, heads %lld/%lld, HS %lld, parts %lld, rotate %d", (long long)T, (long long)B, (long long)heads,
              (long long)kv_heads, (long long)HS, (long long)parts, rotate);
-    check_close(q_out, want_q, nq, 4, "heads_pack q, %s", text);
-    check_close(kv_out, want_kv, nkv_out, 4, "heads_pack kv, %s", text);
+    check_close(q_out, want_q, nq, 4, "queries_pack, %s", text);
+    check_close(kv_out, want_kv, nkv_out, 4, "kv_pack, %s", text);
     /* unpack is the transpose of pack when <pack x, y> = <x, unpack y>. Small shapes: with every unit vector as x, which gives unpack's
        elements one by one. Large shapes: with one random x. */
     i64 probes = nq + nkv <= 600 ? nq + nkv : 0;
@@ -367,20 +379,20 @@ static void test_pack_case(i64 T, i64 B, i64 heads, i64 kv_heads, i64 HS, i64 pa
         *e = 0;
     }
     if (probes) {
-        check_close(dq, dq_want, nq, 4, "heads_unpack dq is the transpose, %s", text);
-        check_close(dkv, dkv_want, nkv, 8, "heads_unpack dkv is the transpose, %s", text);
+        check_close(dq, dq_want, nq, 4, "queries_unpack is the transpose, %s", text);
+        check_close(dkv, dkv_want, nkv, 8, "kv_unpack is the transpose, %s", text);
     } else {
         double left = dot(want_q, dq_in_d, nq) + dot(want_kv, dkv_in_d, nkv_out);
         double right = dot(qd, doubles(dq, nq), nq) + dot(kvd, doubles(dkv, nkv), nkv);
         double bound = 8 * epsilon() * sqrt((double)(nq + nkv)) + 2.2e-16 * (double)(nq + nkv); /* the sums here are doubles too */
-        check(fabs(left - right) <= bound, "heads_unpack: <pack x, y> - <x, unpack y> = %.2g, at most %.2g, %s", left - right, bound, text);
+        check(fabs(left - right) <= bound, "unpack: <pack x, y> - <x, unpack y> = %.2g, at most %.2g, %s", left - right, bound, text);
     }
     if (parts == 1) {
         real *q_place = copy_of(q, nq), *kv_place = copy_of(kv, nkv);
         heads_pack(&dev, q_place, kv_place, q_place, kv_place, turn, rows, B, heads, kv_heads, HS, 1);
-        check(same(q_place, q_out, nq) && same(kv_place, kv_out, nkv), "heads_pack in place, %s", text);
+        check(same(q_place, q_out, nq) && same(kv_place, kv_out, nkv), "packing in place, %s", text);
         heads_unpack(&dev, dq_in, dkv_in, dq_in, dkv_in, turn, rows, B, heads, kv_heads, HS, 1);
-        check(same(dq_in, dq, nq) && same(dkv_in, dkv, nkv), "heads_unpack in place, %s", text);
+        check(same(dq_in, dq, nq) && same(dkv_in, dkv, nkv), "unpacking in place, %s", text);
     }
     release_all();
 }

@@ -1,11 +1,11 @@
 /* heads.h - what happens to heads between the projections and attention: rotation, and the order an all-to-all wants.
 
    q (rows, heads, HS), kv (rows, 2, kv_heads, HS)
-      | heads_pack: rotate q and k by their position, sort heads by the part that receives them
+      | queries_pack, kv_pack: rotate q and k by their position, sort heads by the part that receives them
       v
    q_out (parts, rows, heads/parts, HS), kv_out (parts, rows, 2, KHl, HS)  --all-to-all-->  each part holds its heads of all rows
 
-   heads_unpack is the transpose: gradients return, copies of a shared KV head are summed in part order, and rotation by the
+   queries_unpack and kv_unpack are the transposes: gradients return, copies of a shared KV head are summed in part order, and rotation by the
    negative angle is the transpose of rotation. With one part both work in place. parts_merge and parts_split are the same
    reordering without the rotation.
 
@@ -51,18 +51,34 @@ static inline void heads_move(real *dst, const real *src, const accum *turn, acc
 static inline i64 kv_local(i64 kv_heads, i64 parts) { return i64_max(1, kv_heads / parts); }
 static inline i64 kv_first(i64 kv_heads, i64 parts, i64 p) { return p * kv_heads / parts; }
 
-static inline void heads_pack_run(Device *dev, real *q_out, real *kv_out, const real *q, const real *kv, const accum *table, i64 rows, i64 B,
-                                  i64 heads, i64 kv_heads, i64 head_dim, i64 parts) {
-    i64 q_l = heads / parts, kv_l = kv_local(kv_heads, parts);
-#pragma omp parallel for num_threads(dev->threads) if (rows * (heads + 2 * kv_heads) * head_dim > SERIAL_BELOW)
+/* The rotation of row r, token r / B of the table */
+static inline const accum *row_turn(const accum *table, i64 r, i64 B, i64 head_dim) { return table ? table + r / B * (head_dim / 2) * 2 : NULL; }
+
+static inline void queries_pack_run(Device *dev, real *out, const real *in, const accum *table, i64 rows, i64 B, i64 heads, i64 head_dim, i64 parts) {
+    i64 width = heads / parts * head_dim;
+#pragma omp parallel for num_threads(dev->threads) if (rows * heads * head_dim > SERIAL_BELOW)
+    for (i64 r = 0; r < rows; r++)
+        for (i64 p = 0; p < parts; p++)
+            heads_move(out + (p * rows + r) * width, in + (r * parts + p) * width, row_turn(table, r, B, head_dim), 1, heads / parts, head_dim);
+}
+
+static inline void queries_unpack_run(Device *dev, real *out, const real *in, const accum *table, i64 rows, i64 B, i64 heads, i64 head_dim, i64 parts) {
+    i64 width = heads / parts * head_dim;
+#pragma omp parallel for num_threads(dev->threads) if (rows * heads * head_dim > SERIAL_BELOW)
+    for (i64 r = 0; r < rows; r++)
+        for (i64 p = 0; p < parts; p++)
+            heads_move(out + (r * parts + p) * width, in + (p * rows + r) * width, row_turn(table, r, B, head_dim), -1, heads / parts, head_dim);
+}
+
+static inline void kv_pack_run(Device *dev, real *out, const real *in, const accum *table, i64 rows, i64 B, i64 kv_heads, i64 head_dim, i64 parts) {
+    i64 kv_l = kv_local(kv_heads, parts);
+#pragma omp parallel for num_threads(dev->threads) if (rows * 2 * kv_heads * head_dim > SERIAL_BELOW)
     for (i64 r = 0; r < rows; r++) {
-        const accum *turn = table ? table + r / B * (head_dim / 2) * 2 : NULL;
-        const real *k = kv + r * 2 * kv_heads * head_dim, *v = k + kv_heads * head_dim;
+        const real *k = in + r * 2 * kv_heads * head_dim, *v = k + kv_heads * head_dim;
         for (i64 p = 0; p < parts; p++) {
-            real *k_out = kv_out + (p * rows + r) * 2 * kv_l * head_dim, *v_out = k_out + kv_l * head_dim;
+            real *k_out = out + (p * rows + r) * 2 * kv_l * head_dim, *v_out = k_out + kv_l * head_dim;
             i64 first = kv_first(kv_heads, parts, p) * head_dim;
-            heads_move(q_out + (p * rows + r) * q_l * head_dim, q + (r * heads + p * q_l) * head_dim, turn, 1, q_l, head_dim);
-            heads_move(k_out, k + first, turn, 1, kv_l, head_dim);
+            heads_move(k_out, k + first, row_turn(table, r, B, head_dim), 1, kv_l, head_dim);
             heads_move(v_out, v + first, NULL, 1, kv_l, head_dim);
         }
     }
@@ -78,23 +94,20 @@ static inline void share_join(real *dst, const real *src, i64 n, int first) {
     }
 }
 
-static inline void heads_unpack_run(Device *dev, real *dq, real *dkv, const real *dq_in, const real *dkv_in, const accum *table, i64 rows, i64 B,
-                                    i64 heads, i64 kv_heads, i64 head_dim, i64 parts) {
-    i64 q_l = heads / parts, kv_l = kv_local(kv_heads, parts);
-#pragma omp parallel for num_threads(dev->threads) if (rows * (heads + 2 * kv_heads) * head_dim > SERIAL_BELOW)
+static inline void kv_unpack_run(Device *dev, real *out, const real *in, const accum *table, i64 rows, i64 B, i64 kv_heads, i64 head_dim, i64 parts) {
+    i64 kv_l = kv_local(kv_heads, parts);
+#pragma omp parallel for num_threads(dev->threads) if (rows * 2 * kv_heads * head_dim > SERIAL_BELOW)
     for (i64 r = 0; r < rows; r++) {
-        const accum *turn = table ? table + r / B * (head_dim / 2) * 2 : NULL;
-        real *dk = dkv + r * 2 * kv_heads * head_dim, *dv = dk + kv_heads * head_dim;
+        real *dk = out + r * 2 * kv_heads * head_dim, *dv = dk + kv_heads * head_dim;
         i64 done = 0; /* KV heads that some part has brought: parts bring them in ascending order */
         for (i64 p = 0; p < parts; p++) {
-            const real *dk_in = dkv_in + (p * rows + r) * 2 * kv_l * head_dim, *dv_in = dk_in + kv_l * head_dim;
+            const real *dk_in = in + (p * rows + r) * 2 * kv_l * head_dim, *dv_in = dk_in + kv_l * head_dim;
             i64 head = kv_first(kv_heads, parts, p), at = head * head_dim;
-            heads_move(dq + (r * heads + p * q_l) * head_dim, dq_in + (p * rows + r) * q_l * head_dim, turn, -1, q_l, head_dim);
             share_join(dk + at, dk_in, kv_l * head_dim, head >= done);
             share_join(dv + at, dv_in, kv_l * head_dim, head >= done);
             done = head + kv_l;
         }
-        heads_move(dk, dk, turn, -1, kv_heads, head_dim); /* the sum is turned back once, not each share */
+        heads_move(dk, dk, row_turn(table, r, B, head_dim), -1, kv_heads, head_dim); /* the sum is turned back once, not each share */
     }
 }
 
