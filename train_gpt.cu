@@ -49,6 +49,10 @@ static inline i64 sequence_unit(const ModelOptions *o) {
 /* Why these options cannot run, with what nearest to them can: 1 and a reason, or 0. */
 static int options_refuse(const ModelOptions *o, char *why, size_t size) {
     const Config *c = &o->config;
+    if ((double)o->L * (double)o->B / (double)(o->shape.ring * o->shape.head) * (double)i64_max(c->dim, 2 * c->ffn) > 1e15) {
+        snprintf(why, size, "--seq-len %lld x --micro-batch %lld: a rank would hold more than 1e15 numbers; lower one", (long long)o->L, (long long)o->B);
+        return 1;
+    }
     i64 unit = sequence_unit(o), group = o->shape.dp * o->B;
     char reason[512];
     if (o->scheme->refuses(c, &o->shape, reason, sizeof reason)) {
@@ -465,10 +469,12 @@ static void trainer_plan(Trainer *t) {
     model_expect(&t->model, micro_steps(&t->options));
 }
 
-/* FLOP per token: 6 per parameter, and attention's 12 layers d L, of which the causal mask leaves half. */
+/* FLOP per token: 6 per parameter that multiplies (tables that are only looked up do not: positions, an untied token embedding), and
+   attention's 12 layers d L, of which the causal mask leaves half. */
 static double flop_per_token(const Trainer *t, int causal) {
     const Config *c = &t->options.config;
-    return 6.0 * (double)t->parameters + (causal ? 6.0 : 12.0) * (double)c->layers * (double)c->dim * (double)t->options.L;
+    i64 looked_up = (c->arch == ARCH_GPT2 ? c->max_pos * c->dim : 0) + (c->tied ? 0 : c->vocab * c->dim);
+    return 6.0 * (double)(t->parameters - looked_up) + (causal ? 6.0 : 12.0) * (double)c->layers * (double)c->dim * (double)t->options.L;
 }
 
 /* Tokens and targets of the first micro-batch, as the ranks hold them together. */
@@ -492,15 +498,18 @@ static void selfcheck_labels(Trainer *t) {
     if (sums[0] != sums[1]) FAIL(EVERYONE, "self-check: the targets are not the next tokens of the sequence; they were shifted after it was split");
 }
 
-/* Forward over the first micro-batch with the token at `position` of sequence 0 raised by `change`; hashes of the rows in out. */
-static void selfcheck_forward(Trainer *t, i64 position, i64 change, uint64_t *out) {
+/* Forward over the first micro-batch with the token at `position` of sequence 0 raised by `change`; hashes of the rows in out.
+   Returns whether every number on every rank is finite. */
+static int selfcheck_forward(Trainer *t, i64 position, i64 change, uint64_t *out) {
     Model *m = &t->model;
     load_micro_batch(t, &t->train, 0, 0, -1);
     for (i64 i = 0; i < m->T_stream; i++)
         if (token_position(&m->stream_map, i) == position) m->host_tokens[i * m->B] = (int32_t)((m->host_tokens[i * m->B] + change) % m->config.vocab);
     copy_in(&m->dev, m->tokens, m->host_tokens, stream_rows(m) * (i64)sizeof(int32_t));
     model_walk(m, 0);
-    selfcheck_rows(m, out);
+    double bad = !selfcheck_rows(m, out);
+    comm_sum_control(&m->fabric, &m->mesh.world, tag(BLOCK_OTHER, PHASE_FORWARD, WHAT_CONTROL), &bad, 1);
+    return bad == 0;
 }
 
 /* Seconds that the probe will take, about: three forward passes of a micro-batch at a fifth of the peak. The same on all ranks. */
@@ -526,14 +535,16 @@ static void selfcheck(Trainer *t) {
     }
     uint64_t *before = (uint64_t *)host_alloc(2 * sizeof(uint64_t) * (size_t)own_rows(m)), *after = before + own_rows(m);
     const i64 positions[2] = {m->L / 8, m->L - 1 - m->L / 4}; /* one that nearly all see, one that few do */
-    selfcheck_forward(t, 0, 0, before);
-    for (int i = 0; i < 2; i++) {
-        selfcheck_forward(t, positions[i], 1, after);
-        selfcheck_moved(m, positions[i], before, after);
+    int finite = selfcheck_forward(t, 0, 0, before), reached = 0;
+    for (int i = 0; i < 2 && finite; i++) {
+        finite = selfcheck_forward(t, positions[i], 1, after);
+        if (finite) reached += selfcheck_reached(m, positions[i], selfcheck_moved(m, positions[i], before, after));
     }
     free(before);
-    if (m->mesh.rank == 0)
-        printf("check    ranks agree on the schedule and the labels; changed tokens move what may see them, nothing else (%.2f s)\n", seconds_now() - begin);
+    if (m->mesh.rank != 0) return;
+    if (reached) printf("check    ranks agree on the schedule and the labels; changed tokens move what may see them, nothing else (%.2f s)\n", seconds_now() - begin);
+    else printf("check    ranks agree on the schedule and the labels; with these weights a changed token moves no other, so the probe says nothing\n");
+    fflush(stdout);
 }
 
 static void step_metrics(const Trainer *t, Metrics *k, i64 step, double seconds) {
@@ -677,7 +688,7 @@ static void options_model(ModelOptions *o, const Settings *s) {
     if (preset) {
         o->config = preset->config;
         config_override(&o->config, s);
-        config_check(&o->config, "--model");
+        config_check(&o->config, "--dim, --heads, --kv-heads, ...");
     } else if (is_directory(s->model)) {
         const char *overrides[] = {"arch", "layers", "dim", "heads", "kv-heads", "ffn", "vocab", "max-pos", "rope-theta", "tied-head"};
         const i64 given[] = {s->arch != NULL, s->layers, s->dim, s->heads, s->kv_heads, s->ffn, s->vocab, s->max_pos, s->rope_theta > 0, s->tied_head != NULL};
@@ -717,6 +728,10 @@ static void options_from_flags(ModelOptions *o, Settings *s, const FlagsGiven *g
     options_mesh(o, s, given, world);
     o->layout = strcmp(s->ring_layout, "zigzag") == 0 ? RING_ZIGZAG : strcmp(s->ring_layout, "stripe") == 0 ? RING_STRIPE : RING_CONTIGUOUS;
     o->L = s->seq_len, o->B = s->micro_batch, o->batch = s->batch;
+    if (s->init_only) { /* the same numbers on every mesh, so take the one that fits every world */
+        o->shape.dp = world, o->shape.ring = o->shape.head = 1;
+        o->L = o->B = 1, o->batch = world;
+    }
     o->recompute = strcmp(s->recompute, "full") == 0;
     o->overlap = strcmp(s->overlap, "on") == 0;
     o->threads = threads;
@@ -766,13 +781,34 @@ static void open_data(Trainer *t) {
     if (s->val) dataset_open(&t->val, s->val, "val", s->seq_len, vocab);
 }
 
+/* Flags that would be ignored beside others: nothing requested is dropped in silence. */
+static void check_flags(const Settings *s, const FlagsGiven *given) {
+    if (s->world && !s->dry_run) FAIL(EVERYONE, "--world needs --dry-run; the ranks of a real run are mpirun's -np");
+    if (s->init_only && !s->out) FAIL(EVERYONE, "--init-only needs --out DIR, where the weights go");
+    if (s->init_only && s->dry_run) FAIL(EVERYONE, "--init-only and --dry-run exclude each other; a dry run writes nothing");
+    if (s->dump_grads && (s->init_only || s->dry_run || s->steps == 0)) FAIL(EVERYONE, "--dump-grads needs a training step: no --init-only, --dry-run or --steps 0");
+    if ((flag_given(given, "eval-every") || flag_given(given, "eval-batches")) && !s->val && !s->dry_run)
+        FAIL(EVERYONE, "--eval-every and --eval-batches need --val, the shards to validate on");
+}
+
+/* The directory of `path` must take a new file: better known before the first step than after. */
+static void check_writable(const char *flag, const char *path) {
+    char directory[4096];
+    snprintf(directory, sizeof directory, "%s", path);
+    char *slash = strrchr(directory, '/');
+    if (slash) *slash = 0;
+    const char *where = slash ? (slash == directory ? "/" : directory) : ".";
+    if (access(where, W_OK) != 0) FAIL(EVERYONE, "--%s %s: cannot write into %s: %s", flag, path, where, strerror(errno));
+    if (is_directory(path)) FAIL(EVERYONE, "--%s %s is a directory; name a file", flag, path);
+}
+
 static inline void run(Trainer *t, Settings *s, const FlagsGiven *given, Wire world) {
     int local, locals, rank = wire_rank(world);
     wire_local(world, &local, &locals);
     t->settings = s;
     t->place = device_place(locals, (int)s->threads);
-    if (s->world && !s->dry_run) FAIL(EVERYONE, "--world needs --dry-run; the ranks of a real run are mpirun's -np");
-    if (s->init_only && !s->out) FAIL(EVERYONE, "--init-only needs --out DIR, where the weights go");
+    check_flags(s, given);
+    if (s->dump_grads && rank == 0) check_writable("dump-grads", s->dump_grads);
     options_from_flags(&t->options, s, given, s->world ? s->world : wire_size(world), t->place.threads);
     t->parameters = config_parameters(&t->options.config);
     if (!s->dry_run && !s->init_only) {
@@ -786,11 +822,12 @@ static inline void run(Trainer *t, Settings *s, const FlagsGiven *given, Wire wo
     if (s->dry_run) {
         print_plan(t);
     } else {
-        if (rank == 0 && !s->init_only)
-            run_open(&t->log, s->out, run_config_json(s, &t->options.config, t->options.shape.world, t->options.shape.head, t->place.threads, REAL_NAME));
-        arena_commit(&t->model.arena);
+        arena_commit(&t->model.arena, device_memory_available(), locals);
         model_tables(&t->model);
         load_weights(t);
+        if (rank == 0 && s->init_only) make_directories(s->out);
+        if (rank == 0 && !s->init_only)
+            run_open(&t->log, s->out, run_config_json(s, &t->options.config, t->options.shape.world, t->options.shape.head, t->place.threads, REAL_NAME));
         if (s->init_only) checkpoint_write(&t->model.zero, world, s->out);
         else train(t);
     }

@@ -46,10 +46,12 @@ static inline void arena_reserve(Arena *a) {
 /* `bytes` at the top of the arena, aligned to ARENA_ALIGN; lives until the enclosing mark is released. */
 static inline void *arena_take(Arena *a, MemCategory category, i64 bytes) {
     bytes = round_up(bytes, ARENA_ALIGN);
-    i64 limit = a->committed ? a->committed : a->reserved;
-    if (a->now.used + bytes > limit)
-        FAIL(THIS_RANK, "arena: %lld bytes for %s do not fit in the planned %lld; plan and run disagree", (long long)bytes,
-             MEM_NAMES[category], (long long)limit);
+    if (!a->committed && (bytes < 0 || bytes > a->reserved - a->now.used))
+        FAIL(EVERYONE, "a rank of this run would need more than %.0f TB (%s); lower --seq-len, --micro-batch or the model's sizes, or use more ranks",
+             a->reserved / 1e12, MEM_NAMES[category]);
+    if (a->committed && bytes > a->committed - a->now.used)
+        FAIL(THIS_RANK, "arena: %lld bytes for %s do not fit in the planned %lld; plan and run disagree", (long long)bytes, MEM_NAMES[category],
+             (long long)a->committed);
     void *p = a->base + a->now.used;
     a->now.used += bytes;
     a->now.by_category[category] += bytes;
@@ -60,9 +62,13 @@ static inline void *arena_take(Arena *a, MemCategory category, i64 bytes) {
 static inline ArenaMark arena_mark(const Arena *a) { return a->now; }
 static inline void arena_release(Arena *a, ArenaMark mark) { a->now = mark; }
 
-/* Make the planned peak real, zero-filled memory. `what_would_help` ends the message when the host refuses. */
-static inline void arena_commit(Arena *a) {
+/* Make the planned peak real, zero-filled memory. The kernel grants pages it does not have, so ask first: `available` bytes of this
+   host for the arenas of its `ranks` ranks (0: not known). */
+static inline void arena_commit(Arena *a, i64 available, int ranks) {
     a->committed = round_up(i64_max(a->peak.used, 1), 4096);
+    if (available && (double)a->committed * ranks > (double)available)
+        FAIL(EVERYONE, "out of memory: %d ranks on this host need %.1f MB each, %.1f MB are available; --dry-run prints a rank's memory by category. Lower "
+                       "--micro-batch or --seq-len, use more hosts, or --recompute full", ranks, a->committed / 1e6, available / 1e6);
     if (mprotect(a->base, (size_t)a->committed, PROT_READ | PROT_WRITE) != 0)
         FAIL(THIS_RANK, "out of memory: the arena needs %.1f MB a rank (--dry-run prints it by category); lower --micro-batch or --seq-len, "
                         "use more ranks or --recompute full", a->committed / 1e6);

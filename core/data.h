@@ -35,7 +35,7 @@ typedef struct {
 #define SHARD_HEADER_BYTES 1024
 
 /* Check one file's header against its size; every rank reads the same and finds the same. */
-static inline void shard_check(Shard *s, i64 L, const char *flag) {
+static inline void shard_check(Shard *s, const char *flag) {
     int32_t header[SHARD_HEADER_BYTES / 4];
     struct stat info;
     int fd = open(s->path, O_RDONLY);
@@ -53,9 +53,6 @@ static inline void shard_check(Shard *s, i64 L, const char *flag) {
     if ((info.st_size - SHARD_HEADER_BYTES) % s->width != 0 || (uint32_t)s->tokens != (uint32_t)header[2])
         FAIL(EVERYONE, "--%s: %s is damaged: its header promises %u tokens, the file holds %lld; make it again", flag, s->path, (uint32_t)header[2],
              (long long)s->tokens);
-    if (s->tokens < L + 1)
-        FAIL(EVERYONE, "--%s: %s has %lld tokens, a sequence of --seq-len %lld needs %lld; lower --seq-len or use longer shards", flag, s->path,
-             (long long)s->tokens, (long long)L, (long long)L + 1);
 }
 
 /* Open the files of `pattern`, sorted by name. `flag` (train, val) is for messages. Owner: the caller; dataset_close. */
@@ -63,6 +60,7 @@ static inline void dataset_open(Dataset *d, const char *pattern, const char *fla
     memset(d, 0, sizeof *d);
     d->L = L, d->vocab = vocab, d->open = -1, d->fd = -1;
     glob_t found;
+    i64 longest = 0;
     if (glob(pattern, 0, NULL, &found) != 0 || found.gl_pathc == 0)
         FAIL(EVERYONE, "--%s %s: no such file; give a shard or a quoted glob, e.g. \"data/train_*.bin\"", flag, pattern);
     d->shards = (int)found.gl_pathc;
@@ -71,10 +69,14 @@ static inline void dataset_open(Dataset *d, const char *pattern, const char *fla
         Shard *s = &d->shard[i];
         s->path = strdup(found.gl_pathv[i]);
         s->first = d->sequences;
-        shard_check(s, L, flag);
-        d->sequences += (s->tokens - 1) / L;
+        shard_check(s, flag);
+        d->sequences += i64_max(s->tokens - 1, 0) / L;
+        longest = i64_max(longest, s->tokens);
     }
     globfree(&found);
+    if (d->sequences == 0)
+        FAIL(EVERYONE, "--%s %s: the longest shard has %lld tokens, a sequence of --seq-len %lld needs %lld; lower --seq-len or use longer shards", flag,
+             pattern, (long long)longest, (long long)L, (long long)L + 1);
     d->bytes = (unsigned char *)host_alloc((size_t)(L + 1) * 4);
 }
 

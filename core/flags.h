@@ -134,6 +134,8 @@ static inline int edit_distance(const char *a, const char *b) {
 }
 
 static inline void fail_unknown_flag(const char *arg) {
+    const char *equals = strchr(arg, '=');
+    if (equals) FAIL(EVERYONE, "'%s': write flag and value with a space between, %.*s %s", arg, (int)(equals - arg), arg, equals + 1);
     const char *name = arg[0] == '-' ? (arg[1] == '-' ? arg + 2 : arg + 1) : arg;
     const Flag *near = NULL;
     int best = 4;

@@ -32,8 +32,10 @@ static inline void make_directories(const char *dir) {
         *p = 0;
         if (mkdir(path, 0777) != 0 && errno != EEXIST) FAIL(THIS_RANK, "--out %s: cannot make the directory %s: %s", dir, path, strerror(errno));
         *p = c;
-        if (!c) return;
+        if (!c) break;
     }
+    struct stat info;
+    if (stat(dir, &info) != 0 || !S_ISDIR(info.st_mode)) FAIL(THIS_RANK, "--out %s is not a directory; choose another name", dir);
 }
 
 /* Create a file of the run directory that must not exist yet. */
@@ -113,12 +115,18 @@ static inline void run_write_ledger(const RunLog *log, const Ledger *l) {
     run_write_json(log, "comm.json", array);
 }
 
-/* Make the run directory; `config` is written and freed. Nothing that is there is overwritten. */
+/* Make the run directory; `config` is written and freed. Nothing that is there is overwritten: all names are looked at first. */
 static inline void run_open(RunLog *log, const char *dir, cJSON *config) {
     memset(log, 0, sizeof *log);
     if (dir) {
         snprintf(log->dir, sizeof log->dir, "%s", dir);
         make_directories(dir);
+        const char *names[] = {"metrics.jsonl", "config.json", "comm.json"};
+        for (int i = 0; i < COUNT_OF(names); i++) {
+            char path[4096];
+            snprintf(path, sizeof path, "%s/%s", dir, names[i]);
+            if (access(path, F_OK) == 0) FAIL(THIS_RANK, "--out %s already holds a %s; choose another directory, nothing is overwritten", dir, names[i]);
+        }
         FILE *metrics = run_create(log, "metrics.jsonl");
         run_write_json(log, "config.json", config);
         log->metrics = metrics;

@@ -117,7 +117,7 @@ static inline void ring_volume(Ledger *l, const Config *c, const Mesh *m, i64 L,
 
 /* ---- refusals --------------------------------------------------------------------------------------------------------- */
 
-/* The multiple of `step` (or divisor-like value, by `works`) nearest below and above `value`, for messages. 0: none. */
+/* The values nearest below and above `value` that work, for messages; 0: none. */
 static inline void nearest(i64 value, i64 limit, int (*works)(const Config *, i64), const Config *c, i64 *below, i64 *above) {
     *below = *above = 0;
     for (i64 v = value - 1; v >= 1 && !*below; v--)
@@ -142,7 +142,7 @@ static inline int refuse_head_axis(const Config *c, const MeshShape *shape, int 
     int n = snprintf(why, size, "a head axis of %lld cannot split %lld query heads, %lld KV heads", (long long)shape->head, (long long)c->heads,
                      (long long)c->kv_heads);
     if (with_ffn) n += snprintf(why + n, size - (size_t)n, " and an MLP width of %lld", (long long)c->ffn);
-    n += snprintf(why + n, size - (size_t)n, "; the nearest that works is %lld", (long long)below);
+    n += snprintf(why + n, size - (size_t)n, "; the nearest that does: %lld", (long long)below);
     if (above) n += snprintf(why + n, size - (size_t)n, " or %lld", (long long)above);
     snprintf(why + n, size - (size_t)n, " (head axis = ranks / dp / ring)");
     return 1;

@@ -5,8 +5,9 @@
    labels     summed over ranks, the targets of positions 0 .. L-2 must be the tokens of positions 1 .. L-1: labels that were shifted
               after the sequence was split leave a seam
    probe      change one token at position p, run forward again: the stream of every earlier position and of every other sequence must
-              keep its bits, that of p must change, and on every rank that holds later positions some of it must change. A skipped
-              exchange leaves ranks untouched that should see p; a wrong mask moves what should not.
+              keep its bits, and where later positions move on some rank, some must move on every rank that holds any. A skipped
+              exchange leaves ranks untouched that should see p; a wrong mask moves what should not. Weights under which a token reaches
+              nobody (an output projection of zeros, two equal embeddings, a NaN) prove nothing either way, and the check says so.
 
    cost       one all-gather of two numbers; three forward passes of a micro-batch                                            */
 #ifndef ODYSSEUS_SELFCHECK_H
@@ -57,37 +58,59 @@ static inline double label_hash(i64 b, i64 position, i64 token) {
     return (double)(hash_pair(hash_pair((uint64_t)b + 1, (uint64_t)position), (uint64_t)(token + 2)) >> 40);
 }
 
-/* Hashes of this rank's rows of the stream after the last layer, in out (own rows). */
-static inline void selfcheck_rows(Model *m, uint64_t *out) {
+/* Hashes of this rank's rows of the stream after the last layer, in out (own rows). Returns whether all of it is finite. */
+static inline int selfcheck_rows(Model *m, uint64_t *out) {
     i64 C = m->config.dim, bytes = C * (i64)sizeof(real);
-    unsigned char *row = (unsigned char *)host_alloc((size_t)round_up(bytes, 8));
+    int finite = 1;
+    real *row = (real *)host_alloc((size_t)round_up(bytes, 8));
     for (i64 r = 0; r < own_rows(m); r++) {
         copy_out(&m->dev, row, m->final_x + r * C, bytes);
         out[r] = 0;
+        for (i64 i = 0; i < C; i++) finite &= isfinite((double)row[i]) != 0;
         for (i64 i = 0; i < round_up(bytes, 8); i += 8) {
             uint64_t word;
-            memcpy(&word, row + i, 8);
+            memcpy(&word, (const char *)row + i, 8);
             out[r] = hash_pair(out[r], word);
         }
     }
     free(row);
+    return finite;
 }
 
-/* What moved between two runs after the token at `position` of sequence 0 (of every data-parallel group) changed. */
-static inline void selfcheck_moved(const Model *m, i64 position, const uint64_t *before, const uint64_t *after) {
-    i64 later = 0, later_moved = 0;
+/* What one rank saw when the token at a position of sequence 0 (of every data-parallel group) changed. */
+typedef struct {
+    i64 later, moved; /* positions behind it that the rank holds, and those of them that changed */
+} ProbeCount;
+
+/* Look at this rank's rows; stop if something moved that must not see the token. */
+static inline ProbeCount selfcheck_moved(const Model *m, i64 position, const uint64_t *before, const uint64_t *after) {
+    ProbeCount count = {0, 0};
     for (i64 r = 0; r < own_rows(m); r++) {
         i64 b = r % m->B, p = token_position(&m->own_map, r / m->B);
         int moved = before[r] != after[r];
         if (moved && (b != 0 || p < position))
             FAIL(THIS_RANK, "self-check: changing token %lld of sequence 0 moved position %lld of sequence %lld, which must not see it", (long long)position,
                  (long long)p, (long long)b);
-        if (b == 0 && p == position && !moved) FAIL(THIS_RANK, "self-check: changing token %lld did not move its own position", (long long)position);
-        if (b == 0 && p > position) later++, later_moved += moved;
+        if (b == 0 && p > position) count.later++, count.moved += moved;
     }
-    if (later && !later_moved)
-        FAIL(THIS_RANK, "self-check: changing token %lld moved none of the %lld later positions that this rank holds: attention does not reach it",
-             (long long)position, (long long)later);
+    return count;
+}
+
+/* Compare what all ranks saw: 1 if the token reached every rank that holds later positions, 0 if it reached nobody anywhere (which
+   says something of the weights, not of the exchange). A rank left out while another saw it ends the run. */
+static inline int selfcheck_reached(const Model *m, i64 position, ProbeCount mine) {
+    int ranks = (int)m->mesh.shape.world, left_out = -1, reached = 0;
+    ProbeCount *all = (ProbeCount *)host_alloc(sizeof mine * (size_t)ranks);
+    wire_share(m->mesh.world.wire, all, &mine, sizeof mine);
+    for (int r = 0; r < ranks; r++) {
+        if (all[r].moved) reached = 1;
+        if (all[r].later && !all[r].moved && left_out < 0) left_out = r;
+    }
+    if (reached && left_out >= 0)
+        FAIL(EVERYONE, "self-check: changing token %lld moved later positions, but none of the %lld that rank %d holds: attention does not reach it",
+             (long long)position, (long long)all[left_out].later, left_out);
+    free(all);
+    return reached;
 }
 
 #endif

@@ -52,7 +52,9 @@ static inline void fail_at(FailScope scope, const char *file, int line, const ch
 
 static inline void fail_at(FailScope scope, const char *file, int line, const char *format, ...) {
     FailState *state = fail_state();
-    if (scope == EVERYONE && state->rank != 0) sleep(3); /* rank 0 says it and takes us down; speak only if it did not */
+    /* Several ranks often find the same thing at once; the lowest speaks first and takes the others down before they repeat it. */
+    if (scope == EVERYONE && state->rank != 0) sleep(3);
+    if (scope == THIS_RANK) usleep(200000u * (unsigned)(state->rank < 10 ? state->rank : 10));
     char text[2048], host[128] = "?";
     va_list args;
     va_start(args, format);

@@ -79,6 +79,11 @@ python3 dev/data/text_to_shards.py --out "$out/data" "${text[@]}"
 mapfile -t schemes < <(run_ranks 1 ./train_gpt_cpu --help | awk 'listed && NF { print $1 } /^Schemes of --sp/ { listed = 1 }')
 [[ ${#schemes[@]} -gt 0 ]] || die "train_gpt_cpu --help lists no schemes"
 runs=$((1 + ${#schemes[@]}))
+for scheme in "${schemes[@]}"; do # better refused now than after the first run
+    if ! reason=$(./train_gpt_cpu --dry-run --world "$ranks" --sp "$scheme" --seq-len 256 --batch 8 --micro-batch 4 2>&1 >/dev/null); then
+        die "--ranks $ranks: ${reason#train_gpt: error: }"
+    fi
+done
 milliseconds() { say $((${EPOCHREALTIME/[.,]/} / 1000)); }
 began=$(milliseconds)
 

@@ -458,7 +458,7 @@ static void model_open(Model *m, const Config *c, MeshShape shape, int rank, int
     fabric_init(&m->fabric, &m->dev, &m->ledger, (int)shape.world, 1);
     arena_reserve(&m->arena);
     zero_init(&m->z, &m->config, &m->mesh, &m->fabric, &m->arena, splits);
-    arena_commit(&m->arena);
+    arena_commit(&m->arena, 0, 1);
 }
 
 static void model_close(Model *m, int imagined) {

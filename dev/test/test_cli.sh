@@ -65,12 +65,12 @@ refuses 1 'no such file' --train "$work/nothing_*.bin"
 refuses 1 'empty.bin is empty' --train "$work/empty.bin"
 refuses 1 'truncated.bin is damaged.*promises 5000 tokens.*holds 100' --train "$work/truncated.bin" --seq-len 64
 refuses 1 'foreign.bin is not a token shard' --train "$work/foreign.bin"
-refuses 1 'short.bin has 10 tokens.*needs 65' --train "$work/short.bin" --seq-len 64
+refuses 1 'the longest shard has 10 tokens.*needs 65' --train "$work/short.bin" --seq-len 64
 refuses 1 'vocab.bin: token 300 at position 100 is outside the vocabulary of 256' --train "$work/vocab.bin" --seq-len 64
 refuses 4 'vocab.bin: token 300 at position 100' --train "$work/vocab.bin" --seq-len 64 --sp ring
 refuses 1 'neither a preset' --model llama9 "${small[@]}"
 refuses 1 '--layers cannot change the model in' --model dev/test/fixtures/llama-mha --layers 3 "${small[@]}"
-refuses 3 'a head axis of 3 cannot split 8 query heads.*nearest that works is 2 or 4' "${small[@]::2}" --seq-len 48
+refuses 3 'a head axis of 3 cannot split 8 query heads.*nearest that does: 2 or 4' "${small[@]::2}" --seq-len 48
 refuses 4 '--seq-len 66 does not divide.*64 and 68' "${small[@]::2}" --seq-len 66
 refuses 4 '4 ranks do not divide over --dp 3' "${small[@]}" --dp 3
 refuses 4 'does not divide over --ring 3' "${small[@]}" --ring 3
@@ -79,6 +79,14 @@ refuses 2 '--batch 5 is not a multiple of dp 2 x micro-batch 1.*4 and 6' "${smal
 refuses 1 'longer than the 32 positions' --model tiny-gpt --max-pos 32 "${small[@]}"
 refuses 1 '--world needs --dry-run' "${small[@]}" --world 4
 refuses 1 '--init-only needs --out' --init-only
+refuses 1 'write flag and value with a space' --seq-len=32
+refuses 1 'need --val' "${small[@]}" --eval-every 2
+refuses 1 'needs a training step' --init-only --out "$work/refused" --dump-grads "$work/g"
+refuses 1 'cannot write into' "${small[@]}" --dump-grads "$work/nowhere/g.safetensors"
+refuses 1 'is not a directory' "${small[@]}" --out "$work/a_0.bin"
+refuses 1 'does not divide by 8 heads' "${small[@]}" --dim 100
+refuses 1 'more than 1e15 numbers' --dry-run --seq-len 1000000000000 --micro-batch 1000000 --batch 1000000
+refuses 1 'out of memory: 1 ranks on this host need' "${small[@]}" --dim 65536 --heads 512 --layers 100
 refuses 1 'cannot make the directory' "${small[@]}" --out /proc/refused
 refuses 2 'either the peak is too low' "${small[@]}" --peak-tflops 1e-6
 
@@ -162,6 +170,20 @@ print(f"{rss / 1e6:.0f} MB resident, arena {arena / 1e6:.0f} MB", file=open(d + 
 sys.exit(not (arena * 0.9 <= rss <= arena * 1.1 + 64e6 and arena > 3e8))
 PY
 ok $? "resident memory is the arena within 10% + 64 MB: $(cat "$work/out")"
+
+# ---- weights that prove nothing to the self-check do not end a run
+python3 - "$work" <<'PY'
+import json, os, struct, subprocess, sys
+d = sys.argv[1] + "/mute"
+subprocess.run(["./train_gpt_cpu", "--init-only", "--layers", "1", "--out", d], check=True, stdout=subprocess.DEVNULL)
+raw = bytearray(open(d + "/model.safetensors", "rb").read())
+n = struct.unpack("<Q", raw[:8])[0]
+begin, end = json.loads(raw[8:8 + n])["model.layers.0.self_attn.o_proj.weight"]["data_offsets"]
+raw[8 + n + begin:8 + n + end] = bytes(end - begin)
+open(d + "/model.safetensors", "wb").write(raw)
+PY
+run_ranks 2 ./train_gpt_cpu "${small[@]}" --model "$work/mute" >"$work/out" 2>&1 && grep -q 'the probe says nothing' "$work/out"
+ok $? "an output projection of zeros trains on 2 ranks"
 
 # ---- dry runs equal real runs
 for scheme in tp tpsp ulysses ring odysseus; do

@@ -232,13 +232,13 @@ typedef struct {
 static void check_refusal(const Case *c, const ModelOptions *o, const char *why) {
     char name[256];
     case_name(name, sizeof name, c);
-    const char *works = strstr(why, "works is ");
+    const char *works = strstr(why, "that does: ");
     if (!works) {
         check(strlen(why) > 20, "%s: refused: %s", name, why);
         return;
     }
     long long offered[2] = {0, 0};
-    int n = sscanf(works, "works is %lld or %lld", &offered[0], &offered[1]), good = n >= 1;
+    int n = sscanf(works, "that does: %lld or %lld", &offered[0], &offered[1]), good = n >= 1;
     for (int i = 0; i < n; i++) {
         ModelOptions other = *o;
         char reason[1024];

@@ -23,7 +23,26 @@ static inline DevicePlace device_place(int locals, int threads) {
     p.share = (double)p.cores / locals;
     if (p.share > p.mask) p.share = p.mask;
     if (!p.threads) p.threads = p.share < 1 ? 1 : (int)p.share;
+    if (p.share > p.threads) p.share = p.threads;
     return p;
+}
+
+/* The number that follows `key` in a small system file, times `unit`; 0 where there is none. */
+static inline i64 system_number(const char *path, const char *key, i64 unit) {
+    char line[256];
+    long long value = 0;
+    FILE *f = fopen(path, "r");
+    while (f && fgets(line, sizeof line, f))
+        if (strncmp(line, key, strlen(key)) == 0 && sscanf(line + strlen(key), "%lld", &value) == 1) break;
+    if (f) fclose(f);
+    return value * unit;
+}
+
+/* Bytes that this host (or the control group around this process) can still give; 0: not known. */
+static inline i64 device_memory_available(void) {
+    i64 host = system_number("/proc/meminfo", "MemAvailable:", 1024);
+    i64 limit = system_number("/sys/fs/cgroup/memory.max", "", 1), used = system_number("/sys/fs/cgroup/memory.current", "", 1);
+    return limit > 0 && limit - used < host ? i64_max(limit - used, 1) : host;
 }
 
 static inline void device_init(Device *dev, int threads) {
