@@ -15,16 +15,14 @@ cores=$(nproc)
 python3 dev/data/text_to_shards.py --out "$work/data" --val-fraction 0.1 core/*.h ./*.h train_gpt.cu >/dev/null
 
 say "measuring peak, GEMM and attention"
-OMP_PROC_BIND=true build/bench_cpu >"$work/kernels"
+build/bench_cpu >"$work/kernels"
 
 # median over the steps after the first two: step NAME RANKS FLAGS... -> tokens/s, MFU (causal) in $work/steps
 step() {
     local name=$1 ranks=$2
     shift 2
     say "measuring $name"
-    local launch=(run_ranks "$ranks")
-    [[ $ranks -gt 1 ]] || launch=(env OMP_PROC_BIND=true)
-    "${launch[@]}" ./train_gpt_cpu --train "$work/data/train_*.bin" --out "$work/run-$name" --peak-tflops 1 --selfcheck off "$@" >"$work/log" 2>&1 ||
+    run_ranks "$ranks" ./train_gpt_cpu --train "$work/data/train_*.bin" --out "$work/run-$name" --peak-tflops 1 --selfcheck off "$@" >"$work/log" 2>&1 ||
         die "$name failed: $(grep -m 1 error "$work/log")"
     python3 - "$work/run-$name" "$name" >>"$work/steps" <<'PY'
 import json, statistics, sys

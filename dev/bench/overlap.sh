@@ -29,7 +29,7 @@ case_() { # NAME FLAGS...
     shift
     for overlap in off on; do
         ip netns exec "$space" mpirun --allow-run-as-root --bind-to none --mca btl tcp,self --mca btl_tcp_if_include lo --mca oob_tcp_if_include lo \
-            -np 2 ./train_gpt_cpu --train "$work/data/train_*.bin" --threads 1 --steps 9 --selfcheck off --overlap $overlap --out "$work/$name-$overlap" \
+            -np 2 ./train_gpt_cpu --train "$work/data/train_*.bin" --threads 1 --steps 6 --selfcheck off --overlap $overlap --out "$work/$name-$overlap" \
             "$@" >"$work/log" 2>&1 || die "$name failed: $(grep -m 1 error "$work/log")"
     done
     python3 - "$work/$name" "$name" <<'PY'
@@ -51,4 +51,3 @@ case_ "ZeRO-3, dp 2" "${model[@]}" --dp 2 --seq-len 2048 --batch 2
 case_ "ring 2, zigzag" "${model[@]}" --sp ring --seq-len 8192 --batch 1
 case_ "ulysses 2" "${model[@]}" --sp ulysses --seq-len 8192 --batch 1
 case_ "odysseus 2" "${model[@]}" --sp odysseus --seq-len 8192 --batch 1
-case_ "tpsp 2" "${model[@]}" --sp tpsp --seq-len 8192 --batch 1
