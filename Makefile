@@ -53,6 +53,10 @@ build/%_fp32: dev/test/%.c | build
 build/%_fp64: dev/test/%.c | build
 	$(call need,fp64)$(COMPILE) $(FP64)
 
+# the referee under the address and undefined-behaviour sanitizers
+build/%_asan: dev/test/%.c | build
+	$(call need,fp64)$(COMPILE) -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined $(FP64)
+
 build/bench_%: dev/bench/bench_%.c | build
 	$(call need,fp32)$(COMPILE) $(FP32)
 

@@ -2,7 +2,8 @@
 # test.sh [--long] [WORD...] - build and run every test, or those whose name contains a WORD; the last line is "N passed, N failed".
 #
 # Tests speak TAP: each `ok` or `not ok` line is one check, counted here. A test that crashes, runs out of time, prints no check or fewer
-# than it announced counts as one failed, besides. --long adds what takes many minutes more. Outputs: build/log.
+# than it announced counts as one failed, besides. --long adds what takes many minutes more: the referee under the address and
+# undefined-behaviour sanitizers, and the planted faults. Outputs: build/log.
 set -euo pipefail
 # shellcheck source=scripts/common.sh
 source "$(dirname "$0")/common.sh"
@@ -40,6 +41,10 @@ test_schemes_fp32           4  600
 test_cli.sh             alone  300
 '
 LONG='
+test_kernels_asan       alone 1800
+test_checkpoint_asan    alone 1800
+test_fixtures_asan          4 1800
+test_schemes_asan           8 3600
 faults.sh               alone 3600
 '
 
@@ -72,12 +77,13 @@ done
 require_packages
 targets=(train_gpt_cpu train_gpt_fp64)
 for line in "${lines[@]}"; do
-    case ${line%% *} in *_fp32 | *_fp64) targets+=("build/${line%% *}") ;; esac
+    case ${line%% *} in *_fp32 | *_fp64 | *_asan) targets+=("build/${line%% *}") ;; esac
 done
 mapfile -t targets < <(printf '%s\n' "${targets[@]}" | sort -u)
 mkdir -p build/log
 say "building ${#targets[@]} programs"
 began=$SECONDS
+export ASAN_OPTIONS=detect_leaks=0 # MPI keeps what it has until the process ends
 passed=0 failed=0
 if ! make -k -s -j "$(nproc)" "${targets[@]}" >build/log/make.txt 2>&1; then
     failed=1 # besides what is missing below: an older binary must not pass for what does not build any more

@@ -275,22 +275,24 @@ static void add_meshes(Cases *cases, Case c, i64 N, int speaks) {
         }
 }
 
-/* The list for N ranks. Everything varies with every scheme, but not everything with everything: micro-batches, ignored targets,
-   recompute and overlap turn with the case's number. */
+/* The list for N ranks: gpt2 and llama-gqa with micro-batches of 1 and of 2 each, the other models with 1, 2, 4 in turn. Ignored
+   targets, recompute and overlap turn with the case's number: everything varies with every scheme, not everything with everything. */
 static Cases make_cases(i64 N, int speaks) {
+    const i64 turns[4] = {1, 2, 1, 4};
     Cases cases;
     memset(&cases, 0, sizeof cases);
     for (int s = 0; s < COUNT_OF(SCHEMES); s++)
-        for (int model = 0; model < MODELS; model++) {
-            Case c;
-            memset(&c, 0, sizeof c);
-            c.scheme = SCHEMES[s], c.model = (TestModel)model, c.B = 1, c.overlap = 1;
-            add_meshes(&cases, c, N, speaks);
-        }
+        for (int model = 0; model < MODELS; model++)
+            for (i64 B = 1; B <= (model == MODEL_GPT2 || model == MODEL_GQA ? 2 : 1); B++) {
+                Case c;
+                memset(&c, 0, sizeof c);
+                c.scheme = SCHEMES[s], c.model = (TestModel)model, c.B = B, c.overlap = 1;
+                add_meshes(&cases, c, N, speaks && B == 1);
+            }
     for (int i = 0; i < cases.n; i++) {
         Case *c = &cases.list[i];
-        const i64 micro[4] = {1, 2, 1, 4};
-        if (8 % (c->dp * micro[i % 4]) == 0) c->B = micro[i % 4];
+        int in_turn = c->model != MODEL_GPT2 && c->model != MODEL_GQA;
+        if (in_turn && 8 % (c->dp * turns[i % 4]) == 0) c->B = turns[i % 4];
         c->ignore = (Ignore)(i / 2 % IGNORES);
         c->recompute = i % 5 == 4;
         c->overlap = i % 7 != 6;
