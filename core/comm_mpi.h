@@ -24,7 +24,13 @@ static inline WireRequest wire_request_none(void) {
 
 static inline Wire wire_none(void) { return MPI_COMM_NULL; }
 
-static inline void wire_abort(int code) { MPI_Abort(MPI_COMM_WORLD, code); }
+/* Take every rank down. A rank alone has nobody to take along, and MPI_Abort would bury the message under its own. */
+static inline void wire_abort(int code) {
+    int ranks = 0;
+    MPI_Comm_size(MPI_COMM_WORLD, &ranks);
+    if (ranks > 1) MPI_Abort(MPI_COMM_WORLD, code);
+    else MPI_Finalize();
+}
 
 /* Start MPI and return the communicator of all ranks; from here on an error on one rank ends every rank. */
 static inline Wire wire_start(int *argc, char ***argv) {

@@ -81,7 +81,8 @@ mapfile -t schemes < <(run_ranks 1 ./train_gpt_cpu --help | awk 'listed && NF { 
 runs=$((1 + ${#schemes[@]}))
 for scheme in "${schemes[@]}"; do # better refused now than after the first run
     if ! reason=$(./train_gpt_cpu --dry-run --world "$ranks" --sp "$scheme" --seq-len 256 --batch 8 --micro-batch 4 2>&1 >/dev/null); then
-        die "--ranks $ranks: ${reason#train_gpt: error: }"
+        reason=${reason#*train_gpt: error: }
+        die "--ranks $ranks: ${reason%%$'\n'*}"
     fi
 done
 milliseconds() { say $((${EPOCHREALTIME/[.,]/} / 1000)); }
