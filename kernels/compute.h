@@ -15,14 +15,11 @@
 #include "../core/positions.h"
 #include "../core/util.h"
 
-#ifdef ODYSSEUS_FP64
-typedef double real;
-typedef double accum;
-#define REAL_NAME "fp64"
+/* The backend's types: real, accum, REAL_NAME, DeviceState, real_from, real_value. */
+#ifdef ODYSSEUS_CUDA
+#include "cuda/types.h"
 #else
-typedef float real;
-typedef float accum;
-#define REAL_NAME "fp32"
+#include "cpu/types.h"
 #endif
 
 typedef enum { DTYPE_REAL, DTYPE_ACCUM, DTYPE_F64, DTYPES } Dtype;
@@ -36,6 +33,7 @@ static const char *const OP_CLASS_NAMES[OP_CLASSES] = {"gemm", "attention", "nor
 
 /* A device: what operations need to run and what they leave behind. One per rank. */
 typedef struct {
+    DeviceState state;            /* the backend's own */
     int threads;                  /* OpenMP threads of this rank */
     int plan;                     /* 1: count, do not compute (dry run, and the walk that sizes the arena) */
     void (*poll)(void *);         /* called between tiles by the calling thread, so that communication moves on */
@@ -72,8 +70,12 @@ typedef struct {
     i64 step;
 } AdamW;
 
+#ifdef ODYSSEUS_CUDA
+#include "cuda/backend.h"
+#else
 #include "cpu/backend.h"
 #include "cpu/device.h"
+#endif
 
 /* ---- matrix products ------------------------------------------------------------------------------------------- */
 

@@ -1,0 +1,201 @@
+/* runtime.h - the CUDA runtime calls that the program uses, on the CPU. A device is this process: its memory is host memory.
+
+   Streams are queues. Nothing in a queue runs until the host waits for it, or work that is waited for needs it through an event: so
+   work that forgot to wait for an event meets data that is not there yet, whatever the order of the calls.
+   cudaMalloc poisons with 0xff, and is an allocation of its own: an address sanitizer sees one element too many.                    */
+#ifndef ODYSSEUS_EMU_RUNTIME_H
+#define ODYSSEUS_EMU_RUNTIME_H
+
+#include <deque>
+#include <memory>
+#include <time.h>
+
+typedef enum { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorMemoryAllocation = 2, cudaErrorNotReady = 600 } cudaError_t;
+typedef enum { cudaMemcpyHostToHost, cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice, cudaMemcpyDefault } cudaMemcpyKind;
+enum { cudaStreamNonBlocking = 1, cudaEventDisableTiming = 2, cudaEventDefault = 0, cudaHostAllocDefault = 0 };
+typedef enum { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 } cudaFuncAttribute;
+
+/* A point in a stream: reached once `done`; waiting for it runs its stream up to there. */
+struct EmuPoint {
+    struct EmuStream *stream;
+    int done;
+    double seconds; /* when it was reached */
+};
+struct EmuStream {
+    std::deque<std::function<void()>> queue;
+    int running;
+};
+struct EmuEvent {
+    std::shared_ptr<EmuPoint> point; /* of the last record; NULL: none, which counts as reached */
+};
+typedef struct EmuStream *cudaStream_t;
+typedef struct EmuEvent *cudaEvent_t;
+
+static inline const char *cudaGetErrorString(cudaError_t e) {
+    return e == cudaSuccess ? "no error" : e == cudaErrorMemoryAllocation ? "out of memory" : e == cudaErrorNotReady ? "not ready" : "invalid argument";
+}
+static inline cudaError_t cudaGetLastError(void) { return cudaSuccess; }
+static inline cudaError_t cudaPeekAtLastError(void) { return cudaSuccess; }
+
+/* The stream of calls that name none. */
+static inline EmuStream *emu_stream(cudaStream_t s) {
+    static EmuStream zero;
+    return s ? s : &zero;
+}
+static inline std::vector<EmuStream *> &emu_streams(void) {
+    static std::vector<EmuStream *> all = {emu_stream(nullptr)};
+    return all;
+}
+
+/* Run the stream's queue until `stop` (NULL: until it is empty). */
+static inline void emu_drain(EmuStream *s, const EmuPoint *stop) {
+    if (s->running) emu_fail("streams wait for each other in a circle", {__FILE__, __LINE__});
+    s->running = 1;
+    while (!s->queue.empty() && !(stop && stop->done)) {
+        std::function<void()> work = std::move(s->queue.front());
+        s->queue.pop_front();
+        work();
+    }
+    s->running = 0;
+}
+
+static inline void emu_enqueue(cudaStream_t stream, std::function<void()> work) { emu_stream(stream)->queue.push_back(std::move(work)); }
+
+static inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t *s, unsigned flags) {
+    (void)flags;
+    *s = new EmuStream();
+    emu_streams().push_back(*s);
+    return cudaSuccess;
+}
+static inline cudaError_t cudaStreamSynchronize(cudaStream_t s) {
+    emu_drain(emu_stream(s), nullptr);
+    return cudaSuccess;
+}
+static inline cudaError_t cudaDeviceSynchronize(void) {
+    for (EmuStream *s : emu_streams()) emu_drain(s, nullptr);
+    return cudaSuccess;
+}
+static inline cudaError_t cudaStreamDestroy(cudaStream_t s) {
+    emu_drain(s, nullptr);
+    for (size_t i = 0; i < emu_streams().size(); i++)
+        if (emu_streams()[i] == s) emu_streams().erase(emu_streams().begin() + (long)i);
+    delete s;
+    return cudaSuccess;
+}
+
+static inline cudaError_t cudaEventCreateWithFlags(cudaEvent_t *e, unsigned flags) {
+    (void)flags;
+    *e = new EmuEvent();
+    return cudaSuccess;
+}
+static inline cudaError_t cudaEventCreate(cudaEvent_t *e) { return cudaEventCreateWithFlags(e, 0); }
+static inline cudaError_t cudaEventDestroy(cudaEvent_t e) {
+    delete e;
+    return cudaSuccess;
+}
+static inline cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t s) {
+    std::shared_ptr<EmuPoint> point(new EmuPoint{emu_stream(s), 0, 0});
+    e->point = point;
+    emu_enqueue(s, [point] {
+        timespec t;
+        clock_gettime(CLOCK_MONOTONIC, &t);
+        point->seconds = (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+        point->done = 1;
+    });
+    return cudaSuccess;
+}
+static inline cudaError_t cudaEventSynchronize(cudaEvent_t e) {
+    if (e->point && !e->point->done) emu_drain(e->point->stream, e->point.get());
+    return cudaSuccess;
+}
+static inline cudaError_t cudaEventQuery(cudaEvent_t e) { return cudaEventSynchronize(e); } /* time passes: it is reached by now */
+static inline cudaError_t cudaStreamWaitEvent(cudaStream_t s, cudaEvent_t e, unsigned flags) {
+    (void)flags;
+    std::shared_ptr<EmuPoint> point = e->point;
+    if (!point || point->stream == emu_stream(s)) return cudaSuccess; /* a stream keeps its own order */
+    emu_enqueue(s, [point] {
+        if (!point->done) emu_drain(point->stream, point.get());
+    });
+    return cudaSuccess;
+}
+static inline cudaError_t cudaEventElapsedTime(float *ms, cudaEvent_t a, cudaEvent_t b) {
+    cudaEventSynchronize(a), cudaEventSynchronize(b);
+    *ms = (float)(1e3 * (b->point->seconds - a->point->seconds));
+    return cudaSuccess;
+}
+
+static inline cudaError_t cudaMalloc(void **p, size_t bytes) {
+    *p = aligned_alloc(256, (bytes + 255) / 256 * 256);
+    if (!*p) return cudaErrorMemoryAllocation;
+    memset(*p, 0xff, (bytes + 255) / 256 * 256);
+    EMU_POISON((char *)*p + bytes, (bytes + 255) / 256 * 256 - bytes);
+    return cudaSuccess;
+}
+static inline cudaError_t cudaFree(void *p) {
+    cudaDeviceSynchronize();
+    free(p);
+    return cudaSuccess;
+}
+static inline cudaError_t cudaMallocHost(void **p, size_t bytes) {
+    *p = malloc(bytes ? bytes : 1);
+    return *p ? cudaSuccess : cudaErrorMemoryAllocation;
+}
+static inline cudaError_t cudaFreeHost(void *p) {
+    cudaDeviceSynchronize();
+    free(p);
+    return cudaSuccess;
+}
+
+/* Host memory of an asynchronous copy must be pinned and stay as it is until the copy is done. */
+static inline cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t bytes, cudaMemcpyKind kind, cudaStream_t s) {
+    (void)kind;
+    if (bytes) emu_enqueue(s, [=] { memmove(dst, src, bytes); });
+    return cudaSuccess;
+}
+static inline cudaError_t cudaMemcpy(void *dst, const void *src, size_t bytes, cudaMemcpyKind kind) {
+    cudaDeviceSynchronize();
+    (void)kind;
+    if (bytes) memmove(dst, src, bytes);
+    return cudaSuccess;
+}
+static inline cudaError_t cudaMemsetAsync(void *p, int value, size_t bytes, cudaStream_t s) {
+    if (bytes) emu_enqueue(s, [=] { memset(p, value, bytes); });
+    return cudaSuccess;
+}
+
+template <class F> static inline cudaError_t cudaFuncSetAttribute(F, cudaFuncAttribute, int) { return cudaSuccess; }
+static inline cudaError_t cudaGetDeviceCount(int *n) {
+    *n = getenv("EMU_DEVICES") ? atoi(getenv("EMU_DEVICES")) : 64;
+    return cudaSuccess;
+}
+static inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
+typedef struct {
+    char name[256];
+    int major, minor, multiProcessorCount;
+    size_t totalGlobalMem;
+} cudaDeviceProp;
+static inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int) {
+    memset(p, 0, sizeof *p);
+    snprintf(p->name, sizeof p->name, "emulated GPU");
+    p->major = 8, p->minor = 0, p->multiProcessorCount = 4;
+    p->totalGlobalMem = (size_t)8 << 30;
+    return cudaSuccess;
+}
+static inline cudaError_t cudaDriverGetVersion(int *v) { return *v = 99000, cudaSuccess; }
+static inline cudaError_t cudaRuntimeGetVersion(int *v) { return *v = 99000, cudaSuccess; }
+static inline cudaError_t cudaMemGetInfo(size_t *available, size_t *total) {
+    *available = *total = (size_t)8 << 30;
+    return cudaSuccess;
+}
+
+/* kernel<<<grid, block, shared, stream>>>(args...): arguments are copied at the call. */
+#define LAUNCH(kernel, grid, block, shared, stream, ...) \
+    do { \
+        dim3 launch_grid(grid), launch_block(block); \
+        size_t launch_shared = (size_t)(shared); \
+        auto launch_body = [=]() { emu_call(kernel, __VA_ARGS__); }; \
+        emu_enqueue((stream), [=]() { emu_grid(#kernel, launch_grid, launch_block, launch_shared, launch_body, {__FILE__, __LINE__}); }); \
+    } while (0)
+template <class... P, class... A> static inline void emu_call(void (*kernel)(P...), A... args) { kernel((P)args...); }
+
+#endif

@@ -1,0 +1,24 @@
+/* types.h - the numbers of the CPU backend: fp32, or fp64 in the referee; compute and accumulation type are the same. */
+#ifndef ODYSSEUS_CPU_TYPES_H
+#define ODYSSEUS_CPU_TYPES_H
+
+#ifdef ODYSSEUS_FP64
+typedef double real;
+typedef double accum;
+#define REAL_NAME "fp64"
+#else
+typedef float real;
+typedef float accum;
+#define REAL_NAME "fp32"
+#endif
+
+/* A value of the compute type, and back. */
+static inline real real_from(double x) { return (real)x; }
+static inline double real_value(real x) { return (double)x; }
+
+/* What the backend keeps besides: nothing, all is in the host's memory and done on return. */
+typedef struct {
+    int unused;
+} DeviceState;
+
+#endif
