@@ -35,7 +35,8 @@ typedef struct {
     MeshShape shape;
     RingLayout layout;
     i64 L, B, batch; /* sequence length; sequences of a micro-batch and of a whole step */
-    int recompute, overlap, threads;
+    int recompute, overlap;
+    DevicePlace place;
 } ModelOptions;
 
 static inline i64 micro_steps(const ModelOptions *o) { return o->batch / (o->shape.dp * o->B); }
@@ -69,6 +70,8 @@ static int options_refuse(const ModelOptions *o, char *why, size_t size) {
                          (long long)o->shape.dp, (long long)o->B);
         if (below) n += snprintf(why + n, size - (size_t)n, "%lld and ", (long long)below);
         snprintf(why + n, size - (size_t)n, "%lld", (long long)below + group);
+    } else if (device_refuses_heads(c->head_dim)) {
+        snprintf(why, size, "heads of %lld (--dim / --heads): %s", (long long)c->head_dim, device_refuses_heads(c->head_dim));
     } else if (c->arch == ARCH_GPT2 && o->L > c->max_pos) {
         snprintf(why, size, "--seq-len %lld is longer than the %lld positions gpt2 has learned; lower it or raise --max-pos", (long long)o->L,
                  (long long)c->max_pos);
@@ -121,6 +124,7 @@ static i64 model_head_rows(const Model *m) {
 
 static void model_layout(Model *m) {
     i64 rows = stream_rows(m), C = m->config.dim, L = m->config.layers;
+    AttentionShape attended = ring_attention_shape(m);
     m->attention = (AttentionSaved *)host_alloc(sizeof(AttentionSaved) * (size_t)L);
     m->mlp = (MlpSaved *)host_alloc(sizeof(MlpSaved) * (size_t)L);
     for (i64 l = 0; l < L; l++) {
@@ -136,6 +140,8 @@ static void model_layout(Model *m) {
     m->targets = (int32_t *)arena_take(&m->arena, MEM_WORKSPACE, own_rows(m) * 4);
     m->sums = (double *)arena_take(&m->arena, MEM_WORKSPACE, 2 * sizeof(double));
     m->host_tokens = (int32_t *)host_alloc((size_t)(rows + own_rows(m)) * sizeof(int32_t));
+    i64 scratch = device_scratch_bytes(i64_max(rows, ring_rows(m)), i64_max(C, mlp_gates(&m->config) * m->config.ffn), m->config.vocab, &attended);
+    if (scratch) device_scratch(&m->dev, arena_take(&m->arena, MEM_WORKSPACE, scratch), scratch);
     m->head_rows = model_head_rows(m);
     if (m->config.arch == ARCH_LLAMA) m->rope = take_accum(m, MEM_WORKSPACE, m->rope_map.count * m->config.head_dim);
 }
@@ -155,10 +161,10 @@ static void model_init(Model *m, const ModelOptions *o, Wire base, int imagined,
     memset(m, 0, sizeof *m);
     m->config = o->config, m->scheme = o->scheme, m->layout = o->layout;
     m->L = o->L, m->B = o->B, m->recompute = o->recompute;
-    device_init(&m->dev, o->threads);
+    device_init(&m->dev, &o->place, imagined);
     fabric_init(&m->fabric, &m->dev, &m->ledger, (int)o->shape.world, o->overlap);
     mesh_init(&m->mesh, o->shape, base, imagined, rank, o->config.kv_heads);
-    arena_reserve(&m->arena);
+    arena_reserve(&m->arena, &m->dev);
     zero_init(&m->zero, &m->config, &m->mesh, &m->fabric, &m->arena, m->scheme->splits);
     m->schedule = model_schedule(&m->config, &m->uses);
     model_place(m, o);
@@ -176,6 +182,7 @@ static void model_tables(Model *m) {
 
 static void model_free(Model *m) {
     arena_free(&m->arena);
+    device_free(&m->dev);
     zero_free(&m->zero);
     mesh_free(&m->mesh);
     fabric_free(&m->fabric);
@@ -579,7 +586,7 @@ static int all_finite(Device *dev, const void *values, i64 n, i64 size) {
     unsigned char *host = (unsigned char *)host_alloc((size_t)(n * size));
     copy_out(dev, host, values, n * size);
     for (i64 i = 0; i < n && finite; i++)
-        finite = size == (i64)sizeof(real) ? isfinite(((const real *)host)[i]) : isfinite(((const accum *)host)[i]);
+        finite = size == (i64)sizeof(real) ? isfinite(real_value(((const real *)host)[i])) : isfinite(((const accum *)host)[i]);
     free(host);
     return finite;
 }
@@ -588,10 +595,8 @@ static int all_finite(Device *dev, const void *values, i64 n, i64 size) {
 static int bad_in_flat(const Zero *z, const void *flat, i64 size, const char *kind, i64 base, BadTensor *bad) {
     for (int i = 0; i < z->tensors; i++) {
         const Tensor *t = &z->tensor[i];
-        const Chunk *c = &z->chunk[t->chunk];
-        i64 begin = chunk_comm(z, c)->rank * c->shard;
-        i64 lo = i64_max(begin, t->offset), hi = i64_min(begin + c->shard, t->offset + t->slice.rows * t->slice.cols);
-        if (lo >= hi || all_finite(z->dev, (const char *)flat + (c->offset + lo - begin) * size, hi - lo, size)) continue;
+        i64 at, n = tensor_range(z, t, &at);
+        if (n == 0 || all_finite(z->dev, (const char *)flat + at * size, n, size)) continue;
         char name[HF_NAME_MAX];
         tensor_hf_name(name, t->spec, t->layer);
         bad->order = base + i;
@@ -722,7 +727,7 @@ static void options_mesh(ModelOptions *o, Settings *s, const FlagsGiven *given, 
 }
 
 /* Everything about the run that does not need data or memory, or one line saying why not. */
-static void options_from_flags(ModelOptions *o, Settings *s, const FlagsGiven *given, i64 world, int threads) {
+static void options_from_flags(ModelOptions *o, Settings *s, const FlagsGiven *given, i64 world, DevicePlace place) {
     memset(o, 0, sizeof *o);
     options_model(o, s);
     options_mesh(o, s, given, world);
@@ -734,7 +739,7 @@ static void options_from_flags(ModelOptions *o, Settings *s, const FlagsGiven *g
     }
     o->recompute = strcmp(s->recompute, "full") == 0;
     o->overlap = strcmp(s->overlap, "on") == 0;
-    o->threads = threads;
+    o->place = place;
     char why[1024];
     if (options_refuse(o, why, sizeof why)) FAIL(EVERYONE, "%s", why);
 }
@@ -753,8 +758,9 @@ static void print_banner(const Trainer *t) {
     if (c->arch == ARCH_LLAMA && t->options.L > c->max_pos)
         printf("note     sequences of %lld tokens go past the model's %lld positions\n", (long long)t->options.L, (long long)c->max_pos);
     if (t->settings->dry_run) return;
-    printf("device   %d threads a rank, %d cores on this host, peak %.1f GFLOP/s a rank%s\n", p->threads, p->cores, t->peak / 1e9,
-           t->settings->peak_tflops > 0 ? " (given)" : " (measured)");
+    printf("device   ");
+    device_print(p);
+    printf(", peak %.1f GFLOP/s a rank%s\n", t->peak / 1e9, t->settings->peak_tflops > 0 ? " (given)" : " (" PEAK_ORIGIN ")");
     if (p->mask < p->cores)
         printf("note     this rank may run on %d of %d cores (launcher binding); mpirun --bind-to none lifts it\n", p->mask, p->cores);
     fflush(stdout);
@@ -806,10 +812,10 @@ static inline void run(Trainer *t, Settings *s, const FlagsGiven *given, Wire wo
     int local, locals, rank = wire_rank(world);
     wire_local(world, &local, &locals);
     t->settings = s;
-    t->place = device_place(locals, (int)s->threads);
+    t->place = device_place(local, locals, (int)s->threads);
     check_flags(s, given);
     if (s->dump_grads && rank == 0) check_writable("dump-grads", s->dump_grads);
-    options_from_flags(&t->options, s, given, s->world ? s->world : wire_size(world), t->place.threads);
+    options_from_flags(&t->options, s, given, s->world ? s->world : wire_size(world), t->place);
     t->parameters = config_parameters(&t->options.config);
     if (!s->dry_run && !s->init_only) {
         open_data(t);

@@ -4,12 +4,12 @@
    mark/take/release -> the peak is known -> commit() exactly that many bytes -> train.
 
    [ parameters | gradients | optimizer | gathered weights | ... kept for the run | stack: mark, take, release ... ]
-   Before commit() a dereference faults, address arithmetic works: a dry run and a run share every line.        */
+   Before commit() a dereference faults, address arithmetic works: a dry run and a run share every line. The backend reserves and
+   commits (device.h): host memory, or a GPU's.                                                                  */
 #ifndef ODYSSEUS_ARENA_H
 #define ODYSSEUS_ARENA_H
 
-#include "util.h"
-#include <sys/mman.h>
+#include "../kernels/compute.h"
 
 typedef enum {
     MEM_PARAMETERS, MEM_GRADIENTS, MEM_OPTIMIZER, MEM_ACTIVATIONS, MEM_GATHERED, MEM_COMM, MEM_LOGITS, MEM_WORKSPACE, MEM_CATEGORIES
@@ -23,6 +23,7 @@ typedef struct {
 } ArenaMark;
 
 typedef struct {
+    Device *dev;
     char *base;
     i64 reserved, committed; /* bytes */
     ArenaMark now, peak;     /* `peak` is the moment of the largest use: its categories add up to what is allocated */
@@ -30,16 +31,12 @@ typedef struct {
 
 #define ARENA_ALIGN 256
 
-/* Reserve address space (no memory). Owner: the caller; arena_free returns it. */
-static inline void arena_reserve(Arena *a) {
+/* Reserve address space (no memory) of the device. Owner: the caller; arena_free returns it. */
+static inline void arena_reserve(Arena *a, Device *dev) {
     memset(a, 0, sizeof *a);
-    for (a->reserved = (i64)1 << 45; a->reserved >= (i64)1 << 32; a->reserved /= 2) {
-        void *base = mmap(NULL, (size_t)a->reserved, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-        if (base != MAP_FAILED) {
-            a->base = (char *)base;
-            return;
-        }
-    }
+    a->dev = dev;
+    for (a->reserved = (i64)1 << 45; a->reserved >= (i64)1 << 32; a->reserved /= 2)
+        if ((a->base = (char *)memory_reserve(dev, a->reserved)) != NULL) return;
     FAIL(THIS_RANK, "cannot reserve address space for the arena (%s); is `ulimit -v` set?", strerror(errno));
 }
 
@@ -62,21 +59,20 @@ static inline void *arena_take(Arena *a, MemCategory category, i64 bytes) {
 static inline ArenaMark arena_mark(const Arena *a) { return a->now; }
 static inline void arena_release(Arena *a, ArenaMark mark) { a->now = mark; }
 
-/* Make the planned peak real, zero-filled memory. The kernel grants pages it does not have, so ask first: `available` bytes of this
-   host for the arenas of its `ranks` ranks (0: not known). */
+/* Make the planned peak real, zero-filled memory. `available` (0: not known) bytes are there for the arenas of `ranks` ranks: a host
+   grants pages it does not have, so ask first. */
 static inline void arena_commit(Arena *a, i64 available, int ranks) {
     a->committed = round_up(i64_max(a->peak.used, 1), 4096);
     if (available && (double)a->committed * ranks > (double)available)
-        FAIL(EVERYONE, "out of memory: %d ranks on this host need %.1f MB each, %.1f MB are available; --dry-run prints a rank's memory by category. Lower "
-                       "--micro-batch or --seq-len, use more hosts, or --recompute full", ranks, a->committed / 1e6, available / 1e6);
-    if (mprotect(a->base, (size_t)a->committed, PROT_READ | PROT_WRITE) != 0)
+        FAIL(EVERYONE, "out of memory: %d ranks on this " MEMORY_OWNER " need %.1f MB each, %.1f MB are available; --dry-run prints a rank's memory by category. "
+                       "Lower --micro-batch or --seq-len, use more " MEMORY_OWNER "s, or --recompute full", ranks, a->committed / 1e6, available / 1e6);
+    if (!memory_commit(a->dev, a->base, a->committed))
         FAIL(THIS_RANK, "out of memory: the arena needs %.1f MB a rank (--dry-run prints it by category); lower --micro-batch or --seq-len, "
                         "use more ranks or --recompute full", a->committed / 1e6);
-    madvise(a->base, (size_t)a->committed, MADV_HUGEPAGE); /* fewer TLB misses; where refused, nothing changes */
 }
 
 static inline void arena_free(Arena *a) {
-    if (a->base) munmap(a->base, (size_t)a->reserved);
+    if (a->base) memory_release(a->dev, a->base, a->reserved, a->committed);
     memset(a, 0, sizeof *a);
 }
 

@@ -176,20 +176,31 @@ static inline void checkpoint_read_config(Config *c, const char *dir) {
 /* ---- weights in: from files, from a seed ------------------------------------------------------------------------------- */
 
 typedef struct {
-    Zero *z;
+    const Zero *z;
     const Safetensor *from; /* NULL: the initial value */
     HfPlace place;
     uint64_t key;
+    accum *part; /* on the host: this rank's part of the tensor, which begins at `begin` of the flat buffers */
+    i64 begin;
 } WeightFill;
 
 static inline void weight_fill_run(void *context, const Tensor *t, i64 row, i64 col, i64 n, i64 at) {
     const WeightFill *f = (const WeightFill *)context;
-    accum *out = f->z->master + at;
+    accum *out = f->part + at - f->begin;
     i64 index = f->place.base + row * f->place.row_step + col * f->place.col_step, step = f->place.col_step;
     if (f->from)
         for (i64 i = 0; i < n; i++) out[i] = (accum)safetensor_value(f->from, index + i * step);
     else
         for (i64 i = 0; i < n; i++) out[i] = (accum)initial_value(t->spec, f->z->config, f->key, index + i * step);
+}
+
+/* This rank's part of tensor `t`: made on the host, then copied to the device. */
+static inline void weight_fill(Zero *z, const Tensor *t, WeightFill *f) {
+    i64 n = tensor_range(z, t, &f->begin);
+    f->part = (accum *)host_alloc((size_t)n * sizeof(accum));
+    tensor_owned(z, t, weight_fill_run, f);
+    if (n) copy_in(z->dev, z->master + f->begin, f->part, n * (i64)sizeof(accum));
+    free(f->part);
 }
 
 /* The initial weights of `seed`: the same fp32 numbers on every mesh and in every build. */
@@ -198,8 +209,8 @@ static inline void zero_initialise(Zero *z, i64 seed) {
     for (int i = 0; i < z->tensors; i++) {
         const Tensor *t = &z->tensor[i];
         tensor_hf_name(name, t->spec, t->layer);
-        WeightFill f = {z, NULL, tensor_hf_place(t->spec, z->config), tensor_key(seed, name)};
-        tensor_owned(z, t, weight_fill_run, &f);
+        WeightFill f = {z, NULL, tensor_hf_place(t->spec, z->config), tensor_key(seed, name), NULL, 0};
+        weight_fill(z, t, &f);
     }
     convert(z->dev, z->param, z->master, z->flat);
 }
@@ -258,7 +269,7 @@ static inline void checkpoint_load(Zero *z, const char *dir, int rank) {
     unsigned char *used = (unsigned char *)host_alloc((size_t)s.tensors);
     for (int i = 0; i < z->tensors; i++) {
         const Tensor *t = &z->tensor[i];
-        WeightFill f = {z, NULL, tensor_hf_place(t->spec, z->config), 0};
+        WeightFill f = {z, NULL, tensor_hf_place(t->spec, z->config), 0, NULL, 0};
         f.from = checkpoint_need(&s, dir, t, &f.place);
         used[f.from - s.tensor] = 1;
     }
@@ -272,9 +283,9 @@ static inline void checkpoint_load(Zero *z, const char *dir, int rank) {
     }
     for (int i = 0; i < z->tensors; i++) { /* only now: a file that does not fit is refused before gigabytes are read */
         const Tensor *t = &z->tensor[i];
-        WeightFill f = {z, NULL, tensor_hf_place(t->spec, z->config), 0};
+        WeightFill f = {z, NULL, tensor_hf_place(t->spec, z->config), 0, NULL, 0};
         f.from = checkpoint_need(&s, dir, t, &f.place);
-        tensor_owned(z, t, weight_fill_run, &f);
+        weight_fill(z, t, &f);
     }
     convert(z->dev, z->param, z->master, z->flat);
     free(used);
@@ -312,7 +323,8 @@ static inline HfTensor *checkpoint_list(const Zero *z, int *count) {
 }
 
 typedef struct {
-    const accum *flat;
+    const accum *part; /* on the host: elements of a flat buffer from `begin` on */
+    i64 begin;
     HfPlace place;
     i64 first, end; /* elements of the HF tensor that the piece covers */
     float *f32;     /* one of the two is set */
@@ -327,24 +339,42 @@ static inline void weight_piece_run(void *context, const Tensor *t, i64 row, i64
     i64 to = i64_min(n, index < p->end - p->first ? ceil_div(p->end - p->first - index, step) : 0);
     (void)t;
     if (p->f32)
-        for (i64 j = from; j < to; j++) p->f32[index + j * step] = (float)p->flat[at + j];
+        for (i64 j = from; j < to; j++) p->f32[index + j * step] = (float)p->part[at - p->begin + j];
     else
-        for (i64 j = from; j < to; j++) p->f64[index + j * step] = (double)p->flat[at + j];
+        for (i64 j = from; j < to; j++) p->f64[index + j * step] = (double)p->part[at - p->begin + j];
 }
 
-/* Elements [first, end) of `hf` on rank 0, in buf. */
-static inline void checkpoint_collect(const Zero *z, Wire world, const accum *flat, const HfTensor *hf, i64 first, i64 end, SafetensorType type,
-                                      void *buf) {
+/* Is `t` (a part of) `hf`? q, k and v of gpt2 share one name. */
+static inline int weight_belongs(const Tensor *t, const HfTensor *hf) { return strcmp(t->spec->hf_name, hf->spec->hf_name) == 0; }
+
+/* What this rank owns of `hf`, out of the device's `flat`: from *begin on. Owner: caller; free. */
+static inline accum *weight_parts(const Zero *z, const accum *flat, const HfTensor *hf, i64 *begin) {
+    const Block *b = &z->block[hf->block];
+    i64 lo = z->flat, hi = 0, at;
+    for (int i = b->first_tensor; i < b->first_tensor + b->tensors; i++) {
+        i64 n = tensor_range(z, &z->tensor[i], &at);
+        if (n && weight_belongs(&z->tensor[i], hf)) lo = i64_min(lo, at), hi = i64_max(hi, at + n);
+    }
+    i64 bytes = i64_max(hi - lo, 0) * (i64)sizeof(accum);
+    accum *part = (accum *)host_alloc((size_t)bytes);
+    if (bytes) copy_out(z->dev, part, flat + lo, bytes);
+    *begin = lo;
+    return part;
+}
+
+/* Elements [first, end) of `hf` on rank 0, in buf; `part` and `begin` as weight_parts gave them. */
+static inline void checkpoint_collect(const Zero *z, Wire world, const accum *part, i64 begin, const HfTensor *hf, i64 first, i64 end,
+                                      SafetensorType type, void *buf) {
     WeightPiece p;
     memset(&p, 0, sizeof p);
-    p.flat = flat, p.first = first, p.end = end;
+    p.part = part, p.begin = begin, p.first = first, p.end = end;
     p.f32 = type == ST_F32 ? (float *)buf : NULL, p.f64 = type == ST_F32 ? NULL : (double *)buf;
     i64 bytes = (end - first) * SAFETENSOR_TYPES[type].bytes;
     memset(buf, 0, (size_t)bytes);
     const Block *b = &z->block[hf->block];
     for (int i = b->first_tensor; i < b->first_tensor + b->tensors; i++) {
         const Tensor *t = &z->tensor[i];
-        if (strcmp(t->spec->hf_name, hf->spec->hf_name) != 0) continue; /* another tensor of the block; q, k, v share one name */
+        if (!weight_belongs(t, hf)) continue;
         p.place = tensor_hf_place(t->spec, z->config);
         tensor_owned(z, t, weight_piece_run, &p);
     }
@@ -368,12 +398,16 @@ static inline void checkpoint_write_tensors(const Zero *z, Wire world, const cha
     void *buf = host_alloc((size_t)i64_min(largest, CHECKPOINT_PIECE * size));
     SafetensorWriter w;
     if (writes) safetensors_create(&w, path, plan, n);
-    for (int i = 0; i < n; i++)
+    for (int i = 0; i < n; i++) {
+        i64 begin;
+        accum *part = weight_parts(z, flat, &list[i], &begin);
         for (i64 first = 0, all = safetensor_plan_bytes(&plan[i]) / size; first < all; first += CHECKPOINT_PIECE) {
             i64 end = i64_min(all, first + CHECKPOINT_PIECE);
-            checkpoint_collect(z, world, flat, &list[i], first, end, type, buf);
+            checkpoint_collect(z, world, part, begin, &list[i], first, end, type, buf);
             if (writes) safetensors_append(&w, buf, (end - first) * size);
         }
+        free(part);
+    }
     if (writes) safetensors_finish(&w);
     wire_barrier(world); /* the file is there when any rank returns */
     free(buf);

@@ -66,7 +66,7 @@ static inline int selfcheck_rows(Model *m, uint64_t *out) {
     for (i64 r = 0; r < own_rows(m); r++) {
         copy_out(&m->dev, row, m->final_x + r * C, bytes);
         out[r] = 0;
-        for (i64 i = 0; i < C; i++) finite &= isfinite((double)row[i]) != 0;
+        for (i64 i = 0; i < C; i++) finite &= isfinite(real_value(row[i])) != 0;
         for (i64 i = 0; i < round_up(bytes, 8); i += 8) {
             uint64_t word;
             memcpy(&word, (const char *)row + i, 8);

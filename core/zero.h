@@ -322,17 +322,26 @@ static inline void zero_adamw(Zero *z, AdamW a) {
 /* n elements of a logical tensor from (row, col) on, along the row, that this rank owns at `at` in the flat buffers. */
 typedef void (*RunVisit)(void *context, const Tensor *t, i64 row, i64 col, i64 n, i64 at);
 
+/* This rank's part of tensor `t`, contiguous in the flat buffers: where it begins, in *at, and its elements (0: none). */
+static inline i64 tensor_range(const Zero *z, const Tensor *t, i64 *at) {
+    const Chunk *c = &z->chunk[t->chunk];
+    i64 begin = chunk_comm(z, c)->rank * c->shard; /* this rank's shard, in the gathered chunk */
+    i64 lo = i64_max(begin, t->offset), hi = i64_min(begin + c->shard, t->offset + t->slice.rows * t->slice.cols);
+    *at = c->offset + lo - begin;
+    return i64_max(hi - lo, 0);
+}
+
 /* Every run of tensor `t` that this rank owns. Over all ranks each element of a logical tensor comes up exactly once: the basis
    of initialisation, loading, saving and of comparing gradients, whatever the mesh. */
 static inline void tensor_owned(const Zero *z, const Tensor *t, RunVisit visit, void *context) {
     const Chunk *c = &z->chunk[t->chunk];
-    i64 begin = chunk_comm(z, c)->rank * c->shard; /* this rank's shard, in the gathered chunk */
-    i64 lo = i64_max(begin, t->offset), hi = i64_min(begin + c->shard, t->offset + t->slice.rows * t->slice.cols);
-    while (lo < hi) {
-        i64 row = (lo - t->offset) / t->slice.cols, col = (lo - t->offset) % t->slice.cols;
-        i64 n = i64_min(hi - lo, t->slice.cols - col);
-        visit(context, t, t->slice.row0 + row, t->slice.col0 + col, n, c->offset + lo - begin);
-        lo += n;
+    i64 at, left = tensor_range(z, t, &at);
+    i64 first = at - c->offset + chunk_comm(z, c)->rank * c->shard - t->offset; /* in this share group's part of the tensor */
+    while (left > 0) {
+        i64 row = first / t->slice.cols, col = first % t->slice.cols;
+        i64 n = i64_min(left, t->slice.cols - col);
+        visit(context, t, t->slice.row0 + row, t->slice.col0 + col, n, at);
+        first += n, at += n, left -= n;
     }
 }
 

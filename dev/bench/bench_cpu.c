@@ -82,7 +82,7 @@ static double attention_rate(i64 T, i64 heads, i64 kv_heads, i64 HS) {
 
 int main(void) {
     DevicePlace place = device_place(1, 0);
-    device_init(&dev, place.threads);
+    device_init(&dev, &place, 0);
     printf("threads %d -\n", place.threads);
     printf("fma_peak %.1f GFLOP/s\n", fma_peak(place.threads) / 1e9);
     printf("gemm_1024_rows %.1f GFLOP/s\n", gemm_rate(1024) / 1e9);

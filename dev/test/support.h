@@ -114,11 +114,20 @@ static inline void logical_take_run(void *context, const Tensor *t, i64 row, i64
     for (i64 j = 0; j < n; j++) out[p.base + row * p.row_step + (col + j) * p.col_step] = (double)v->flat[at + j];
 }
 
+/* A flat buffer on the host. Owner: caller; free. */
+static inline accum *flat_out(const Zero *z, const accum *flat) {
+    accum *host = (accum *)host_alloc((size_t)z->flat * sizeof(accum));
+    copy_out(z->dev, host, flat, z->flat * (i64)sizeof(accum));
+    return host;
+}
+
 /* All tensors from a rank that owns everything (a world of one). */
-static inline void logical_take(Logical *l, const Zero *z, const accum *flat) {
+static inline void logical_take(Logical *l, const Zero *z, const accum *device_flat) {
     logical_init(l, z);
+    accum *flat = flat_out(z, device_flat);
     LogicalVisit v = {l, z, flat, NULL, NULL};
     for (int i = 0; i < z->tensors; i++) tensor_owned(z, &z->tensor[i], logical_take_run, &v);
+    free(flat);
 }
 
 static inline void logical_compare_run(void *context, const Tensor *t, i64 row, i64 col, i64 n, i64 at) {
@@ -137,7 +146,8 @@ static inline void logical_compare_run(void *context, const Tensor *t, i64 row, 
 
 /* The largest relative distance, over HF tensors, of this world's `flat` from the reference: max|a-b| / max|b| of each tensor, over all
    ranks; infinity if any element has no owner or several. `worst` names the tensor. Collective over `world`. */
-static inline double logical_distance(Logical *reference, const Zero *z, const accum *flat, Wire world, char worst[HF_NAME_MAX]) {
+static inline double logical_distance(Logical *reference, const Zero *z, const accum *device_flat, Wire world, char worst[HF_NAME_MAX]) {
+    accum *flat = flat_out(z, device_flat);
     double *diff = (double *)host_alloc(sizeof(double) * 2 * (size_t)reference->n), *seen = diff + reference->n, result = 0;
     LogicalVisit v = {reference, z, flat, diff, seen};
     for (int i = 0; i < z->tensors; i++) tensor_owned(z, &z->tensor[i], logical_compare_run, &v);
@@ -151,6 +161,7 @@ static inline double logical_distance(Logical *reference, const Zero *z, const a
         if (d > result) result = d, snprintf(worst, HF_NAME_MAX, "%s", reference->list[i].name);
     }
     free(diff);
+    free(flat);
     return result;
 }
 

@@ -456,7 +456,7 @@ static void model_open(Model *m, const Config *c, MeshShape shape, int rank, int
     m->dev.threads = 1;
     mesh_init(&m->mesh, shape, wire, imagined, rank, c->kv_heads);
     fabric_init(&m->fabric, &m->dev, &m->ledger, (int)shape.world, 1);
-    arena_reserve(&m->arena);
+    arena_reserve(&m->arena, &m->dev);
     zero_init(&m->z, &m->config, &m->mesh, &m->fabric, &m->arena, splits);
     arena_commit(&m->arena, 0, 1);
 }

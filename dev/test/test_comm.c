@@ -168,7 +168,8 @@ int main(int argc, char **argv) {
     checks()->silent = rank != 0;
     const i64 counts[] = {0, 1, 3, 64, 1001, 70001}, most = 70001;
     Bench t;
-    device_init(&device, 1);
+    DevicePlace place = device_place(0, 1, 1);
+    device_init(&device, &place, 0);
     for (int overlap = 0; overlap < 2; overlap++) {
         memset(&t, 0, sizeof t);
         fabric_init(&t.fabric, &device, &ledger, ranks, overlap);

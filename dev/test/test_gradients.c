@@ -37,7 +37,7 @@ static void check_model(const char *name, Config c, const char *directory, Wire 
     memset(&o, 0, sizeof o);
     config_check(&c, "test");
     o.config = c, o.scheme = SCHEMES[0], o.shape.world = o.shape.dp = o.shape.ring = o.shape.head = 1;
-    o.L = 11, o.B = o.batch = 2, o.threads = 1, o.overlap = 1, o.recompute = recompute;
+    o.L = 11, o.B = o.batch = 2, o.place = device_place(0, 1, 1), o.overlap = 1, o.recompute = recompute;
     Trainer *t = (Trainer *)host_alloc(sizeof(Trainer));
     trainer_start(t, &o, &s, world);
     Zero *z = &t->model.zero;

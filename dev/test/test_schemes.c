@@ -114,7 +114,7 @@ static ModelOptions case_options(const Case *c) {
     o.shape.dp = c->dp, o.shape.ring = c->ring, o.shape.head = c->head, o.shape.world = c->dp * c->ring * c->head;
     o.layout = c->layout;
     o.L = 48, o.B = c->B, o.batch = 8;
-    o.recompute = c->recompute, o.overlap = c->overlap, o.threads = 1;
+    o.recompute = c->recompute, o.overlap = c->overlap, o.place = device_place(0, 1, 1);
     return o;
 }
 

@@ -7,6 +7,7 @@
 
 #include <omp.h>
 #include <sched.h>
+#include <sys/mman.h>
 
 typedef struct {
     int cores;    /* of this host */
@@ -15,8 +16,9 @@ typedef struct {
     double share; /* cores this rank can count on: less than one when ranks outnumber cores */
 } DevicePlace;
 
-/* Threads and cores of a rank among `locals` ranks on this host; `threads` 0: decide. */
-static inline DevicePlace device_place(int locals, int threads) {
+/* Threads and cores of rank `local` among `locals` ranks on this host; `threads` 0: decide. */
+static inline DevicePlace device_place(int local, int locals, int threads) {
+    (void)local;
     DevicePlace p = {(int)sysconf(_SC_NPROCESSORS_ONLN), 0, threads, 0};
     cpu_set_t set;
     p.mask = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : p.cores;
@@ -45,11 +47,37 @@ static inline i64 device_memory_available(void) {
     return limit > 0 && limit - used < host ? i64_max(limit - used, 1) : host;
 }
 
-static inline void device_init(Device *dev, int threads) {
+/* Make `dev` ready for the rank placed at `p`. A dry run has no device (`imagined`), which is the same here. device_free. */
+static inline void device_init(Device *dev, const DevicePlace *p, int imagined) {
+    (void)imagined;
     memset(dev, 0, sizeof *dev);
-    dev->threads = threads;
-    omp_set_num_threads(threads);
+    dev->threads = p->threads;
+    omp_set_num_threads(p->threads);
 }
+
+static inline void device_free(Device *dev) { (void)dev; }
+
+/* What operations on `rows` rows of at most `widest` numbers, `vocab` words and attention of `s` need besides: nothing, they have stacks. */
+static inline i64 device_scratch_bytes(i64 rows, i64 widest, i64 vocab, const AttentionShape *s) {
+    (void)rows, (void)widest, (void)vocab, (void)s;
+    return 0;
+}
+
+static inline void device_scratch(Device *dev, void *scratch, i64 bytes) { (void)dev, (void)scratch, (void)bytes; }
+
+/* Why this backend cannot run attention heads of this size: NULL, it can. */
+static inline const char *device_refuses_heads(i64 head_dim) {
+    (void)head_dim;
+    return NULL;
+}
+
+/* One line for the start-up printout. */
+static inline void device_print(const DevicePlace *p) {
+    printf("%d threads a rank, %d cores on this host", p->threads, p->cores);
+}
+
+/* Wait until everything asked for is done: at once. */
+static inline void device_finish(Device *dev) { (void)dev; }
 
 /* Host and device share their memory here. */
 static inline void copy_in_run(Device *dev, void *dst, const void *src, i64 bytes) {
@@ -58,6 +86,30 @@ static inline void copy_in_run(Device *dev, void *dst, const void *src, i64 byte
 }
 
 static inline void copy_out_run(Device *dev, void *dst, const void *src, i64 bytes) { copy_in_run(dev, dst, src, bytes); }
+
+/* ---- the arena's memory: an inaccessible range, of which the first part becomes real ---- */
+
+#define MEMORY_OWNER "host"
+
+/* NULL: no range of this size. */
+static inline void *memory_reserve(Device *dev, i64 bytes) {
+    (void)dev;
+    void *base = mmap(NULL, (size_t)bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    return base == MAP_FAILED ? NULL : base;
+}
+
+/* Zero-filled. 0: not enough memory. */
+static inline int memory_commit(Device *dev, void *base, i64 bytes) {
+    (void)dev;
+    if (mprotect(base, (size_t)bytes, PROT_READ | PROT_WRITE) != 0) return 0;
+    madvise(base, (size_t)bytes, MADV_HUGEPAGE); /* fewer TLB misses; where refused, nothing changes */
+    return 1;
+}
+
+static inline void memory_release(Device *dev, void *base, i64 reserved, i64 committed) {
+    (void)dev, (void)committed;
+    munmap(base, (size_t)reserved);
+}
 
 /* 512-bit vectors become two or four narrower ones where the machine has no AVX-512; sixteen chains hide the latency. */
 typedef real CpuVector __attribute__((vector_size(64)));
@@ -82,6 +134,8 @@ static inline double cpu_core_peak(void) {
     }
     return best;
 }
+
+#define PEAK_ORIGIN "measured"
 
 /* FLOP/s that the rank placed at `p` could reach. */
 static inline double device_peak(const DevicePlace *p) { return cpu_core_peak() * p->share; }
