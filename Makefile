@@ -1,6 +1,8 @@
 # make                  what this machine can build, after saying what it found and what is missing
 # make train_gpt_cpu    fp32 on CPU ranks (MPI, OpenMP, oneDNN)
 # make train_gpt_fp64   every real is a double: the referee (needs no oneDNN)
+# make train_gpt        bf16 on GPUs (CUDA toolkit, MPI): sm_80 and sm_90
+# make train_gpt_emu    the same program on the CPU, under the emulator of dev/emu: for tests
 # make tests            dev/test/test_*.c -> build/test_*_fp32, build/test_*_fp64 (scripts/test.sh runs them)
 # make check-cxx        the same sources read as C++20, both precisions
 # make clean
@@ -15,6 +17,19 @@ CXXFLAGS = -std=c++20 -fopenmp -fsyntax-only -D_GNU_SOURCE -Wall -Wextra -Werror
 COMPILE = $(MPICC) -x c $(CFLAGS) -MMD -MP -MF build/$(@F).d $< -o $@
 FP32 = -ldnnl -lcjson -lm
 FP64 = -DODYSSEUS_FP64 -lcjson -lm
+
+# The CUDA program, by nvcc; ptxas warns of spilled registers, and a warning is an error. build/ptxas_*.txt: registers of every kernel.
+NVCC = $(or $(shell command -v nvcc 2>/dev/null),$(wildcard /usr/local/cuda/bin/nvcc))
+CUDA_ARCHS = 80 90
+NVCCFLAGS = -std=c++20 -O3 -DODYSSEUS_CUDA -D_GNU_SOURCE -Werror all-warnings -Xcompiler -Wall,-Wextra,-Werror,-Wno-unused-function,-fopenmp \
+	-Xptxas -v,-warn-spills,-Werror $(foreach a,$(CUDA_ARCHS),-gencode arch=compute_$(a),code=sm_$(a)) --threads 0
+MPIFLAGS = $(shell $(MPICXX) --showme:compile 2>/dev/null) -DOMPI_SKIP_MPICXX
+MPILIBS = $(foreach f,$(shell $(MPICXX) --showme:link 2>/dev/null),$(if $(filter -Wl% -pthread,$(f)),-Xcompiler $(f),$(f)))
+NVCOMPILE = $(NVCC) -x cu $(NVCCFLAGS) $(MPIFLAGS) -MMD -MP -MF build/$(@F).d $< -o $@ $(MPILIBS) -lcublasLt -lcjson 2>build/ptxas_$(@F).txt || { cat build/ptxas_$(@F).txt; false; }
+
+# The CUDA program on the CPU: a C++ compiler sees the same sources.
+EMUFLAGS = -std=c++20 -fopenmp -D_GNU_SOURCE -DODYSSEUS_CUDA -DOMPI_SKIP_MPICXX -Wall -Wextra -Werror -Wno-unused-function
+EMUCOMPILE = $(MPICXX) -x c++ $(EMUFLAGS) -MMD -MP -MF build/$(@F).d $< -o $@
 
 TESTS = $(patsubst dev/test/%.c,build/%,$(wildcard dev/test/test_*.c))
 
@@ -57,6 +72,21 @@ build/%_fp64: dev/test/%.c | build
 build/%_asan: dev/test/%.c | build
 	$(call need,fp64)$(COMPILE) -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined $(FP64)
 
+train_gpt: train_gpt.cu | build
+	$(if $(NVCC),,$(error $@ needs the CUDA toolkit: nvcc is not in PATH, nor in /usr/local/cuda/bin))$(call need,fp64)$(NVCOMPILE)
+
+train_gpt_emu: train_gpt.cu | build
+	$(call need,fp64)$(EMUCOMPILE) -O2 -g -march=native -lcjson
+
+build/%_emu: dev/test/%.cu | build
+	$(call need,fp64)$(EMUCOMPILE) -O2 -g -march=native -lcjson
+
+build/%_emuasan: dev/test/%.cu | build
+	$(call need,fp64)$(EMUCOMPILE) -O1 -g -fsanitize=address,undefined -lcjson
+
+build/%_cuda: dev/test/%.cu | build
+	$(if $(NVCC),,$(error $@ needs the CUDA toolkit: nvcc is not in PATH, nor in /usr/local/cuda/bin))$(call need,fp64)$(NVCOMPILE)
+
 build/bench_%: dev/bench/bench_%.c | build
 	$(call need,fp32)$(COMPILE) $(FP32)
 
@@ -70,7 +100,7 @@ build:
 	@mkdir -p build
 
 clean:
-	rm -rf build train_gpt_cpu train_gpt_fp64
+	rm -rf build train_gpt train_gpt_cpu train_gpt_fp64 train_gpt_emu
 
 .PHONY: all tests check-cxx clean
 .DELETE_ON_ERROR:

@@ -761,8 +761,7 @@ static void print_banner(const Trainer *t) {
     printf("device   ");
     device_print(p);
     printf(", peak %.1f GFLOP/s a rank%s\n", t->peak / 1e9, t->settings->peak_tflops > 0 ? " (given)" : " (" PEAK_ORIGIN ")");
-    if (p->mask < p->cores)
-        printf("note     this rank may run on %d of %d cores (launcher binding); mpirun --bind-to none lifts it\n", p->mask, p->cores);
+    device_note(p);
     fflush(stdout);
 }
 
@@ -815,6 +814,7 @@ static inline void run(Trainer *t, Settings *s, const FlagsGiven *given, Wire wo
     t->place = device_place(local, locals, (int)s->threads);
     check_flags(s, given);
     if (s->dump_grads && rank == 0) check_writable("dump-grads", s->dump_grads);
+    if (!s->dry_run) device_open(&t->place);
     options_from_flags(&t->options, s, given, s->world ? s->world : wire_size(world), t->place);
     t->parameters = config_parameters(&t->options.config);
     if (!s->dry_run && !s->init_only) {
@@ -828,7 +828,7 @@ static inline void run(Trainer *t, Settings *s, const FlagsGiven *given, Wire wo
     if (s->dry_run) {
         print_plan(t);
     } else {
-        arena_commit(&t->model.arena, device_memory_available(), locals);
+        arena_commit(&t->model.arena, device_memory_available(), t->place.sharing);
         model_tables(&t->model);
         load_weights(t);
         if (rank == 0 && s->init_only) make_directories(s->out);

@@ -18,6 +18,11 @@
 #include "../kernels/compute.h"
 #include "ledger.h"
 #include "comm_mpi.h"
+#ifdef ODYSSEUS_CUDA
+#include "comm_staged.h"
+#else
+#include "comm_direct.h"
+#endif
 
 /* A group of ranks along one or more axes of the mesh. */
 typedef struct {
@@ -28,7 +33,7 @@ typedef struct {
 /* A transfer under way. The local sum that completes a reduce-scatter waits here until the parts have arrived. */
 typedef struct {
     int active;
-    WireRequest wire;
+    Transfer transfer;
     void *dst;
     const void *parts;
     i64 count;
@@ -72,7 +77,7 @@ typedef struct {
 static inline void comm_poll(void *fabric) {
     Fabric *f = (Fabric *)fabric;
     for (int i = 0; i < COMM_REQUESTS; i++)
-        if (f->pool[i].active) wire_test(&f->pool[i].wire);
+        if (f->pool[i].active) transfer_test(&f->pool[i].transfer);
 }
 
 /* `ranks`: the largest communicator this fabric will see. Owner: caller; fabric_free. */
@@ -84,6 +89,7 @@ static inline void fabric_init(Fabric *f, Device *dev, Ledger *ledger, int ranks
 }
 
 static inline void fabric_free(Fabric *f) {
+    for (int i = 0; i < COMM_REQUESTS; i++) transfer_free(&f->pool[i].transfer);
     free(f->control);
     free(f->schedule.call);
     f->control = NULL, f->schedule.call = NULL;
@@ -148,7 +154,7 @@ static inline void comm_count(Fabric *f, const Comm *c, CommOp op, Tag t, i64 by
 static inline void comm_wait(Fabric *f, Request *r) {
     if (!r) return;
     double begin = seconds_now();
-    wire_wait(&r->wire);
+    transfer_wait(f->dev, &r->transfer);
     f->exposed_s += seconds_now() - begin;
     r->active = 0;
     if (r->parts) sum_parts(f->dev, r->dst, r->parts, r->n_parts, r->count, r->count, r->type, r->add);
@@ -160,7 +166,7 @@ static inline Request *request_new(Fabric *f) {
         if (!f->pool[i].active) {
             memset(&f->pool[i], 0, sizeof f->pool[i]);
             f->pool[i].active = 1;
-            f->pool[i].wire = wire_request_none();
+            transfer_clear(&f->pool[i].transfer);
             return &f->pool[i];
         }
     FAIL(THIS_RANK, "more than %d collectives in flight", COMM_REQUESTS);
@@ -178,7 +184,7 @@ static inline Request *comm_all_gather_start(Fabric *f, const Comm *c, Tag t, vo
     i64 bytes = count * dtype_size(type);
     comm_count(f, c, COMM_ALL_GATHER, t, (c->size - 1) * bytes);
     Request *r = request_new(f);
-    if (!f->dev->plan) wire_all_gather(c->wire, &r->wire, full, part, bytes, c->rank);
+    if (!f->dev->plan) transfer_all_gather(f->dev, c->wire, &r->transfer, full, part, bytes, c->rank, c->size);
     return request_started(f, r);
 }
 
@@ -195,7 +201,7 @@ static inline Request *comm_reduce_scatter_start(Fabric *f, const Comm *c, Tag t
     comm_count(f, c, COMM_REDUCE_SCATTER, t, (c->size - 1) * bytes);
     Request *r = request_new(f);
     r->dst = dst, r->parts = scratch, r->count = count, r->n_parts = c->size, r->type = type, r->add = add;
-    if (!f->dev->plan) wire_all_to_all(c->wire, &r->wire, scratch, full, bytes);
+    if (!f->dev->plan) transfer_all_to_all(f->dev, c->wire, &r->transfer, scratch, full, bytes, c->size);
     return request_started(f, r);
 }
 
@@ -211,10 +217,10 @@ static inline void comm_all_reduce(Fabric *f, const Comm *c, Tag t, void *buf, v
     char *own = (char *)buf + c->rank * bytes;
     Request *r = request_new(f);
     r->dst = own, r->parts = scratch, r->count = count, r->n_parts = c->size, r->type = type;
-    if (!f->dev->plan) wire_all_to_all(c->wire, &r->wire, scratch, buf, bytes);
+    if (!f->dev->plan) transfer_all_to_all(f->dev, c->wire, &r->transfer, scratch, buf, bytes, c->size);
     comm_wait(f, r);
     r = request_new(f);
-    if (!f->dev->plan) wire_all_gather(c->wire, &r->wire, buf, own, bytes, c->rank);
+    if (!f->dev->plan) transfer_all_gather(f->dev, c->wire, &r->transfer, buf, own, bytes, c->rank, c->size);
     comm_wait(f, r);
 }
 
@@ -224,7 +230,7 @@ static inline Request *comm_all_to_all_start(Fabric *f, const Comm *c, Tag t, vo
     i64 bytes = count * dtype_size(type);
     comm_count(f, c, COMM_ALL_TO_ALL, t, (c->size - 1) * bytes);
     Request *r = request_new(f);
-    if (!f->dev->plan) wire_all_to_all(c->wire, &r->wire, recv, send, bytes);
+    if (!f->dev->plan) transfer_all_to_all(f->dev, c->wire, &r->transfer, recv, send, bytes, c->size);
     return request_started(f, r);
 }
 
@@ -234,7 +240,7 @@ static inline Request *comm_ring_start(Fabric *f, const Comm *c, Tag t, void *re
     i64 bytes = count * dtype_size(type);
     comm_count(f, c, COMM_SEND_RECV, t, bytes);
     Request *r = request_new(f);
-    if (!f->dev->plan) wire_ring(c->wire, &r->wire, recv, send, bytes, c->rank, c->size);
+    if (!f->dev->plan) transfer_ring(f->dev, c->wire, &r->transfer, recv, send, bytes, c->rank, c->size);
     return request_started(f, r);
 }
 

@@ -181,6 +181,8 @@ static inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int) {
     p->totalGlobalMem = (size_t)8 << 30;
     return cudaSuccess;
 }
+typedef enum { cudaDevAttrClockRate = 13 } cudaDeviceAttr;
+static inline cudaError_t cudaDeviceGetAttribute(int *value, cudaDeviceAttr, int) { return *value = 1410000, cudaSuccess; }
 static inline cudaError_t cudaDriverGetVersion(int *v) { return *v = 99000, cudaSuccess; }
 static inline cudaError_t cudaRuntimeGetVersion(int *v) { return *v = 99000, cudaSuccess; }
 static inline cudaError_t cudaMemGetInfo(size_t *available, size_t *total) {

@@ -13,13 +13,14 @@ typedef struct {
     int cores;    /* of this host */
     int mask;     /* that this rank may run on */
     int threads;  /* that it will use */
+    int sharing;  /* ranks on this host */
     double share; /* cores this rank can count on: less than one when ranks outnumber cores */
 } DevicePlace;
 
 /* Threads and cores of rank `local` among `locals` ranks on this host; `threads` 0: decide. */
 static inline DevicePlace device_place(int local, int locals, int threads) {
     (void)local;
-    DevicePlace p = {(int)sysconf(_SC_NPROCESSORS_ONLN), 0, threads, 0};
+    DevicePlace p = {(int)sysconf(_SC_NPROCESSORS_ONLN), 0, threads, locals, 0};
     cpu_set_t set;
     p.mask = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : p.cores;
     p.share = (double)p.cores / locals;
@@ -28,6 +29,9 @@ static inline DevicePlace device_place(int local, int locals, int threads) {
     if (p.share > p.threads) p.share = p.threads;
     return p;
 }
+
+/* Look at the device; a host is always there. */
+static inline void device_open(DevicePlace *p) { (void)p; }
 
 /* The number that follows `key` in a small system file, times `unit`; 0 where there is none. */
 static inline i64 system_number(const char *path, const char *key, i64 unit) {
@@ -74,6 +78,12 @@ static inline const char *device_refuses_heads(i64 head_dim) {
 /* One line for the start-up printout. */
 static inline void device_print(const DevicePlace *p) {
     printf("%d threads a rank, %d cores on this host", p->threads, p->cores);
+}
+
+/* What the user should know about the place; prints nothing if all is well. */
+static inline void device_note(const DevicePlace *p) {
+    if (p->mask < p->cores)
+        printf("note     this rank may run on %d of %d cores (launcher binding); mpirun --bind-to none lifts it\n", p->mask, p->cores);
 }
 
 /* Wait until everything asked for is done: at once. */

@@ -1,0 +1,157 @@
+/* device.h - a GPU as a device: which one a rank gets, its stream and memory, copies, its peak.
+
+   ranks of a host share its GPUs in turn: local rank r takes GPU r modulo their number
+   memory     a range of addresses is reserved (cuMemAddressReserve), the plan laid out in it, then as much mapped as the plan needs:
+              device memory is the arena and the CUDA context, nothing else. A dry run reserves host addresses and needs no GPU
+   peak       bf16 multiply-adds of a multiprocessor and clock x multiprocessors x clock                                          */
+#ifndef ODYSSEUS_CUDA_DEVICE_H
+#define ODYSSEUS_CUDA_DEVICE_H
+
+#include <sys/mman.h>
+
+typedef struct {
+    int index, count;  /* of this host's GPUs: this rank's, and all */
+    int threads;       /* of the host: one launches, the GPU computes */
+    int sharing;       /* ranks on this rank's GPU */
+    char name[256];
+    int major, minor, multiprocessors;
+    double clock_hz;
+} DevicePlace;
+
+#define MEMORY_OWNER "GPU"
+#define PEAK_ORIGIN "by its clock"
+
+/* The GPU of rank `local` among `locals` ranks on this host; nothing is opened yet. `threads` is of the CPU builds. */
+static inline DevicePlace device_place(int local, int locals, int threads) {
+    DevicePlace p;
+    memset(&p, 0, sizeof p);
+    if (threads) FAIL(EVERYONE, "--threads is for the CPU builds; this one computes on a GPU");
+    p.threads = 1;
+    cudaError_t e = cudaGetDeviceCount(&p.count);
+    if (e != cudaSuccess) p.count = 0;
+    if (!p.count) return p;
+    p.index = local % p.count;
+    p.sharing = (locals - p.index + p.count - 1) / p.count;
+    return p;
+}
+
+/* Look at the GPU, or say why there is none. */
+static inline void device_open(DevicePlace *p) {
+    int driver = 0, runtime = 0, clock_khz = 0;
+    if (!p->count) {
+        cudaDriverGetVersion(&driver), cudaRuntimeGetVersion(&runtime);
+        if (driver == 0) FAIL(EVERYONE, "no NVIDIA driver on this host; install it, or use make train_gpt_cpu");
+        if (driver < runtime)
+            FAIL(EVERYONE, "the NVIDIA driver knows CUDA %d.%d, this program was built with %d.%d; update the driver or build with an older toolkit",
+                 driver / 1000, driver % 1000 / 10, runtime / 1000, runtime % 1000 / 10);
+        FAIL(EVERYONE, "no GPU on this host (is CUDA_VISIBLE_DEVICES empty?); use make train_gpt_cpu to train without one");
+    }
+    cudaDeviceProp prop;
+    CUDA_CHECK(cudaSetDevice(p->index));
+    CUDA_CHECK(cudaGetDeviceProperties(&prop, p->index));
+    CUDA_CHECK(cudaDeviceGetAttribute(&clock_khz, cudaDevAttrClockRate, p->index));
+    snprintf(p->name, sizeof p->name, "%s", prop.name);
+    p->major = prop.major, p->minor = prop.minor, p->multiprocessors = prop.multiProcessorCount, p->clock_hz = 1e3 * clock_khz;
+    if (p->major < 8) FAIL(EVERYONE, "GPU %d is a %s (sm_%d%d); the kernels need sm_80 or later (A100, H100, ...)", p->index, p->name, p->major, p->minor);
+}
+
+/* bf16 FLOP/s: multiply-adds of a multiprocessor's tensor cores in a clock, by architecture (NVIDIA's white papers); an unknown one counts
+   as the fastest, so that a rate never seems too high. */
+static inline double device_peak(const DevicePlace *p) {
+    static const struct {
+        int arch, fma;
+    } known[] = {{80, 1024}, {86, 512}, {87, 512}, {89, 512}, {90, 2048}, {120, 512}, {121, 512}};
+    int fma = 4096;
+    for (int i = 0; i < COUNT_OF(known); i++)
+        if (known[i].arch == 10 * p->major + p->minor) fma = known[i].fma;
+    return 2.0 * fma * p->multiprocessors * p->clock_hz / p->sharing;
+}
+
+/* Free bytes of this rank's GPU. */
+static inline i64 device_memory_available(void) {
+    size_t available = 0, total = 0;
+    CUDA_CHECK(cudaMemGetInfo(&available, &total));
+    return (i64)available;
+}
+
+static inline void device_print(const DevicePlace *p) {
+    printf("%s (sm_%d%d, %d multiprocessors), GPU %d of %d on this host", p->name, p->major, p->minor, p->multiprocessors, p->index, p->count);
+}
+
+/* What the user should know about the place. */
+static inline void device_note(const DevicePlace *p) {
+    if (p->sharing > 1) printf("note     %d ranks share this GPU: for tests; a rank of its own each is faster\n", p->sharing);
+}
+
+/* Why attention cannot run heads of this size: NULL, it can. */
+static inline const char *device_refuses_heads(i64 head_dim) {
+    return attention_takes_head_dim(head_dim) ? NULL : "the CUDA kernels take multiples of 8 up to 128; change --heads or --dim";
+}
+
+/* ---- life ---- */
+
+/* Make `dev` ready on the GPU of `p`; a dry run (`imagined`) has none. device_free. */
+static inline void device_init(Device *dev, const DevicePlace *p, int imagined) {
+    memset(dev, 0, sizeof *dev);
+    dev->threads = p->threads;
+    if (imagined) return;
+    dev->state.multiprocessors = p->multiprocessors;
+    CUDA_CHECK(cudaSetDevice(p->index));
+    CUDA_CHECK(cudaStreamCreateWithFlags(&dev->state.stream, cudaStreamNonBlocking));
+    dev->state.gemm = gemm_open();
+}
+
+static inline void device_finish(Device *dev) {
+    if (dev->state.stream) CUDA_CHECK(cudaStreamSynchronize(dev->state.stream));
+}
+
+static inline void device_free(Device *dev) {
+    device_finish(dev);
+    gemm_close(dev->state.gemm);
+    if (dev->state.stream) CUDA_CHECK(cudaStreamDestroy(dev->state.stream));
+    dev->state.stream = NULL, dev->state.gemm = NULL;
+}
+
+/* The largest scratch that any operation needs on `rows` rows of at most `widest` numbers, `vocab` words and attention of `s`. */
+static inline i64 device_scratch_bytes(i64 rows, i64 widest, i64 vocab, const AttentionShape *s) {
+    i64 bytes = i64_max(GEMM_WORKSPACE, ops_scratch_bytes(rows, widest, vocab));
+    return i64_max(bytes, attention_scratch_bytes(s->B, s->heads, s->Tq, s->Tk, s->head_dim));
+}
+
+static inline void device_scratch(Device *dev, void *scratch, i64 bytes) {
+    dev->state.scratch = (char *)scratch;
+    dev->state.scratch_bytes = bytes;
+}
+
+static inline void copy_in_run(Device *dev, void *dst, const void *src, i64 bytes) {
+    CUDA_CHECK(cudaMemcpyAsync(dst, src, (size_t)bytes, cudaMemcpyHostToDevice, dev->state.stream));
+    device_finish(dev);
+}
+
+static inline void copy_out_run(Device *dev, void *dst, const void *src, i64 bytes) {
+    CUDA_CHECK(cudaMemcpyAsync(dst, src, (size_t)bytes, cudaMemcpyDeviceToHost, dev->state.stream));
+    device_finish(dev);
+}
+
+/* ---- the arena's memory ---- */
+
+static inline void *memory_reserve(Device *dev, i64 bytes) {
+    if (dev->state.stream) return memory_reserve_device(bytes);
+    void *base = mmap(NULL, (size_t)bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    return base == MAP_FAILED ? NULL : base;
+}
+
+/* Zero-filled. 0: not enough memory. */
+static inline int memory_commit(Device *dev, void *base, i64 bytes) {
+    if (!memory_commit_device(base, bytes)) return 0;
+    CUDA_CHECK(cudaMemsetAsync(base, 0, (size_t)bytes, dev->state.stream));
+    return 1;
+}
+
+static inline void memory_release(Device *dev, void *base, i64 reserved, i64 committed) {
+    device_finish(dev);
+    if (dev->state.stream) memory_release_device(base, reserved, committed);
+    else munmap(base, (size_t)reserved);
+}
+
+#endif
