@@ -1,0 +1,130 @@
+#!/usr/bin/env python3
+"""check_runs.py DIR - TAP for the runs of the CUDA program that test_emu.sh (or dev/gpu_check.sh) left in DIR, against the fp64 referee.
+
+DIR/MODEL/referee/          one rank, fp64: metrics.jsonl, grads.safetensors
+DIR/MODEL/single/           the CUDA program on one rank
+DIR/MODEL/SCHEME-.../       the same on several; `again` is a repetition of the last of them
+
+Bounds. bf16 keeps 8 bits: an operation's result is off by up to u = 2^-9 of itself, of either sign. A gradient has passed some
+30 roundings (2 layers, forward and backward), which as a random walk give sqrt(30) u = 1.1e-2 for a single number that every one of
+them touches fully; over a tensor, in norm, the roundings of different rows cancel further: seen is about half of it. The loss
+averages over all tokens, its first order cancels: 2e-3 of its value. Between schemes the forward is the same but for the order and
+place of a few roundings (partial sums, exchanged halves), so they agree better with each other than with fp64.
+"""
+import array
+import json
+import math
+import os
+import struct
+import sys
+
+GRAD, LOSS, BETWEEN, NORM = 1e-2, 2e-3, 1e-2, 1e-2
+
+
+class Tap:
+    def __init__(self):
+        self.n = self.bad = 0
+
+    def ok(self, good, text):
+        self.n += 1
+        self.bad += not good
+        print(f"{'ok' if good else 'not ok'} {self.n} - {text}", flush=True)
+
+
+def tensors(path):
+    with open(path, "rb") as f:
+        (size,) = struct.unpack("<Q", f.read(8))
+        header = json.loads(f.read(size))
+        base = 8 + size
+        out = {}
+        for name, t in header.items():
+            if name == "__metadata__":
+                continue
+            first, end = t["data_offsets"]
+            f.seek(base + first)
+            values = array.array({"F32": "f", "F64": "d"}[t["dtype"]])
+            values.frombytes(f.read(end - first))
+            out[name] = values
+    return out
+
+
+def lines(path):
+    with open(path) as f:
+        return [json.loads(line) for line in f]
+
+
+def distance(a, b):
+    """|a - b| / |b| in the Euclidean norm; infinite if a is not finite or has another size."""
+    if len(a) != len(b):
+        return math.inf
+    diff = sum((x - y) * (x - y) for x, y in zip(a, b))
+    size = sum(y * y for y in b)
+    if not math.isfinite(diff):
+        return math.inf
+    return 0.0 if diff == 0 else math.sqrt(diff / size) if size else math.inf
+
+
+def significant(reference):
+    """Tensors whose gradient is not zero up to rounding: GPT-2's key bias moves no probability, its exact gradient is 0."""
+    total = math.sqrt(sum(v * v for t in reference.values() for v in t))
+    return {name for name, t in reference.items() if math.sqrt(sum(v * v for v in t)) > 1e-4 * total}
+
+
+def key_bias(name, values):
+    """GPT-2 stores q, k and v biases together: leave out the middle third, whose gradient is 0."""
+    if not name.endswith("c_attn.bias"):
+        return values
+    third = len(values) // 3
+    return values[:third] + values[2 * third:]
+
+
+def worst(grads, reference, names):
+    return max((distance(key_bias(n, grads[n]), key_bias(n, reference[n])) if n in grads else math.inf, n) for n in names)
+
+
+def check_case(tap, what, directory, referee, single, names):
+    metrics, grads = lines(f"{directory}/metrics.jsonl"), tensors(f"{directory}/grads.safetensors")
+    d, name = worst(grads, referee["grads"], names)
+    tap.ok(d <= GRAD and set(grads) == set(referee["grads"]), f"{what}: gradients within {d:.2e} of fp64 (at most {GRAD:g}; {name})")
+    d = max((abs(a["loss"] - b["loss"]) / b["loss"] for a, b in zip(metrics, referee["metrics"])), default=math.inf)
+    tap.ok(len(metrics) == len(referee["metrics"]) and d <= LOSS, f"{what}: {len(metrics)} losses within {d:.2e} of fp64 (at most {LOSS:g})")
+    d = abs(metrics[0]["grad_norm"] / referee["metrics"][0]["grad_norm"] - 1)
+    tap.ok(d <= NORM, f"{what}: gradient norm within {d:.2e} of fp64 (at most {NORM:g})")
+    if single:
+        d, name = worst(grads, single["grads"], names)
+        tap.ok(d <= BETWEEN, f"{what}: gradients within {d:.2e} of one rank's (at most {BETWEEN:g}; {name})")
+    rows = json.load(open(f"{directory}/comm.json"))
+    off = [r for r in rows if r["bytes"] != r["expected_bytes"]]
+    tap.ok(not off, f"{what}: {sum(r['bytes'] for r in rows)} bytes sent, every row of the ledger as its closed form" + (f": {off[0]}" if off else ""))
+
+
+def main(root):
+    tap = Tap()
+    for model in sorted(os.listdir(root)):
+        if not os.path.isdir(f"{root}/{model}/referee"):
+            continue
+        load = lambda d: {"metrics": lines(f"{d}/metrics.jsonl"), "grads": tensors(f"{d}/grads.safetensors")}
+        referee = load(f"{root}/{model}/referee")
+        names = significant(referee["grads"])
+        single = None
+        cases = sorted(d for d in os.listdir(f"{root}/{model}") if d not in ("referee", "single", "again"))
+        for case in ["single"] + cases:
+            directory = f"{root}/{model}/{case}"
+            if not os.path.exists(f"{directory}/grads.safetensors"):
+                tap.ok(False, f"{model} {case}: the run failed: {open(directory + '/log').read().strip()[-300:] if os.path.exists(directory + '/log') else ''}")
+                continue
+            check_case(tap, f"{model} {case}", directory, referee, single, names)
+            if case == "single":
+                single = load(directory)
+        if os.path.isdir(f"{root}/{model}/again"):
+            with open(f"{root}/{model}/again/of") as f:
+                of = f.read().strip()
+            same = [[{k: m[k] for k in ("loss", "grad_norm")} for m in lines(f"{root}/{model}/{c}/metrics.jsonl")] for c in ("again", of)]
+            bits = [open(f"{root}/{model}/{c}/grads.safetensors", "rb").read() for c in ("again", of)]
+            tap.ok(same[0] == same[1] and bits[0] == bits[1], f"{model}: {of} twice gives the same bits")
+    print(f"1..{tap.n}")
+    return 1 if tap.bad or not tap.n else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

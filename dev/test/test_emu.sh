@@ -1,0 +1,53 @@
+#!/usr/bin/env bash
+# test_emu.sh [PROGRAM] - the whole CUDA program against the fp64 referee: tiny GPT-2 and Llama, every scheme and two hybrids, 1, 2 and 4 ranks.
+#
+# PROGRAM: ./train_gpt_emu unless told; dev/gpu_check.sh gives ./train_gpt. What is compared, and the bounds: check_runs.py.
+set -euo pipefail
+# shellcheck source=scripts/common.sh
+source "$(dirname "$0")/../../scripts/common.sh"
+
+program=${1:-./train_gpt_emu}
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+
+# 4,000 tokens below 128 that follow no pattern a model could know, as a uint16 shard
+python3 - "$work/tokens.bin" <<'END'
+import array, random, sys
+random.seed(7)
+tokens = array.array("H", (random.randrange(128) for _ in range(4000)))
+header = array.array("i", [20240520, 1, len(tokens)] + [0] * 253)
+open(sys.argv[1], "wb").write(header.tobytes() + tokens.tobytes())
+END
+
+GPT='--model tiny-gpt --arch gpt2 --layers 2 --dim 64 --heads 4 --ffn 256 --vocab 128 --max-pos 64'
+LLAMA='--model tiny-llama --arch llama --layers 2 --dim 64 --heads 4 --kv-heads 2 --ffn 176 --vocab 128'
+COMMON="--seq-len 48 --batch 4 --micro-batch 2 --steps 3 --lr 1e-3 --selfcheck on --log-every 100"
+
+run_case() { # MODEL CASE RANKS PROGRAM FLAGS...
+    local out=$work/$1/$2 ranks=$3 binary=$4
+    shift 4
+    mkdir -p "$out"
+    # shellcheck disable=SC2086
+    run_ranks -t 300 "$ranks" "$binary" --train "$work/tokens.bin" $COMMON "$@" --out "$out/run" --dump-grads "$out/grads.safetensors" >"$out/log" 2>&1 || return 0
+    mv "$out/run/metrics.jsonl" "$out/run/comm.json" "$out"
+}
+
+for model in gpt2 llama; do
+    flags=$GPT
+    [[ $model == gpt2 ]] || flags=$LLAMA
+    # shellcheck disable=SC2086
+    {
+        run_case $model referee 1 ./train_gpt_fp64 $flags
+        run_case $model single 1 "$program" $flags
+        for scheme in tp tpsp ulysses ring odysseus; do
+            for ranks in 2 4; do run_case $model $scheme-$ranks $ranks "$program" $flags --sp $scheme; done
+        done
+        run_case $model ulysses-ring2-4 4 "$program" $flags --sp ulysses --ring 2
+        run_case $model tpsp-ring2-stripe-4 4 "$program" $flags --sp tpsp --ring 2 --ring-layout stripe
+        run_case $model odysseus-dp2-recompute-4 4 "$program" $flags --sp odysseus --dp 2 --recompute full
+        run_case $model again 4 "$program" $flags --sp ulysses --ring 2
+        echo ulysses-ring2-4 >"$work/$model/again/of"
+    }
+done
+
+python3 dev/test/check_runs.py "$work"

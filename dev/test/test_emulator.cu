@@ -1,0 +1,168 @@
+/* test_emulator.cu - the emulator itself: what it must report is planted here, a kernel a fault, and each must be reported.
+
+   A fault that ends the program runs in a child; its exit code and the first line it wrote are looked at.                        */
+#include "../../kernels/cuda/cuda.h"
+#include "check.h"
+#include <sys/wait.h>
+
+enum { BLOCK = 64, GRID = 3, N = BLOCK * GRID };
+
+/* ---- kernels --------------------------------------------------------------------------------------------------------------- */
+
+enum Fault { SOUND, NO_BARRIER, RETURNS_EARLY, OTHER_BARRIER, LANE_MISSING, LANE_ELSEWHERE, NEVER_WAITED, READ_EARLY, UNWRITTEN, MISALIGNED, OVERRUN };
+
+/* out[i] = the sum over its warp of in[mirror of i in the block]: through shared memory, filled by cp.async, and a shuffle. */
+template <Fault FAULT> __global__ void mirror_sum(float *out, const float *in) {
+    SHARED(float, s, BLOCK);
+    SHARED(bf16, tile, 8 * 8 * 4 + 8);
+    int i = threadIdx.x, lane = i % 32;
+    if (i < BLOCK / 4) cp_async_16(s + 4 * i, in + blockIdx.x * BLOCK + 4 * i, true);
+    cp_async_commit();
+    if (FAULT != NEVER_WAITED && FAULT != READ_EARLY) cp_async_wait<0>();
+    if (FAULT == RETURNS_EARLY && i == 40) return;
+    if (FAULT == OTHER_BARRIER && i >= 32) __syncthreads();
+    else if (FAULT != NO_BARRIER) __syncthreads();
+    float v = FAULT == UNWRITTEN ? bf16_float(tile[i]) : s[BLOCK - 1 - i + (FAULT == OVERRUN ? 64 : 0)];
+    if (FAULT == READ_EARLY) cp_async_wait<0>();
+    if (FAULT == MISALIGNED) {
+        uint32_t r[4];
+        ldmatrix_x4(r, tile + 8 * lane + 1);
+        v += (float)r[0];
+    }
+    if (FAULT == LANE_MISSING && lane == 5) return;
+    if (FAULT == LANE_ELSEWHERE && lane == 5) v += __shfl_xor_sync(0xffffffffu, v, 1);
+    for (int m = 16; m > 0; m /= 2) v += __shfl_xor_sync(0xffffffffu, v, m);
+    out[blockIdx.x * BLOCK + i] = v;
+}
+
+__global__ void twice(float *x, int n) {
+    int i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < n) x[i] *= 2;
+}
+
+/* ---- running them ---------------------------------------------------------------------------------------------------------- */
+
+static float expected(int i) { /* in[i] = i */
+    int block = i / BLOCK, warp = i % BLOCK / 32;
+    float sum = 0;
+    for (int l = 0; l < 32; l++) sum += (float)(block * BLOCK + BLOCK - 1 - (32 * warp + l));
+    return sum;
+}
+
+/* How many of the outputs are right; -1 if none was written. */
+template <Fault FAULT> static int run_mirror(int seed) {
+    float *in, *out, host[N];
+    cudaStream_t stream;
+    emu_schedule(seed);
+    CUDA_CHECK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+    CUDA_CHECK(cudaMalloc((void **)&in, sizeof host));
+    CUDA_CHECK(cudaMalloc((void **)&out, sizeof host));
+    for (int i = 0; i < N; i++) host[i] = (float)i;
+    CUDA_CHECK(cudaMemcpy(in, host, sizeof host, cudaMemcpyHostToDevice));
+    LAUNCH((mirror_sum<FAULT>), dim3(GRID), dim3(BLOCK), 0, stream, out, in);
+    CUDA_CHECK(cudaStreamSynchronize(stream));
+    CUDA_CHECK(cudaMemcpy(host, out, sizeof host, cudaMemcpyDeviceToHost));
+    int right = 0;
+    for (int i = 0; i < N; i++) right += host[i] == expected(i);
+    CUDA_CHECK(cudaFree(in));
+    CUDA_CHECK(cudaFree(out));
+    CUDA_CHECK(cudaStreamDestroy(stream));
+    return right;
+}
+
+/* Run `body` in a child; its exit code, and what it wrote to stderr first. A result comes back as 100 + (all right? 0 : 1). */
+template <class Body> static int in_child(Body body, char *said, size_t size) {
+    int pipes[2], status = 0;
+    if (pipe(pipes) != 0) FAIL(THIS_RANK, "pipe: %s", strerror(errno));
+    fflush(stdout);
+    pid_t child = fork();
+    if (child == 0) {
+        dup2(pipes[1], 2);
+        close(pipes[0]), close(pipes[1]);
+        _exit(body() == N ? 100 : 101);
+    }
+    close(pipes[1]);
+    size_t used = 0;
+    for (ssize_t n; used + 1 < size && (n = read(pipes[0], said + used, size - 1 - used)) > 0;) used += (size_t)n;
+    said[used] = 0;
+    char rest[4096];
+    while (read(pipes[0], rest, sizeof rest) > 0) {}
+    close(pipes[0]);
+    waitpid(child, &status, 0);
+    return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+}
+
+/* The fault must end the program with a line that has `words` and names this file. */
+template <Fault FAULT> static void check_reported(const char *name, const char *words) {
+    for (int seed = 0; seed < 3; seed++) {
+        char said[8192];
+        int code = in_child([seed] { return run_mirror<FAULT>(seed); }, said, sizeof said);
+        const char *line = strstr(said, words);
+        int reported = code != 100 && code != 101 && line && strstr(said, "test_emulator.cu:");
+        check(reported, "%s, schedule %d: reported (exit %d: %.*s)", name, seed, code, line ? (int)strcspn(line, "\n(") : 0, line ? line : "");
+    }
+}
+
+/* The fault must give other numbers under at least one of three schedules, or be reported. */
+template <Fault FAULT> static void check_shows(const char *name) {
+    int caught = 0;
+    for (int seed = 0; seed < 3; seed++) {
+        char said[8192];
+        caught += in_child([seed] { return run_mirror<FAULT>(seed); }, said, sizeof said) != 100;
+    }
+    check(caught > 0, "%s: caught under %d of 3 schedules", name, caught);
+}
+
+/* Work on one stream that needs another's: with the event it is right, without it meets what was there before. */
+static int run_streams(int with_event) {
+    float *x, *y, host[N];
+    cudaStream_t first, second;
+    cudaEvent_t done;
+    CUDA_CHECK(cudaStreamCreateWithFlags(&first, cudaStreamNonBlocking));
+    CUDA_CHECK(cudaStreamCreateWithFlags(&second, cudaStreamNonBlocking));
+    CUDA_CHECK(cudaEventCreateWithFlags(&done, cudaEventDisableTiming));
+    CUDA_CHECK(cudaMalloc((void **)&x, sizeof host));
+    CUDA_CHECK(cudaMalloc((void **)&y, sizeof host));
+    for (int i = 0; i < N; i++) host[i] = (float)i;
+    CUDA_CHECK(cudaMemcpy(x, host, sizeof host, cudaMemcpyHostToDevice));
+    LAUNCH(twice, dim3(GRID), dim3(BLOCK), 0, first, x, (int)N);
+    CUDA_CHECK(cudaEventRecord(done, first));
+    if (with_event) CUDA_CHECK(cudaStreamWaitEvent(second, done, 0));
+    CUDA_CHECK(cudaMemcpyAsync(y, x, sizeof host, cudaMemcpyDeviceToDevice, second));
+    CUDA_CHECK(cudaStreamSynchronize(second));
+    memcpy(host, y, sizeof host);
+    CUDA_CHECK(cudaDeviceSynchronize());
+    int right = 0;
+    for (int i = 0; i < N; i++) right += host[i] == 2.0f * (float)i;
+    return right;
+}
+
+#if defined(__SANITIZE_ADDRESS__) /* sees the read of what has not landed first */
+#define NEVER_WAITED_SAYS "use-after-poison"
+#else
+#define NEVER_WAITED_SAYS "never waited for"
+#endif
+
+int main(void) {
+    char said[8192];
+    for (int seed = 0; seed < 8; seed++) {
+        int code = in_child([seed] { return run_mirror<SOUND>(seed); }, said, sizeof said);
+        check(code == 100, "a sound kernel is right under schedule %d (exit %d%s%.200s)", seed, code, code == 100 ? "" : ": ", code == 100 ? "" : said);
+    }
+    check_shows<NO_BARRIER>("a missing barrier");
+    check_shows<UNWRITTEN>("shared memory that nobody wrote");
+    check_shows<READ_EARLY>("a copy read before it was waited for");
+    check_reported<RETURNS_EARLY>("a barrier that a returned thread never reaches", "barrier");
+    check_reported<OTHER_BARRIER>("threads at different barriers", "different barriers");
+    check_reported<LANE_MISSING>("a shuffle without one lane", "lanes");
+    check_reported<LANE_ELSEWHERE>("lanes at different shuffles", "different operations");
+    check_reported<NEVER_WAITED>("a copy never waited for", NEVER_WAITED_SAYS);
+    check_reported<MISALIGNED>("a misaligned row of ldmatrix", "aligned");
+#if defined(__SANITIZE_ADDRESS__)
+    check_reported<OVERRUN>("an index past the end of shared memory", "use-after-poison");
+    check_reported<READ_EARLY>("a copy read before it was waited for", "use-after-poison");
+#endif
+    check(in_child([] { return run_streams(1); }, said, sizeof said) == 100, "a stream that waits for another's event sees its work");
+    check(in_child([] { return run_streams(0); }, said, sizeof said) == 101, "a stream that forgets to wait sees old data");
+    return checks_done();
+}
