@@ -25,10 +25,11 @@ NVCCFLAGS = -std=c++20 -O3 -DODYSSEUS_CUDA -D_GNU_SOURCE -Werror all-warnings -X
 	-Xptxas -v,-warn-spills,-Werror $(foreach a,$(CUDA_ARCHS),-gencode arch=compute_$(a),code=sm_$(a)) --threads 0
 MPIFLAGS = $(shell $(MPICXX) --showme:compile 2>/dev/null) -DOMPI_SKIP_MPICXX
 MPILIBS = $(foreach f,$(shell $(MPICXX) --showme:link 2>/dev/null),$(if $(filter -Wl% -pthread,$(f)),-Xcompiler $(f),$(f)))
-NVCOMPILE = $(NVCC) -x cu $(NVCCFLAGS) $(MPIFLAGS) -MMD -MP -MF build/$(@F).d $< -o $@ $(MPILIBS) -lcublasLt -lcjson 2>build/ptxas_$(@F).txt || { cat build/ptxas_$(@F).txt; false; }
+NCCL = $(wildcard $(patsubst %/bin/nvcc,%/include/nccl.h,$(realpath $(NVCC))) /usr/include/nccl.h)
+NVCOMPILE = $(NVCC) -x cu $(NVCCFLAGS) $(if $(NCCL),-DODYSSEUS_NCCL) $(MPIFLAGS) -MMD -MP -MF build/$(@F).d $< -o $@ $(MPILIBS) -lcublasLt $(if $(NCCL),-lnccl) -lcjson 2>build/ptxas_$(@F).txt || { cat build/ptxas_$(@F).txt; false; }
 
 # The CUDA program on the CPU: a C++ compiler sees the same sources.
-EMUFLAGS = -std=c++20 -fopenmp -D_GNU_SOURCE -DODYSSEUS_CUDA -DOMPI_SKIP_MPICXX -Wall -Wextra -Werror -Wno-unused-function
+EMUFLAGS = -std=c++20 -fopenmp -D_GNU_SOURCE -DODYSSEUS_CUDA -DODYSSEUS_NCCL -DOMPI_SKIP_MPICXX -Wall -Wextra -Werror -Wno-unused-function
 EMUCOMPILE = $(MPICXX) -x c++ $(EMUFLAGS) -MMD -MP -MF build/$(@F).d $< -o $@
 
 TESTS = $(patsubst dev/test/%.c,build/%,$(wildcard dev/test/test_*.c))

@@ -43,7 +43,7 @@ static void test_shape(i64 rows, i64 IC, i64 OC) {
 
 int main(void) {
     DevicePlace place = device_place(0, 1, 0);
-    device_open(&place);
+    device_open(&place, "mpi");
     device_init(&device, &place, 0);
     void *scratch;
     CUDA_CHECK(cudaMalloc(&scratch, GEMM_WORKSPACE));
