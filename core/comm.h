@@ -17,7 +17,11 @@
 
 #include "../kernels/compute.h"
 #include "ledger.h"
+#ifdef ODYSSEUS_NO_MPI
+#include "comm_alone.h"
+#else
 #include "comm_mpi.h"
+#endif
 
 /* A group of ranks along one or more axes of the mesh. */
 typedef struct {

@@ -12,8 +12,6 @@
 #ifndef ODYSSEUS_COMM_CUDA_H
 #define ODYSSEUS_COMM_CUDA_H
 
-#include "comm_mpi.h"
-
 #ifdef ODYSSEUS_NCCL
 #ifdef __CUDACC__
 #include <nccl.h>

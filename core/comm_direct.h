@@ -2,8 +2,6 @@
 #ifndef ODYSSEUS_COMM_DIRECT_H
 #define ODYSSEUS_COMM_DIRECT_H
 
-#include "comm_mpi.h"
-
 typedef WireRequest Transfer;
 
 /* What the transfers of a rank share: nothing, MPI keeps it. */
