@@ -38,6 +38,7 @@ typedef struct {
     int recompute, overlap;
     const char *comm;
     double comm_timeout;
+    Dtype grad_wire;
     DevicePlace place;
 } ModelOptions;
 
@@ -169,7 +170,7 @@ static void model_init(Model *m, const ModelOptions *o, Wire base, int imagined,
     if (!imagined) mesh_link(&m->mesh, &m->fabric);
     m->fabric.timeout_s = o->comm_timeout;
     arena_reserve(&m->arena, &m->dev);
-    zero_init(&m->zero, &m->config, &m->mesh, &m->fabric, &m->arena, m->scheme->splits);
+    zero_init(&m->zero, &m->config, &m->mesh, &m->fabric, &m->arena, m->scheme->splits, o->grad_wire);
     m->schedule = model_schedule(&m->config, &m->uses);
     model_place(m, o);
     model_layout(m);
@@ -199,7 +200,7 @@ static void model_free(Model *m) {
 /* The closed form of a step's traffic: parameters by ZeRO, activations by the scheme, the head's slices, control. */
 static void model_expect(Model *m, i64 micro) {
     const Mesh *mesh = &m->mesh;
-    zero_volume(&m->ledger, &m->config, mesh, m->scheme->splits, micro);
+    zero_volume(&m->ledger, &m->config, mesh, m->scheme->splits, m->zero.grad_wire, micro);
     m->scheme->volume(&m->ledger, &m->config, mesh, m->L, m->B, micro * m->config.layers, m->recompute);
     if (m->scheme->replicated_stream)
         ledger_expect(&m->ledger, COMM_ALL_GATHER, tag(BLOCK_HEAD, PHASE_BACKWARD, WHAT_ACTIVATION),
@@ -745,6 +746,7 @@ static void options_from_flags(ModelOptions *o, Settings *s, const FlagsGiven *g
     o->recompute = strcmp(s->recompute, "full") == 0;
     o->overlap = strcmp(s->overlap, "on") == 0;
     o->comm = s->comm, o->comm_timeout = s->comm_timeout;
+    o->grad_wire = s->grad_comm && strcmp(s->grad_comm, "bf16") == 0 ? DTYPE_REAL : DTYPE_ACCUM;
     o->place = place;
     char why[1024];
     if (options_refuse(o, why, sizeof why)) FAIL(EVERYONE, "%s", why);

@@ -55,7 +55,7 @@ typedef struct {
     const void *parts;
     i64 count;
     int n_parts, add;
-    Dtype type;
+    Dtype type, sum_type; /* of the parts, of dst */
 } Request;
 
 typedef enum { SCHEDULE_IGNORE, SCHEDULE_RECORD, SCHEDULE_FOLLOW } ScheduleMode;
@@ -197,7 +197,9 @@ static inline void comm_wait(Fabric *f, Request *r) {
     transfer_wait(f->dev, &f->links, &r->transfer);
     f->exposed_s += seconds_now() - begin;
     r->active = 0;
-    if (r->parts) sum_parts(f->dev, r->dst, r->parts, r->n_parts, r->count, r->count, r->type, r->add);
+    if (!r->parts) return;
+    if (r->sum_type == r->type) sum_parts(f->dev, r->dst, r->parts, r->n_parts, r->count, r->count, r->type, r->add);
+    else add_parts(f->dev, (accum *)r->dst, (const real *)r->parts, r->n_parts, r->count, r->count);
 }
 
 /* A free request; in plan mode one that is never on the wire, so that the walk is the same. */
@@ -241,7 +243,17 @@ static inline Request *comm_reduce_scatter_start(Fabric *f, const Comm *c, Tag t
     if (c->size == 1) return NULL;
     i64 bytes = count * dtype_size(type);
     Request *r = request_new(f, comm_count(f, c, COMM_REDUCE_SCATTER, t, (c->size - 1) * bytes));
-    r->dst = dst, r->parts = scratch, r->count = count, r->n_parts = c->size, r->type = type, r->add = add;
+    r->dst = dst, r->parts = scratch, r->count = count, r->n_parts = c->size, r->type = r->sum_type = type, r->add = add;
+    if (!f->dev->plan) transfer_all_to_all(f->dev, &f->links, c, &r->transfer, scratch, full, bytes);
+    return request_started(f, r);
+}
+
+/* The same for gradients that travel in the compute type: dst (count, accum) += the sum of real parts, made in accum. */
+static inline Request *comm_reduce_scatter_real_start(Fabric *f, const Comm *c, Tag t, accum *dst, const real *full, real *scratch, i64 count) {
+    if (c->size == 1) return NULL;
+    i64 bytes = count * dtype_size(DTYPE_REAL);
+    Request *r = request_new(f, comm_count(f, c, COMM_REDUCE_SCATTER, t, (c->size - 1) * bytes));
+    r->dst = dst, r->parts = scratch, r->count = count, r->n_parts = c->size, r->type = DTYPE_REAL, r->sum_type = DTYPE_ACCUM;
     if (!f->dev->plan) transfer_all_to_all(f->dev, &f->links, c, &r->transfer, scratch, full, bytes);
     return request_started(f, r);
 }
@@ -257,7 +269,7 @@ static inline void comm_all_reduce(Fabric *f, const Comm *c, Tag t, void *buf, v
     PlannedCall call = comm_count(f, c, COMM_ALL_REDUCE, t, 2 * (c->size - 1) * bytes);
     char *own = (char *)buf + c->rank * bytes;
     Request *r = request_new(f, call);
-    r->dst = own, r->parts = scratch, r->count = count, r->n_parts = c->size, r->type = type;
+    r->dst = own, r->parts = scratch, r->count = count, r->n_parts = c->size, r->type = r->sum_type = type;
     if (!f->dev->plan) transfer_all_to_all(f->dev, &f->links, c, &r->transfer, scratch, buf, bytes);
     comm_wait(f, r);
     r = request_new(f, call);

@@ -16,7 +16,7 @@ typedef struct {
     const char *train, *val;
     i64 seq_len, batch, micro_batch, ignore_token;
     /* parallelism */
-    const char *sp, *ring_layout, *overlap, *comm;
+    const char *sp, *ring_layout, *overlap, *comm, *grad_comm;
     i64 dp, ring, threads;
     double comm_timeout;
     /* training */

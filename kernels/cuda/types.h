@@ -20,6 +20,7 @@ typedef float accum;
 #endif
 
 #define BACKEND_FLAGS \
+    {NULL, "grad-comm", FLAG_CHOICE, AT(grad_comm), "fp32", 0, 0, "fp32|bf16", "weight gradients on the wire; bf16 ones are still summed in fp32"}, \
     {NULL, "comm-timeout", FLAG_REAL, AT(comm_timeout), "600", 0, 1e9, NULL, "seconds that one collective over NCCL may take before the run stops; 0: any"},
 
 /* A value of the compute type, and back. */
