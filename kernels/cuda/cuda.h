@@ -12,6 +12,8 @@
 #ifdef __CUDACC__
 #include <cuda_runtime.h>
 
+#define UNROLL _Pragma("unroll") /* before a loop over registers; nothing for the emulator */
+
 #define SHARED(type, name, count) __shared__ __align__(128) type name[count]
 #define SHARED_DYNAMIC(type, name) \
     extern __shared__ __align__(128) unsigned char dynamic_shared[]; \
