@@ -191,7 +191,7 @@ static inline cudaError_t cudaMemGetInfo(size_t *available, size_t *total) {
 /* kernel<<<grid, block, shared, stream>>>(args...): arguments are copied at the call. */
 #define LAUNCH(kernel, grid, block, shared, stream, ...) \
     do { \
-        dim3 launch_grid(grid), launch_block(block); \
+        dim3 launch_grid = (grid), launch_block = (block); \
         size_t launch_shared = (size_t)(shared); \
         auto launch_body = [=]() { emu_call(kernel, __VA_ARGS__); }; \
         emu_enqueue((stream), [=]() { emu_grid(#kernel, launch_grid, launch_block, launch_shared, launch_body, {__FILE__, __LINE__}); }); \
