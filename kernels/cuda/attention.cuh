@@ -89,10 +89,9 @@ template <int SIZE> __device__ __forceinline__ bool tile_is_masked(const Attenti
     return kv.count < SIZE || q.position < tile_last(kv);
 }
 
-/* How many keys of `kv`, counted from its first, query `row` of `q` may see. */
-__device__ __forceinline__ int visible_keys(const AttentionTile &q, int row, const AttentionTile &kv) {
-    int distance = q.position + row * q.stride - kv.position;
-    return distance < 0 ? 0 : min(kv.count, distance / kv.stride + 1);
+/* Query `row` of `q` sees column c of `kv` where c kv.stride <= this: without a division, for the element's registers are scarce. */
+__device__ __forceinline__ int tile_limit(const AttentionTile &q, int row, const AttentionTile &kv) {
+    return min(q.position + row * q.stride - kv.position, (kv.count - 1) * kv.stride);
 }
 
 /* ---- the order of blocks ---- */
@@ -129,15 +128,15 @@ template <int COLS> __device__ __forceinline__ int swizzle(int row, int col) { r
 /* Begin to bring `rows` rows of `width` elements, `step` apart; what is missing of ROWS x COLS becomes zeros. A thread keeps its column,
    and its rows are multiples of 8 apart: the swizzle is one number for all its chunks. */
 template <int ROWS, int COLS, int THREADS>
-__device__ __forceinline__ void tile_fetch(bf16 *tile, const bf16 *from, i64 step, int rows, int width) {
+__device__ __forceinline__ void tile_fetch(bf16 *tile, const bf16 *from, int step, int rows, int width) {
     constexpr int CHUNKS = COLS / 8, APART = THREADS / CHUNKS;
     static_assert(APART % 8 == 0 && ROWS % APART == 0, "a thread's rows");
     int chunk = (int)threadIdx.x % CHUNKS, row = (int)threadIdx.x / CHUNKS;
     bool column = chunk * 8 < width;
     tile += swizzle<COLS>(row, chunk * 8);
-    from += row * step + chunk * 8;
+    unsigned at = (unsigned)(row * step + chunk * 8), apart = (unsigned)(APART * step);
     UNROLL
-    for (int i = 0; i < ROWS / APART; i++) cp_async_16(tile + i * APART * COLS, from + i * APART * step, column && row + i * APART < rows);
+    for (int i = 0; i < ROWS / APART; i++) cp_async_16(tile + i * APART * COLS, from + (at + i * apart), column && row + i * APART < rows);
 }
 
 /* ---- products of one warp ---- */
@@ -158,7 +157,7 @@ __device__ __forceinline__ void warp_multiply(float (&acc)[MT][NT][4], const bf1
     int a_lane = lane_offset<A_COLS, !A_TURNED>(), b_lane = lane_offset<B_COLS, !B_TURNED>();
     a_lane = A_TURNED ? a_lane ^ a_first : a_lane + a_first * A_COLS;
     b_lane = B_TURNED ? b_lane + b_first * B_COLS : b_lane ^ b_first;
-    UNROLL
+    UNROLL_BY(4) /* all of it would keep every column's address in a register */
     for (int k = 0; k < K; k += 16) {
         uint32_t fa[MT][4];
         UNROLL

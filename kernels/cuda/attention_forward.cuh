@@ -71,11 +71,11 @@ __device__ __forceinline__ void mask_tile(float (&s)[MT][NT][4], const Attention
     for (int m = 0; m < MT; m++)
         UNROLL
         for (int half = 0; half < 2; half++) {
-            int seen = visible_keys(q, row + 16 * m + 8 * half, kv) - col;
+            int limit = tile_limit(q, row + 16 * m + 8 * half, kv) - col * kv.stride;
             UNROLL
             for (int n = 0; n < NT; n++) {
-                if (8 * n >= seen) s[m][n][2 * half] = -INFINITY;
-                if (8 * n + 1 >= seen) s[m][n][2 * half + 1] = -INFINITY;
+                if (8 * n * kv.stride > limit) s[m][n][2 * half] = -INFINITY;
+                if ((8 * n + 1) * kv.stride > limit) s[m][n][2 * half + 1] = -INFINITY;
             }
         }
 }
@@ -181,13 +181,14 @@ template <int HD, int BM, int BN, int WARPS> __global__ void __launch_bounds__(3
     int tiles = tiles_until<BN>(a.kv_map, tile_last(tile));
     if (tiles == 0 && a.merge) return; /* nothing joins */
     int b = head / a.heads, h = head - b * a.heads, warp_row = (int)threadIdx.x / 32 * 16 * MT, lane_row = warp_row + (int)threadIdx.x % 32 / 4;
-    i64 at = ((i64)tile.first * a.B + b) * a.heads + h, kv_step = (i64)a.B * 2 * a.kv_heads * a.head_dim;
-    const bf16 *keys = a.kv + ((i64)b * 2 * a.kv_heads + h / (a.heads / a.kv_heads)) * a.head_dim, *values = keys + (i64)a.kv_heads * a.head_dim;
+    i64 at = (i64)tile.first * a.B * a.heads + head;
+    int values = a.kv_heads * a.head_dim, kv_step = 2 * a.B * values;
+    const bf16 *keys = a.kv + ((i64)b * 2 * a.kv_heads + h / (a.heads / a.kv_heads)) * a.head_dim;
 
-    AttentionTile kv = attention_tile<BN>(a.kv_map, max(tiles - 1, 0));
     if (tiles > 0) {
-        tile_fetch<BM, HD, THREADS>(q, a.q + at * a.head_dim, (i64)a.B * a.heads * a.head_dim, tile.count, a.head_dim);
-        tile_fetch<BN, HD, THREADS>(k, keys + kv.first * kv_step, kv_step, kv.count, a.head_dim);
+        AttentionTile kv = attention_tile<BN>(a.kv_map, tiles - 1);
+        tile_fetch<BM, HD, THREADS>(q, a.q + at * a.head_dim, a.B * a.heads * a.head_dim, tile.count, a.head_dim);
+        tile_fetch<BN, HD, THREADS>(k, keys + (i64)kv.first * kv_step, kv_step, kv.count, a.head_dim);
         cp_async_commit();
     }
     float out[MT][DT][4], top[MT][2], sum[MT][2];
@@ -195,7 +196,8 @@ template <int HD, int BM, int BN, int WARPS> __global__ void __launch_bounds__(3
     for (int j = tiles - 1; j >= 0; j--) {
         cp_async_wait<0>();
         __syncthreads(); /* K(j) is here, all are done with V(j+1) */
-        tile_fetch<BN, HD, THREADS>(v, values + kv.first * kv_step, kv_step, kv.count, a.head_dim);
+        AttentionTile kv = attention_tile<BN>(a.kv_map, j);
+        tile_fetch<BN, HD, THREADS>(v, keys + values + (i64)kv.first * kv_step, kv_step, kv.count, a.head_dim);
         cp_async_commit();
         float s[MT][NT][4];
         warp_zero(s);
@@ -204,14 +206,14 @@ template <int HD, int BM, int BN, int WARPS> __global__ void __launch_bounds__(3
         cp_async_wait<0>();
         __syncthreads(); /* V(j) is here, all are done with K(j) */
         if (j > 0) {
-            kv = attention_tile<BN>(a.kv_map, j - 1);
-            tile_fetch<BN, HD, THREADS>(k, keys + kv.first * kv_step, kv_step, kv.count, a.head_dim);
+            AttentionTile next = attention_tile<BN>(a.kv_map, j - 1);
+            tile_fetch<BN, HD, THREADS>(k, keys + (i64)next.first * kv_step, kv_step, next.count, a.head_dim);
         }
         cp_async_commit();
         softmax_tile(s, out, top, sum, a.scale_log2);
         multiply_values<HD>(out, s, v);
     }
-    softmax_end(a, at, tile.count, warp_row, out, top, sum);
+    softmax_end(a, (i64)tile.first * a.B * a.heads + head, tile.count, warp_row, out, top, sum);
 }
 
 template <int HD, int BM, int BN, int WARPS> static inline void attention_forward_launch(Device *dev, AttentionForward a, const TokenMap *q_map, const TokenMap *kv_map) {
