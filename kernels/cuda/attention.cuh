@@ -52,6 +52,9 @@ static inline void attention_check(const AttentionShape *s, const TokenMap *q_ma
         FAIL(THIS_RANK, "attention: head dim %lld; the CUDA kernels take multiples of 8 up to 128", (long long)s->head_dim);
     if (s->heads % s->kv_heads != 0)
         FAIL(THIS_RANK, "attention: %lld query heads do not share %lld KV heads evenly", (long long)s->heads, (long long)s->kv_heads);
+    i64 widest = s->B * s->head_dim * i64_max(s->heads, 2 * s->kv_heads);
+    if (widest > (i64)1 << 23) /* offsets within a tile are 32-bit */
+        FAIL(THIS_RANK, "attention: %lld elements per token of the batch; the CUDA kernels take up to 2^23: a smaller micro-batch fits", (long long)widest);
     attention_check_map(q_map, "queries"), attention_check_map(kv_map, "keys");
 }
 

@@ -71,7 +71,8 @@ typedef struct {
     const bf16 *q, *kv, *dout;
     const float *lse, *delta;
     int *turns; /* (heads of all sequences, query tiles): how many KV tiles have added */
-    int B, heads, kv_heads, head_dim;
+    int kv_heads, group, head_dim; /* group: query heads of a KV head */
+    int rows, q_step, kv_step;     /* from token to token: rows of lse, elements of q, of kv */
     float scale, scale_log2;
     AttentionMap q_map, kv_map;
     int q_tiles;
@@ -80,7 +81,6 @@ typedef struct {
 
 /* One step of a block: a query tile of a query head. */
 typedef struct {
-    AttentionTile tile;
     int i, h; /* index of the tile; query head within the group */
 } BackwardStep;
 
@@ -95,25 +95,28 @@ template <int HD, int BM, int BN, int S_ROWS, int KV_ROWS, int Q_ROWS> struct Ba
 };
 
 /* The step after this one, if there is one: all heads of the group, then the query tile before. */
-template <int BM> __device__ __forceinline__ bool step_next(const AttentionBackward &a, BackwardStep *s, const AttentionTile &kv) {
-    if (++s->h < a.heads / a.kv_heads) return true;
+template <int BM> __device__ __forceinline__ bool step_next(const AttentionBackward &a, BackwardStep *s, int kv_position) {
+    if (++s->h < a.group) return true;
     s->h = 0;
-    if (--s->i < 0) return false;
-    s->tile = attention_tile<BM>(a.q_map, s->i);
-    return tile_last(s->tile) >= kv.position;
+    return --s->i >= 0 && tile_last(attention_tile<BM>(a.q_map, s->i)) >= kv_position;
 }
 
-/* Row of lse and delta, and of q in units of head_dim, where a step begins; `head` is the group's first, of all sequences. */
-__device__ __forceinline__ i64 step_row(const AttentionBackward &a, const BackwardStep &s, int head) {
-    return (i64)s.tile.first * a.B * a.heads + head + s.h;
+/* Row of lse and delta where a step begins; `head` is the group's first, of all sequences. */
+template <int BM> __device__ __forceinline__ i64 step_row(const AttentionBackward &a, BackwardStep s, int head) {
+    return (i64)attention_tile<BM>(a.q_map, s.i).first * a.rows + head + s.h;
+}
+
+/* Begin to bring a step's tile of q or dout. */
+template <int BM, int HD, int THREADS> __device__ __forceinline__ void step_fetch(const AttentionBackward &a, bf16 *tile, const bf16 *from, BackwardStep s, int head) {
+    tile_fetch<BM, HD, THREADS>(tile, from + step_row<BM>(a, s, head) * a.head_dim, a.q_step, attention_tile<BM>(a.q_map, s.i).count, a.head_dim);
 }
 
 /* This thread's element of the step's rows: lse in units of log2 for the first BM threads, delta for the next BM. */
-template <int BM> __device__ __forceinline__ float step_value(const AttentionBackward &a, const BackwardStep &s, int head) {
+template <int BM> __device__ __forceinline__ float step_value(const AttentionBackward &a, BackwardStep s, int head) {
     int row = (int)threadIdx.x % BM;
     bool is_lse = (int)threadIdx.x < BM;
-    if ((int)threadIdx.x >= 2 * BM || row >= s.tile.count) return is_lse ? INFINITY : 0;
-    i64 at = step_row(a, s, head) + (i64)row * a.B * a.heads;
+    if ((int)threadIdx.x >= 2 * BM || row >= attention_tile<BM>(a.q_map, s.i).count) return is_lse ? INFINITY : 0;
+    i64 at = step_row<BM>(a, s, head) + (i64)row * a.rows;
     if (!is_lse) return a.delta[at];
     float lse = a.lse[at];
     return lse == -INFINITY ? INFINITY : lse * LOG2_E;
@@ -174,28 +177,28 @@ template <int COLS, int MT, int NT> __device__ __forceinline__ void tile_store(b
 
 /* to += factor x for a warp's accumulators: begin to read what is there ... */
 template <int MT, int NT>
-__device__ __forceinline__ void rows_read(floatx4 (&old)[MT][NT], const float *from, i64 step, int row, int rows, int col, int width) {
+__device__ __forceinline__ void rows_read(floatx4 (&old)[MT][NT], const float *from, int step, int row, int rows, int col, int width) {
+    unsigned at = (unsigned)((row + traded_row()) * step + col + traded_col());
     UNROLL
     for (int m = 0; m < MT; m++)
         UNROLL
         for (int n = 0; n < NT; n++) {
-            int r = row + 16 * m + traded_row(), c = col + 8 * n;
-            if (r < rows && c < width) old[m][n] = *(const floatx4 *)(from + r * step + c + traded_col());
+            if (row + traded_row() + 16 * m < rows && col + 8 * n < width) old[m][n] = *(const floatx4 *)(from + at + (unsigned)(16 * m * step) + 8 * n);
         }
 }
 /* ... and later add and write. */
 template <int MT, int NT>
-__device__ __forceinline__ void rows_write(float *to, floatx4 (&old)[MT][NT], float (&x)[MT][NT][4], float factor, i64 step, int row, int rows, int col,
+__device__ __forceinline__ void rows_write(float *to, floatx4 (&old)[MT][NT], float (&x)[MT][NT][4], float factor, int step, int row, int rows, int col,
                                            int width) {
+    unsigned at = (unsigned)((row + traded_row()) * step + col + traded_col());
     UNROLL
     for (int m = 0; m < MT; m++)
         UNROLL
         for (int n = 0; n < NT; n++) {
-            int r = row + 16 * m + traded_row(), c = col + 8 * n;
             lanes_trade(x[m][n]);
             UNROLL
             for (int e = 0; e < 4; e++) old[m][n].v[e] += factor * x[m][n][e];
-            if (r < rows && c < width) *(floatx4 *)(to + r * step + c + traded_col()) = old[m][n];
+            if (row + traded_row() + 16 * m < rows && col + 8 * n < width) *(floatx4 *)(to + at + (unsigned)(16 * m * step) + 8 * n) = old[m][n];
         }
 }
 
@@ -209,27 +212,24 @@ __global__ void __launch_bounds__(256, 1) attention_backward_kernel(AttentionBac
     int j, kv_head;
     attention_block(a.order, &j, &kv_head);
     AttentionTile kv = attention_tile<BN>(a.kv_map, j);
-    int b = kv_head / a.kv_heads, kh = kv_head - b * a.kv_heads, head = kv_head * (a.heads / a.kv_heads); /* the group's first query head */
-    int q_step = a.B * a.heads * a.head_dim, kv_step = a.B * 2 * a.kv_heads * a.head_dim, to_values = a.kv_heads * a.head_dim;
-    i64 kv_at = (i64)kv.first * kv_step + ((i64)b * 2 * a.kv_heads + kh) * a.head_dim;
+    int b = kv_head / a.kv_heads, kh = kv_head - b * a.kv_heads, head = kv_head * a.group; /* the group's first query head */
+    i64 kv_at = (i64)kv.first * a.kv_step + ((i64)b * 2 * a.kv_heads + kh) * a.head_dim;
     int warp = (int)threadIdx.x / 32, lane = (int)threadIdx.x % 32;
 
     BackwardStep step;
     step.i = a.q_tiles - 1, step.h = 0;
-    step.tile = attention_tile<BM>(a.q_map, step.i);
-    if (tile_last(step.tile) < kv.position) return; /* no query sees this tile */
-    i64 at = step_row(a, step, head) * a.head_dim;
-    tile_fetch<BN, HD, THREADS>(k, a.kv + kv_at, kv_step, kv.count, a.head_dim);
-    tile_fetch<BN, HD, THREADS>(v, a.kv + kv_at + to_values, kv_step, kv.count, a.head_dim);
-    tile_fetch<BM, HD, THREADS>(queries, a.q + at, q_step, step.tile.count, a.head_dim);
-    tile_fetch<BM, HD, THREADS>(dout, a.dout + at, q_step, step.tile.count, a.head_dim);
+    if (tile_last(attention_tile<BM>(a.q_map, step.i)) < kv.position) return; /* no query sees this tile */
+    tile_fetch<BN, HD, THREADS>(k, a.kv + kv_at, a.kv_step, kv.count, a.head_dim);
+    tile_fetch<BN, HD, THREADS>(v, a.kv + kv_at + a.kv_heads * a.head_dim, a.kv_step, kv.count, a.head_dim);
+    step_fetch<BM, HD, THREADS>(a, queries, a.q, step, head);
+    step_fetch<BM, HD, THREADS>(a, dout, a.dout, step, head);
     cp_async_commit();
     float value = step_value<BM>(a, step, head);
     if ((int)threadIdx.x < 2 * BM) lse[threadIdx.x] = value;
 
     float dk[T::KV_M / 16][T::KV_N / 8][4], dv[T::KV_M / 16][T::KV_N / 8][4];
     warp_zero(dk), warp_zero(dv);
-    int *turn = NULL;
+    int turn = -1; /* of the dq tile that this block added to last */
     int kv_row = warp % KV_ROWS * T::KV_M, kv_col = warp / KV_ROWS * T::KV_N;
     bool more = true;
     for (int parity = 0; more; parity ^= 1) {
@@ -237,10 +237,9 @@ __global__ void __launch_bounds__(256, 1) attention_backward_kernel(AttentionBac
         __syncthreads(); /* this step's tiles and rows are here, all are done with the last step's */
         const bf16 *q = queries + parity * BM * HD;
         BackwardStep next = step;
-        more = step_next<BM>(a, &next, kv);
+        more = step_next<BM>(a, &next, kv.position);
         if (more) {
-            at = step_row(a, next, head) * a.head_dim;
-            tile_fetch<BM, HD, THREADS>(queries + (parity ^ 1) * BM * HD, a.q + at, q_step, next.tile.count, a.head_dim);
+            step_fetch<BM, HD, THREADS>(a, queries + (parity ^ 1) * BM * HD, a.q, next, head);
             value = step_value<BM>(a, next, head);
         }
         cp_async_commit();
@@ -249,46 +248,48 @@ __global__ void __launch_bounds__(256, 1) attention_backward_kernel(AttentionBac
             float s[T::S_M / 16][T::S_N / 8][4], dp[T::S_M / 16][T::S_N / 8][4];
             warp_zero(s);
             warp_multiply<false, true, HD, HD, HD>(s, q, row, k, col);
-            probabilities(s, lse, step.tile, kv, lane_row, lane_col, a.scale_log2, tile_is_masked<BN>(step.tile, kv));
+            AttentionTile tile = attention_tile<BM>(a.q_map, step.i);
+            probabilities(s, lse, tile, kv, lane_row, lane_col, a.scale_log2, tile_is_masked<BN>(tile, kv));
             tile_store<BN>(p, s, lane_row, lane_col);
             warp_zero(dp);
             warp_multiply<false, true, HD, HD, HD>(dp, dout, row, v, col);
             score_gradients(dp, s, delta, lane_row);
             tile_store<BN>(ds, dp, lane_row, lane_col);
         }
-        if (turn) __threadfence(); /* the last step's dq, before its turn is passed on */
+        if (turn >= 0) __threadfence(); /* the last step's dq, before its turn is passed on */
         __syncthreads();           /* P and dS are written, lse and delta read */
-        if (turn && threadIdx.x == 0) counter_add(turn, 1);
+        if (turn >= 0 && threadIdx.x == 0) counter_add(a.turns + turn, 1);
         if (more && (int)threadIdx.x < 2 * BM) lse[threadIdx.x] = value;
         warp_multiply<true, false, BM, BN, HD>(dv, p, kv_row, dout, kv_col);
-        turn = a.turns + (i64)(head + step.h) * a.q_tiles + step.i;
-        if (threadIdx.x == 0) counter_wait(turn, j);
+        turn = (head + step.h) * a.q_tiles + step.i;
+        if (threadIdx.x == 0) counter_wait(a.turns + turn, j);
         __syncthreads(); /* all are done with dout; it is this block's turn */
-        if (more) tile_fetch<BM, HD, THREADS>(dout, a.dout + at, q_step, next.tile.count, a.head_dim);
+        if (more) step_fetch<BM, HD, THREADS>(a, dout, a.dout, next, head);
         cp_async_commit();
         {
             int row = warp % Q_ROWS * T::Q_M, col = warp / Q_ROWS * T::Q_N;
-            float *to = a.dq + step_row(a, step, head) * a.head_dim, dq[T::Q_M / 16][T::Q_N / 8][4];
+            int rows = attention_tile<BM>(a.q_map, step.i).count;
+            float *to = a.dq + step_row<BM>(a, step, head) * a.head_dim, dq[T::Q_M / 16][T::Q_N / 8][4];
             floatx4 old[T::Q_M / 16][T::Q_N / 8];
             warp_zero(dq);
             warp_multiply<false, false, BN, BN, HD>(dq, ds, row, k, col);
-            rows_read(old, to, q_step, row, step.tile.count, col, a.head_dim);
+            rows_read(old, to, a.q_step, row, rows, col, a.head_dim);
             warp_multiply<true, false, BM, BN, HD>(dk, ds, kv_row, q, kv_col);
-            rows_write(to, old, dq, a.scale, q_step, row, step.tile.count, col, a.head_dim);
+            rows_write(to, old, dq, a.scale, a.q_step, row, rows, col, a.head_dim);
         }
         step = next;
     }
     cp_async_wait<0>();
     __threadfence();
     __syncthreads();
-    if (threadIdx.x == 0) counter_add(turn, 1);
+    if (threadIdx.x == 0) counter_add(a.turns + turn, 1);
     floatx4 old[T::KV_M / 16][T::KV_N / 8];
     float *to = a.dkv + kv_at;
-    rows_read(old, to, kv_step, kv_row, kv.count, kv_col, a.head_dim);
-    rows_write(to, old, dk, a.scale, kv_step, kv_row, kv.count, kv_col, a.head_dim);
-    to += to_values;
-    rows_read(old, to, kv_step, kv_row, kv.count, kv_col, a.head_dim);
-    rows_write(to, old, dv, 1, kv_step, kv_row, kv.count, kv_col, a.head_dim);
+    rows_read(old, to, a.kv_step, kv_row, kv.count, kv_col, a.head_dim);
+    rows_write(to, old, dk, a.scale, a.kv_step, kv_row, kv.count, kv_col, a.head_dim);
+    to += a.kv_heads * a.head_dim;
+    rows_read(old, to, a.kv_step, kv_row, kv.count, kv_col, a.head_dim);
+    rows_write(to, old, dv, 1, a.kv_step, kv_row, kv.count, kv_col, a.head_dim);
 }
 
 /* ---- launch ---- */
@@ -303,7 +304,7 @@ static inline i64 attention_scratch_bytes(i64 B, i64 heads, i64 Tq, i64 Tk, i64 
 }
 
 template <int HD, int BM, int BN, int S_ROWS, int KV_ROWS, int Q_ROWS>
-static inline void attention_backward_launch(Device *dev, AttentionBackward a, const TokenMap *q_map, const TokenMap *kv_map) {
+static inline void attention_backward_launch(Device *dev, AttentionBackward a, i64 kv_heads, const TokenMap *q_map, const TokenMap *kv_map) {
     typedef BackwardTile<HD, BM, BN, S_ROWS, KV_ROWS, Q_ROWS> Tile;
     i64 q_tiles = ceil_div(q_map->run[0].count, BM) + ceil_div(q_map->run[1].count, BM);
     i64 kv_tiles = ceil_div(kv_map->run[0].count, BN) + ceil_div(kv_map->run[1].count, BN);
@@ -311,9 +312,9 @@ static inline void attention_backward_launch(Device *dev, AttentionBackward a, c
     a.q_map = attention_map(q_map, BM), a.kv_map = attention_map(kv_map, BN), a.q_tiles = (int)q_tiles;
     /* Q, dout and dq of a KV head's group. At least eight heads at a time: blocks of one head follow each other by a step, and many of them
        in flight would wait at their beginning. */
-    double bytes = 8.0 * (double)q_map->count * a.head_dim * a.heads / a.kv_heads;
-    a.order = attention_order((i64)a.B * a.kv_heads, kv_tiles, bytes, 8);
-    i64 scratch = (i64)a.B * a.heads * q_tiles * (i64)sizeof(int);
+    double bytes = 8.0 * (double)q_map->count * a.head_dim * a.group;
+    a.order = attention_order(kv_heads, kv_tiles, bytes, 8);
+    i64 scratch = (i64)a.rows * q_tiles * (i64)sizeof(int);
     if (scratch > dev->state.scratch_bytes)
         FAIL(THIS_RANK, "attention backward: %lld bytes of scratch are needed, there are %lld", (long long)scratch, (long long)dev->state.scratch_bytes);
     a.turns = (int *)dev->state.scratch;
@@ -329,10 +330,11 @@ static inline void attention_backward_run(Device *dev, accum *dq, accum *dkv, co
     AttentionBackward a;
     memset(&a, 0, sizeof a);
     a.dq = dq, a.dkv = dkv, a.q = q, a.kv = kv, a.dout = dout, a.lse = lse, a.delta = delta;
-    a.B = (int)s.B, a.heads = (int)s.heads, a.kv_heads = (int)s.kv_heads, a.head_dim = (int)s.head_dim;
+    a.kv_heads = (int)s.kv_heads, a.group = (int)(s.heads / s.kv_heads), a.head_dim = (int)s.head_dim;
+    a.rows = (int)(s.B * s.heads), a.q_step = a.rows * a.head_dim, a.kv_step = (int)(s.B * 2 * s.kv_heads * s.head_dim);
     a.scale = (float)(1 / sqrt((double)s.head_dim)), a.scale_log2 = (float)(1.44269504088896340736 / sqrt((double)s.head_dim));
-    if (backward_queries(s.head_dim) == 128) attention_backward_launch<64, 128, 128, 4, 4, 4>(dev, a, &q_map, &kv_map);
-    else attention_backward_launch<128, 64, 128, 2, 4, 2>(dev, a, &q_map, &kv_map);
+    if (backward_queries(s.head_dim) == 128) attention_backward_launch<64, 128, 128, 4, 4, 4>(dev, a, s.B * s.kv_heads, &q_map, &kv_map);
+    else attention_backward_launch<128, 64, 128, 2, 4, 2>(dev, a, s.B * s.kv_heads, &q_map, &kv_map);
 }
 
 #endif

@@ -25,7 +25,8 @@
 typedef struct {
     float *out, *lse;
     const bf16 *q, *kv;
-    int B, heads, kv_heads, head_dim, merge;
+    int heads, kv_heads, group, head_dim, merge; /* group: query heads of a KV head */
+    int rows, q_step, kv_step;                   /* from token to token: rows of lse, elements of q, of kv */
     float scale_log2; /* log2(e) / sqrt(head_dim) */
     AttentionMap q_map, kv_map;
     AttentionOrder order;
@@ -109,7 +110,7 @@ template <int MT, int DT>
 __device__ __forceinline__ void softmax_begin(const AttentionForward &a, i64 at, int count, int warp_row, float (&out)[MT][DT][4], float (&top)[MT][2],
                                               float (&sum)[MT][2]) {
     int lane = (int)threadIdx.x % 32;
-    i64 step = (i64)a.B * a.heads;
+    i64 step = a.rows;
     warp_zero(out);
     UNROLL
     for (int m = 0; m < MT; m++)
@@ -141,7 +142,7 @@ template <int MT, int DT>
 __device__ __forceinline__ void softmax_end(const AttentionForward &a, i64 at, int count, int warp_row, float (&out)[MT][DT][4], float (&top)[MT][2],
                                             float (&sum)[MT][2]) {
     int lane = (int)threadIdx.x % 32;
-    i64 step = (i64)a.B * a.heads;
+    i64 step = a.rows;
     UNROLL
     for (int m = 0; m < MT; m++) {
         UNROLL
@@ -181,14 +182,13 @@ template <int HD, int BM, int BN, int WARPS> __global__ void __launch_bounds__(3
     int tiles = tiles_until<BN>(a.kv_map, tile_last(tile));
     if (tiles == 0 && a.merge) return; /* nothing joins */
     int b = head / a.heads, h = head - b * a.heads, warp_row = (int)threadIdx.x / 32 * 16 * MT, lane_row = warp_row + (int)threadIdx.x % 32 / 4;
-    i64 at = (i64)tile.first * a.B * a.heads + head;
-    int values = a.kv_heads * a.head_dim, kv_step = 2 * a.B * values;
-    const bf16 *keys = a.kv + ((i64)b * 2 * a.kv_heads + h / (a.heads / a.kv_heads)) * a.head_dim;
+    i64 at = (i64)tile.first * a.rows + head;
+    const bf16 *keys = a.kv + ((i64)b * 2 * a.kv_heads + h / a.group) * a.head_dim;
 
     if (tiles > 0) {
         AttentionTile kv = attention_tile<BN>(a.kv_map, tiles - 1);
-        tile_fetch<BM, HD, THREADS>(q, a.q + at * a.head_dim, a.B * a.heads * a.head_dim, tile.count, a.head_dim);
-        tile_fetch<BN, HD, THREADS>(k, keys + (i64)kv.first * kv_step, kv_step, kv.count, a.head_dim);
+        tile_fetch<BM, HD, THREADS>(q, a.q + at * a.head_dim, a.q_step, tile.count, a.head_dim);
+        tile_fetch<BN, HD, THREADS>(k, keys + (i64)kv.first * a.kv_step, a.kv_step, kv.count, a.head_dim);
         cp_async_commit();
     }
     float out[MT][DT][4], top[MT][2], sum[MT][2];
@@ -197,7 +197,7 @@ template <int HD, int BM, int BN, int WARPS> __global__ void __launch_bounds__(3
         cp_async_wait<0>();
         __syncthreads(); /* K(j) is here, all are done with V(j+1) */
         AttentionTile kv = attention_tile<BN>(a.kv_map, j);
-        tile_fetch<BN, HD, THREADS>(v, keys + values + (i64)kv.first * kv_step, kv_step, kv.count, a.head_dim);
+        tile_fetch<BN, HD, THREADS>(v, keys + a.kv_heads * a.head_dim + (i64)kv.first * a.kv_step, a.kv_step, kv.count, a.head_dim);
         cp_async_commit();
         float s[MT][NT][4];
         warp_zero(s);
@@ -207,13 +207,13 @@ template <int HD, int BM, int BN, int WARPS> __global__ void __launch_bounds__(3
         __syncthreads(); /* V(j) is here, all are done with K(j) */
         if (j > 0) {
             AttentionTile next = attention_tile<BN>(a.kv_map, j - 1);
-            tile_fetch<BN, HD, THREADS>(k, keys + (i64)next.first * kv_step, kv_step, next.count, a.head_dim);
+            tile_fetch<BN, HD, THREADS>(k, keys + (i64)next.first * a.kv_step, a.kv_step, next.count, a.head_dim);
         }
         cp_async_commit();
         softmax_tile(s, out, top, sum, a.scale_log2);
         multiply_values<HD>(out, s, v);
     }
-    softmax_end(a, (i64)tile.first * a.B * a.heads + head, tile.count, warp_row, out, top, sum);
+    softmax_end(a, at, tile.count, warp_row, out, top, sum);
 }
 
 template <int HD, int BM, int BN, int WARPS> static inline void attention_forward_launch(Device *dev, AttentionForward a, const TokenMap *q_map, const TokenMap *kv_map) {
@@ -222,7 +222,7 @@ template <int HD, int BM, int BN, int WARPS> static inline void attention_forwar
     if (tiles == 0) return;
     a.q_map = attention_map(q_map, BM), a.kv_map = attention_map(kv_map, BN);
     double kv_bytes = 4.0 * (double)kv_map->count * a.head_dim * a.kv_heads / a.heads; /* a query head's share of its K and V */
-    a.order = attention_order((i64)a.B * a.heads, tiles, kv_bytes + 1, a.heads / a.kv_heads);
+    a.order = attention_order(a.rows, tiles, kv_bytes + 1, a.group);
     LAUNCH((attention_forward_kernel<HD, BM, BN, WARPS>), dim3((unsigned)(tiles * a.order.heads)), dim3(Tile::THREADS), Tile::SHARED_BYTES, dev->state.stream, a);
 }
 
@@ -233,7 +233,8 @@ static inline void attention_forward_run(Device *dev, accum *out, accum *lse, co
     AttentionForward a;
     memset(&a, 0, sizeof a);
     a.out = out, a.lse = lse, a.q = q, a.kv = kv, a.merge = merge;
-    a.B = (int)s.B, a.heads = (int)s.heads, a.kv_heads = (int)s.kv_heads, a.head_dim = (int)s.head_dim;
+    a.heads = (int)s.heads, a.kv_heads = (int)s.kv_heads, a.group = (int)(s.heads / s.kv_heads), a.head_dim = (int)s.head_dim;
+    a.rows = (int)(s.B * s.heads), a.q_step = a.rows * a.head_dim, a.kv_step = (int)(s.B * 2 * s.kv_heads * s.head_dim);
     a.scale_log2 = (float)(1.44269504088896340736 / sqrt((double)s.head_dim));
     if (s.head_dim <= 64) attention_forward_launch<64, 128, 128, 4>(dev, a, &q_map, &kv_map);
     else attention_forward_launch<128, 128, 64, 4>(dev, a, &q_map, &kv_map);
