@@ -53,13 +53,13 @@ static inline void release_all(void) {
 
 static inline void *upload_bytes(const void *src, i64 bytes) {
     void *p = device_take(bytes);
-    if (bytes) CUDA_CHECK(cudaMemcpy(p, src, (size_t)bytes, cudaMemcpyHostToDevice));
+    if (bytes > 0) CUDA_CHECK(cudaMemcpy(p, src, (size_t)bytes, cudaMemcpyHostToDevice));
     return p;
 }
 static inline void *download_bytes(const void *src, i64 bytes) {
     void *p = host_take(bytes);
     CUDA_CHECK(cudaDeviceSynchronize());
-    if (bytes) CUDA_CHECK(cudaMemcpy(p, src, (size_t)bytes, cudaMemcpyDeviceToHost));
+    if (bytes > 0) CUDA_CHECK(cudaMemcpy(p, src, (size_t)bytes, cudaMemcpyDeviceToHost));
     return p;
 }
 
