@@ -107,7 +107,8 @@ struct EmuShared {
 struct EmuBlock {
     const char *kernel;
     dim3 grid, block, index;
-    std::vector<EmuFiber> fibers;
+    std::vector<EmuFiber> fibers; /* the first `threads` are this block's; more keep their stacks for larger ones */
+    int threads;
     std::vector<EmuWarp> warps;
     std::vector<EmuShared> arrays;
     EmuFiber *current;
@@ -195,26 +196,28 @@ static inline uint64_t emu_random(uint64_t *state) {
 /* Let every barrier's waiters go on, if all threads have come to the same one. */
 static inline void emu_release_barrier(EmuBlock *b) {
     const EmuFiber *first = nullptr;
-    for (EmuFiber &f : b->fibers) {
+    for (int i = 0; i < b->threads; i++) {
+        const EmuFiber &f = b->fibers[(size_t)i];
         if (f.state == EMU_WARP) emu_fail("some lanes of a warp wait here, others went elsewhere", f.where);
         if (f.state == EMU_BARRIER && !first) first = &f;
     }
-    for (EmuFiber &f : b->fibers) {
+    for (int i = 0; i < b->threads; i++) {
+        const EmuFiber &f = b->fibers[(size_t)i];
         if (f.state == EMU_DONE) emu_fail("threads wait at this barrier that others, which have returned, never reach", first->where);
         if (f.where.line != first->where.line || f.where.file != first->where.file) {
             fprintf(stderr, "emulator: thread %d waits at %s:%d\n", f.linear, f.where.file, f.where.line);
             emu_fail("threads of a block wait at different barriers", first->where);
         }
     }
-    for (EmuFiber &f : b->fibers) f.state = EMU_READY;
+    for (int i = 0; i < b->threads; i++) b->fibers[(size_t)i].state = EMU_READY;
 }
 
 static inline void emu_run_block(EmuBlock *b) {
-    int n = (int)b->fibers.size(), live = n, seed = emu_seed();
+    int n = b->threads, live = n, seed = emu_seed();
     std::vector<int> order((size_t)n);
     b->random = 0x9e3779b97f4a7c15ull * (uint64_t)(seed + 1) ^ (b->index.x + 77773ull * b->index.y + 7919ull * b->index.z + 1);
     for (int i = 0; i < n; i++) order[(size_t)i] = seed == 1 ? n - 1 - i : i;
-    for (EmuFiber &f : b->fibers) emu_prepare(&f);
+    for (int i = 0; i < n; i++) emu_prepare(&b->fibers[(size_t)i]);
     while (live) {
         int ran = 0;
         if (seed > 1)
@@ -413,8 +416,8 @@ static inline EmuBlock *emu_worker(void) {
 static inline void emu_begin(EmuBlock *b, const char *kernel, dim3 grid, dim3 block, size_t dynamic, const std::function<void()> *body) {
     unsigned n = block.x * block.y * block.z;
     b->kernel = kernel, b->grid = grid, b->block = block, b->dynamic_bytes = dynamic, b->body = body;
-    for (size_t i = b->fibers.size(); i > n; i--) munmap(b->fibers[i - 1].stack, EMU_STACK);
-    b->fibers.resize(n);
+    if (b->fibers.size() < n) b->fibers.resize(n);
+    b->threads = (int)n;
     b->warps.assign(n / 32, EmuWarp());
     for (unsigned i = 0; i < n; i++) {
         b->fibers[i].linear = (int)i;
