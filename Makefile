@@ -27,6 +27,8 @@ MPIFLAGS = $(if $(MPI),$(shell $(MPICXX) --showme:compile 2>/dev/null) -DOMPI_SK
 MPILIBS = $(if $(MPI),$(foreach f,$(shell $(MPICXX) --showme:link 2>/dev/null),$(if $(filter -Wl% -pthread,$(f)),-Xcompiler $(f),$(f))))
 NCCL = $(wildcard $(patsubst %/bin/nvcc,%/include/nccl.h,$(realpath $(NVCC))) /usr/include/nccl.h)
 NVCOMPILE = $(NVCC) -x cu $(NVCCFLAGS) $(if $(and $(NCCL),$(MPI)),-DODYSSEUS_NCCL) $(MPIFLAGS) -MMD -MP -MF build/$(@F).d $< -o $@ $(MPILIBS) -lcublasLt $(if $(and $(NCCL),$(MPI)),-lnccl) -lcjson 2>build/ptxas_$(@F).txt || { cat build/ptxas_$(@F).txt; false; }
+# kernels alone: neither MPI nor cJSON
+NVKERNELS = $(NVCC) -x cu $(NVCCFLAGS) -MMD -MP -MF build/$(@F).d $< -o $@ -lcublasLt 2>build/ptxas_$(@F).txt || { cat build/ptxas_$(@F).txt; false; }
 
 # The CUDA program on the CPU: a C++ compiler sees the same sources.
 EMUFLAGS = -std=c++20 -fopenmp -D_GNU_SOURCE -DODYSSEUS_CUDA -DODYSSEUS_NCCL -DOMPI_SKIP_MPICXX -Wall -Wextra -Werror -Wno-unused-function -Wno-deprecated-enum-enum-conversion
@@ -89,6 +91,12 @@ build/%_emuasan: dev/test/%.cu | build
 
 build/%_cuda: dev/test/%.cu | build
 	$(if $(NVCC),,$(error $@ needs the CUDA toolkit: nvcc is not in PATH, nor in /usr/local/cuda/bin))$(call need,cuda)$(NVCOMPILE)
+
+build/bench_cuda: dev/bench/bench_cuda.cu | build
+	$(if $(NVCC),,$(error $@ needs the CUDA toolkit: nvcc is not in PATH, nor in /usr/local/cuda/bin))$(NVKERNELS)
+
+build/bench_cuda_emu: dev/bench/bench_cuda.cu | build
+	$(call need,fp64)$(EMUCOMPILE) -O2 -g -march=native -lcjson
 
 build/bench_%: dev/bench/bench_%.c | build
 	$(call need,fp32)$(COMPILE) $(FP32)
