@@ -44,7 +44,7 @@ def number(x):
 def row(what, ours, peer, ratio, target):
     """`ratio` a number or None; `target` the least one, or ''."""
     goal = target if isinstance(target, str) else f">= {target:.2f}" + (" MISSED" if ratio is not None and ratio < target else "")
-    return [what, ours, peer, NO if ratio is None else f"{ratio:.2f}", goal]
+    return [what, ours, peer, NO if ratio is None else f"{ratio:.3f}", goal]
 
 
 def bounds(of):
