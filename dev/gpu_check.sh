@@ -85,21 +85,18 @@ step() {
     [[ $state == PASSED ]]
 }
 
-ranks=(bash -c 'source scripts/common.sh && run_ranks "$@"' -) # run_ranks, as a command
-
 # ---- build ----------------------------------------------------------------------------------------------------------------------
 
-mapfile -t missing < <(missing_packages mpi cjson)
 mapfile -t tests < <(basename -s .cu -a dev/test/test_cuda_*.cu)
-targets=(build/bench_cuda "${tests[@]/%/_cuda}")
-targets=("${targets[@]/#test_/build\/test_}")
-no_mpi=
-if [[ ${#missing[@]} -gt 0 ]]; then
-    no_mpi="no ${missing[*]} here: apt-get install libopenmpi-dev openmpi-bin libcjson-dev"
-    skip "build train_gpt" "$no_mpi"
-else
-    targets+=(train_gpt train_gpt_fp64)
-fi
+targets=(build/bench_cuda)
+for test in "${tests[@]}"; do targets+=("build/${test}_cuda"); done
+lacks=$(missing_packages mpi cjson | tr '\n' ' ')
+need="missing: ${lacks% }; apt-get install libopenmpi-dev openmpi-bin libcjson-dev"
+train=1 world=1 # can the trainer be built, with several ranks
+if [[ -n $lacks ]]; then world=0; fi
+if [[ $lacks == *cjson* ]]; then train=0; fi
+[[ $train -eq 0 ]] || targets+=(train_gpt)
+[[ $world -eq 0 ]] || targets+=(train_gpt_fp64)
 step build 240 make -k -s -j "$(nproc)" CUDA_ARCHS="$arch" "${targets[@]}" || true
 
 # ---- prove ----------------------------------------------------------------------------------------------------------------------
@@ -125,7 +122,7 @@ sanitize() { # over `small` tests and every kernel once
     done
 }
 sanitize &
-if [[ -n $no_mpi ]]; then skip schemes "$no_mpi"; else step schemes 180 bash dev/test/test_emu.sh ./train_gpt || true; fi
+if [[ $world -eq 0 ]]; then skip schemes "$need"; else step schemes 180 bash dev/test/test_emu.sh ./train_gpt || true; fi
 wait
 
 # ---- measure --------------------------------------------------------------------------------------------------------------------
@@ -144,14 +141,18 @@ peer() { # NAME SECONDS ARGUMENTS...
 }
 peer "torch attention" 60 attention
 
+# as one rank: under mpirun where there is one
+alone=()
+[[ $world -eq 0 ]] || alone=(bash -c 'source scripts/common.sh && run_ranks 1 "$@"' -)
+
 # ours NAME FLAGS...: 12 steps on one rank -> train.jsonl: tokens/s and MFU of the median step, the arena, what the GPU gave
 ours() {
     local name=$1 log=$work/memory.txt watch
     shift
-    if [[ -n $no_mpi ]]; then skip "train $name" "$no_mpi" && return; fi
+    if [[ $train -eq 0 ]]; then skip "train $name" "$need" && return; fi
     nvidia-smi --query-gpu=memory.used --format=csv,noheader,nounits -i "$CUDA_VISIBLE_DEVICES" -lms 100 >$log 2>/dev/null &
     watch=$!
-    if step "train $name" 90 "${ranks[@]}" 1 ./train_gpt "$@" --train $work/tokens.bin --steps 12 --selfcheck off --out "$work/run-$name"; then
+    if step "train $name" 90 "${alone[@]}" ./train_gpt "$@" --train $work/tokens.bin --steps 12 --selfcheck off --out "$work/run-$name"; then
         python3 - "$name" "$work/run-$name/metrics.jsonl" $log >>$work/train.jsonl <<'PY'
 import json, statistics, sys
 rows = [json.loads(line) for line in open(sys.argv[2])]
