@@ -122,7 +122,7 @@ sanitize() { # over `small` tests and every kernel once
     done
 }
 sanitize &
-if [[ $world -eq 0 ]]; then skip schemes "$need"; else step schemes 180 bash dev/test/test_emu.sh ./train_gpt || true; fi
+if [[ $world -eq 0 ]]; then skip schemes "$need"; else step schemes 180 bash dev/test/test_emu.sh ./train_gpt --comm mpi || true; fi
 wait
 
 # ---- measure --------------------------------------------------------------------------------------------------------------------
