@@ -57,7 +57,7 @@ say "$gpu (sm_$arch, $memory MiB), driver $(ask driver_version), toolkit ${toolk
 
 record() { # NAME STATE SECONDS NOTE
     printf '%s\t%s\t%s\t%s\n' "$@" >>$work/steps.tsv
-    printf '%4d s  %-28s %-8s %s\n' "$SECONDS" "$1" "$2" "$4"
+    printf '%4d s  %-36s %-8s %s\n' "$SECONDS" "$1" "$2" "$4"
 }
 
 skip() { record "$1" SKIPPED 0 "$2"; }
