@@ -3,6 +3,7 @@
 # make train_gpt_fp64   every real is a double: the referee (needs no oneDNN)
 # make train_gpt        bf16 on GPUs (CUDA toolkit, MPI): sm_80 and sm_90
 # make train_gpt_emu    the same program on the CPU, under the emulator of dev/emu: for tests
+# make build/bench_cuda what this GPU does at best, and what each kernel gets of it (dev/gpu_check.sh)
 # make tests            dev/test/test_*.c -> build/test_*_fp32, build/test_*_fp64 (scripts/test.sh runs them)
 # make check-cxx        the same sources read as C++20, both precisions
 # make clean

@@ -289,7 +289,7 @@ static void bench_embedding(void) {
     int32_t *tokens = tokens_like_text(rows, V, &distinct);
     double read = (double)(C * (distinct + T)), stream = 2.0 * (double)(rows * C); /* elements of the tables; bytes of the stream */
     bandwidth("embedding_forward", stream + 2 * read, sets, [&](int i) { embedding_forward(&dev, out.set[i], tokens, map, wte.set[i], wpe.set[i], B, C); });
-    bandwidth("embedding_backward", stream + 8 * read, sets, [&](int i) { embedding_backward(&dev, dwte.set[i], dwpe.set[i], out.set[i], tokens, map, B, C); });
+    bandwidth("embedding_backward", stream + 8 * read, sets, [&](int i) { embedding_backward(&dev, dwte.set[i], dwpe.set[i], out.set[i], tokens, map, B, C, V); });
 }
 
 static void bench_optimizer(void) {
