@@ -124,8 +124,8 @@ template <class F> static Timing measure(F run, int sets) {
 }
 
 static void report(const char *name, double rate, double bound, double unit, const char *unit_name, Timing t) {
-    printf("{\"name\": \"%s\", \"value\": %.5g, \"unit\": \"%s\", \"bound\": %.5g, \"ratio\": %.4g, \"ms\": %.4g, \"spread\": %.2g}\n", name, rate / unit,
-           unit_name, bound / unit, rate / bound, t.ms, t.spread);
+    printf("{\"name\": \"%s\", \"value\": %.5g, \"unit\": \"%s\", \"bound\": %.5g, \"ratio\": %.4g, \"ms\": %.4g, \"spread\": %.2g}\n", name,
+           rate / unit, unit_name, bound / unit, rate / bound, t.ms, t.spread);
     fflush(stdout);
 }
 
@@ -205,14 +205,15 @@ static void bench_norm(void) {
         begin(rows, C, 1, NO_ATTENTION);
         Reals x = reals(sets, n), delta = reals(sets, n), out = reals(sets, n), weight = reals(1, C), bias = reals(1, C);
         Accums mean = accums(1, rows, -0.5, 0.5), rstd = accums(1, rows, 0.5, 1), dweight = accums(1, C, -0.5, 0.5), dbias = accums(1, C, -0.5, 0.5);
-        int layer = kinds[k].kind == NORM_LAYER;
+        NormKind kind = kinds[k].kind;
+        int layer = kind == NORM_LAYER;
         accum *mean_p = layer ? mean.set[0] : NULL, *dbias_p = layer ? dbias.set[0] : NULL;
         real *bias_p = layer ? bias.set[0] : NULL;
         bandwidth(kinds[k].forward, 8.0 * (double)n, sets, [&](int i) { /* reads x, delta; writes x, out */
-            norm_forward(&dev, kinds[k].kind, out.set[i], x.set[i], mean_p, rstd.set[0], x.set[i], delta.set[i], weight.set[0], bias_p, rows, C, 1e-5);
+            norm_forward(&dev, kind, out.set[i], x.set[i], mean_p, rstd.set[0], x.set[i], delta.set[i], weight.set[0], bias_p, rows, C, 1e-5);
         });
         bandwidth(kinds[k].backward, 8.0 * (double)n, sets, [&](int i) { /* reads dout, x, dx; writes dx */
-            norm_backward(&dev, kinds[k].kind, out.set[i], dweight.set[0], dbias_p, delta.set[i], mean_p, rstd.set[0], x.set[i], weight.set[0], rows, C, 0, rows);
+            norm_backward(&dev, kind, out.set[i], dweight.set[0], dbias_p, delta.set[i], mean_p, rstd.set[0], x.set[i], weight.set[0], rows, C, 0, rows);
         });
     }
 }
@@ -240,10 +241,11 @@ static void bench_rope(void) {
     accum *table = accums(1, rows * HS, 0, 0).set[0];
     rope_table(&dev, table, token_map(RING_CONTIGUOUS, rows, 1, 0), inv_freq, HS);
     Reals in = reals(sets, 2 * n), out = reals(sets, 2 * n);
-    bandwidth("rope_pack_queries", 4.0 * (double)n + table_bytes, sets, [&](int i) { queries_pack(&dev, out.set[i], in.set[i], table, rows, 1, heads, HS, parts); });
-    bandwidth("rope_unpack_queries", 4.0 * (double)n + table_bytes, sets, [&](int i) { queries_unpack(&dev, out.set[i], in.set[i], table, rows, 1, heads, HS, parts); });
-    bandwidth("rope_pack_kv", 8.0 * (double)n + table_bytes, sets, [&](int i) { kv_pack(&dev, out.set[i], in.set[i], table, rows, 1, heads, HS, parts); });
-    bandwidth("rope_unpack_kv", 8.0 * (double)n + table_bytes, sets, [&](int i) { kv_unpack(&dev, out.set[i], in.set[i], table, rows, 1, heads, HS, parts); });
+    double q_bytes = 4.0 * (double)n + table_bytes, kv_bytes = 8.0 * (double)n + table_bytes;
+    bandwidth("rope_pack_queries", q_bytes, sets, [&](int i) { queries_pack(&dev, out.set[i], in.set[i], table, rows, 1, heads, HS, parts); });
+    bandwidth("rope_unpack_queries", q_bytes, sets, [&](int i) { queries_unpack(&dev, out.set[i], in.set[i], table, rows, 1, heads, HS, parts); });
+    bandwidth("rope_pack_kv", kv_bytes, sets, [&](int i) { kv_pack(&dev, out.set[i], in.set[i], table, rows, 1, heads, HS, parts); });
+    bandwidth("rope_unpack_kv", kv_bytes, sets, [&](int i) { kv_unpack(&dev, out.set[i], in.set[i], table, rows, 1, heads, HS, parts); });
     device_finish(&dev);
     free(inv_freq);
 }
@@ -288,8 +290,12 @@ static void bench_embedding(void) {
     Accums dwte = accums(sets, V * C, -0.5, 0.5), dwpe = accums(sets, T * C, -0.5, 0.5);
     int32_t *tokens = tokens_like_text(rows, V, &distinct);
     double read = (double)(C * (distinct + T)), stream = 2.0 * (double)(rows * C); /* elements of the tables; bytes of the stream */
-    bandwidth("embedding_forward", stream + 2 * read, sets, [&](int i) { embedding_forward(&dev, out.set[i], tokens, map, wte.set[i], wpe.set[i], B, C); });
-    bandwidth("embedding_backward", stream + 8 * read, sets, [&](int i) { embedding_backward(&dev, dwte.set[i], dwpe.set[i], out.set[i], tokens, map, B, C, V); });
+    bandwidth("embedding_forward", stream + 2 * read, sets, [&](int i) {
+        embedding_forward(&dev, out.set[i], tokens, map, wte.set[i], wpe.set[i], B, C);
+    });
+    bandwidth("embedding_backward", stream + 8 * read, sets, [&](int i) {
+        embedding_backward(&dev, dwte.set[i], dwpe.set[i], out.set[i], tokens, map, B, C, V);
+    });
 }
 
 static void bench_optimizer(void) {

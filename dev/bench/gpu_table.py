@@ -60,7 +60,8 @@ def table(gpu, bench, torch, train):
         got = value(bench, name)
         stated = next((rates for key, rates in ROOFLINES.items() if gpu and DRIVER_NAMES[key] in gpu), (None, None))
         peak = stated[1 if unit == "GB/s" else 0]
-        rows.append(row(f"{what}, {unit}", number(got), f"NVIDIA states {peak:,}" if peak else "" if gpu else f"at most {bound}", over(got, peak), ""))
+        peer = f"NVIDIA states {peak:,}" if peak else "" if gpu else f"at most {bound}"
+        rows.append(row(f"{what}, {unit}", number(got), peer, over(got, peak), ""))
     for phase in ("forward", "backward"):
         for d in (128, 64):
             for L in LENGTHS:
@@ -70,7 +71,8 @@ def table(gpu, bench, torch, train):
                 if not gpu:
                     peer = "at most " + bounds(lambda flop, byte: flop)
                 target = 1.0 if gpu and ("H100" in gpu or "H200" in gpu) else 0.95 if gpu else ">= 0.95, Hopper 1.00"
-                rows.append(row(f"attention {phase}, d {d}, L {L // 1024}K, TFLOP/s", number(ours), peer, over(ours, flash), target if d == 128 else ""))
+                what = f"attention {phase}, d {d}, L {L // 1024}K, TFLOP/s"
+                rows.append(row(what, number(ours), peer, over(ours, flash), target if d == 128 else ""))
     for name, what, target in KERNELS:
         got, copy = value(bench, name), value(bench, "copy")
         peer = f"copy {number(copy)}" if gpu else "at most " + bounds(lambda flop, byte: byte)
@@ -83,14 +85,15 @@ def table(gpu, bench, torch, train):
     for name, what, _ in STEPS:
         ours = train.get(name, {})
         used, arena = ours.get("memory_used"), ours.get("memory_arena")
-        rows.append(row(f"memory of that {what.split(',')[0]}, MiB", number(used and used / 2**20), f"arena {number(arena and arena / 2**20)}", over(used, arena),
-                        "arena + CUDA context"))
+        mib = lambda n: number(n and n / 2**20)
+        rows.append(row(f"memory of that {what.split(',')[0]}, MiB", mib(used), f"arena {mib(arena)}", over(used, arena), "arena + CUDA context"))
     return rows
 
 
 def aligned(rows, markdown):
     widths = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
-    lines = [("| " if markdown else "") + (" | " if markdown else "  ").join(c.ljust(w) for c, w in zip(r, widths)) + (" |" if markdown else "") for r in rows]
+    left, between, right = ("| ", " | ", " |") if markdown else ("", "  ", "")
+    lines = [left + between.join(cell.ljust(w) for cell, w in zip(r, widths)) + right for r in rows]
     if markdown:
         lines.insert(1, "|" + "|".join("-" * (w + 2) for w in widths) + "|")
     return "\n".join(line.rstrip() for line in lines)
@@ -118,10 +121,12 @@ def main(work, folder):
     title = f"{machine['gpu']}, driver {machine['driver']}, toolkit {machine['toolkit']}, commit {machine['commit']}, {machine['date']}"
     os.makedirs(folder, exist_ok=True)
     with open(f"{folder}/results.json", "w") as f:
-        json.dump({"machine": machine, "steps": [dict(zip(checks[0], s)) for s in steps], "figures": found, "table": [dict(zip(HEAD, r)) for r in rows]}, f, indent=1)
+        named = lambda head, lines: [dict(zip(head, line)) for line in lines]
+        json.dump({"machine": machine, "steps": named(checks[0], steps), "figures": found, "table": named(HEAD, rows)}, f, indent=1)
         f.write("\n")
     with open(f"{folder}/results.md", "w") as f:
-        f.write(f"# {title}\n\nBy dev/gpu_check.sh: medians, random data, ratios within this one run.\n\n{aligned(checks, True)}\n\n{aligned([HEAD] + rows, True)}\n")
+        f.write(f"# {title}\n\nBy dev/gpu_check.sh: medians, random data, ratios within this one run.\n\n")
+        f.write(f"{aligned(checks, True)}\n\n{aligned([HEAD] + rows, True)}\n")
     print(f"{title}\n\n{aligned(checks, False)}\n\n{aligned([HEAD] + rows, False)}")
     return 1 if any(s[1] == "FAILED" for s in steps) else 0
 
