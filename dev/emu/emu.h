@@ -6,8 +6,9 @@
 
    fiber      runs until it meets the others: __syncthreads, or a warp operation (shuffle, vote, mma, ldmatrix), where the last lane
               to come computes for all 32
-   schedule   the order in which fibers run is a function of a seed (emu_schedule, or EMU_SEED): 0 ascending, 1 descending, else another
-              permutation every round. A missing barrier gives other results under another seed
+   schedule   the order in which fibers run is a function of a seed (emu_schedule, or EMU_SEED): 0 the first warp as far as the next
+              barrier, then the second, ...; 1 the last warp first; else all threads in another permutation every round. A missing barrier
+              gives other results under one of them
    poison     shared memory starts as 0xff (NaN in bf16 and fp32); what cp.async brings lands only when it is waited for
    reports    a barrier or warp operation that some threads do not reach, with the file:line where each waits; copies never waited for
    sanitizer  built with -fsanitize=address,undefined every array of shared memory has red zones around it, a copy under way is poisoned
@@ -219,13 +220,18 @@ static inline void emu_run_block(EmuBlock *b) {
         int ran = 0;
         if (seed > 1)
             for (int i = n - 1; i > 0; i--) std::swap(order[(size_t)i], order[emu_random(&b->random) % (uint64_t)(i + 1)]);
-        for (int i : order) {
-            EmuFiber *f = &b->fibers[(size_t)i];
-            if (f->state != EMU_READY) continue;
-            ran = 1;
-            b->current = f;
-            emu_switch(&b->scheduler, f->stack_pointer);
-            if (f->state == EMU_DONE) live--;
+        for (int warp = 0, again; warp < n; warp += 32) {
+            do {
+                again = 0;
+                for (int i = warp; i < warp + 32; i++) {
+                    EmuFiber *f = &b->fibers[(size_t)order[(size_t)i]];
+                    if (f->state != EMU_READY) continue;
+                    ran = again = 1;
+                    b->current = f;
+                    emu_switch(&b->scheduler, f->stack_pointer);
+                    if (f->state == EMU_DONE) live--;
+                }
+            } while (again && seed <= 1);
         }
         if (!ran) emu_release_barrier(b);
     }
