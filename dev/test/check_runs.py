@@ -6,9 +6,12 @@ DIR/MODEL/single/           the CUDA program on one rank
 DIR/MODEL/SCHEME-.../       the same on several; `again` is a repetition of the last of them
 
 Bounds. bf16 keeps 8 significant bits: a rounding takes away up to 2^-8 of a number, 1.7e-3 of a tensor in norm. A gradient has passed
-some 30 roundings (2 layers, forward and backward) of either sign: as a random walk sqrt(30) x 1.7e-3 = 9e-3 in norm. The loss
-averages over all tokens, its first order cancels: 2e-3 of its value. Between schemes the forward is the same but for the order and
-place of a few roundings (partial sums, exchanged halves), so they agree better with each other than with fp64.
+some 30 roundings (2 layers, forward and backward) of either sign: as a random walk sqrt(30) x 1.7e-3 = 9e-3 in norm, so 1e-2 for the
+whole gradient. A single tensor may be off by more where its gradient is a small difference: that of queries and keys is
+P (dP - delta), with dP near delta while attention is still even; 2e-2. The loss averages over all tokens, and its first order cancels:
+2e-3. Two schemes round at other places (partial sums of tensor parallelism, P under another running maximum in the ring), so they
+differ as two independent walks would, sqrt(2) x 9e-3; ulysses rounds where one rank does and agrees to 1e-7 (with KV heads that are
+replicated it sums their gradients in bf16 parts, and does not).
 """
 import array
 import json
@@ -17,7 +20,9 @@ import os
 import struct
 import sys
 
-GRAD, LOSS, BETWEEN, NORM = 1e-2, 2e-3, 1e-2, 1e-2
+WHOLE, TENSOR, LOSS, BETWEEN, NORM, SAME = 1e-2, 2e-2, 2e-3, 1.3e-2, 1e-2, 1e-6
+
+SAME_ROUNDINGS = ("gpt2 ulysses-2", "gpt2 ulysses-4", "gpt2 ulysses-staged-2", "llama ulysses-2", "llama ulysses-staged-2")
 
 
 class Tap:
@@ -81,17 +86,31 @@ def worst(grads, reference, names):
     return max((distance(key_bias(n, grads[n]), key_bias(n, reference[n])) if n in grads else math.inf, n) for n in names)
 
 
+def overall(grads, reference):
+    """The distance of the whole gradient as one vector."""
+    diff = size = 0.0
+    for name, want in reference.items():
+        got = grads.get(name, [])
+        if len(got) != len(want):
+            return math.inf
+        diff += sum((x - y) * (x - y) for x, y in zip(got, want))
+        size += sum(y * y for y in want)
+    return math.sqrt(diff / size) if math.isfinite(diff) else math.inf
+
+
 def check_case(tap, what, directory, referee, single, names):
     metrics, grads = lines(f"{directory}/metrics.jsonl"), tensors(f"{directory}/grads.safetensors")
     d, name = worst(grads, referee["grads"], names)
-    tap.ok(d <= GRAD and set(grads) == set(referee["grads"]), f"{what}: gradients within {d:.2e} of fp64 (at most {GRAD:g}; {name})")
+    whole = overall(grads, referee["grads"])
+    tap.ok(whole <= WHOLE and d <= TENSOR and set(grads) == set(referee["grads"]),
+           f"{what}: gradient within {whole:.2e} of fp64 (at most {WHOLE:g}), each tensor within {d:.2e} (at most {TENSOR:g}; {name})")
     d = max((abs(a["loss"] - b["loss"]) / b["loss"] for a, b in zip(metrics, referee["metrics"])), default=math.inf)
     tap.ok(len(metrics) == len(referee["metrics"]) and d <= LOSS, f"{what}: {len(metrics)} losses within {d:.2e} of fp64 (at most {LOSS:g})")
     d = abs(metrics[0]["grad_norm"] / referee["metrics"][0]["grad_norm"] - 1)
     tap.ok(d <= NORM, f"{what}: gradient norm within {d:.2e} of fp64 (at most {NORM:g})")
     if single:
-        d, name = worst(grads, single["grads"], names)
-        tap.ok(d <= BETWEEN, f"{what}: gradients within {d:.2e} of one rank's (at most {BETWEEN:g}; {name})")
+        d, bound = overall(grads, single["grads"]), SAME if what in SAME_ROUNDINGS else BETWEEN
+        tap.ok(d <= bound, f"{what}: gradient within {d:.2e} of one rank's (at most {bound:g})")
     rows = json.load(open(f"{directory}/comm.json"))
     off = [r for r in rows if r["bytes"] != r["expected_bytes"]]
     tap.ok(not off, f"{what}: {sum(r['bytes'] for r in rows)} bytes sent, every row of the ledger as its closed form" + (f": {off[0]}" if off else ""))

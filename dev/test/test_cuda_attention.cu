@@ -213,8 +213,8 @@ static void run_case(Case *c, int again, const char *name) {
         set_schedule(SCHEDULES[i]);
         run_forward(&dev, c, &e), run_backward(&dev, c, &e);
         i64 bytes = q_elements(c) * (i64)sizeof(accum);
-        check(same_bits(d.out, e.out, bytes) && same_bits(d.lse, e.lse, q_rows(c) * (i64)sizeof(accum)), "%s: forward, same bits under schedule %d", name,
-              SCHEDULES[i]);
+        int same = same_bits(d.out, e.out, bytes) && same_bits(d.lse, e.lse, q_rows(c) * (i64)sizeof(accum));
+        check(same, "%s: forward, same bits under schedule %d", name, SCHEDULES[i]);
         check(same_bits(d.dq, e.dq, bytes), "%s: dq, same bits under schedule %d", name, SCHEDULES[i]);
         check(same_bits(d.dkv, e.dkv, kv_elements(c) * (i64)sizeof(accum)), "%s: dkv, same bits under schedule %d", name, SCHEDULES[i]);
     }
@@ -273,7 +273,7 @@ static void test_delta(i64 rows, i64 HS) {
 
 static void test_head_dims(void) {
     int right = 1;
-    for (i64 d = 0; d <= 300; d++) right &= attention_takes_head_dim(d) == (d == 8 || (d >= 8 && d <= 128 && d % 8 == 0));
+    for (i64 d = 0; d <= 300; d++) right &= attention_takes_head_dim(d) == (d > 0 && d <= 128 && d % 8 == 0);
     check(right, "head dims: multiples of 8 up to 128 are taken, nothing else");
 }
 

@@ -20,9 +20,26 @@ header = array.array("i", [20240520, 1, len(tokens)] + [0] * 253)
 open(sys.argv[1], "wb").write(header.tobytes() + tokens.tobytes())
 END
 
+# Initial weights that are bf16 numbers: then what is compared is the computation, not how the weights were rounded before it.
+initial_weights() { # DIR FLAGS...
+    local out=$1
+    shift
+    ./train_gpt_fp64 "$@" --init-only --out "$out" >/dev/null
+    python3 - "$out/model.safetensors" <<'END'
+import array, json, struct, sys
+data = bytearray(open(sys.argv[1], "rb").read())
+(size,) = struct.unpack("<Q", data[:8])
+assert all(t["dtype"] == "F32" for name, t in json.loads(data[8:8 + size]).items() if name != "__metadata__")
+words = array.array("I", bytes(data[8 + size:]))
+for i, w in enumerate(words):
+    words[i] = (w + 0x7FFF + (w >> 16 & 1)) & 0xFFFF0000
+open(sys.argv[1], "wb").write(bytes(data[:8 + size]) + words.tobytes())
+END
+}
+
 GPT='--model tiny-gpt --arch gpt2 --layers 2 --dim 64 --heads 4 --ffn 256 --vocab 128 --max-pos 64'
 LLAMA='--model tiny-llama --arch llama --layers 2 --dim 64 --heads 4 --kv-heads 2 --ffn 176 --vocab 128'
-COMMON="--seq-len 48 --batch 4 --micro-batch 2 --steps 3 --lr 1e-3 --selfcheck on --log-every 100 $*"
+COMMON="--seq-len 48 --batch 2 --micro-batch 1 --steps 2 --lr 1e-3 --selfcheck on --log-every 100 $*"
 
 run_case() { # MODEL CASE RANKS PROGRAM FLAGS...
     local out=$work/$1/$2 ranks=$3 binary=$4
@@ -38,6 +55,8 @@ for model in gpt2 llama; do
     [[ $model == gpt2 ]] || flags=$LLAMA
     # shellcheck disable=SC2086
     {
+        initial_weights "$work/$model-weights" $flags
+        flags="--model $work/$model-weights"
         run_case $model referee 1 ./train_gpt_fp64 $flags
         run_case $model single 1 "$program" $flags
         for scheme in tp tpsp ulysses ring odysseus; do
@@ -46,6 +65,11 @@ for model in gpt2 llama; do
         run_case $model ulysses-ring2-4 4 "$program" $flags --sp ulysses --ring 2
         run_case $model tpsp-ring2-stripe-4 4 "$program" $flags --sp tpsp --ring 2 --ring-layout stripe
         run_case $model odysseus-dp2-recompute-4 4 "$program" $flags --sp odysseus --dp 2 --recompute full
+        if [[ $* != *--comm* ]]; then
+            run_case $model ulysses-staged-2 2 "$program" $flags --sp ulysses --comm mpi
+            run_case $model ring-no-overlap-2 2 "$program" $flags --sp ring --overlap off
+            run_case $model odysseus-grads-bf16-4 4 "$program" $flags --sp odysseus --grad-comm bf16
+        fi
         run_case $model again 4 "$program" $flags --sp ulysses --ring 2
         echo ulysses-ring2-4 >"$work/$model/again/of"
     }

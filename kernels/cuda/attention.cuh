@@ -54,7 +54,8 @@ static inline void attention_check(const AttentionShape *s, const TokenMap *q_ma
         FAIL(THIS_RANK, "attention: %lld query heads do not share %lld KV heads evenly", (long long)s->heads, (long long)s->kv_heads);
     i64 widest = s->B * s->head_dim * i64_max(s->heads, 2 * s->kv_heads);
     if (widest > (i64)1 << 23) /* offsets within a tile are 32-bit */
-        FAIL(THIS_RANK, "attention: %lld elements per token of the batch; the CUDA kernels take up to 2^23: a smaller micro-batch fits", (long long)widest);
+        FAIL(THIS_RANK, "attention: %lld elements per token of the batch; the CUDA kernels take up to 2^23: a smaller micro-batch fits",
+             (long long)widest);
     attention_check_map(q_map, "queries"), attention_check_map(kv_map, "keys");
 }
 
@@ -108,7 +109,8 @@ typedef struct {
 /* `bytes` of a head in a section of at most 20 MB: the half of an A100's L2 that is near a multiprocessor. */
 static inline AttentionOrder attention_order(i64 heads, i64 tiles, double bytes, i64 at_least) {
     AttentionOrder o;
-    if (heads * tiles >= (i64)1 << 31) FAIL(THIS_RANK, "attention: %lld heads times %lld tiles are more blocks than a grid has", (long long)heads, (long long)tiles);
+    if (heads * tiles >= (i64)1 << 31)
+        FAIL(THIS_RANK, "attention: %lld heads times %lld tiles are more blocks than a grid has", (long long)heads, (long long)tiles);
     o.heads = (int)heads, o.tiles = (int)tiles;
     o.section = (int)i64_max(1, i64_min(heads, i64_max(at_least, (i64)(20e6 / bytes))));
     return o;
@@ -139,7 +141,8 @@ __device__ __forceinline__ void tile_fetch(bf16 *tile, const bf16 *from, int ste
     tile += swizzle<COLS>(row, chunk * 8);
     unsigned at = (unsigned)(row * step + chunk * 8), apart = (unsigned)(APART * step);
     UNROLL
-    for (int i = 0; i < ROWS / APART; i++) cp_async_16(tile + i * APART * COLS, from + (at + i * apart), column && row + i * APART < rows);
+    for (int i = 0; i < ROWS / APART; i++)
+        cp_async_16(tile + i * APART * COLS, from + (at + i * apart), column && row + i * APART < rows);
 }
 
 /* ---- products of one warp ---- */
@@ -156,7 +159,8 @@ template <int COLS, bool DOWN> __device__ __forceinline__ int lane_offset(int th
    B: [k][n] in shared memory, columns from b_first; B_TURNED: [n][k], rows from b_first
    a_thread, b_thread: threadIdx.x, or thread_anew() where registers are short */
 template <bool A_TURNED, bool B_TURNED, int K, int A_COLS, int B_COLS, int MT, int NT>
-__device__ __forceinline__ void warp_multiply(float (&acc)[MT][NT][4], const bf16 *a, int a_first, const bf16 *b, int b_first, int a_thread, int b_thread) {
+__device__ __forceinline__ void warp_multiply(float (&acc)[MT][NT][4], const bf16 *a, int a_first, const bf16 *b, int b_first, int a_thread,
+                                              int b_thread) {
     static_assert(NT % 2 == 0 && K % 16 == 0, "pieces of 16 x 16");
     int a_lane = lane_offset<A_COLS, !A_TURNED>(a_thread), b_lane = lane_offset<B_COLS, !B_TURNED>(b_thread);
     a_lane = A_TURNED ? a_lane ^ a_first : a_lane + a_first * A_COLS;

@@ -30,7 +30,8 @@
    layouts   q, dout (Tq, B, heads, HS), kv (Tk, B, 2, kv_heads, HS) bf16; dq, dkv alike in fp32; lse, delta (Tq, B, heads) fp32
    cost      10 pairs HS FLOP; dq is read and written once per pair of tiles, in 16-byte accesses, mostly in L2
    scratch   one int per (B, head, query tile)
-   shared    d64, 128 x 128: 145 KB    d128, 64 x 128: 144.5 KB    8 warps, one block on a multiprocessor                         */
+   shared    d64, 128 x 128: 145 KB    d128, 64 x 128: 144.5 KB    8 warps, one block on a multiprocessor
+   registers 255; d128 on sm_80 spills 26 bytes, a few words a step                                                         */
 #ifndef ODYSSEUS_CUDA_ATTENTION_BACKWARD_H
 #define ODYSSEUS_CUDA_ATTENTION_BACKWARD_H
 
@@ -41,7 +42,8 @@
 enum { DELTA_THREADS = 256 };
 
 /* `lanes` neighbouring lanes share a row: 16 bytes of out and dout each. */
-__global__ void __launch_bounds__(DELTA_THREADS) attention_delta_kernel(float *delta, const bf16 *out, const bf16 *dout, i64 rows, int head_dim, int lanes) {
+__global__ void __launch_bounds__(DELTA_THREADS)
+attention_delta_kernel(float *delta, const bf16 *out, const bf16 *dout, i64 rows, int head_dim, int lanes) {
     i64 row = (i64)blockIdx.x * (DELTA_THREADS / lanes) + (int)threadIdx.x / lanes;
     int col = (int)threadIdx.x % lanes * 8;
     float sum = 0;
@@ -60,8 +62,9 @@ static inline void attention_delta_run(Device *dev, accum *delta, const real *ou
     if (rows_heads == 0) return;
     int lanes = 1;
     while (lanes * 8 < head_dim) lanes *= 2;
-    LAUNCH(attention_delta_kernel, dim3((unsigned)ceil_div(rows_heads, DELTA_THREADS / lanes)), dim3(DELTA_THREADS), 0, dev->state.stream, delta, out, dout,
-           rows_heads, (int)head_dim, lanes);
+    i64 blocks = ceil_div(rows_heads, DELTA_THREADS / lanes);
+    LAUNCH(attention_delta_kernel, dim3((unsigned)blocks), dim3(DELTA_THREADS), 0, dev->state.stream, delta, out, dout, rows_heads,
+           (int)head_dim, lanes);
 }
 
 /* ---- backward ---- */
@@ -84,7 +87,8 @@ typedef struct {
     int i, h; /* index of the tile; query head within the group */
 } BackwardStep;
 
-/* Tiles in shared memory, and which part of each product a warp has: S and dP by S_ROWS x S_COLS warps, dK and dV by KV_ROWS, dQ by Q_ROWS. */
+/* Tiles in shared memory, and which part of each product a warp has. The eight warps stand in S_ROWS rows for S and dP, in KV_ROWS for dK
+   and dV, in Q_ROWS for dQ. */
 template <int HD, int BM, int BN, int S_ROWS, int KV_ROWS, int Q_ROWS> struct BackwardTile {
     static constexpr int WARPS = 8, THREADS = 32 * WARPS;
     static constexpr int S_M = BM / S_ROWS, S_N = BN * S_ROWS / WARPS;   /* rows and columns of one warp */
@@ -109,8 +113,10 @@ template <int BM> __device__ __forceinline__ i64 step_row(const AttentionBackwar
 }
 
 /* Begin to bring a step's tile of q or dout. */
-template <int BM, int HD, int THREADS> __device__ __forceinline__ void step_fetch(const AttentionBackward &a, bf16 *tile, const bf16 *from, BackwardStep s, int head) {
-    tile_fetch<BM, HD, THREADS>(tile, from + step_row<BM>(a, s, head) * a.head_dim, a.q_step, attention_tile<BM>(a.q_map, s.i).count, a.head_dim, thread_anew());
+template <int BM, int HD, int THREADS>
+__device__ __forceinline__ void step_fetch(const AttentionBackward &a, bf16 *tile, const bf16 *from, BackwardStep s, int head) {
+    int rows = attention_tile<BM>(a.q_map, s.i).count;
+    tile_fetch<BM, HD, THREADS>(tile, from + step_row<BM>(a, s, head) * a.head_dim, a.q_step, rows, a.head_dim, thread_anew());
 }
 
 /* This thread's element of the step's rows: lse in units of log2 for the first BM threads, delta for the next BM. */
@@ -176,13 +182,14 @@ __device__ __forceinline__ void rows_read(floatx4 (&old)[MT][NT], const float *f
     for (int m = 0; m < MT; m++)
         UNROLL
         for (int n = 0; n < NT; n++) {
-            if (r + 16 * m < rows && col + 8 * n < width) old[m][n] = *(const floatx4 *)(from + at + (unsigned)(16 * m * step) + 8 * n);
+            if (r + 16 * m < rows && col + 8 * n < width)
+                old[m][n] = *(const floatx4 *)(from + at + (unsigned)(16 * m * step) + 8 * n);
         }
 }
 /* ... and later add and write. */
 template <int MT, int NT>
-__device__ __forceinline__ void rows_write(float *to, floatx4 (&old)[MT][NT], float (&x)[MT][NT][4], float factor, int step, int row, int rows, int col,
-                                           int width) {
+__device__ __forceinline__ void rows_write(float *to, floatx4 (&old)[MT][NT], float (&x)[MT][NT][4], float factor, int step, int row, int rows,
+                                           int col, int width) {
     int thread = thread_anew(), r = row + traded_row(thread);
     unsigned at = (unsigned)(r * step + col + traded_col(thread));
     UNROLL
@@ -312,13 +319,14 @@ static inline void attention_backward_launch(Device *dev, AttentionBackward a, i
     i64 kv_tiles = ceil_div(kv_map->run[0].count, BN) + ceil_div(kv_map->run[1].count, BN);
     if (q_tiles == 0 || kv_tiles == 0) return;
     a.q_map = attention_map(q_map, BM), a.kv_map = attention_map(kv_map, BN), a.q_tiles = (int)q_tiles;
-    /* Q, dout and dq of a KV head's group. At least eight heads at a time: blocks of one head follow each other by a step, and many of them
-       in flight would wait at their beginning. */
+    /* Q, dout and dq of a KV head's group. At least eight heads at a time: blocks of one head follow each other by a step, and many of
+       them in flight would wait at their beginning. */
     double bytes = 8.0 * (double)q_map->count * a.head_dim * a.group;
     a.order = attention_order(kv_heads, kv_tiles, bytes, 8);
     i64 scratch = (i64)a.rows * q_tiles * (i64)sizeof(int);
     if (scratch > dev->state.scratch_bytes)
-        FAIL(THIS_RANK, "attention backward: %lld bytes of scratch are needed, there are %lld", (long long)scratch, (long long)dev->state.scratch_bytes);
+        FAIL(THIS_RANK, "attention backward: %lld bytes of scratch are needed, there are %lld", (long long)scratch,
+             (long long)dev->state.scratch_bytes);
     a.turns = (int *)dev->state.scratch;
     CUDA_CHECK(cudaMemsetAsync(a.turns, 0, (size_t)scratch, dev->state.stream));
     LAUNCH((attention_backward_kernel<HD, BM, BN, S_ROWS, KV_ROWS, Q_ROWS>), dim3((unsigned)(kv_tiles * a.order.heads)), dim3(Tile::THREADS),

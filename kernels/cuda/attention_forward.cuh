@@ -16,7 +16,8 @@
 
    layouts   q (Tq, B, heads, HS), kv (Tk, B, 2, kv_heads, HS) bf16; out as q, lse (Tq, B, heads) fp32
    cost      4 pairs HS FLOP; reads KV once per query tile, from L2 where it can
-   shared    d64, 128 x 128: 48 KB    d128, 128 x 64: 64 KB    4 warps, two blocks on a multiprocessor                            */
+   shared    d64, 128 x 128: 48 KB    d128, 128 x 64: 64 KB    4 warps, two blocks on a multiprocessor
+   registers 255; d128 on sm_90 spills 5 words, of which one pointer is read back in the loop                                     */
 #ifndef ODYSSEUS_CUDA_ATTENTION_FORWARD_H
 #define ODYSSEUS_CUDA_ATTENTION_FORWARD_H
 
@@ -39,7 +40,8 @@ typedef struct {
    Four lanes share a row: they agree on the maximum here, their sums are added at the end. While a row has seen nothing its maximum
    is -inf; 0 stands in for it, so that no inf - inf arises. */
 template <int MT, int NT, int DT>
-__device__ __forceinline__ void softmax_tile(float (&s)[MT][NT][4], float (&out)[MT][DT][4], float (&top)[MT][2], float (&sum)[MT][2], float scale) {
+__device__ __forceinline__ void softmax_tile(float (&s)[MT][NT][4], float (&out)[MT][DT][4], float (&top)[MT][2], float (&sum)[MT][2],
+                                             float scale) {
     UNROLL
     for (int m = 0; m < MT; m++)
         UNROLL
@@ -106,8 +108,8 @@ __device__ __forceinline__ void multiply_values(float (&out)[MT][DT][4], float (
 
 /* The running softmax before the first key: nothing, or what an earlier block left. `at` is the tile's first row of lse. */
 template <int MT, int DT>
-__device__ __forceinline__ void softmax_begin(const AttentionForward &a, i64 at, int count, int warp_row, float (&out)[MT][DT][4], float (&top)[MT][2],
-                                              float (&sum)[MT][2]) {
+__device__ __forceinline__ void softmax_begin(const AttentionForward &a, i64 at, int count, int warp_row, float (&out)[MT][DT][4],
+                                              float (&top)[MT][2], float (&sum)[MT][2]) {
     int lane = (int)threadIdx.x % 32;
     i64 step = a.rows;
     warp_zero(out);
@@ -138,8 +140,8 @@ __device__ __forceinline__ void softmax_begin(const AttentionForward &a, i64 at,
 }
 
 template <int MT, int DT>
-__device__ __forceinline__ void softmax_end(const AttentionForward &a, i64 at, int count, int warp_row, float (&out)[MT][DT][4], float (&top)[MT][2],
-                                            float (&sum)[MT][2]) {
+__device__ __forceinline__ void softmax_end(const AttentionForward &a, i64 at, int count, int warp_row, float (&out)[MT][DT][4],
+                                            float (&top)[MT][2], float (&sum)[MT][2]) {
     int lane = (int)threadIdx.x % 32;
     i64 step = a.rows;
     UNROLL
@@ -217,14 +219,16 @@ template <int HD, int BM, int BN, int WARPS> __global__ void __launch_bounds__(3
     softmax_end(a, (i64)tile.first * a.rows + head, tile.count, warp_row, out, top, sum);
 }
 
-template <int HD, int BM, int BN, int WARPS> static inline void attention_forward_launch(Device *dev, AttentionForward a, const TokenMap *q_map, const TokenMap *kv_map) {
+template <int HD, int BM, int BN, int WARPS>
+static inline void attention_forward_launch(Device *dev, AttentionForward a, const TokenMap *q_map, const TokenMap *kv_map) {
     typedef AttentionForwardTile<HD, BM, BN, WARPS> Tile;
     i64 tiles = ceil_div(q_map->run[0].count, BM) + ceil_div(q_map->run[1].count, BM);
     if (tiles == 0) return;
     a.q_map = attention_map(q_map, BM), a.kv_map = attention_map(kv_map, BN);
     double kv_bytes = 4.0 * (double)kv_map->count * a.head_dim * a.kv_heads / a.heads; /* a query head's share of its K and V */
     a.order = attention_order(a.rows, tiles, kv_bytes + 1, a.group);
-    LAUNCH((attention_forward_kernel<HD, BM, BN, WARPS>), dim3((unsigned)(tiles * a.order.heads)), dim3(Tile::THREADS), Tile::SHARED_BYTES, dev->state.stream, a);
+    LAUNCH((attention_forward_kernel<HD, BM, BN, WARPS>), dim3((unsigned)(tiles * a.order.heads)), dim3(Tile::THREADS), Tile::SHARED_BYTES,
+           dev->state.stream, a);
 }
 
 /* The one place that picks a kernel: a path for sm_90a (wgmma, TMA) would branch off here. */
