@@ -148,6 +148,10 @@ whole() { # NAME...: these variables must be whole numbers from 1
     for name in "$@"; do [[ ${!name} =~ ^[1-9][0-9]{0,14}$ ]] || die "$name=${!name}: must be a whole number from 1"; done
 }
 
+tokens() { # NAME: this variable as a number: 128K is 131072
+    if [[ ${!1} =~ ^([1-9][0-9]{0,8})K$ ]]; then say $((BASH_REMATCH[1] * 1024)); else say "${!1}"; fi
+}
+
 require_shards() { # NAME: this variable is a glob of token shards; makes it absolute
     local -n glob=$1
     glob=$(absolute "$glob")
@@ -159,6 +163,16 @@ gpus() { # how many this machine has
     else compgen -G '/dev/nvidia[0-9]*' | grep -c . || true; fi
 }
 
+default_ranks() { # one for each GPU; 8 where there is none, to see the arithmetic
+    local n
+    n=$(gpus)
+    say $((n > 0 ? n : 8))
+}
+
+note_no_saving() {
+    [[ $("$PROGRAM" --help) == *"--save-every "* ]] || say "note: $PROGRAM cannot save trained weights yet (its --help has no --save-every); losses are in $OUT"
+}
+
 build() { # TARGET: make it; else 1, and why in build_why
     build_why=$(make --no-print-directory -s "$1" 2>&1) && return
     build_why=$(grep -m 1 -E '\*\*\*|error' <<<"$build_why" | sed -E 's/^Makefile:[0-9]+: //; s/^\*\*\* //; s/ +Stop\.$//' || true)
@@ -166,7 +180,7 @@ build() { # TARGET: make it; else 1, and why in build_why
 }
 
 require_program() { # PROGRAM is here, or one of ours that can be built
-    [[ -x $PROGRAM && ! -d $PROGRAM ]] && return
+    [[ ! -x $PROGRAM || -d $PROGRAM ]] || return 0
     case $PROGRAM in
     ./train_gpt | ./train_gpt_*)
         say "building ${PROGRAM#./}"

@@ -42,9 +42,9 @@ for scheme in "${schemes[@]}"; do
 done
 longest=0
 for i in "${!lengths[@]}"; do
-    [[ ${lengths[i]} =~ ^[1-9][0-9]{0,8}K?$ ]] || die "LENGTHS: '${lengths[i]}' is not a length; whole numbers, K is 1024"
-    length=${lengths[i]/%K/ * 1024}
-    lengths[i]=$((length))
+    length=${lengths[i]}
+    lengths[i]=$(tokens length)
+    [[ ${lengths[i]} =~ ^[1-9][0-9]{0,14}$ ]] || die "LENGTHS: '$length' is no length; whole numbers, K is 1024"
     [[ $longest -ge ${lengths[i]} ]] || longest=${lengths[i]}
 done
 
@@ -76,10 +76,10 @@ awk -v t="$total" -v n="$((${#lengths[@]} * ${#schemes[@]}))" 'BEGIN { printf "%
 
 # ---- data, and whether OUT is of the same runs
 
-settings="NP=$NP STEPS=$STEPS MODEL=$MODEL PROGRAM=$PROGRAM FLAGS=${FLAGS:-} DATA=$DATA"
+these="NP=$NP STEPS=$STEPS MODEL=$MODEL PROGRAM=$PROGRAM FLAGS=${FLAGS:-} DATA=$DATA"
 mkdir -p "$OUT/cells" || die "OUT=$OUT: cannot make the directory"
-[[ -e $OUT/settings ]] || say "$settings" >"$OUT/settings"
-[[ $(<"$OUT/settings") == "$settings" ]] || die "OUT=$OUT holds cells of other settings ($(<"$OUT/settings")); choose another OUT"
+[[ -e $OUT/settings ]] || say "$these" >"$OUT/settings"
+[[ $(<"$OUT/settings") == "$these" ]] || die "OUT=$OUT holds cells of other settings ($(<"$OUT/settings")); choose another OUT"
 if [[ -z $DATA ]]; then
     DATA=$OUT/random_$longest.bin
     say "no DATA=: random tokens; the work is the same, the losses mean nothing"
