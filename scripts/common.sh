@@ -169,14 +169,23 @@ default_ranks() { # one for each GPU; 8 where there is none, to see the arithmet
     say $((n > 0 ? n : 8))
 }
 
+# The program in one process, for --help and --dry-run: without Slurm's variables, under which Open MPI would expect srun's help.
+alone() { (unset "${!SLURM_@}" && exec "$PROGRAM" "$@"); }
+
 note_no_saving() {
-    [[ $("$PROGRAM" --help) == *"--save-every "* ]] || say "note: $PROGRAM cannot save trained weights yet (its --help has no --save-every); losses are in $OUT"
+    [[ $(alone --help) == *"--save-every "* ]] || say "note: $PROGRAM cannot save trained weights yet (its --help has no --save-every); losses are in $OUT"
 }
 
 build() { # TARGET: make it; else 1, and why in build_why
     build_why=$(make --no-print-directory -s "$1" 2>&1) && return
-    build_why=$(grep -m 1 -E '\*\*\*|error' <<<"$build_why" | sed -E 's/^Makefile:[0-9]+: //; s/^\*\*\* //; s/ +Stop\.$//' || true)
+    build_why=$(grep -m 1 -E '\*\*\*|error' <<<"$build_why" | sed -E 's/^Makefile:[0-9]+: //; s/^\*\*\* //; s/\.? +Stop\.$//' || true)
     return 1
+}
+
+require_hosts() { # HOSTFILE, where it is set, is a file; makes it absolute
+    [[ -n ${HOSTFILE-} ]] || return 0
+    HOSTFILE=$(absolute "$HOSTFILE")
+    [[ -f $HOSTFILE ]] || die "HOSTFILE=$HOSTFILE: no such file; scripts/hostfile.example shows one"
 }
 
 require_program() { # PROGRAM is here, or one of ours that can be built
@@ -194,7 +203,7 @@ require_program() { # PROGRAM is here, or one of ours that can be built
 # plan_seconds (of a step, at MFU= of PEAK_TFLOPS= a rank). If it cannot run: 1, and why in plan_why.
 plan() {
     local text
-    if ! text=$("$PROGRAM" --dry-run --world "$NP" "$@" 2>&1); then
+    if ! text=$(alone --dry-run --world "$NP" "$@" 2>&1); then
         plan_why=$(grep -m 1 '^train_gpt: error: ' <<<"$text" || tail -n 1 <<<"$text")
         plan_why=${plan_why#train_gpt: error: }
         return 1

@@ -31,13 +31,14 @@ MICRO=${MICRO:-$((BATCH / NP < 64 ? BATCH / NP : 64))} WARMUP=${WARMUP:-$((STEPS
 [[ -n $DATA || ${DRY_RUN:-0} != 0 ]] || die "DATA= is missing: a glob of token shards, in quotes; the top of this script says which"
 [[ -z $DATA ]] || require_shards DATA
 [[ -z $VAL ]] || require_shards VAL
+require_hosts
 require_program
 
 flags=(--model "$MODEL" --dp "$NP" --seq-len "$SEQ" --batch "$BATCH" --micro-batch "$MICRO" --steps "$STEPS" --lr "$LR" --warmup "$WARMUP")
 read -ra more <<<"${FLAGS:-}"
 flags+=("${more[@]}")
-[[ ${DRY_RUN:-0} != 0 ]] || note_no_saving
 print_plan "$BATCH" "$SEQ" "${flags[@]}"
 [[ ${DRY_RUN:-0} == 0 ]] || exit 0
+note_no_saving
 [[ -z $VAL ]] || flags+=(--val "$VAL" --eval-every "$EVAL_EVERY")
 run_ranks "$NP" "$PROGRAM" "${flags[@]}" --train "$DATA" --out "$OUT"

@@ -34,8 +34,9 @@ whole NP STEPS
 [[ $STEPS -ge 4 ]] || die "STEPS=$STEPS: steps 0 to 2 warm up and are not timed; at least 4"
 [[ -z $DATA ]] || require_shards DATA
 require_packages python mpi
+require_hosts
 require_program
-mapfile -t known < <("$PROGRAM" --help | awk 'listed && NF { print $1 } /^Schemes of --sp/ { listed = 1 }')
+mapfile -t known < <(alone --help | awk 'listed && NF { print $1 } /^Schemes of --sp/ { listed = 1 }')
 [[ ${#known[@]} -gt 0 ]] || die "$PROGRAM --help lists no schemes"
 for scheme in "${schemes[@]}"; do
     [[ " ${known[*]} " == *" $scheme "* ]] || die "SCHEMES: '$scheme' is none of ${known[*]}"
@@ -83,7 +84,7 @@ mkdir -p "$OUT/cells" || die "OUT=$OUT: cannot make the directory"
 if [[ -z $DATA ]]; then
     DATA=$OUT/random_$longest.bin
     say "no DATA=: random tokens; the work is the same, the losses mean nothing"
-    vocab=$("$PROGRAM" --dry-run --model "$MODEL" "${flags[@]}" | sed -n 's/^model .* vocab \([0-9]*\):.*/\1/p')
+    vocab=$(alone --dry-run --model "$MODEL" "${flags[@]}" | sed -n 's/^model .* vocab \([0-9]*\):.*/\1/p')
     [[ -e $DATA ]] || python3 - "$DATA" $((longest * (STEPS < 10 ? STEPS : 10) + 1)) "$vocab" <<'PY'
 import array, os, random, sys
 path, count, vocab = sys.argv[1], int(sys.argv[2]), min(int(sys.argv[3]), 65536)

@@ -41,13 +41,14 @@ MODEL=$(absolute "$MODEL")
 [[ -n $DATA || ${DRY_RUN:-0} != 0 ]] || die "DATA= is missing: a glob of token shards, in quotes; the top of this script says how to make them"
 [[ -z $DATA ]] || require_shards DATA
 [[ -z $VAL ]] || require_shards VAL
+require_hosts
 require_program
 
 flags=(--model "$MODEL" --sp "$SP" --dp "$DP" --seq-len "$SEQ" --batch "$BATCH" --steps "$STEPS" --lr "$LR" --warmup "$WARMUP" --recompute "$RECOMPUTE")
 [[ $SP == ring && $RING == 1 ]] || flags+=(--ring "$RING")
 read -ra more <<<"${FLAGS:-}"
 flags+=("${more[@]}")
-[[ ${DRY_RUN:-0} != 0 ]] || note_no_saving
 print_plan "$BATCH" "$SEQ" "${flags[@]}"
 [[ ${DRY_RUN:-0} == 0 ]] || exit 0
+note_no_saving
 run_ranks "$NP" "$PROGRAM" "${flags[@]}" --train "$DATA" ${VAL:+--val "$VAL"} --out "$OUT"
