@@ -23,12 +23,13 @@ NVCC = $(or $(shell command -v nvcc 2>/dev/null),$(wildcard /usr/local/cuda/bin/
 CUDA_ARCHS = 80 90
 NVCCFLAGS = -std=c++20 -O3 -DODYSSEUS_CUDA -D_GNU_SOURCE -Werror all-warnings -Xcompiler -Wall,-Wextra,-Werror,-Wno-unused-function,-fopenmp \
 	-Xptxas -v,-warn-spills,-Werror $(foreach a,$(CUDA_ARCHS),-gencode arch=compute_$(a),code=sm_$(a)) --threads 0
-MPIFLAGS = $(shell $(MPICXX) --showme:compile 2>/dev/null) -DOMPI_SKIP_MPICXX
-MPILIBS = $(foreach f,$(shell $(MPICXX) --showme:link 2>/dev/null),$(if $(filter -Wl% -pthread,$(f)),-Xcompiler $(f),$(f)))
-NVCOMPILE = $(NVCC) -x cu $(NVCCFLAGS) $(MPIFLAGS) -MMD -MP -MF build/$(@F).d $< -o $@ $(MPILIBS) -lcublasLt -lcjson 2>build/ptxas_$(@F).txt || { cat build/ptxas_$(@F).txt; false; }
+MPIFLAGS = $(if $(MPI),$(shell $(MPICXX) --showme:compile 2>/dev/null) -DOMPI_SKIP_MPICXX,-DODYSSEUS_NO_MPI)
+MPILIBS = $(if $(MPI),$(foreach f,$(shell $(MPICXX) --showme:link 2>/dev/null),$(if $(filter -Wl% -pthread,$(f)),-Xcompiler $(f),$(f))))
+NCCL = $(wildcard $(patsubst %/bin/nvcc,%/include/nccl.h,$(realpath $(NVCC))) /usr/include/nccl.h)
+NVCOMPILE = $(NVCC) -x cu $(NVCCFLAGS) $(if $(and $(NCCL),$(MPI)),-DODYSSEUS_NCCL) $(MPIFLAGS) -MMD -MP -MF build/$(@F).d $< -o $@ $(MPILIBS) -lcublasLt $(if $(and $(NCCL),$(MPI)),-lnccl) -lcjson 2>build/ptxas_$(@F).txt || { cat build/ptxas_$(@F).txt; false; }
 
 # The CUDA program on the CPU: a C++ compiler sees the same sources.
-EMUFLAGS = -std=c++20 -fopenmp -D_GNU_SOURCE -DODYSSEUS_CUDA -DOMPI_SKIP_MPICXX -Wall -Wextra -Werror -Wno-unused-function
+EMUFLAGS = -std=c++20 -fopenmp -D_GNU_SOURCE -DODYSSEUS_CUDA -DODYSSEUS_NCCL -DOMPI_SKIP_MPICXX -Wall -Wextra -Werror -Wno-unused-function
 EMUCOMPILE = $(MPICXX) -x c++ $(EMUFLAGS) -MMD -MP -MF build/$(@F).d $< -o $@
 
 TESTS = $(patsubst dev/test/%.c,build/%,$(wildcard dev/test/test_*.c))
@@ -43,9 +44,10 @@ DNNL := $(call header,oneapi/dnnl/dnnl.h)
 CJSON := $(call header,cjson/cJSON.h)
 
 MISSING_fp64 = $(if $(MPI),,libopenmpi-dev openmpi-bin) $(if $(CJSON),,libcjson-dev)
+MISSING_cuda = $(if $(CJSON),,libcjson-dev)
 MISSING_fp32 = $(MISSING_fp64) $(if $(DNNL),,libdnnl-dev)
 need = $(if $(strip $(MISSING_$(1))),$(error $@ needs packages that are not installed: apt-get install build-essential $(strip $(MISSING_$(1)))))
-CAN = $(if $(strip $(MISSING_fp32)),,train_gpt_cpu) $(if $(strip $(MISSING_fp64)),,train_gpt_fp64)
+CAN = $(if $(strip $(MISSING_fp32)),,train_gpt_cpu) $(if $(strip $(MISSING_fp64)),,train_gpt_fp64) $(if $(and $(NVCC),$(CJSON)),train_gpt)
 
 # ---- targets ----
 
@@ -53,6 +55,7 @@ all:
 	@echo "MPI     $(if $(MPI),$(call have,$(MPICC)),missing: apt-get install build-essential libopenmpi-dev openmpi-bin)"
 	@echo "cJSON   $(if $(CJSON),$(CJSON),missing: apt-get install libcjson-dev)"
 	@echo "oneDNN  $(if $(DNNL),$(DNNL),missing: apt-get install libdnnl-dev (train_gpt_fp64 does without))"
+	@echo "CUDA    $(if $(NVCC),$(NVCC) for $(CUDA_ARCHS:%=sm_%); NCCL $(if $(NCCL),$(firstword $(NCCL)),missing: apt-get install libnccl-dev from NVIDIA's repository - ranks will be staged through MPI),missing: no nvcc in PATH nor in /usr/local/cuda/bin - no train_gpt for GPUs)"
 	@echo "build   $(if $(strip $(CAN)),$(CAN),nothing: the programs need MPI and cJSON)"
 	$(if $(strip $(CAN)),@$(MAKE) --no-print-directory $(CAN),@exit 1)
 
@@ -73,7 +76,7 @@ build/%_asan: dev/test/%.c | build
 	$(call need,fp64)$(COMPILE) -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined $(FP64)
 
 train_gpt: train_gpt.cu | build
-	$(if $(NVCC),,$(error $@ needs the CUDA toolkit: nvcc is not in PATH, nor in /usr/local/cuda/bin))$(call need,fp64)$(NVCOMPILE)
+	$(if $(NVCC),,$(error $@ needs the CUDA toolkit: nvcc is not in PATH, nor in /usr/local/cuda/bin))$(call need,cuda)$(NVCOMPILE)
 
 train_gpt_emu: train_gpt.cu | build
 	$(call need,fp64)$(EMUCOMPILE) -O2 -g -march=native -lcjson
@@ -85,7 +88,7 @@ build/%_emuasan: dev/test/%.cu | build
 	$(call need,fp64)$(EMUCOMPILE) -O1 -g -fsanitize=address,undefined -lcjson
 
 build/%_cuda: dev/test/%.cu | build
-	$(if $(NVCC),,$(error $@ needs the CUDA toolkit: nvcc is not in PATH, nor in /usr/local/cuda/bin))$(call need,fp64)$(NVCOMPILE)
+	$(if $(NVCC),,$(error $@ needs the CUDA toolkit: nvcc is not in PATH, nor in /usr/local/cuda/bin))$(call need,cuda)$(NVCOMPILE)
 
 build/bench_%: dev/bench/bench_%.c | build
 	$(call need,fp32)$(COMPILE) $(FP32)
@@ -102,7 +105,10 @@ build:
 clean:
 	rm -rf build train_gpt train_gpt_cpu train_gpt_fp64 train_gpt_emu
 
-.PHONY: all tests check-cxx clean
+print-archs:
+	@echo $(CUDA_ARCHS:%=sm_%)
+
+.PHONY: print-archs all tests check-cxx clean
 .DELETE_ON_ERROR:
 
 -include $(wildcard build/*.d)

@@ -36,6 +36,9 @@ typedef struct {
     RingLayout layout;
     i64 L, B, batch; /* sequence length; sequences of a micro-batch and of a whole step */
     int recompute, overlap;
+    const char *comm;
+    double comm_timeout;
+    Dtype grad_wire;
     DevicePlace place;
 } ModelOptions;
 
@@ -162,10 +165,12 @@ static void model_init(Model *m, const ModelOptions *o, Wire base, int imagined,
     m->config = o->config, m->scheme = o->scheme, m->layout = o->layout;
     m->L = o->L, m->B = o->B, m->recompute = o->recompute;
     device_init(&m->dev, &o->place, imagined);
-    fabric_init(&m->fabric, &m->dev, &m->ledger, (int)o->shape.world, o->overlap);
+    fabric_init(&m->fabric, &m->dev, &m->ledger, (int)o->shape.world, o->overlap, o->comm);
     mesh_init(&m->mesh, o->shape, base, imagined, rank, o->config.kv_heads);
+    if (!imagined) mesh_link(&m->mesh, &m->fabric);
+    m->fabric.timeout_s = o->comm_timeout;
     arena_reserve(&m->arena, &m->dev);
-    zero_init(&m->zero, &m->config, &m->mesh, &m->fabric, &m->arena, m->scheme->splits);
+    zero_init(&m->zero, &m->config, &m->mesh, &m->fabric, &m->arena, m->scheme->splits, o->grad_wire);
     m->schedule = model_schedule(&m->config, &m->uses);
     model_place(m, o);
     model_layout(m);
@@ -195,7 +200,7 @@ static void model_free(Model *m) {
 /* The closed form of a step's traffic: parameters by ZeRO, activations by the scheme, the head's slices, control. */
 static void model_expect(Model *m, i64 micro) {
     const Mesh *mesh = &m->mesh;
-    zero_volume(&m->ledger, &m->config, mesh, m->scheme->splits, micro);
+    zero_volume(&m->ledger, &m->config, mesh, m->scheme->splits, m->zero.grad_wire, micro);
     m->scheme->volume(&m->ledger, &m->config, mesh, m->L, m->B, micro * m->config.layers, m->recompute);
     if (m->scheme->replicated_stream)
         ledger_expect(&m->ledger, COMM_ALL_GATHER, tag(BLOCK_HEAD, PHASE_BACKWARD, WHAT_ACTIVATION),
@@ -554,8 +559,8 @@ static void selfcheck(Trainer *t) {
     fflush(stdout);
 }
 
-static void step_metrics(const Trainer *t, Metrics *k, i64 step, double seconds) {
-    const Model *m = &t->model;
+static void step_metrics(Trainer *t, Metrics *k, i64 step, double seconds) {
+    Model *m = &t->model;
     double peak = t->peak * (double)m->mesh.shape.world;
     k->step = step;
     k->tokens = t->options.batch * t->options.L;
@@ -566,7 +571,7 @@ static void step_metrics(const Trainer *t, Metrics *k, i64 step, double seconds)
     k->mfu_full = k->tokens_per_s * flop_per_token(t, 0) / peak;
     k->mem_bytes = m->arena.committed;
     k->comm_bytes = ledger_total(&m->ledger, 0);
-    k->comm_exposed_ms = 1e3 * m->fabric.exposed_s;
+    k->comm_exposed_ms = 1e3 * fabric_exposed(&m->fabric);
     k->val_loss = NAN;
     if (k->mfu_causal > 1 && m->mesh.rank == 0)
         FAIL(THIS_RANK, "step %lld ran at %.2f times the peak of %g GFLOP/s a rank: either the peak is too low (--peak-tflops) or work was skipped",
@@ -652,12 +657,13 @@ static void train(Trainer *t) {
         memset(&k, 0, sizeof k);
         ledger_reset(&m->ledger);
         schedule_begin(&m->fabric, SCHEDULE_FOLLOW);
-        m->fabric.exposed_s = 0;
+        fabric_exposed_reset(&m->fabric);
         double begin = seconds_now();
         step_gradients(t, step, &k.loss, &k.grad_norm);
         if (step == 0 && s->dump_grads) checkpoint_write_tensors(&m->zero, m->mesh.world.wire, s->dump_grads, m->zero.grad, sizeof(accum) == 8 ? ST_F64 : ST_F32);
         check_finite(t, step, k.loss, k.grad_norm);
         step_update(t, step, k.grad_norm);
+        device_finish(&m->dev);
         schedule_begin(&m->fabric, SCHEDULE_IGNORE);
         step_metrics(t, &k, step, seconds_now() - begin);
         if (step == 0 && speaks) run_write_ledger(&t->log, &m->ledger);
@@ -739,6 +745,8 @@ static void options_from_flags(ModelOptions *o, Settings *s, const FlagsGiven *g
     }
     o->recompute = strcmp(s->recompute, "full") == 0;
     o->overlap = strcmp(s->overlap, "on") == 0;
+    o->comm = s->comm, o->comm_timeout = s->comm_timeout;
+    o->grad_wire = s->grad_comm && strcmp(s->grad_comm, "bf16") == 0 ? DTYPE_REAL : DTYPE_ACCUM;
     o->place = place;
     char why[1024];
     if (options_refuse(o, why, sizeof why)) FAIL(EVERYONE, "%s", why);
@@ -816,7 +824,7 @@ static inline void run(Trainer *t, Settings *s, const FlagsGiven *given, Wire wo
     t->place = device_place(local, locals, (int)s->threads);
     check_flags(s, given);
     if (s->dump_grads && rank == 0) check_writable("dump-grads", s->dump_grads);
-    if (!s->dry_run) device_open(&t->place);
+    if (!s->dry_run) device_open(&t->place, s->comm);
     options_from_flags(&t->options, s, given, s->world ? s->world : wire_size(world), t->place);
     t->parameters = config_parameters(&t->options.config);
     if (!s->dry_run && !s->init_only) {

@@ -17,29 +17,24 @@
 
 #include "../kernels/compute.h"
 #include "ledger.h"
-#include "comm_mpi.h"
-#ifdef ODYSSEUS_CUDA
-#include "comm_staged.h"
+#ifdef ODYSSEUS_NO_MPI
+#include "comm_alone.h"
 #else
-#include "comm_direct.h"
+#include "comm_mpi.h"
 #endif
 
 /* A group of ranks along one or more axes of the mesh. */
 typedef struct {
     int rank, size;
     Wire wire;
+    void *link; /* the backend's own way between devices; NULL: by the wire */
 } Comm;
 
-/* A transfer under way. The local sum that completes a reduce-scatter waits here until the parts have arrived. */
-typedef struct {
-    int active;
-    Transfer transfer;
-    void *dst;
-    const void *parts;
-    i64 count;
-    int n_parts, add;
-    Dtype type;
-} Request;
+#ifdef ODYSSEUS_CUDA
+#include "comm_cuda.h"
+#else
+#include "comm_direct.h"
+#endif
 
 /* One collective as the plan has it. `hash` covers it and all before it. */
 typedef struct {
@@ -49,6 +44,19 @@ typedef struct {
     i64 bytes;
     uint64_t hash;
 } PlannedCall;
+
+/* A transfer under way. The local sum that completes a reduce-scatter waits here until the parts have arrived. */
+typedef struct {
+    int active;
+    Transfer transfer;
+    PlannedCall call;  /* what it is, for whoever waits too long */
+    double began;      /* seconds_now() at its start */
+    void *dst;
+    const void *parts;
+    i64 count;
+    int n_parts, add;
+    Dtype type, sum_type; /* of the parts, of dst */
+} Request;
 
 typedef enum { SCHEDULE_IGNORE, SCHEDULE_RECORD, SCHEDULE_FOLLOW } ScheduleMode;
 
@@ -69,30 +77,40 @@ typedef struct {
     int overlap;       /* 0: every start waits at once */
     double exposed_s;  /* time spent waiting since the caller last cleared it */
     Schedule schedule;
+    Links links;
+    double timeout_s;  /* a transfer that takes longer ends the run; 0: none does */
+    double watched;    /* when fabric_watch last looked */
+    int last;          /* request handed out last: they go round, so that old ones can still be asked */
     Request pool[COMM_REQUESTS];
     double *control;   /* host buffer of comm_sum_control, 2 * CONTROL_VALUES * ranks */
 } Fabric;
 
 /* Let outstanding transfers progress; cheap when there are none. Matches Device.poll. */
-static inline void comm_poll(void *fabric) {
-    Fabric *f = (Fabric *)fabric;
-    for (int i = 0; i < COMM_REQUESTS; i++)
-        if (f->pool[i].active) transfer_test(&f->pool[i].transfer);
-}
+static inline void comm_poll(void *fabric);
 
-/* `ranks`: the largest communicator this fabric will see. Owner: caller; fabric_free. */
-static inline void fabric_init(Fabric *f, Device *dev, Ledger *ledger, int ranks, int overlap) {
+/* `ranks`: the largest communicator this fabric will see; `comm`: the user's --comm. Owner: caller; fabric_free. */
+static inline void fabric_init(Fabric *f, Device *dev, Ledger *ledger, int ranks, int overlap, const char *comm) {
     memset(f, 0, sizeof *f);
     f->dev = dev, f->ledger = ledger, f->overlap = overlap;
     f->control = (double *)host_alloc(sizeof(double) * 2 * CONTROL_VALUES * (size_t)ranks);
+    links_open(&f->links, dev, comm);
     dev->poll = comm_poll, dev->poll_arg = f;
 }
 
 static inline void fabric_free(Fabric *f) {
     for (int i = 0; i < COMM_REQUESTS; i++) transfer_free(&f->pool[i].transfer);
+    links_close(&f->links);
     free(f->control);
     free(f->schedule.call);
     f->control = NULL, f->schedule.call = NULL;
+}
+
+/* Seconds of waiting since fabric_exposed_reset: the host's, or the compute stream's; the device must be done with the step. */
+static inline double fabric_exposed(Fabric *f) { return f->exposed_s += links_exposed(&f->links); }
+
+static inline void fabric_exposed_reset(Fabric *f) {
+    links_exposed(&f->links);
+    f->exposed_s = 0;
 }
 
 /* Begin a step (or a walk that is none of a step's: SCHEDULE_IGNORE). Recording starts a new list. */
@@ -104,6 +122,27 @@ static inline void schedule_begin(Fabric *f, ScheduleMode mode) {
 static inline void schedule_text(char *out, size_t size, const PlannedCall *c) {
     snprintf(out, size, "%s of %lld bytes over %d ranks (%s, %s, %s)", COMM_OP_NAMES[c->op], (long long)c->bytes, c->ranks, BLOCK_NAMES[c->tag.block],
              PHASE_NAMES[c->tag.phase], WHAT_NAMES[c->tag.what]);
+}
+
+/* Stop when a transfer takes longer than the user allows, naming it. */
+static inline void fabric_watch(Fabric *f) {
+    double now = seconds_now();
+    if (f->timeout_s <= 0 || now - f->watched < 0.1) return;
+    f->watched = now;
+    for (int i = 0; i < COMM_REQUESTS; i++) {
+        Request *r = &f->pool[(f->last + 1 + i) % COMM_REQUESTS]; /* the oldest first */
+        if (!transfer_pending(&r->transfer) || now - r->began <= f->timeout_s) continue;
+        char text[160];
+        schedule_text(text, sizeof text, &r->call);
+        FAIL(THIS_RANK, "%s has not ended after %g s (--comm-timeout): a rank is gone, hangs, or has taken another way", text, now - r->began);
+    }
+}
+
+static inline void comm_poll(void *fabric) {
+    Fabric *f = (Fabric *)fabric;
+    for (int i = 0; i < COMM_REQUESTS; i++)
+        if (f->pool[i].active) transfer_poll(&f->pool[i].transfer);
+    fabric_watch(f);
 }
 
 /* Two 64-bit values into one, for hashes of what came before and what comes now. */
@@ -143,32 +182,38 @@ static inline void schedule_follow(Schedule *s, const PlannedCall *c) {
 }
 
 /* Every collective passes here: into the ledger, and against the schedule. */
-static inline void comm_count(Fabric *f, const Comm *c, CommOp op, Tag t, i64 bytes) {
+static inline PlannedCall comm_count(Fabric *f, const Comm *c, CommOp op, Tag t, i64 bytes) {
     ledger_count(f->ledger, op, t, bytes);
     PlannedCall call = {op, t, c->size, bytes, 0};
     if (f->schedule.mode == SCHEDULE_RECORD) schedule_record(&f->schedule, call);
     if (f->schedule.mode == SCHEDULE_FOLLOW) schedule_follow(&f->schedule, &call);
+    return call;
 }
 
 /* Wait for `r` (NULL: nothing to do), then do the local half of a reduction. The request is free again afterwards. */
 static inline void comm_wait(Fabric *f, Request *r) {
     if (!r) return;
     double begin = seconds_now();
-    transfer_wait(f->dev, &r->transfer);
+    transfer_wait(f->dev, &f->links, &r->transfer);
     f->exposed_s += seconds_now() - begin;
     r->active = 0;
-    if (r->parts) sum_parts(f->dev, r->dst, r->parts, r->n_parts, r->count, r->count, r->type, r->add);
+    if (!r->parts) return;
+    if (r->sum_type == r->type) sum_parts(f->dev, r->dst, r->parts, r->n_parts, r->count, r->count, r->type, r->add);
+    else add_parts(f->dev, (accum *)r->dst, (const real *)r->parts, r->n_parts, r->count, r->count);
 }
 
 /* A free request; in plan mode one that is never on the wire, so that the walk is the same. */
-static inline Request *request_new(Fabric *f) {
-    for (int i = 0; i < COMM_REQUESTS; i++)
-        if (!f->pool[i].active) {
-            memset(&f->pool[i], 0, sizeof f->pool[i]);
-            f->pool[i].active = 1;
-            transfer_clear(&f->pool[i].transfer);
-            return &f->pool[i];
-        }
+static inline Request *request_new(Fabric *f, PlannedCall call) {
+    for (int i = 1; i <= COMM_REQUESTS; i++) {
+        int next = (f->last + i) % COMM_REQUESTS;
+        Request *r = &f->pool[next];
+        if (r->active) continue;
+        f->last = next;
+        r->active = 1, r->add = 0, r->dst = NULL, r->parts = NULL;
+        r->call = call, r->began = seconds_now();
+        transfer_clear(&r->transfer);
+        return r;
+    }
     FAIL(THIS_RANK, "more than %d collectives in flight", COMM_REQUESTS);
 }
 
@@ -182,9 +227,8 @@ static inline Request *request_started(Fabric *f, Request *r) {
 static inline Request *comm_all_gather_start(Fabric *f, const Comm *c, Tag t, void *full, const void *part, i64 count, Dtype type) {
     if (c->size == 1) return NULL;
     i64 bytes = count * dtype_size(type);
-    comm_count(f, c, COMM_ALL_GATHER, t, (c->size - 1) * bytes);
-    Request *r = request_new(f);
-    if (!f->dev->plan) transfer_all_gather(f->dev, c->wire, &r->transfer, full, part, bytes, c->rank, c->size);
+    Request *r = request_new(f, comm_count(f, c, COMM_ALL_GATHER, t, (c->size - 1) * bytes));
+    if (!f->dev->plan) transfer_all_gather(f->dev, &f->links, c, &r->transfer, full, part, bytes);
     return request_started(f, r);
 }
 
@@ -198,10 +242,19 @@ static inline Request *comm_reduce_scatter_start(Fabric *f, const Comm *c, Tag t
                                                  Dtype type, int add) {
     if (c->size == 1) return NULL;
     i64 bytes = count * dtype_size(type);
-    comm_count(f, c, COMM_REDUCE_SCATTER, t, (c->size - 1) * bytes);
-    Request *r = request_new(f);
-    r->dst = dst, r->parts = scratch, r->count = count, r->n_parts = c->size, r->type = type, r->add = add;
-    if (!f->dev->plan) transfer_all_to_all(f->dev, c->wire, &r->transfer, scratch, full, bytes, c->size);
+    Request *r = request_new(f, comm_count(f, c, COMM_REDUCE_SCATTER, t, (c->size - 1) * bytes));
+    r->dst = dst, r->parts = scratch, r->count = count, r->n_parts = c->size, r->type = r->sum_type = type, r->add = add;
+    if (!f->dev->plan) transfer_all_to_all(f->dev, &f->links, c, &r->transfer, scratch, full, bytes);
+    return request_started(f, r);
+}
+
+/* The same for gradients that travel in the compute type: dst (count, accum) += the sum of real parts, made in accum. */
+static inline Request *comm_reduce_scatter_real_start(Fabric *f, const Comm *c, Tag t, accum *dst, const real *full, real *scratch, i64 count) {
+    if (c->size == 1) return NULL;
+    i64 bytes = count * dtype_size(DTYPE_REAL);
+    Request *r = request_new(f, comm_count(f, c, COMM_REDUCE_SCATTER, t, (c->size - 1) * bytes));
+    r->dst = dst, r->parts = scratch, r->count = count, r->n_parts = c->size, r->type = DTYPE_REAL, r->sum_type = DTYPE_ACCUM;
+    if (!f->dev->plan) transfer_all_to_all(f->dev, &f->links, c, &r->transfer, scratch, full, bytes);
     return request_started(f, r);
 }
 
@@ -213,14 +266,14 @@ static inline void comm_reduce_scatter(Fabric *f, const Comm *c, Tag t, void *ds
 static inline void comm_all_reduce(Fabric *f, const Comm *c, Tag t, void *buf, void *scratch, i64 count, Dtype type) {
     if (c->size == 1) return;
     i64 bytes = count * dtype_size(type);
-    comm_count(f, c, COMM_ALL_REDUCE, t, 2 * (c->size - 1) * bytes);
+    PlannedCall call = comm_count(f, c, COMM_ALL_REDUCE, t, 2 * (c->size - 1) * bytes);
     char *own = (char *)buf + c->rank * bytes;
-    Request *r = request_new(f);
-    r->dst = own, r->parts = scratch, r->count = count, r->n_parts = c->size, r->type = type;
-    if (!f->dev->plan) transfer_all_to_all(f->dev, c->wire, &r->transfer, scratch, buf, bytes, c->size);
+    Request *r = request_new(f, call);
+    r->dst = own, r->parts = scratch, r->count = count, r->n_parts = c->size, r->type = r->sum_type = type;
+    if (!f->dev->plan) transfer_all_to_all(f->dev, &f->links, c, &r->transfer, scratch, buf, bytes);
     comm_wait(f, r);
-    r = request_new(f);
-    if (!f->dev->plan) transfer_all_gather(f->dev, c->wire, &r->transfer, buf, own, bytes, c->rank, c->size);
+    r = request_new(f, call);
+    if (!f->dev->plan) transfer_all_gather(f->dev, &f->links, c, &r->transfer, buf, own, bytes);
     comm_wait(f, r);
 }
 
@@ -228,9 +281,8 @@ static inline void comm_all_reduce(Fabric *f, const Comm *c, Tag t, void *buf, v
 static inline Request *comm_all_to_all_start(Fabric *f, const Comm *c, Tag t, void *recv, const void *send, i64 count, Dtype type) {
     if (c->size == 1) return NULL;
     i64 bytes = count * dtype_size(type);
-    comm_count(f, c, COMM_ALL_TO_ALL, t, (c->size - 1) * bytes);
-    Request *r = request_new(f);
-    if (!f->dev->plan) transfer_all_to_all(f->dev, c->wire, &r->transfer, recv, send, bytes, c->size);
+    Request *r = request_new(f, comm_count(f, c, COMM_ALL_TO_ALL, t, (c->size - 1) * bytes));
+    if (!f->dev->plan) transfer_all_to_all(f->dev, &f->links, c, &r->transfer, recv, send, bytes);
     return request_started(f, r);
 }
 
@@ -238,9 +290,8 @@ static inline Request *comm_all_to_all_start(Fabric *f, const Comm *c, Tag t, vo
 static inline Request *comm_ring_start(Fabric *f, const Comm *c, Tag t, void *recv, const void *send, i64 count, Dtype type) {
     if (c->size == 1) return NULL;
     i64 bytes = count * dtype_size(type);
-    comm_count(f, c, COMM_SEND_RECV, t, bytes);
-    Request *r = request_new(f);
-    if (!f->dev->plan) transfer_ring(f->dev, c->wire, &r->transfer, recv, send, bytes, c->rank, c->size);
+    Request *r = request_new(f, comm_count(f, c, COMM_SEND_RECV, t, bytes));
+    if (!f->dev->plan) transfer_ring(f->dev, &f->links, c, &r->transfer, recv, send, bytes);
     return request_started(f, r);
 }
 

@@ -1,36 +1,60 @@
-/* comm_direct.h - transfers where the wire reaches the device's memory: nothing between the two. Bytes of one part, ranks of the group. */
+/* comm_direct.h - transfers where the wire reaches the device's memory: nothing stands between the two. */
 #ifndef ODYSSEUS_COMM_DIRECT_H
 #define ODYSSEUS_COMM_DIRECT_H
 
-#include "comm_mpi.h"
-
 typedef WireRequest Transfer;
+
+/* What the transfers of a rank share: nothing, MPI keeps it. */
+typedef struct {
+    int unused;
+} Links;
+
+static inline void links_open(Links *l, Device *dev, const char *comm) {
+    (void)dev, (void)comm;
+    l->unused = 0;
+}
+static inline void links_close(Links *l) { (void)l; }
+static inline double links_exposed(Links *l) { return l->unused; }
+static inline void *link_open(Links *l, Wire w, int rank, int size) {
+    (void)l, (void)w, (void)rank, (void)size;
+    return NULL;
+}
+static inline void link_close(void *link) { (void)link; }
+static inline void link_check(void *link) { (void)link; }
 
 static inline void transfer_clear(Transfer *t) { *t = wire_request_none(); }
 static inline void transfer_free(Transfer *t) { (void)t; }
-static inline void transfer_test(Transfer *t) { wire_test(t); }
 
-static inline void transfer_wait(Device *dev, Transfer *t) {
-    (void)dev;
+/* Move the wire along. */
+static inline void transfer_poll(Transfer *t) { wire_test(t); }
+
+/* Is the device still at it? The host waits for the wire itself, so nothing is left behind. */
+static inline int transfer_pending(Transfer *t) {
+    (void)t;
+    return 0;
+}
+
+static inline void transfer_wait(Device *dev, Links *l, Transfer *t) {
+    (void)dev, (void)l;
     wire_wait(t);
 }
 
-/* full (size, bytes) = every rank's part */
-static inline void transfer_all_gather(Device *dev, Wire w, Transfer *t, void *full, const void *part, i64 bytes, int rank, int size) {
-    (void)dev, (void)size;
-    wire_all_gather(w, t, full, part, bytes, rank);
+/* full (size, bytes) = every rank's part; `part` may be its own place in `full` */
+static inline void transfer_all_gather(Device *dev, Links *l, const Comm *g, Transfer *t, void *full, const void *part, i64 bytes) {
+    (void)dev, (void)l;
+    wire_all_gather(g->wire, t, full, part, bytes, g->rank);
 }
 
 /* recv (size, bytes): part p is what rank p had for this rank in its send (size, bytes) */
-static inline void transfer_all_to_all(Device *dev, Wire w, Transfer *t, void *recv, const void *send, i64 bytes, int size) {
-    (void)dev, (void)size;
-    wire_all_to_all(w, t, recv, send, bytes);
+static inline void transfer_all_to_all(Device *dev, Links *l, const Comm *g, Transfer *t, void *recv, const void *send, i64 bytes) {
+    (void)dev, (void)l;
+    wire_all_to_all(g->wire, t, recv, send, bytes);
 }
 
 /* send goes to the next rank of the ring, recv comes from the one before */
-static inline void transfer_ring(Device *dev, Wire w, Transfer *t, void *recv, const void *send, i64 bytes, int rank, int size) {
-    (void)dev;
-    wire_ring(w, t, recv, send, bytes, rank, size);
+static inline void transfer_ring(Device *dev, Links *l, const Comm *g, Transfer *t, void *recv, const void *send, i64 bytes) {
+    (void)dev, (void)l;
+    wire_ring(g->wire, t, recv, send, bytes, g->rank, g->size);
 }
 
 #endif

@@ -5,7 +5,7 @@
 #ifndef ODYSSEUS_FLAGS_H
 #define ODYSSEUS_FLAGS_H
 
-#include "util.h"
+#include "../kernels/compute.h"
 
 typedef struct {
     /* model */
@@ -16,8 +16,9 @@ typedef struct {
     const char *train, *val;
     i64 seq_len, batch, micro_batch, ignore_token;
     /* parallelism */
-    const char *sp, *ring_layout, *overlap;
+    const char *sp, *ring_layout, *overlap, *comm, *grad_comm;
     i64 dp, ring, threads;
+    double comm_timeout;
     /* training */
     i64 steps, warmup, seed, eval_every, eval_batches, log_every;
     double lr, min_lr, weight_decay, beta1, beta2, eps, grad_clip;
@@ -69,6 +70,8 @@ static const Flag FLAGS[] = {
     {NULL, "ring", FLAG_INT, AT(ring), "1", 1, 1 << 20, NULL, "ring (context-parallel) ranks around the scheme; --sp ring takes all that --dp leaves unless told"},
     {NULL, "ring-layout", FLAG_CHOICE, AT(ring_layout), "zigzag", 0, 0, "zigzag|contiguous|stripe", "which tokens a ring rank holds"},
     {NULL, "overlap", FLAG_CHOICE, AT(overlap), "on", 0, 0, "on|off", "communicate while computing; off: the same calls, waited for at once"},
+    {NULL, "comm", FLAG_CHOICE, AT(comm), COMM_DEFAULT, 0, 0, COMM_CHOICES, "how ranks reach each other: " COMM_HELP},
+    BACKEND_FLAGS
     {NULL, "threads", FLAG_INT, AT(threads), NULL, 1, 4096, NULL, "OpenMP threads per rank; default: cores / ranks on this host"},
 
     {"Training", "steps", FLAG_INT, AT(steps), "100", 0, 1e12, NULL, "optimizer steps"},

@@ -26,9 +26,11 @@ typedef struct {
     Comm world, head, ring, split, kv;
 } Mesh;
 
+#define MESH_GROUPS 5
+
 /* One axis: with a wire, split it off; without (a dry run), only rank and size are known. */
 static inline Comm mesh_axis(Wire base, int imagined, i64 colour, i64 rank, i64 size) {
-    Comm c = {(int)rank, (int)size, wire_none()};
+    Comm c = {(int)rank, (int)size, wire_none(), NULL};
     if (!imagined) c.wire = wire_split(base, (int)colour, (int)rank);
     return c;
 }
@@ -50,12 +52,25 @@ static inline void mesh_init(Mesh *m, MeshShape shape, Wire base, int imagined, 
     m->kv = mesh_axis(base, imagined, h / reps, (d * R + r) * reps + h % reps, shape.dp * R * reps);
 }
 
+/* The five groups, always in this order. */
+static inline Comm *mesh_group(Mesh *m, int i) {
+    Comm *const groups[MESH_GROUPS] = {&m->world, &m->head, &m->ring, &m->split, &m->kv};
+    return groups[i];
+}
+
+/* Let the groups reach each other's devices by the backend's own way, where it has one. Collective. */
+static inline void mesh_link(Mesh *m, Fabric *f) {
+    for (int i = 0; i < MESH_GROUPS; i++) {
+        Comm *c = mesh_group(m, i);
+        c->link = link_open(&f->links, c->wire, c->rank, c->size);
+    }
+}
+
 static inline void mesh_free(Mesh *m) {
-    wire_free(&m->world.wire);
-    wire_free(&m->head.wire);
-    wire_free(&m->ring.wire);
-    wire_free(&m->split.wire);
-    wire_free(&m->kv.wire);
+    for (int i = 0; i < MESH_GROUPS; i++) {
+        link_close(mesh_group(m, i)->link);
+        wire_free(&mesh_group(m, i)->wire);
+    }
 }
 
 #endif

@@ -55,7 +55,8 @@ typedef struct {
 typedef struct {
     real *weights;  /* gathered */
     accum *grads;   /* full gradients of the block in backward */
-    accum *scratch; /* parts of a reduce-scatter */
+    void *scratch;  /* parts of a reduce-scatter, in the type on the wire */
+    real *sent;     /* gradients in the compute type, where they travel so; else NULL */
     i64 elements;
     Request *gather[BLOCK_CHUNKS], *reduce[BLOCK_CHUNKS];
 } Slot;
@@ -72,6 +73,7 @@ typedef struct {
     Fabric *fabric;
     Device *dev;
     int (*splits)(BlockKind); /* the scheme's placement */
+    Dtype grad_wire;          /* of gradients on the wire: DTYPE_ACCUM, or DTYPE_REAL (--grad-comm) */
     int blocks, chunks, tensors;
     Block *block;
     Chunk *chunk;
@@ -151,9 +153,10 @@ static inline i64 zero_layout_block(Zero *z, BlockKind kind, int layer, i64 slot
 }
 
 /* Tables and memory of this rank's share of the parameters. `config`, `mesh`, `fabric` outlive it; tables: zero_free. */
-static inline void zero_init(Zero *z, const Config *config, const Mesh *mesh, Fabric *fabric, Arena *arena, int (*splits)(BlockKind)) {
+static inline void zero_init(Zero *z, const Config *config, const Mesh *mesh, Fabric *fabric, Arena *arena, int (*splits)(BlockKind), Dtype grad_wire) {
     memset(z, 0, sizeof *z);
     z->config = config, z->mesh = mesh, z->fabric = fabric, z->dev = fabric->dev, z->splits = splits;
+    z->grad_wire = real_is_accum() ? DTYPE_ACCUM : grad_wire;
     size_t blocks = 2 + 2 * (size_t)config->layers;
     z->block = (Block *)host_alloc(blocks * sizeof(Block));
     z->chunk = (Chunk *)host_alloc(blocks * SHARE_GROUPS * sizeof(Chunk));
@@ -176,7 +179,8 @@ static inline void zero_init(Zero *z, const Config *config, const Mesh *mesh, Fa
         if (!slot->elements) continue;
         slot->weights = (real *)arena_take(arena, MEM_GATHERED, slot->elements * (i64)sizeof(real));
         slot->grads = (accum *)arena_take(arena, MEM_GRADIENTS, slot->elements * (i64)sizeof(accum));
-        slot->scratch = (accum *)arena_take(arena, MEM_COMM, slot->elements * (i64)sizeof(accum));
+        slot->scratch = arena_take(arena, MEM_COMM, slot->elements * dtype_size(z->grad_wire));
+        if (z->grad_wire == DTYPE_REAL) slot->sent = (real *)arena_take(arena, MEM_COMM, slot->elements * (i64)sizeof(real));
     }
 }
 
@@ -292,10 +296,18 @@ static inline void zero_grad_begin(Zero *z, int block) {
 static inline void zero_grad_end(Zero *z, int block) {
     const Block *b = &z->block[block];
     Slot *slot = &z->slot[slot_kind(b->kind)];
+    Tag t = tag(b->kind, PHASE_BACKWARD, WHAT_GRADIENT);
     for (int i = 0; i < b->chunks; i++) {
         const Chunk *c = &z->chunk[b->first_chunk + i];
-        slot->reduce[i] = comm_reduce_scatter_start(z->fabric, chunk_comm(z, c), tag(b->kind, PHASE_BACKWARD, WHAT_GRADIENT), z->grad + c->offset,
-                                                    slot->grads + c->slot_offset, slot->scratch + c->slot_offset, c->shard, DTYPE_ACCUM, 1);
+        const Comm *share = chunk_comm(z, c);
+        i64 at = c->slot_offset;
+        if (z->grad_wire == DTYPE_ACCUM || share->size == 1) {
+            slot->reduce[i] = comm_reduce_scatter_start(z->fabric, share, t, z->grad + c->offset, slot->grads + at, (accum *)slot->scratch + at, c->shard,
+                                                        DTYPE_ACCUM, 1);
+        } else {
+            convert(z->dev, slot->sent + at, slot->grads + at, share->size * c->shard);
+            slot->reduce[i] = comm_reduce_scatter_real_start(z->fabric, share, t, z->grad + c->offset, slot->sent + at, (real *)slot->scratch + at, c->shard);
+        }
     }
 }
 
@@ -363,7 +375,7 @@ static inline i64 share_elements(const Config *config, const MeshShape *shape, i
 
 /* What ZeRO-3 moves in a step of `micro_steps`: 3 (S-1) ceil(P/S) elements for each chunk of a layer (recompute
    repeats a block's forward while its weights are there for the backward anyway), AG + RS for embedding and head. */
-static inline void zero_volume(Ledger *l, const Config *config, const Mesh *mesh, int (*splits)(BlockKind), i64 micro_steps) {
+static inline void zero_volume(Ledger *l, const Config *config, const Mesh *mesh, int (*splits)(BlockKind), Dtype grad_wire, i64 micro_steps) {
     const BlockKind kinds[4] = {BLOCK_EMBEDDING, BLOCK_ATTENTION, BLOCK_MLP, BLOCK_HEAD};
     for (int k = 0; k < 4; k++)
         for (int g = 0; g < SHARE_GROUPS; g++) {
@@ -372,7 +384,7 @@ static inline void zero_volume(Ledger *l, const Config *config, const Mesh *mesh
             i64 P = share_elements(config, &mesh->shape, splits, kind, share), S = share_comm(mesh, share)->size;
             i64 layers = kind == BLOCK_ATTENTION || kind == BLOCK_MLP ? config->layers : 1;
             i64 sent = micro_steps * layers * (S - 1) * ceil_div(P, S);
-            i64 weights = sent * (i64)sizeof(real), grads = sent * (i64)sizeof(accum);
+            i64 weights = sent * (i64)sizeof(real), grads = sent * dtype_size(grad_wire);
             ledger_expect(l, COMM_ALL_GATHER, tag(kind, PHASE_FORWARD, WHAT_PARAMETER), weights);
             if (kind == BLOCK_ATTENTION || kind == BLOCK_MLP)
                 ledger_expect(l, COMM_ALL_GATHER, tag(kind, PHASE_BACKWARD, WHAT_PARAMETER), weights);

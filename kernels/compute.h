@@ -294,6 +294,12 @@ static inline void sum_parts(Device *dev, void *dst, const void *parts, i64 n_pa
         sum_parts_run(dev, dst, parts, n_parts, stride, n, type, add);
 }
 
+/* dst (n) += the sum over p of parts (n_parts, stride)[p][0..n), in part order and in accum: gradients that travelled in the compute type */
+static inline void add_parts(Device *dev, accum *dst, const real *parts, i64 n_parts, i64 stride, i64 n) {
+    if (op_begin(dev, OP_POINTWISE, 1.0 * n_parts * n, 1.0 * n_parts * n * sizeof(real) + 2.0 * n * sizeof(accum)))
+        add_parts_run(dev, dst, parts, n_parts, stride, n);
+}
+
 /* *out += sum of squares of g (n), in double, order fixed by n alone */
 static inline void sum_squares(Device *dev, double *out, const accum *g, i64 n) {
     if (op_begin(dev, OP_OPTIMIZER, 2.0 * n, 1.0 * sizeof(accum) * n)) sum_squares_run(dev, out, g, n);

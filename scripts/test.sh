@@ -9,7 +9,8 @@ set -euo pipefail
 source "$(dirname "$0")/common.sh"
 
 # What to run: the name, on how many ranks (alone: without mpirun), at most how many seconds, and its arguments. Programs are
-# dev/test/NAME.c in fp32 and fp64 (build/NAME_fp32, ...), scripts dev/test/NAME.sh. Every dev/test/test_* must be here.
+# dev/test/NAME.c in fp32 and fp64 (build/NAME_fp32, ...), dev/test/NAME.cu under the CUDA emulator (build/NAME_emu; _emuasan: with
+# sanitizers), scripts dev/test/NAME.sh. Every dev/test/test_* must be here.
 RUNS='
 check-cxx               alone  120
 test_positions_fp32     alone   60
@@ -39,6 +40,14 @@ test_checkpoint_fp64        4  300
 test_schemes_fp64          12  900
 test_schemes_fp32           4  600
 test_cli.sh             alone  300
+test_emulator_emu       alone  120
+test_emulator_emuasan   alone  120
+test_cuda_gemm_emu      alone  120
+test_cuda_ops_emu       alone  300
+test_cuda_ops_emuasan   alone  600
+test_cuda_attention_emu alone  300
+test_emu.sh             alone 1200
+test_nvcc.sh            alone  900
 '
 LONG='
 test_kernels_asan       alone 1800
@@ -67,17 +76,17 @@ selected() { # NAME: does it contain one of the words?
 lines=()
 while read -r line; do [[ -z $line ]] || ! selected "${line%% *}" || lines+=("$line"); done <<<"$RUNS"
 [[ ${#lines[@]} -gt 0 ]] || die "no test has '${words[*]}' in its name; the table is at the top of scripts/test.sh"
-for file in dev/test/test_*.c dev/test/test_*.sh; do
-    name=${file##*/}
+for file in dev/test/test_*.c dev/test/test_*.cu dev/test/test_*.sh; do
+    name=${file##*/} name=${name%.cu}
     [[ ! -e $file || $RUNS == *"${name%.c}"* ]] || die "$file is in no line of the table at the top of scripts/test.sh"
 done
 
 # ---- build: only what will run, and the programs that scripts run
 
 require_packages
-targets=(train_gpt_cpu train_gpt_fp64)
+targets=(train_gpt_cpu train_gpt_fp64 train_gpt_emu)
 for line in "${lines[@]}"; do
-    case ${line%% *} in *_fp32 | *_fp64 | *_asan) targets+=("build/${line%% *}") ;; esac
+    case ${line%% *} in *_fp32 | *_fp64 | *_asan | *_emu | *_emuasan) targets+=("build/${line%% *}") ;; esac
 done
 mapfile -t targets < <(printf '%s\n' "${targets[@]}" | sort -u)
 mkdir -p build/log

@@ -44,6 +44,8 @@
 #define __host__
 #define __forceinline__ inline __attribute__((always_inline))
 #define __launch_bounds__(...)
+#define UNROLL
+#define UNROLL_BY(n)
 
 struct dim3 {
     unsigned x, y, z;

@@ -5,9 +5,8 @@ DIR/MODEL/referee/          one rank, fp64: metrics.jsonl, grads.safetensors
 DIR/MODEL/single/           the CUDA program on one rank
 DIR/MODEL/SCHEME-.../       the same on several; `again` is a repetition of the last of them
 
-Bounds. bf16 keeps 8 bits: an operation's result is off by up to u = 2^-9 of itself, of either sign. A gradient has passed some
-30 roundings (2 layers, forward and backward), which as a random walk give sqrt(30) u = 1.1e-2 for a single number that every one of
-them touches fully; over a tensor, in norm, the roundings of different rows cancel further: seen is about half of it. The loss
+Bounds. bf16 keeps 8 significant bits: a rounding takes away up to 2^-8 of a number, 1.7e-3 of a tensor in norm. A gradient has passed
+some 30 roundings (2 layers, forward and backward) of either sign: as a random walk sqrt(30) x 1.7e-3 = 9e-3 in norm. The loss
 averages over all tokens, its first order cancels: 2e-3 of its value. Between schemes the forward is the same but for the order and
 place of a few roundings (partial sums, exchanged halves), so they agree better with each other than with fp64.
 """

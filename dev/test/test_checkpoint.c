@@ -455,9 +455,9 @@ static void model_open(Model *m, const Config *c, MeshShape shape, int rank, int
     m->config = *c;
     m->dev.threads = 1;
     mesh_init(&m->mesh, shape, wire, imagined, rank, c->kv_heads);
-    fabric_init(&m->fabric, &m->dev, &m->ledger, (int)shape.world, 1);
+    fabric_init(&m->fabric, &m->dev, &m->ledger, (int)shape.world, 1, "mpi");
     arena_reserve(&m->arena, &m->dev);
-    zero_init(&m->z, &m->config, &m->mesh, &m->fabric, &m->arena, splits);
+    zero_init(&m->z, &m->config, &m->mesh, &m->fabric, &m->arena, splits, DTYPE_ACCUM);
     arena_commit(&m->arena, 0, 1);
 }
 

@@ -31,7 +31,7 @@ static inline DevicePlace device_place(int local, int locals, int threads) {
 }
 
 /* Look at the device; a host is always there. */
-static inline void device_open(DevicePlace *p) { (void)p; }
+static inline void device_open(DevicePlace *p, const char *comm) { (void)p, (void)comm; }
 
 /* The number that follows `key` in a small system file, times `unit`; 0 where there is none. */
 static inline i64 system_number(const char *path, const char *key, i64 unit) {

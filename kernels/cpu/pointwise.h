@@ -132,4 +132,8 @@ static inline void sum_parts_run(Device *dev, void *dst, const void *parts, i64 
     else sum_parts_accum(dev, (accum *)dst, (const accum *)parts, n_parts, stride, n, add); /* real is accum here */
 }
 
+static inline void add_parts_run(Device *dev, accum *dst, const real *parts, i64 n_parts, i64 stride, i64 n) {
+    sum_parts_accum(dev, dst, parts, n_parts, stride, n, 1);
+}
+
 #endif

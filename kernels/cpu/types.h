@@ -12,6 +12,12 @@ typedef float accum;
 #define REAL_NAME "fp32"
 #endif
 
+/* --comm: MPI reads and writes the host's memory itself. */
+#define COMM_CHOICES "mpi"
+#define COMM_DEFAULT "mpi"
+#define COMM_HELP "mpi"
+#define BACKEND_FLAGS /* rows of the table of flags: none of its own */
+
 /* A value of the compute type, and back. */
 static inline real real_from(double x) { return (real)x; }
 static inline double real_value(real x) { return (double)x; }

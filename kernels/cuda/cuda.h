@@ -12,6 +12,10 @@
 #ifdef __CUDACC__
 #include <cuda_runtime.h>
 
+#define UNROLL _Pragma("unroll") /* before a loop over registers; nothing for the emulator */
+#define UNROLL_PRAGMA(text) _Pragma(#text)
+#define UNROLL_BY(n) UNROLL_PRAGMA(unroll n)
+
 #define SHARED(type, name, count) __shared__ __align__(128) type name[count]
 #define SHARED_DYNAMIC(type, name) \
     extern __shared__ __align__(128) unsigned char dynamic_shared[]; \

@@ -35,8 +35,8 @@ static inline DevicePlace device_place(int local, int locals, int threads) {
     return p;
 }
 
-/* Look at the GPU, or say why there is none. */
-static inline void device_open(DevicePlace *p) {
+/* Look at the GPU, or say why there is none, or why it cannot be used with --comm `comm`. */
+static inline void device_open(DevicePlace *p, const char *comm) {
     int driver = 0, runtime = 0, clock_khz = 0;
     if (!p->count) {
         cudaDriverGetVersion(&driver), cudaRuntimeGetVersion(&runtime);
@@ -46,6 +46,9 @@ static inline void device_open(DevicePlace *p) {
                  driver / 1000, driver % 1000 / 10, runtime / 1000, runtime % 1000 / 10);
         FAIL(EVERYONE, "no GPU on this host (is CUDA_VISIBLE_DEVICES empty?); use make train_gpt_cpu to train without one");
     }
+    if (strcmp(comm, "nccl") == 0 && p->sharing > 1)
+        FAIL(EVERYONE, "this host has %d GPUs for more ranks, and NCCL needs a GPU for each; start %d ranks a host, or let ranks share a GPU with --comm mpi",
+             p->count, p->count);
     cudaDeviceProp prop;
     CUDA_CHECK(cudaSetDevice(p->index));
     CUDA_CHECK(cudaGetDeviceProperties(&prop, p->index));
@@ -101,8 +104,12 @@ static inline void device_init(Device *dev, const DevicePlace *p, int imagined) 
     dev->state.gemm = gemm_open();
 }
 
+/* Wait until everything asked for is done. The host looks after the transfers meanwhile, which would wait for a lost rank for ever. */
 static inline void device_finish(Device *dev) {
-    if (dev->state.stream) CUDA_CHECK(cudaStreamSynchronize(dev->state.stream));
+    if (!dev->state.stream) return;
+    cudaError_t state;
+    while ((state = cudaStreamQuery(dev->state.stream)) == cudaErrorNotReady) device_poll(dev);
+    CUDA_CHECK(state);
 }
 
 static inline void device_free(Device *dev) {

@@ -8,6 +8,21 @@ typedef bf16 real;
 typedef float accum;
 #define REAL_NAME "bf16"
 
+/* --comm. */
+#ifdef ODYSSEUS_NCCL
+#define COMM_CHOICES "nccl|mpi"
+#define COMM_DEFAULT "nccl"
+#define COMM_HELP "nccl, from GPU to GPU; mpi, staged through host memory (several ranks on one GPU)"
+#else
+#define COMM_CHOICES "mpi"
+#define COMM_DEFAULT "mpi"
+#define COMM_HELP "mpi, staged through host memory (this program was built without NCCL)"
+#endif
+
+#define BACKEND_FLAGS \
+    {NULL, "grad-comm", FLAG_CHOICE, AT(grad_comm), "fp32", 0, 0, "fp32|bf16", "weight gradients on the wire; bf16 ones are still summed in fp32"}, \
+    {NULL, "comm-timeout", FLAG_REAL, AT(comm_timeout), "600", 0, 1e9, NULL, "seconds that one collective over NCCL may take before the run stops; 0: any"},
+
 /* A value of the compute type, and back. */
 static inline real real_from(double x) { return bf16_round((float)x); }
 static inline double real_value(real x) { return (double)bf16_float(x); }

@@ -1,0 +1,274 @@
+/* comm_cuda.h - transfers of device memory: by NCCL on a stream of its own, or staged through pinned host memory over MPI.
+
+   nccl    start   the comm stream waits for what the compute stream has been asked so far, then moves the bytes; an event marks the end
+           wait    the compute stream waits for the event; the host does not                    compute ==ready==> comm ==done==> compute
+           All groups share the one stream, so every rank launches its collectives in the order of the program.
+   staged  start   what this rank sends is copied out, once the stream has made it; then the wire starts        device -> pinned -> wire
+           wait    the wire first, then what arrived is copied in, ahead of what the stream does next           wire -> pinned -> device
+           Several ranks can share a GPU, any MPI will do. The host waits for the stream at every start: nothing hides behind own work.
+
+   NCCL only copies: all-gather, and all-to-all and ring as grouped send and receive. Sums stay with comm.h, in rank order: NCCL's own
+   reduction of bf16 would round at every hop.                                                                                        */
+#ifndef ODYSSEUS_COMM_CUDA_H
+#define ODYSSEUS_COMM_CUDA_H
+
+#ifdef ODYSSEUS_NCCL
+#ifdef __CUDACC__
+#include <nccl.h>
+#else
+#include "../dev/emu/nccl.h"
+#endif
+#define NCCL_CHECK(call) \
+    do { \
+        ncclResult_t nccl_result = (call); \
+        if (nccl_result != ncclSuccess && nccl_result != ncclInProgress) \
+            FAIL(THIS_RANK, "NCCL: %s: %s; NCCL_DEBUG=INFO says more, --comm mpi does without NCCL", #call, ncclGetErrorString(nccl_result)); \
+    } while (0)
+#endif
+
+/* The wait of one transfer, for measuring: what lies between the two events the compute stream spent idle. */
+typedef struct {
+    cudaEvent_t before, after;
+} ExposedWait;
+
+typedef struct {
+    WireRequest wire;
+    char *sent, *received; /* pinned, of `room` bytes each; they stay with the request and grow */
+    i64 room;
+    void *to;              /* device memory that `received` goes to, of `bytes` bytes; NULL: not staged, or done */
+    i64 bytes;
+    cudaEvent_t done;      /* made with the first use of the request */
+    int flying, launched;  /* on the comm stream, not waited for yet; or waited for, and perhaps not over */
+} Transfer;
+
+/* What the transfers of a rank share. */
+typedef struct {
+    cudaStream_t stream; /* NULL: staged */
+    cudaEvent_t ready;
+    ExposedWait *wait;
+    int waits, room;
+} Links;
+
+static inline void transfer_clear(Transfer *t) {
+    t->wire = wire_request_none();
+    t->to = NULL, t->flying = t->launched = 0;
+}
+
+static inline void transfer_unpin(Transfer *t) {
+    if (!t->room) return;
+    CUDA_CHECK(cudaFreeHost(t->sent));
+    CUDA_CHECK(cudaFreeHost(t->received));
+    t->room = 0;
+}
+
+static inline void transfer_free(Transfer *t) {
+    transfer_unpin(t);
+    if (t->done) CUDA_CHECK(cudaEventDestroy(t->done));
+    t->done = NULL;
+}
+
+/* ---- staged ---- */
+
+/* Buffers of at least `bytes`, the first `send_bytes` of `sent` filled from the device. */
+static inline void transfer_stage(Device *dev, Transfer *t, void *to, const void *send, i64 send_bytes, i64 receive_bytes) {
+    i64 bytes = i64_max(send_bytes, receive_bytes);
+    device_finish(dev); /* an earlier copy out of `received` may be under way */
+    if (bytes > t->room) {
+        transfer_unpin(t);
+        void *sent, *received;
+        if (cudaMallocHost(&sent, (size_t)bytes) != cudaSuccess || cudaMallocHost(&received, (size_t)bytes) != cudaSuccess)
+            FAIL(THIS_RANK, "out of pinned host memory: 2 x %.1f MB to stage a transfer; use fewer ranks on this host", bytes / 1e6);
+        t->sent = (char *)sent, t->received = (char *)received, t->room = bytes;
+    }
+    copy_out_run(dev, t->sent, send, send_bytes);
+    t->to = to, t->bytes = receive_bytes;
+}
+
+/* ---- on the comm stream ---- */
+
+/* From here on the comm stream sees what the compute stream has been asked so far. */
+static inline void transfer_begin(Device *dev, Links *l, Transfer *t) {
+    if (!t->done) CUDA_CHECK(cudaEventCreateWithFlags(&t->done, cudaEventDisableTiming));
+    CUDA_CHECK(cudaEventRecord(l->ready, dev->state.stream));
+    CUDA_CHECK(cudaStreamWaitEvent(l->stream, l->ready, 0));
+}
+
+static inline void transfer_launched(Links *l, Transfer *t) {
+    CUDA_CHECK(cudaEventRecord(t->done, l->stream));
+    t->flying = t->launched = 1;
+}
+
+/* The compute stream waits; how long is measured by two events around it. */
+static inline void transfer_join(Device *dev, Links *l, Transfer *t) {
+    if (l->waits == l->room) {
+        l->room = l->room ? 2 * l->room : 256;
+        l->wait = (ExposedWait *)realloc(l->wait, sizeof(ExposedWait) * (size_t)l->room);
+        if (!l->wait) FAIL(THIS_RANK, "out of host memory for %d events", 2 * l->room);
+        for (int i = l->waits; i < l->room; i++) {
+            CUDA_CHECK(cudaEventCreate(&l->wait[i].before));
+            CUDA_CHECK(cudaEventCreate(&l->wait[i].after));
+        }
+    }
+    ExposedWait *w = &l->wait[l->waits++];
+    CUDA_CHECK(cudaEventRecord(w->before, dev->state.stream));
+    CUDA_CHECK(cudaStreamWaitEvent(dev->state.stream, t->done, 0));
+    CUDA_CHECK(cudaEventRecord(w->after, dev->state.stream));
+    t->flying = 0;
+}
+
+/* Seconds that the compute stream has waited since the last call; the device must be done with them. */
+static inline double links_exposed(Links *l) {
+    double sum = 0;
+    for (int i = 0; i < l->waits; i++) {
+        float ms = 0;
+        CUDA_CHECK(cudaEventElapsedTime(&ms, l->wait[i].before, l->wait[i].after));
+        sum += 1e-3 * ms;
+    }
+    l->waits = 0;
+    return sum;
+}
+
+#ifdef ODYSSEUS_NCCL
+
+/* The groups of `size` ranks on wire `w` as an NCCL communicator; collective. */
+static inline void *link_open(Links *l, Wire w, int rank, int size) {
+    if (!l->stream || size == 1) return NULL;
+    ncclUniqueId id, *all = (ncclUniqueId *)host_alloc(sizeof id * (size_t)size);
+    ncclComm_t comm;
+    memset(&id, 0, sizeof id);
+    if (rank == 0) NCCL_CHECK(ncclGetUniqueId(&id));
+    wire_share(w, all, &id, sizeof id);
+    NCCL_CHECK(ncclCommInitRank(&comm, size, all[0], rank));
+    free(all);
+    return comm;
+}
+
+static inline void link_close(void *link) {
+    if (link) NCCL_CHECK(ncclCommDestroy((ncclComm_t)link));
+}
+
+/* Stop if something went wrong behind our back. */
+static inline void link_check(void *link) {
+    ncclResult_t state = ncclSuccess;
+    if (!link) return;
+    NCCL_CHECK(ncclCommGetAsyncError((ncclComm_t)link, &state));
+    NCCL_CHECK(state);
+}
+
+static inline void link_all_gather(Links *l, void *link, void *full, const void *part, i64 bytes) {
+    NCCL_CHECK(ncclAllGather(part, full, (size_t)bytes, ncclInt8, (ncclComm_t)link, l->stream));
+}
+
+static inline void link_all_to_all(Links *l, void *link, void *recv, const void *send, i64 bytes, int size) {
+    NCCL_CHECK(ncclGroupStart());
+    for (int p = 0; p < size; p++) {
+        NCCL_CHECK(ncclSend((const char *)send + p * bytes, (size_t)bytes, ncclInt8, p, (ncclComm_t)link, l->stream));
+        NCCL_CHECK(ncclRecv((char *)recv + p * bytes, (size_t)bytes, ncclInt8, p, (ncclComm_t)link, l->stream));
+    }
+    NCCL_CHECK(ncclGroupEnd());
+}
+
+static inline void link_ring(Links *l, void *link, void *recv, const void *send, i64 bytes, int rank, int size) {
+    NCCL_CHECK(ncclGroupStart());
+    NCCL_CHECK(ncclSend(send, (size_t)bytes, ncclInt8, (rank + 1) % size, (ncclComm_t)link, l->stream));
+    NCCL_CHECK(ncclRecv(recv, (size_t)bytes, ncclInt8, (rank + size - 1) % size, (ncclComm_t)link, l->stream));
+    NCCL_CHECK(ncclGroupEnd());
+}
+
+#else
+
+static inline void *link_open(Links *l, Wire w, int rank, int size) {
+    (void)l, (void)w, (void)rank, (void)size;
+    return NULL;
+}
+static inline void link_close(void *link) { (void)link; }
+static inline void link_check(void *link) { (void)link; }
+static inline void link_all_gather(Links *l, void *link, void *full, const void *part, i64 bytes) { (void)l, (void)link, (void)full, (void)part, (void)bytes; }
+static inline void link_all_to_all(Links *l, void *link, void *recv, const void *send, i64 bytes, int size) {
+    (void)l, (void)link, (void)recv, (void)send, (void)bytes, (void)size;
+}
+static inline void link_ring(Links *l, void *link, void *recv, const void *send, i64 bytes, int rank, int size) {
+    (void)l, (void)link, (void)recv, (void)send, (void)bytes, (void)rank, (void)size;
+}
+
+#endif
+
+/* ---- what comm.h calls ---- */
+
+/* `comm`: the user's --comm. A device that is only imagined has no streams. */
+static inline void links_open(Links *l, Device *dev, const char *comm) {
+    memset(l, 0, sizeof *l);
+    if (!dev->state.stream || !comm || strcmp(comm, "nccl") != 0) return;
+    CUDA_CHECK(cudaStreamCreateWithFlags(&l->stream, cudaStreamNonBlocking));
+    CUDA_CHECK(cudaEventCreateWithFlags(&l->ready, cudaEventDisableTiming));
+}
+
+static inline void links_close(Links *l) {
+    for (int i = 0; i < l->room; i++) {
+        CUDA_CHECK(cudaEventDestroy(l->wait[i].before));
+        CUDA_CHECK(cudaEventDestroy(l->wait[i].after));
+    }
+    free(l->wait);
+    if (l->stream) {
+        CUDA_CHECK(cudaStreamSynchronize(l->stream));
+        CUDA_CHECK(cudaEventDestroy(l->ready));
+        CUDA_CHECK(cudaStreamDestroy(l->stream));
+    }
+    memset(l, 0, sizeof *l);
+}
+
+/* Move the wire along where it is staged; NCCL needs no help. */
+static inline void transfer_poll(Transfer *t) {
+    if (t->to) wire_test(&t->wire);
+}
+
+/* Is the device still at it? */
+static inline int transfer_pending(Transfer *t) { return t->launched && cudaEventQuery(t->done) == cudaErrorNotReady; }
+
+static inline void transfer_wait(Device *dev, Links *l, Transfer *t) {
+    if (t->flying) {
+        transfer_join(dev, l, t);
+    } else if (t->to) {
+        wire_wait(&t->wire);
+        CUDA_CHECK(cudaMemcpyAsync(t->to, t->received, (size_t)t->bytes, cudaMemcpyHostToDevice, dev->state.stream));
+        t->to = NULL;
+    }
+}
+
+/* full (size, bytes) = every rank's part; `part` may be its own place in `full` */
+static inline void transfer_all_gather(Device *dev, Links *l, const Comm *g, Transfer *t, void *full, const void *part, i64 bytes) {
+    if (g->link) {
+        transfer_begin(dev, l, t);
+        link_all_gather(l, g->link, full, part, bytes);
+        transfer_launched(l, t);
+    } else {
+        transfer_stage(dev, t, full, part, bytes, g->size * bytes);
+        wire_all_gather(g->wire, &t->wire, t->received, t->sent, bytes, g->rank);
+    }
+}
+
+/* recv (size, bytes): part p is what rank p had for this rank in its send (size, bytes) */
+static inline void transfer_all_to_all(Device *dev, Links *l, const Comm *g, Transfer *t, void *recv, const void *send, i64 bytes) {
+    if (g->link) {
+        transfer_begin(dev, l, t);
+        link_all_to_all(l, g->link, recv, send, bytes, g->size);
+        transfer_launched(l, t);
+    } else {
+        transfer_stage(dev, t, recv, send, g->size * bytes, g->size * bytes);
+        wire_all_to_all(g->wire, &t->wire, t->received, t->sent, bytes);
+    }
+}
+
+/* send goes to the next rank of the ring, recv comes from the one before */
+static inline void transfer_ring(Device *dev, Links *l, const Comm *g, Transfer *t, void *recv, const void *send, i64 bytes) {
+    if (g->link) {
+        transfer_begin(dev, l, t);
+        link_ring(l, g->link, recv, send, bytes, g->rank, g->size);
+        transfer_launched(l, t);
+    } else {
+        transfer_stage(dev, t, recv, send, bytes, bytes);
+        wire_ring(g->wire, &t->wire, t->received, t->sent, bytes, g->rank, g->size);
+    }
+}
+
+#endif

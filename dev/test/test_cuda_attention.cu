@@ -1,0 +1,313 @@
+/* test_cuda_attention.cu - flash attention of the CUDA backend against a plain softmax in double, on a GPU or in the emulator.
+
+   The reference reads what the kernel reads (inputs rounded to bf16, lse and delta rounded to fp32), so the distance is the kernel's own
+   rounding. P is rounded to bf16 before P V and P^T dout, dS before dS K and dS^T Q: each element is off by at most 2^-9 of itself, at
+   random, 2^-9/sqrt(3) = 1.1e-3 in the norm. What they sum partly cancels while the errors do not, so out is a few times that off
+   where many keys average out: bound 4e-3 for out and dv, 6e-3 for dq and dk (dP - delta cancels besides); lse has no bf16 in it.
+
+   case   a block of queries at positions of a map against blocks of keys (one, or all steps of a ring), merged one after another
+   then   the same bits a second time and under other schedules of the threads
+
+   `small` as an argument: fewer and smaller cases, for sanitizers.                                                               */
+#include "cuda_support.h"
+
+#define OUT_BOUND 4e-3
+#define GRADIENT_BOUND 6e-3
+#define LSE_BOUND 2e-6
+
+typedef struct {
+    AttentionShape s; /* Tq of the queries, Tk of all keys */
+    TokenMap q_map, kv_map[8];
+    int blocks;
+    double *q, *kv, *dout, *dq, *dkv; /* inputs; dq and dkv: what is there before */
+    double *out, *lse, *delta;        /* the reference's; then the gradients */
+    double *want_dq, *want_dkv;
+} Case;
+
+static i64 q_elements(const Case *c) { return c->s.Tq * c->s.B * c->s.heads * c->s.head_dim; }
+static i64 kv_elements(const Case *c) { return c->s.Tk * c->s.B * 2 * c->s.kv_heads * c->s.head_dim; }
+static i64 q_rows(const Case *c) { return c->s.Tq * c->s.B * c->s.heads; }
+
+/* Position of key t of all blocks. */
+static i64 key_position(const Case *c, i64 t) {
+    int i = 0;
+    while (t >= c->kv_map[i].count) t -= c->kv_map[i++].count;
+    return token_position(&c->kv_map[i], t);
+}
+
+static double dot(const double *a, const double *b, i64 n) {
+    double sum = 0;
+    for (i64 i = 0; i < n; i++) sum += a[i] * b[i];
+    return sum;
+}
+
+/* One row of queries: P in p (Tk), out and lse. */
+static void reference_row(Case *c, i64 t, i64 b, i64 h, double *p) {
+    const AttentionShape *s = &c->s;
+    i64 HS = s->head_dim, kh = h / (s->heads / s->kv_heads), row = (t * s->B + b) * s->heads + h;
+    double top = -INFINITY, sum = 0, scale = 1 / sqrt((double)HS);
+    for (i64 j = 0; j < s->Tk; j++) {
+        const double *k = c->kv + (((j * s->B + b) * 2) * s->kv_heads + kh) * HS;
+        p[j] = key_position(c, j) <= token_position(&c->q_map, t) ? scale * dot(c->q + row * HS, k, HS) : -INFINITY;
+        if (p[j] > top) top = p[j];
+    }
+    for (i64 j = 0; j < s->Tk; j++) p[j] = top == -INFINITY ? 0 : exp(p[j] - top), sum += p[j];
+    c->lse[row] = top + log(sum);
+    for (i64 j = 0; j < s->Tk; j++) {
+        if (p[j] == 0) continue;
+        p[j] /= sum;
+        const double *v = c->kv + ((j * s->B + b) * 2 * s->kv_heads + s->kv_heads + kh) * HS;
+        for (i64 i = 0; i < HS; i++) c->out[row * HS + i] += p[j] * v[i];
+    }
+}
+
+static void reference_row_backward(Case *c, i64 t, i64 b, i64 h, const double *p) {
+    const AttentionShape *s = &c->s;
+    i64 HS = s->head_dim, kh = h / (s->heads / s->kv_heads), row = (t * s->B + b) * s->heads + h;
+    double scale = 1 / sqrt((double)HS);
+    const double *q = c->q + row * HS, *dout = c->dout + row * HS;
+    c->delta[row] = dot(c->out + row * HS, dout, HS);
+    for (i64 j = 0; j < s->Tk; j++) {
+        if (p[j] == 0) continue;
+        i64 k_at = ((j * s->B + b) * 2 * s->kv_heads + kh) * HS, v_at = k_at + s->kv_heads * HS;
+        double ds = scale * p[j] * (dot(dout, c->kv + v_at, HS) - c->delta[row]);
+        for (i64 i = 0; i < HS; i++) {
+            c->want_dq[row * HS + i] += ds * c->kv[k_at + i];
+            c->want_dkv[k_at + i] += ds * q[i];
+            c->want_dkv[v_at + i] += p[j] * dout[i];
+        }
+    }
+}
+
+static void reference(Case *c) {
+    double *p = zeros(c->s.Tk);
+    for (i64 t = 0; t < c->s.Tq; t++)
+        for (i64 b = 0; b < c->s.B; b++)
+            for (i64 h = 0; h < c->s.heads; h++) {
+                reference_row(c, t, b, h, p);
+                reference_row_backward(c, t, b, h, p);
+            }
+}
+
+/* ---- what the device computes ---- */
+
+typedef struct {
+    const real *q, *kv, *dout;
+    const accum *final_lse, *delta, *dq_before, *dkv_before;
+    accum *out, *lse, *dq, *dkv;
+} Buffers;
+
+static void *device_copy(const void *src, i64 bytes) { return upload_bytes(download_bytes(src, bytes), bytes); }
+
+static Buffers upload_case(Case *c) {
+    Buffers d;
+    memset(&d, 0, sizeof d);
+    d.q = upload_real(c->q, q_elements(c)), d.kv = upload_real(c->kv, kv_elements(c)), d.dout = upload_real(c->dout, q_elements(c));
+    d.dq_before = upload_accum(c->dq, q_elements(c)), d.dkv_before = upload_accum(c->dkv, kv_elements(c));
+    return d;
+}
+
+/* Each block of keys is a call, as in a ring: with its own Tk, map and piece of kv. */
+static void run_forward(Device *dev, const Case *c, Buffers *d) {
+    d->out = unset_accum(q_elements(c)), d->lse = unset_accum(q_rows(c));
+    i64 first = 0;
+    for (int i = 0; i < c->blocks; i++) {
+        AttentionShape s = c->s;
+        s.Tk = c->kv_map[i].count;
+        attention_forward(dev, d->out, d->lse, d->q, d->kv + first * s.B * 2 * s.kv_heads * s.head_dim, s, c->q_map, c->kv_map[i], i > 0);
+        first += s.Tk;
+    }
+    CUDA_CHECK(cudaDeviceSynchronize());
+}
+
+static void run_backward(Device *dev, const Case *c, Buffers *d) {
+    d->dq = (accum *)device_copy(d->dq_before, q_elements(c) * (i64)sizeof(accum));
+    d->dkv = (accum *)device_copy(d->dkv_before, kv_elements(c) * (i64)sizeof(accum));
+    i64 first = 0;
+    for (int i = 0; i < c->blocks; i++) {
+        AttentionShape s = c->s;
+        s.Tk = c->kv_map[i].count;
+        i64 at = first * s.B * 2 * s.kv_heads * s.head_dim;
+        attention_backward(dev, d->dq, d->dkv + at, d->q, d->kv + at, d->dout, d->final_lse, d->delta, s, c->q_map, c->kv_map[i]);
+        first += s.Tk;
+    }
+    CUDA_CHECK(cudaDeviceSynchronize());
+}
+
+/* lse: rows that see nothing are -inf in both; the others differ by less than the bound, absolutely. */
+static double lse_distance(const double *got, const double *want, i64 n) {
+    double worst = 0;
+    for (i64 i = 0; i < n; i++) {
+        if (got[i] == want[i]) continue;
+        double d = fabs(got[i] - want[i]) / fmax(1, fabs(want[i]));
+        if (!(d < INFINITY)) return INFINITY;
+        worst = fmax(worst, d);
+    }
+    return worst;
+}
+
+static double worst_out, worst_lse, worst_dq, worst_dk, worst_dv, worst_delta;
+static void note(double *worst, double distance) { *worst = fmax(*worst, distance); }
+
+/* K or V of a dkv buffer apart: an error in the smaller one would hide behind the larger. */
+static double *half_of(const Case *c, const double *dkv, int half) {
+    i64 width = c->s.kv_heads * c->s.head_dim, rows = c->s.Tk * c->s.B;
+    double *x = zeros(rows * width);
+    for (i64 r = 0; r < rows; r++) memcpy(x + r * width, dkv + (2 * r + half) * width, 8 * (size_t)width);
+    return x;
+}
+
+/* What was added: the buffer less what was there before. */
+static double *added(const accum *device, const double *before, i64 n) {
+    double *x = download_accum(device, n);
+    for (i64 i = 0; i < n; i++) x[i] -= before[i];
+    return x;
+}
+
+static void check_forward(const Case *c, const Buffers *d, const char *name) {
+    double *out = download_accum(d->out, q_elements(c)), *lse = download_accum(d->lse, q_rows(c));
+    double distance = norm_distance(out, c->out, q_elements(c)), lse_far = lse_distance(lse, c->lse, q_rows(c));
+    note(&worst_out, distance), note(&worst_lse, lse_far);
+    check(distance <= OUT_BOUND, "%s: out, distance %.2g, at most %.2g", name, distance, OUT_BOUND);
+    check(lse_far <= LSE_BOUND, "%s: lse, distance %.2g, at most %.2g", name, lse_far, LSE_BOUND);
+}
+
+/* norm_distance, but gradients that are nothing but cancellation (a row that sees one key) count as 1e-3 each. */
+static double gradient_distance(const double *got, const double *want, i64 n) {
+    double size = 0, floor = 1e-3 * sqrt((double)n);
+    for (i64 i = 0; i < n; i++) size += want[i] * want[i];
+    double distance = norm_distance(got, want, n);
+    if (sqrt(size) >= floor) return distance;
+    double diff = 0;
+    for (i64 i = 0; i < n; i++) diff += (got[i] - want[i]) * (got[i] - want[i]);
+    return diff < INFINITY ? sqrt(diff) / floor : INFINITY; /* also where diff is not a number */
+}
+
+static void check_backward(const Case *c, const Buffers *d, const char *name) {
+    double *dq = added(d->dq, c->dq, q_elements(c)), *dkv = added(d->dkv, c->dkv, kv_elements(c));
+    i64 half = kv_elements(c) / 2;
+    double far_q = gradient_distance(dq, c->want_dq, q_elements(c));
+    double far_k = gradient_distance(half_of(c, dkv, 0), half_of(c, c->want_dkv, 0), half);
+    double far_v = gradient_distance(half_of(c, dkv, 1), half_of(c, c->want_dkv, 1), half);
+    note(&worst_dq, far_q), note(&worst_dk, far_k), note(&worst_dv, far_v);
+    check(far_q <= GRADIENT_BOUND, "%s: dq, distance %.2g, at most %.2g", name, far_q, GRADIENT_BOUND);
+    check(far_k <= GRADIENT_BOUND, "%s: dk, distance %.2g, at most %.2g", name, far_k, GRADIENT_BOUND);
+    check(far_v <= OUT_BOUND, "%s: dv, distance %.2g, at most %.2g", name, far_v, OUT_BOUND);
+}
+
+/* Run the case; `again`: a second time and under the other schedules. */
+static void run_case(Case *c, int again, const char *name) {
+    c->q = randoms(q_elements(c), 2), c->kv = randoms(kv_elements(c), 2), c->dout = randoms(q_elements(c), 1);
+    c->dq = randoms(q_elements(c), 1e-2), c->dkv = randoms(kv_elements(c), 1e-2);
+    c->out = zeros(q_elements(c)), c->lse = zeros(q_rows(c)), c->delta = zeros(q_rows(c));
+    c->want_dq = zeros(q_elements(c)), c->want_dkv = zeros(kv_elements(c));
+    Buffers d = upload_case(c);
+    reference(c);
+    Device dev = test_device(i64_max(16, attention_scratch_bytes(c->s.B, c->s.heads, c->s.Tq, c->s.Tk, c->s.head_dim)));
+    d.final_lse = upload_accum(c->lse, q_rows(c)), d.delta = upload_accum(c->delta, q_rows(c));
+    set_schedule(0);
+    run_forward(&dev, c, &d), run_backward(&dev, c, &d);
+    check_forward(c, &d, name), check_backward(c, &d, name);
+    for (int i = 0; again && i < COUNT_OF(SCHEDULES); i++) {
+        Buffers e = d;
+        set_schedule(SCHEDULES[i]);
+        run_forward(&dev, c, &e), run_backward(&dev, c, &e);
+        i64 bytes = q_elements(c) * (i64)sizeof(accum);
+        check(same_bits(d.out, e.out, bytes) && same_bits(d.lse, e.lse, q_rows(c) * (i64)sizeof(accum)), "%s: forward, same bits under schedule %d", name,
+              SCHEDULES[i]);
+        check(same_bits(d.dq, e.dq, bytes), "%s: dq, same bits under schedule %d", name, SCHEDULES[i]);
+        check(same_bits(d.dkv, e.dkv, kv_elements(c) * (i64)sizeof(accum)), "%s: dkv, same bits under schedule %d", name, SCHEDULES[i]);
+    }
+    set_schedule(0);
+    release_all();
+}
+
+/* ---- cases ---- */
+
+static TokenMap run_of(i64 first, i64 stride, i64 count) {
+    TokenMap m;
+    memset(&m, 0, sizeof m);
+    m.run[0].first = first, m.run[0].stride = stride, m.run[0].count = m.count = count;
+    return m;
+}
+
+/* Queries at q_first .. against keys at kv_first .. : one block. */
+static void test_block(i64 HS, i64 heads, i64 kv_heads, i64 B, i64 q_first, i64 Tq, i64 kv_first, i64 Tk, int again) {
+    Case c;
+    memset(&c, 0, sizeof c);
+    c.s.B = B, c.s.Tq = Tq, c.s.Tk = Tk, c.s.heads = heads, c.s.kv_heads = kv_heads, c.s.head_dim = HS;
+    c.q_map = run_of(q_first, 1, Tq), c.kv_map[0] = run_of(kv_first, 1, Tk), c.blocks = 1;
+    char name[160];
+    snprintf(name, sizeof name, "head dim %lld, heads %lld:%lld, B %lld, queries %lld+%lld, keys %lld+%lld", (long long)HS, (long long)heads,
+             (long long)kv_heads, (long long)B, (long long)q_first, (long long)Tq, (long long)kv_first, (long long)Tk);
+    run_case(&c, again, name);
+}
+
+/* All steps of a ring on one rank: own keys first, then those of the ranks before it, merged; the reference sees them all at once. */
+static void test_ring(RingLayout layout, i64 L, int ranks, int rank, i64 HS, i64 heads, i64 kv_heads, int again) {
+    static const char *const NAMES[] = {"zigzag", "contiguous", "stripe"};
+    Case c;
+    memset(&c, 0, sizeof c);
+    c.s.B = 1, c.s.Tq = L / ranks, c.s.Tk = L, c.s.heads = heads, c.s.kv_heads = kv_heads, c.s.head_dim = HS;
+    c.q_map = token_map(layout, L, ranks, rank), c.blocks = ranks;
+    for (int i = 0; i < ranks; i++) c.kv_map[i] = token_map(layout, L, ranks, (rank - i + ranks) % ranks);
+    char name[160];
+    snprintf(name, sizeof name, "%s, L %lld, rank %d of %d, head dim %lld, heads %lld:%lld", NAMES[layout], (long long)L, rank, ranks, (long long)HS,
+             (long long)heads, (long long)kv_heads);
+    run_case(&c, again, name);
+}
+
+/* delta alone: rowsum(out * dout) of bf16 rows. */
+static void test_delta(i64 rows, i64 HS) {
+    double *out = randoms(rows * HS, 1), *dout = randoms(rows * HS, 1), *want = zeros(rows);
+    const real *a = upload_real(out, rows * HS), *b = upload_real(dout, rows * HS);
+    accum *delta = unset_accum(rows);
+    Device dev = test_device(16);
+    attention_delta(&dev, delta, a, b, rows, HS);
+    for (i64 r = 0; r < rows; r++) want[r] = dot(out + r * HS, dout + r * HS, HS);
+    double distance = norm_distance(download_accum(delta, rows), want, rows);
+    note(&worst_delta, distance);
+    check(distance <= 1e-6, "delta: %lld rows of %lld, distance %.2g, at most 1e-6", (long long)rows, (long long)HS, distance);
+    release_all();
+}
+
+static void test_head_dims(void) {
+    int right = 1;
+    for (i64 d = 0; d <= 300; d++) right &= attention_takes_head_dim(d) == (d == 8 || (d >= 8 && d <= 128 && d % 8 == 0));
+    check(right, "head dims: multiples of 8 up to 128 are taken, nothing else");
+}
+
+int main(int argc, char **argv) {
+    if (no_device()) return 0;
+    int small = argc > 1 && strcmp(argv[1], "small") == 0;
+    test_head_dims();
+    for (i64 HS = 8; HS <= 128; HS += small ? 56 : 24) test_delta(77, HS);
+    test_delta(1, 128);
+
+    test_block(64, 1, 1, 1, 0, 130, 0, 130, 1);  /* a diagonal of two tiles, tails on both sides */
+    test_block(128, 2, 1, 1, 0, 130, 0, 130, 1); /* the other template, a group of two */
+    test_block(80, 1, 1, 1, 0, 33, 0, 33, 0);    /* padded columns */
+    test_block(16, 4, 2, 2, 5, 7, 2, 33, 0);
+    test_block(64, 1, 1, 1, 0, 130, 50, 33, 0); /* the first rows see nothing */
+    test_block(64, 1, 1, 1, 0, 7, 50, 33, 0);   /* no row sees anything */
+    test_ring(RING_ZIGZAG, 264, 2, 1, 64, 1, 1, 0);
+    test_ring(RING_STRIPE, 264, 2, 0, 128, 1, 1, 0);
+    if (!small) {
+        static const i64 LENGTHS[] = {1, 7, 33, 130, 200, 257};
+        for (int i = 0; i < COUNT_OF(LENGTHS); i++) test_block(64, 4, 1, 1, 0, LENGTHS[i], 0, LENGTHS[i], i == 5);
+        for (int i = 0; i < COUNT_OF(LENGTHS); i++) test_block(128, 1, 1, 1, 60, LENGTHS[i], 0, LENGTHS[COUNT_OF(LENGTHS) - 1 - i], 0);
+        for (i64 HS = 8; HS <= 128; HS += 24) test_block(HS, 2, 2, 1, 3, 40, 0, 150, 0);
+        test_block(80, 4, 2, 2, 0, 200, 0, 200, 1);
+        test_block(16, 4, 4, 2, 0, 257, 0, 257, 0);
+        test_block(128, 4, 2, 2, 0, 130, 7, 257, 0);
+        for (int layout = RING_ZIGZAG; layout <= RING_STRIPE; layout++)
+            for (int rank = 0; rank < 4; rank++) {
+                test_ring((RingLayout)layout, 264, 4, rank, 64, 2, 1, rank == 2);
+                test_ring((RingLayout)layout, 1040, 4, rank, 128, 1, 1, 0);
+            }
+        test_ring(RING_ZIGZAG, 1160, 2, 1, 64, 1, 1, 1); /* chunks of 290: several tiles in each run */
+        test_ring(RING_STRIPE, 1160, 2, 0, 64, 1, 1, 0);
+    }
+    printf("# worst: out %.2g, lse %.2g, dq %.2g, dk %.2g, dv %.2g, delta %.2g\n", worst_out, worst_lse, worst_dq, worst_dk, worst_dv, worst_delta);
+    return checks_done();
+}

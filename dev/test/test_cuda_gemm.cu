@@ -1,0 +1,55 @@
+/* test_cuda_gemm.cu - the three products of a linear layer through cuBLASLt (or its twin), against double sums.
+
+   Sums are fp32, the result is rounded once to bf16 (or added to an fp32 gradient): a bf16 result is off by at most u = 2^-8 of itself,
+   and over many elements by some 0.43 u in norm, so that u/2 is the bound there; fp32 sums of n terms walk about sqrt(n) half-steps of
+   2^-24 away.                                                                                                                      */
+#include "cuda_support.h"
+
+static Device device;
+
+static void test_shape(i64 rows, i64 IC, i64 OC) {
+    Device *dev = &device;
+    double *inp = randoms(rows * IC, 1), *weight = randoms(OC * IC, 1), *bias = randoms(OC, 1), *dout = randoms(rows * OC, 1);
+    double *old_dinp = randoms(rows * IC, 1), *old_dweight = randoms(OC * IC, 1);
+    real *d_inp = upload_real(inp, rows * IC), *d_weight = upload_real(weight, OC * IC), *d_bias = upload_real(bias, OC), *d_dout = upload_real(dout, rows * OC);
+    real *d_add = upload_real(old_dinp, rows * IC), *d_out = unset_real(rows * OC), *d_plain = unset_real(rows * OC), *d_dinp = unset_real(rows * IC);
+    accum *d_dweight = upload_accum(old_dweight, OC * IC);
+    double *out = zeros(rows * OC), *plain = zeros(rows * OC), *dinp = zeros(rows * IC), *sum = copy_of(old_dinp, rows * IC), *dweight = copy_of(old_dweight, OC * IC);
+    for (i64 r = 0; r < rows; r++)
+        for (i64 o = 0; o < OC; o++) {
+            for (i64 i = 0; i < IC; i++) {
+                plain[r * OC + o] += inp[r * IC + i] * weight[o * IC + i];
+                dinp[r * IC + i] += dout[r * OC + o] * weight[o * IC + i];
+                dweight[o * IC + i] += dout[r * OC + o] * inp[r * IC + i];
+            }
+            out[r * OC + o] = plain[r * OC + o] + bias[o];
+        }
+    for (i64 i = 0; i < rows * IC; i++) sum[i] += dinp[i];
+    linear_forward(dev, d_out, d_inp, d_weight, d_bias, rows, IC, OC);
+    linear_forward(dev, d_plain, d_inp, d_weight, NULL, rows, IC, OC);
+    linear_backward_input(dev, d_dinp, d_dout, d_weight, rows, IC, OC, 0);
+    linear_backward_input(dev, d_add, d_dout, d_weight, rows, IC, OC, 1);
+    linear_backward_weight(dev, d_dweight, d_inp, d_dout, rows, IC, OC);
+    char text[96];
+    snprintf(text, sizeof text, "rows %lld, IC %lld, OC %lld", (long long)rows, (long long)IC, (long long)OC);
+    double u = 0x1p-8, many = rows * i64_min(IC, OC) > 100 ? u / 2 : u, fp32 = 1e-6 + 6e-8 * sqrt((double)rows);
+    check_close(download_real(d_out, rows * OC), out, rows * OC, many, u + 1e-5, "linear_forward with bias, %s", text);
+    check_close(download_real(d_plain, rows * OC), plain, rows * OC, many, u + 1e-5, "linear_forward without bias, %s", text);
+    check_close(download_real(d_dinp, rows * IC), dinp, rows * IC, many, u + 1e-5, "linear_backward_input, %s", text);
+    check_close(download_real(d_add, rows * IC), sum, rows * IC, many, u + 1e-5, "linear_backward_input adding, %s", text);
+    check_close(download_accum(d_dweight, OC * IC), dweight, OC * IC, fp32, 4 * fp32, "linear_backward_weight, %s", text);
+    release_all();
+}
+
+int main(void) {
+    DevicePlace place = device_place(0, 1, 0);
+    device_open(&place, "mpi");
+    device_init(&device, &place, 0);
+    void *scratch;
+    CUDA_CHECK(cudaMalloc(&scratch, GEMM_WORKSPACE));
+    device_scratch(&device, scratch, GEMM_WORKSPACE);
+    static const i64 shapes[][3] = {{0, 8, 8}, {1, 1, 1}, {1, 7, 3}, {5, 64, 17}, {37, 65, 129}, {64, 128, 64}, {131, 257, 63}, {300, 64, 136}};
+    for (int i = 0; i < COUNT_OF(shapes); i++) test_shape(shapes[i][0], shapes[i][1], shapes[i][2]);
+    device_free(&device);
+    return checks_done();
+}

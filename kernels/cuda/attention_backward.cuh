@@ -1,0 +1,340 @@
+/* attention_backward.cuh - flash attention, backward: a block of threads owns one KV tile of one KV head and its gradients.
+
+     K, V stay in shared memory, dK, dV in registers, until all queries that see them have passed
+     for each query tile that sees the KV tile, the last first
+       for each query head of the group
+         Q(next) sets out   |  S = Q K^T, P = 2^(c S - c' lse), dP = dout V^T, dS = P (dP - delta); P, dS to shared memory in bf16
+                            |  dV += P^T dout
+         dout(next) sets out|  dQ = dS K                    16 x 8 pieces; then this tile's turn in dq, below
+                            |  dK += dS^T Q                 while the old dq is on its way from memory
+                               dq = old + scale dQ
+     dkv += scale dK, dV
+
+   The order of sums. Many KV tiles add to one dq tile. They do so by turns, KV tile 0 first, 1 next, ...: a counter in scratch per dq
+   tile holds whose turn it is. Positions ascend from tile to tile, so a query tile that sees KV tile j sees 0 .. j-1 too, and j's turn is
+   number j whatever the maps. Every block goes from the last queries to the first, so block j follows one step behind block j-1 and
+   does not wait again:
+
+        step     0    1    2    3    4        dq tile that the block of KV tile j adds to (4 query tiles, causal)
+        j = 0    3    2    1    0             the longest block is the first to start, and block j waits only for blocks
+        j = 1         3    2    1             with a lower index, as the counters' protocol wants
+        j = 2              3    2
+
+   What a block added is seen by the next once it has passed the counter on: after every thread's __threadfence, in the middle of its
+   next step, when the stores have long been made. No float atomics: the order, and so the bits, are the same on every run.
+
+   dkv has one writer. Rows whose lse is -inf (they saw nothing) and rows past the tile's end get P = 0.
+
+   Dao 2023, arXiv:2307.08691
+
+   layouts   q, dout (Tq, B, heads, HS), kv (Tk, B, 2, kv_heads, HS) bf16; dq, dkv alike in fp32; lse, delta (Tq, B, heads) fp32
+   cost      10 pairs HS FLOP; dq is read and written once per pair of tiles, in 16-byte accesses, mostly in L2
+   scratch   one int per (B, head, query tile)
+   shared    d64, 128 x 128: 145 KB    d128, 64 x 128: 144.5 KB    8 warps, one block on a multiprocessor                         */
+#ifndef ODYSSEUS_CUDA_ATTENTION_BACKWARD_H
+#define ODYSSEUS_CUDA_ATTENTION_BACKWARD_H
+
+#include "attention_forward.cuh"
+
+/* ---- delta ---- */
+
+enum { DELTA_THREADS = 256 };
+
+/* `lanes` neighbouring lanes share a row: 16 bytes of out and dout each. */
+__global__ void __launch_bounds__(DELTA_THREADS) attention_delta_kernel(float *delta, const bf16 *out, const bf16 *dout, i64 rows, int head_dim, int lanes) {
+    i64 row = (i64)blockIdx.x * (DELTA_THREADS / lanes) + (int)threadIdx.x / lanes;
+    int col = (int)threadIdx.x % lanes * 8;
+    float sum = 0;
+    if (row < rows && col < head_dim) {
+        bf16x8 o = *(const bf16x8 *)(out + row * head_dim + col), d = *(const bf16x8 *)(dout + row * head_dim + col);
+        UNROLL
+        for (int i = 0; i < 8; i++) sum += bf16_float(o.v[i]) * bf16_float(d.v[i]);
+    }
+    for (int apart = lanes / 2; apart > 0; apart /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, apart);
+    if (row < rows && col == 0) delta[row] = sum;
+}
+
+static inline void attention_delta_run(Device *dev, accum *delta, const real *out, const real *dout, i64 rows_heads, i64 head_dim) {
+    if (!attention_takes_head_dim(head_dim))
+        FAIL(THIS_RANK, "attention: head dim %lld; the CUDA kernels take multiples of 8 up to 128", (long long)head_dim);
+    if (rows_heads == 0) return;
+    int lanes = 1;
+    while (lanes * 8 < head_dim) lanes *= 2;
+    LAUNCH(attention_delta_kernel, dim3((unsigned)ceil_div(rows_heads, DELTA_THREADS / lanes)), dim3(DELTA_THREADS), 0, dev->state.stream, delta, out, dout,
+           rows_heads, (int)head_dim, lanes);
+}
+
+/* ---- backward ---- */
+
+typedef struct {
+    float *dq, *dkv;
+    const bf16 *q, *kv, *dout;
+    const float *lse, *delta;
+    int *turns; /* (heads of all sequences, query tiles): how many KV tiles have added */
+    int kv_heads, group, head_dim; /* group: query heads of a KV head */
+    int rows, q_step, kv_step;     /* from token to token: rows of lse, elements of q, of kv */
+    float scale, scale_log2;
+    AttentionMap q_map, kv_map;
+    int q_tiles;
+    AttentionOrder order; /* KV tiles of KV heads */
+} AttentionBackward;
+
+/* One step of a block: a query tile of a query head. */
+typedef struct {
+    int i, h; /* index of the tile; query head within the group */
+} BackwardStep;
+
+/* Tiles in shared memory, and which part of each product a warp has: S and dP by S_ROWS x S_COLS warps, dK and dV by KV_ROWS, dQ by Q_ROWS. */
+template <int HD, int BM, int BN, int S_ROWS, int KV_ROWS, int Q_ROWS> struct BackwardTile {
+    static constexpr int WARPS = 8, THREADS = 32 * WARPS;
+    static constexpr int S_M = BM / S_ROWS, S_N = BN * S_ROWS / WARPS;   /* rows and columns of one warp */
+    static constexpr int KV_M = BN / KV_ROWS, KV_N = HD * KV_ROWS / WARPS;
+    static constexpr int Q_M = BM / Q_ROWS, Q_N = HD * Q_ROWS / WARPS;
+    static constexpr int SHARED_BYTES = (2 * BN * HD + 3 * BM * HD + 2 * BM * BN) * (int)sizeof(bf16) + 2 * BM * (int)sizeof(float);
+    static_assert(2 * BM <= THREADS, "a thread for every lse and delta of a tile");
+};
+
+/* The step after this one, if there is one: all heads of the group, then the query tile before. */
+template <int BM> __device__ __forceinline__ bool step_next(const AttentionBackward &a, BackwardStep *s, int kv_position) {
+    if (++s->h < a.group) return true;
+    s->h = 0;
+    return --s->i >= 0 && tile_last(attention_tile<BM>(a.q_map, s->i)) >= kv_position;
+}
+
+/* Row of lse and delta where a step begins; `head` is the group's first, of all sequences. */
+template <int BM> __device__ __forceinline__ i64 step_row(const AttentionBackward &a, BackwardStep s, int head) {
+    return (i64)attention_tile<BM>(a.q_map, s.i).first * a.rows + head + s.h;
+}
+
+/* Begin to bring a step's tile of q or dout. */
+template <int BM, int HD, int THREADS> __device__ __forceinline__ void step_fetch(const AttentionBackward &a, bf16 *tile, const bf16 *from, BackwardStep s, int head) {
+    tile_fetch<BM, HD, THREADS>(tile, from + step_row<BM>(a, s, head) * a.head_dim, a.q_step, attention_tile<BM>(a.q_map, s.i).count, a.head_dim);
+}
+
+/* This thread's element of the step's rows: lse in units of log2 for the first BM threads, delta for the next BM. */
+template <int BM> __device__ __forceinline__ float step_value(const AttentionBackward &a, BackwardStep s, int head) {
+    int row = (int)threadIdx.x % BM;
+    bool is_lse = (int)threadIdx.x < BM;
+    if ((int)threadIdx.x >= 2 * BM || row >= attention_tile<BM>(a.q_map, s.i).count) return is_lse ? INFINITY : 0;
+    i64 at = step_row<BM>(a, s, head) + (i64)row * a.rows;
+    if (!is_lse) return a.delta[at];
+    float lse = a.lse[at];
+    return lse == -INFINITY ? INFINITY : lse * LOG2_E;
+}
+
+/* Scores become probabilities: 2^(c s - lse), and 0 where masked. `row`, `col`: this lane's first in the tile. */
+template <int MT, int NT>
+__device__ __forceinline__ void probabilities(float (&s)[MT][NT][4], const float *lse, const AttentionTile &q, const AttentionTile &kv, int row, int col,
+                                              float scale_log2, bool masked) {
+    UNROLL
+    for (int m = 0; m < MT; m++)
+        UNROLL
+        for (int half = 0; half < 2; half++) {
+            int at = row + 16 * m + 8 * half;
+            float base = lse[at];
+            UNROLL
+            for (int n = 0; n < NT; n++)
+                UNROLL
+                for (int e = 2 * half; e < 2 * half + 2; e++) s[m][n][e] = fast_exp2(fmaf(s[m][n][e], scale_log2, -base));
+            if (!masked) continue;
+            int limit = tile_limit(q, at, kv) - col * kv.stride;
+            UNROLL
+            for (int n = 0; n < NT; n++)
+                UNROLL
+                for (int e = 0; e < 2; e++)
+                    if ((8 * n + e) * kv.stride > limit) s[m][n][2 * half + e] = 0;
+        }
+}
+
+/* dP becomes dS = P (dP - delta). */
+template <int MT, int NT>
+__device__ __forceinline__ void score_gradients(float (&dp)[MT][NT][4], const float (&p)[MT][NT][4], const float *delta, int row) {
+    UNROLL
+    for (int m = 0; m < MT; m++)
+        UNROLL
+        for (int half = 0; half < 2; half++) {
+            float base = delta[row + 16 * m + 8 * half];
+            UNROLL
+            for (int n = 0; n < NT; n++)
+                UNROLL
+                for (int e = 2 * half; e < 2 * half + 2; e++) dp[m][n][e] = p[m][n][e] * (dp[m][n][e] - base);
+        }
+}
+
+/* A warp's accumulators into a tile of shared memory, rounded. The warp's columns begin at a multiple of their number: an address is one
+   number, with bits flipped per piece. */
+template <int COLS, int MT, int NT> __device__ __forceinline__ void tile_store(bf16 *tile, const float (&x)[MT][NT][4], int row, int col) {
+    static_assert((NT & (NT - 1)) == 0, "a power of two");
+    int first = swizzle<COLS>(row, col);
+    UNROLL
+    for (int m = 0; m < MT; m++)
+        UNROLL
+        for (int n = 0; n < NT; n++)
+            UNROLL
+            for (int half = 0; half < 2; half++)
+                *(Bf16Pair *)(tile + (first ^ (8 * n)) + (16 * m + 8 * half) * COLS) = bf16x2_round(x[m][n][2 * half], x[m][n][2 * half + 1]);
+}
+
+/* to += factor x for a warp's accumulators: begin to read what is there ... */
+template <int MT, int NT>
+__device__ __forceinline__ void rows_read(floatx4 (&old)[MT][NT], const float *from, int step, int row, int rows, int col, int width) {
+    unsigned at = (unsigned)((row + traded_row()) * step + col + traded_col());
+    UNROLL
+    for (int m = 0; m < MT; m++)
+        UNROLL
+        for (int n = 0; n < NT; n++) {
+            if (row + traded_row() + 16 * m < rows && col + 8 * n < width) old[m][n] = *(const floatx4 *)(from + at + (unsigned)(16 * m * step) + 8 * n);
+        }
+}
+/* ... and later add and write. */
+template <int MT, int NT>
+__device__ __forceinline__ void rows_write(float *to, floatx4 (&old)[MT][NT], float (&x)[MT][NT][4], float factor, int step, int row, int rows, int col,
+                                           int width) {
+    unsigned at = (unsigned)((row + traded_row()) * step + col + traded_col());
+    UNROLL
+    for (int m = 0; m < MT; m++)
+        UNROLL
+        for (int n = 0; n < NT; n++) {
+            lanes_trade(x[m][n]);
+            UNROLL
+            for (int e = 0; e < 4; e++) old[m][n].v[e] += factor * x[m][n][e];
+            if (row + traded_row() + 16 * m < rows && col + 8 * n < width) *(floatx4 *)(to + at + (unsigned)(16 * m * step) + 8 * n) = old[m][n];
+        }
+}
+
+template <int HD, int BM, int BN, int S_ROWS, int KV_ROWS, int Q_ROWS>
+__global__ void __launch_bounds__(256, 1) attention_backward_kernel(AttentionBackward a) {
+    typedef BackwardTile<HD, BM, BN, S_ROWS, KV_ROWS, Q_ROWS> T;
+    constexpr int THREADS = T::THREADS;
+    SHARED_DYNAMIC(bf16, shared);
+    bf16 *k = shared, *v = k + BN * HD, *queries = v + BN * HD, *dout = queries + 2 * BM * HD, *p = dout + BM * HD, *ds = p + BM * BN;
+    float *lse = (float *)(ds + BM * BN), *delta = lse + BM;
+    int j, kv_head;
+    attention_block(a.order, &j, &kv_head);
+    AttentionTile kv = attention_tile<BN>(a.kv_map, j);
+    int b = kv_head / a.kv_heads, kh = kv_head - b * a.kv_heads, head = kv_head * a.group; /* the group's first query head */
+    i64 kv_at = (i64)kv.first * a.kv_step + ((i64)b * 2 * a.kv_heads + kh) * a.head_dim;
+    int warp = (int)threadIdx.x / 32, lane = (int)threadIdx.x % 32;
+
+    BackwardStep step;
+    step.i = a.q_tiles - 1, step.h = 0;
+    if (tile_last(attention_tile<BM>(a.q_map, step.i)) < kv.position) return; /* no query sees this tile */
+    tile_fetch<BN, HD, THREADS>(k, a.kv + kv_at, a.kv_step, kv.count, a.head_dim);
+    tile_fetch<BN, HD, THREADS>(v, a.kv + kv_at + a.kv_heads * a.head_dim, a.kv_step, kv.count, a.head_dim);
+    step_fetch<BM, HD, THREADS>(a, queries, a.q, step, head);
+    step_fetch<BM, HD, THREADS>(a, dout, a.dout, step, head);
+    cp_async_commit();
+    float value = step_value<BM>(a, step, head);
+    if ((int)threadIdx.x < 2 * BM) lse[threadIdx.x] = value;
+
+    float dk[T::KV_M / 16][T::KV_N / 8][4], dv[T::KV_M / 16][T::KV_N / 8][4];
+    warp_zero(dk), warp_zero(dv);
+    int turn = -1; /* of the dq tile that this block added to last */
+    int kv_row = warp % KV_ROWS * T::KV_M, kv_col = warp / KV_ROWS * T::KV_N;
+    bool more = true;
+    for (int parity = 0; more; parity ^= 1) {
+        cp_async_wait<0>();
+        __syncthreads(); /* this step's tiles and rows are here, all are done with the last step's */
+        const bf16 *q = queries + parity * BM * HD;
+        BackwardStep next = step;
+        more = step_next<BM>(a, &next, kv.position);
+        if (more) {
+            step_fetch<BM, HD, THREADS>(a, queries + (parity ^ 1) * BM * HD, a.q, next, head);
+            value = step_value<BM>(a, next, head);
+        }
+        cp_async_commit();
+        {
+            int row = warp % S_ROWS * T::S_M, col = warp / S_ROWS * T::S_N, lane_row = row + lane / 4, lane_col = col + lane % 4 * 2;
+            float s[T::S_M / 16][T::S_N / 8][4], dp[T::S_M / 16][T::S_N / 8][4];
+            warp_zero(s);
+            warp_multiply<false, true, HD, HD, HD>(s, q, row, k, col);
+            AttentionTile tile = attention_tile<BM>(a.q_map, step.i);
+            probabilities(s, lse, tile, kv, lane_row, lane_col, a.scale_log2, tile_is_masked<BN>(tile, kv));
+            tile_store<BN>(p, s, lane_row, lane_col);
+            warp_zero(dp);
+            warp_multiply<false, true, HD, HD, HD>(dp, dout, row, v, col);
+            score_gradients(dp, s, delta, lane_row);
+            tile_store<BN>(ds, dp, lane_row, lane_col);
+        }
+        if (turn >= 0) __threadfence(); /* the last step's dq, before its turn is passed on */
+        __syncthreads();           /* P and dS are written, lse and delta read */
+        if (turn >= 0 && threadIdx.x == 0) counter_add(a.turns + turn, 1);
+        if (more && (int)threadIdx.x < 2 * BM) lse[threadIdx.x] = value;
+        warp_multiply<true, false, BM, BN, HD>(dv, p, kv_row, dout, kv_col);
+        turn = (head + step.h) * a.q_tiles + step.i;
+        if (threadIdx.x == 0) counter_wait(a.turns + turn, j);
+        __syncthreads(); /* all are done with dout; it is this block's turn */
+        if (more) step_fetch<BM, HD, THREADS>(a, dout, a.dout, next, head);
+        cp_async_commit();
+        {
+            int row = warp % Q_ROWS * T::Q_M, col = warp / Q_ROWS * T::Q_N;
+            int rows = attention_tile<BM>(a.q_map, step.i).count;
+            float *to = a.dq + step_row<BM>(a, step, head) * a.head_dim, dq[T::Q_M / 16][T::Q_N / 8][4];
+            floatx4 old[T::Q_M / 16][T::Q_N / 8];
+            warp_zero(dq);
+            warp_multiply<false, false, BN, BN, HD>(dq, ds, row, k, col);
+            rows_read(old, to, a.q_step, row, rows, col, a.head_dim);
+            warp_multiply<true, false, BM, BN, HD>(dk, ds, kv_row, q, kv_col);
+            rows_write(to, old, dq, a.scale, a.q_step, row, rows, col, a.head_dim);
+        }
+        step = next;
+    }
+    cp_async_wait<0>();
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0) counter_add(a.turns + turn, 1);
+    floatx4 old[T::KV_M / 16][T::KV_N / 8];
+    float *to = a.dkv + kv_at;
+    rows_read(old, to, a.kv_step, kv_row, kv.count, kv_col, a.head_dim);
+    rows_write(to, old, dk, a.scale, a.kv_step, kv_row, kv.count, kv_col, a.head_dim);
+    to += a.kv_heads * a.head_dim;
+    rows_read(old, to, a.kv_step, kv_row, kv.count, kv_col, a.head_dim);
+    rows_write(to, old, dv, 1, a.kv_step, kv_row, kv.count, kv_col, a.head_dim);
+}
+
+/* ---- launch ---- */
+
+/* Query tiles of a head dim's template. */
+static inline int backward_queries(i64 head_dim) { return head_dim <= 64 ? 128 : 64; }
+
+/* Scratch that attention needs, at most: a counter per dq tile, where a map's two runs may each end in a tile of their own. */
+static inline i64 attention_scratch_bytes(i64 B, i64 heads, i64 Tq, i64 Tk, i64 head_dim) {
+    (void)Tk;
+    return B * heads * (ceil_div(Tq, backward_queries(head_dim)) + 1) * (i64)sizeof(int);
+}
+
+template <int HD, int BM, int BN, int S_ROWS, int KV_ROWS, int Q_ROWS>
+static inline void attention_backward_launch(Device *dev, AttentionBackward a, i64 kv_heads, const TokenMap *q_map, const TokenMap *kv_map) {
+    typedef BackwardTile<HD, BM, BN, S_ROWS, KV_ROWS, Q_ROWS> Tile;
+    i64 q_tiles = ceil_div(q_map->run[0].count, BM) + ceil_div(q_map->run[1].count, BM);
+    i64 kv_tiles = ceil_div(kv_map->run[0].count, BN) + ceil_div(kv_map->run[1].count, BN);
+    if (q_tiles == 0 || kv_tiles == 0) return;
+    a.q_map = attention_map(q_map, BM), a.kv_map = attention_map(kv_map, BN), a.q_tiles = (int)q_tiles;
+    /* Q, dout and dq of a KV head's group. At least eight heads at a time: blocks of one head follow each other by a step, and many of them
+       in flight would wait at their beginning. */
+    double bytes = 8.0 * (double)q_map->count * a.head_dim * a.group;
+    a.order = attention_order(kv_heads, kv_tiles, bytes, 8);
+    i64 scratch = (i64)a.rows * q_tiles * (i64)sizeof(int);
+    if (scratch > dev->state.scratch_bytes)
+        FAIL(THIS_RANK, "attention backward: %lld bytes of scratch are needed, there are %lld", (long long)scratch, (long long)dev->state.scratch_bytes);
+    a.turns = (int *)dev->state.scratch;
+    CUDA_CHECK(cudaMemsetAsync(a.turns, 0, (size_t)scratch, dev->state.stream));
+    LAUNCH((attention_backward_kernel<HD, BM, BN, S_ROWS, KV_ROWS, Q_ROWS>), dim3((unsigned)(kv_tiles * a.order.heads)), dim3(Tile::THREADS),
+           Tile::SHARED_BYTES, dev->state.stream, a);
+}
+
+/* The one place that picks a kernel: a path for sm_90a (wgmma, TMA) would branch off here. */
+static inline void attention_backward_run(Device *dev, accum *dq, accum *dkv, const real *q, const real *kv, const real *dout, const accum *lse,
+                                          const accum *delta, AttentionShape s, TokenMap q_map, TokenMap kv_map) {
+    attention_check(&s, &q_map, &kv_map);
+    AttentionBackward a;
+    memset(&a, 0, sizeof a);
+    a.dq = dq, a.dkv = dkv, a.q = q, a.kv = kv, a.dout = dout, a.lse = lse, a.delta = delta;
+    a.kv_heads = (int)s.kv_heads, a.group = (int)(s.heads / s.kv_heads), a.head_dim = (int)s.head_dim;
+    a.rows = (int)(s.B * s.heads), a.q_step = a.rows * a.head_dim, a.kv_step = (int)(s.B * 2 * s.kv_heads * s.head_dim);
+    a.scale = (float)(1 / sqrt((double)s.head_dim)), a.scale_log2 = (float)(1.44269504088896340736 / sqrt((double)s.head_dim));
+    if (backward_queries(s.head_dim) == 128) attention_backward_launch<64, 128, 128, 4, 4, 4>(dev, a, s.B * s.kv_heads, &q_map, &kv_map);
+    else attention_backward_launch<128, 64, 128, 2, 4, 2>(dev, a, s.B * s.kv_heads, &q_map, &kv_map);
+}
+
+#endif

@@ -1,0 +1,243 @@
+/* attention_forward.cuh - flash attention, forward: a block of threads has one query tile of one head and walks its KV tiles.
+
+   a warp has 32 query rows, their running maximum and sum, and their rows of out: softmax never leaves the warp
+
+     Q, K(n-1) on their way
+     for j = n-1 .. 0   the last tiles first: the masked ones are there
+         V(j) sets out          |  S = Q K(j)^T              16 x 8 pieces in registers
+         K(j-1) sets out        |  P = 2^(c S - max), out += P V(j): S's registers become the A operand of the second product
+     out /= sum, lse = ln 2 (max + log2 sum)
+
+   c = log2(e) / sqrt(head_dim), so that one multiply-add and one ex2 make an element of P; the maximum is kept in those units.
+   K and V have one buffer each and are copy groups of their own: while one is multiplied the other flies. Blocks of the last
+   queries, which see most, go first. merge = 1: maximum = lse, sum = 1, out = out to begin with, all in fp32.
+
+   Dao 2023, arXiv:2307.08691; merge of blocks: Liu, Zaharia, Abbeel 2023, arXiv:2310.01889
+
+   layouts   q (Tq, B, heads, HS), kv (Tk, B, 2, kv_heads, HS) bf16; out as q, lse (Tq, B, heads) fp32
+   cost      4 pairs HS FLOP; reads KV once per query tile, from L2 where it can
+   shared    d64, 128 x 128: 48 KB    d128, 128 x 64: 64 KB    4 warps, two blocks on a multiprocessor                            */
+#ifndef ODYSSEUS_CUDA_ATTENTION_FORWARD_H
+#define ODYSSEUS_CUDA_ATTENTION_FORWARD_H
+
+#include "attention.cuh"
+
+typedef struct {
+    float *out, *lse;
+    const bf16 *q, *kv;
+    int heads, kv_heads, group, head_dim, merge; /* group: query heads of a KV head */
+    int rows, q_step, kv_step;                   /* from token to token: rows of lse, elements of q, of kv */
+    float scale_log2; /* log2(e) / sqrt(head_dim) */
+    AttentionMap q_map, kv_map;
+    AttentionOrder order;
+} AttentionForward;
+
+#define LOG2_E 1.44269504088896340736f
+#define LN_2 0.69314718055994530942f
+
+/* One tile of scores becomes e^(score - maximum); maximum and sum go on, what was summed under the old maximum shrinks.
+   Four lanes share a row: they agree on the maximum here, their sums are added at the end. While a row has seen nothing its maximum
+   is -inf; 0 stands in for it, so that no inf - inf arises. */
+template <int MT, int NT, int DT>
+__device__ __forceinline__ void softmax_tile(float (&s)[MT][NT][4], float (&out)[MT][DT][4], float (&top)[MT][2], float (&sum)[MT][2], float scale) {
+    UNROLL
+    for (int m = 0; m < MT; m++)
+        UNROLL
+        for (int half = 0; half < 2; half++) {
+            float high = s[m][0][2 * half];
+            UNROLL
+            for (int n = 0; n < NT; n++) high = fmaxf(high, fmaxf(s[m][n][2 * half], s[m][n][2 * half + 1]));
+            high = fmaxf(high, __shfl_xor_sync(0xffffffffu, high, 1));
+            high = fmaxf(high, __shfl_xor_sync(0xffffffffu, high, 2));
+            float now = fmaxf(top[m][half], high * scale), base = now == -INFINITY ? 0 : now, shrink = fast_exp2(top[m][half] - base), part = 0;
+            top[m][half] = now;
+            UNROLL
+            for (int n = 0; n < NT; n++)
+                UNROLL
+                for (int e = 2 * half; e < 2 * half + 2; e++) {
+                    s[m][n][e] = fast_exp2(fmaf(s[m][n][e], scale, -base));
+                    part += s[m][n][e];
+                }
+            sum[m][half] = sum[m][half] * shrink + part;
+            UNROLL
+            for (int d = 0; d < DT; d++) out[m][d][2 * half] *= shrink, out[m][d][2 * half + 1] *= shrink;
+        }
+}
+
+/* Scores that the mask hides become -inf. `row` is this lane's first row in the tile. */
+template <int MT, int NT>
+__device__ __forceinline__ void mask_tile(float (&s)[MT][NT][4], const AttentionTile &q, const AttentionTile &kv, int row) {
+    int col = 2 * ((int)threadIdx.x % 4);
+    UNROLL
+    for (int m = 0; m < MT; m++)
+        UNROLL
+        for (int half = 0; half < 2; half++) {
+            int limit = tile_limit(q, row + 16 * m + 8 * half, kv) - col * kv.stride;
+            UNROLL
+            for (int n = 0; n < NT; n++) {
+                if (8 * n * kv.stride > limit) s[m][n][2 * half] = -INFINITY;
+                if ((8 * n + 1) * kv.stride > limit) s[m][n][2 * half + 1] = -INFINITY;
+            }
+        }
+}
+
+/* out (16 MT x 8 DT of this warp) += P V. The accumulators of two pieces of P side by side, rounded, are one A operand. */
+template <int HD, int MT, int NT, int DT>
+__device__ __forceinline__ void multiply_values(float (&out)[MT][DT][4], float (&p)[MT][NT][4], const bf16 *v) {
+    int lane = lane_offset<HD, true>();
+    UNROLL
+    for (int k = 0; k < NT; k += 2) {
+        uint32_t fa[MT][4];
+        UNROLL
+        for (int m = 0; m < MT; m++)
+            UNROLL
+            for (int r = 0; r < 4; r++) fa[m][r] = bf16x2_round(p[m][k + r / 2][2 * (r % 2)], p[m][k + r / 2][2 * (r % 2) + 1]);
+        UNROLL
+        for (int d = 0; d < DT; d += 2) {
+            uint32_t fb[4];
+            ldmatrix_x4_trans(fb, v + (lane ^ (8 * d)) + 8 * k * HD);
+            UNROLL
+            for (int m = 0; m < MT; m++) {
+                mma_bf16_16816(out[m][d], fa[m], fb);
+                mma_bf16_16816(out[m][d + 1], fa[m], fb + 2);
+            }
+        }
+    }
+}
+
+/* The running softmax before the first key: nothing, or what an earlier block left. `at` is the tile's first row of lse. */
+template <int MT, int DT>
+__device__ __forceinline__ void softmax_begin(const AttentionForward &a, i64 at, int count, int warp_row, float (&out)[MT][DT][4], float (&top)[MT][2],
+                                              float (&sum)[MT][2]) {
+    int lane = (int)threadIdx.x % 32;
+    i64 step = a.rows;
+    warp_zero(out);
+    UNROLL
+    for (int m = 0; m < MT; m++)
+        UNROLL
+        for (int half = 0; half < 2; half++) {
+            int row = warp_row + 16 * m + 8 * half + lane / 4;
+            float old = a.merge && row < count ? a.lse[at + row * step] : -INFINITY;
+            top[m][half] = old * LOG2_E;
+            sum[m][half] = old != -INFINITY && lane % 4 == 0 ? 1 : 0; /* one of the four lanes that will be added */
+        }
+    if (!a.merge) return;
+    UNROLL
+    for (int m = 0; m < MT; m++) {
+        int row = warp_row + 16 * m + traded_row();
+        bool there = row < count && a.lse[at + row * step] != -INFINITY;
+        const float *from = a.out + (at + row * step) * a.head_dim + traded_col();
+        UNROLL
+        for (int d = 0; d < DT; d++) {
+            if (there && 8 * d < a.head_dim) {
+                floatx4 x = *(const floatx4 *)(from + 8 * d);
+                for (int e = 0; e < 4; e++) out[m][d][e] = x.v[e];
+            }
+            lanes_trade(out[m][d]);
+        }
+    }
+}
+
+template <int MT, int DT>
+__device__ __forceinline__ void softmax_end(const AttentionForward &a, i64 at, int count, int warp_row, float (&out)[MT][DT][4], float (&top)[MT][2],
+                                            float (&sum)[MT][2]) {
+    int lane = (int)threadIdx.x % 32;
+    i64 step = a.rows;
+    UNROLL
+    for (int m = 0; m < MT; m++) {
+        UNROLL
+        for (int half = 0; half < 2; half++) {
+            float all = sum[m][half];
+            all += __shfl_xor_sync(0xffffffffu, all, 1);
+            all += __shfl_xor_sync(0xffffffffu, all, 2);
+            float inverse = all > 0 ? 1 / all : 0;
+            int row = warp_row + 16 * m + 8 * half + lane / 4;
+            if (lane % 4 == 0 && row < count) a.lse[at + row * step] = all > 0 ? (top[m][half] + fast_log2(all)) * LN_2 : -INFINITY;
+            UNROLL
+            for (int d = 0; d < DT; d++) out[m][d][2 * half] *= inverse, out[m][d][2 * half + 1] *= inverse;
+        }
+        int row = warp_row + 16 * m + traded_row();
+        float *to = a.out + (at + row * step) * a.head_dim + traded_col();
+        UNROLL
+        for (int d = 0; d < DT; d++) {
+            lanes_trade(out[m][d]);
+            floatx4 x;
+            for (int e = 0; e < 4; e++) x.v[e] = out[m][d][e];
+            if (row < count && 8 * d < a.head_dim) *(floatx4 *)(to + 8 * d) = x;
+        }
+    }
+}
+
+template <int HD, int BM, int BN, int WARPS> struct AttentionForwardTile {
+    static constexpr int THREADS = 32 * WARPS, SHARED_BYTES = (BM + 2 * BN) * HD * (int)sizeof(bf16);
+};
+
+template <int HD, int BM, int BN, int WARPS> __global__ void __launch_bounds__(32 * WARPS, 2) attention_forward_kernel(AttentionForward a) {
+    constexpr int MT = BM / 16 / WARPS, NT = BN / 8, DT = HD / 8, THREADS = 32 * WARPS;
+    SHARED_DYNAMIC(bf16, shared);
+    bf16 *q = shared, *k = q + BM * HD, *v = k + BN * HD;
+    int i, head;
+    attention_block(a.order, &i, &head);
+    AttentionTile tile = attention_tile<BM>(a.q_map, a.order.tiles - 1 - i);
+    int tiles = tiles_until<BN>(a.kv_map, tile_last(tile));
+    if (tiles == 0 && a.merge) return; /* nothing joins */
+    int b = head / a.heads, h = head - b * a.heads, warp_row = (int)threadIdx.x / 32 * 16 * MT, lane_row = warp_row + (int)threadIdx.x % 32 / 4;
+    i64 at = (i64)tile.first * a.rows + head;
+    const bf16 *keys = a.kv + ((i64)b * 2 * a.kv_heads + h / a.group) * a.head_dim;
+
+    if (tiles > 0) {
+        AttentionTile kv = attention_tile<BN>(a.kv_map, tiles - 1);
+        tile_fetch<BM, HD, THREADS>(q, a.q + at * a.head_dim, a.q_step, tile.count, a.head_dim);
+        tile_fetch<BN, HD, THREADS>(k, keys + (i64)kv.first * a.kv_step, a.kv_step, kv.count, a.head_dim);
+        cp_async_commit();
+    }
+    float out[MT][DT][4], top[MT][2], sum[MT][2];
+    softmax_begin(a, at, tile.count, warp_row, out, top, sum);
+    for (int j = tiles - 1; j >= 0; j--) {
+        cp_async_wait<0>();
+        __syncthreads(); /* K(j) is here, all are done with V(j+1) */
+        AttentionTile kv = attention_tile<BN>(a.kv_map, j);
+        tile_fetch<BN, HD, THREADS>(v, keys + a.kv_heads * a.head_dim + (i64)kv.first * a.kv_step, a.kv_step, kv.count, a.head_dim);
+        cp_async_commit();
+        float s[MT][NT][4];
+        warp_zero(s);
+        warp_multiply<false, true, HD, HD, HD>(s, q, warp_row, k, 0);
+        if (tile_is_masked<BN>(tile, kv)) mask_tile(s, tile, kv, lane_row);
+        cp_async_wait<0>();
+        __syncthreads(); /* V(j) is here, all are done with K(j) */
+        if (j > 0) {
+            AttentionTile next = attention_tile<BN>(a.kv_map, j - 1);
+            tile_fetch<BN, HD, THREADS>(k, keys + (i64)next.first * a.kv_step, a.kv_step, next.count, a.head_dim);
+        }
+        cp_async_commit();
+        softmax_tile(s, out, top, sum, a.scale_log2);
+        multiply_values<HD>(out, s, v);
+    }
+    softmax_end(a, at, tile.count, warp_row, out, top, sum);
+}
+
+template <int HD, int BM, int BN, int WARPS> static inline void attention_forward_launch(Device *dev, AttentionForward a, const TokenMap *q_map, const TokenMap *kv_map) {
+    typedef AttentionForwardTile<HD, BM, BN, WARPS> Tile;
+    i64 tiles = ceil_div(q_map->run[0].count, BM) + ceil_div(q_map->run[1].count, BM);
+    if (tiles == 0) return;
+    a.q_map = attention_map(q_map, BM), a.kv_map = attention_map(kv_map, BN);
+    double kv_bytes = 4.0 * (double)kv_map->count * a.head_dim * a.kv_heads / a.heads; /* a query head's share of its K and V */
+    a.order = attention_order(a.rows, tiles, kv_bytes + 1, a.group);
+    LAUNCH((attention_forward_kernel<HD, BM, BN, WARPS>), dim3((unsigned)(tiles * a.order.heads)), dim3(Tile::THREADS), Tile::SHARED_BYTES, dev->state.stream, a);
+}
+
+/* The one place that picks a kernel: a path for sm_90a (wgmma, TMA) would branch off here. */
+static inline void attention_forward_run(Device *dev, accum *out, accum *lse, const real *q, const real *kv, AttentionShape s, TokenMap q_map,
+                                         TokenMap kv_map, int merge) {
+    attention_check(&s, &q_map, &kv_map);
+    AttentionForward a;
+    memset(&a, 0, sizeof a);
+    a.out = out, a.lse = lse, a.q = q, a.kv = kv, a.merge = merge;
+    a.heads = (int)s.heads, a.kv_heads = (int)s.kv_heads, a.group = (int)(s.heads / s.kv_heads), a.head_dim = (int)s.head_dim;
+    a.rows = (int)(s.B * s.heads), a.q_step = a.rows * a.head_dim, a.kv_step = (int)(s.B * 2 * s.kv_heads * s.head_dim);
+    a.scale_log2 = (float)(1.44269504088896340736 / sqrt((double)s.head_dim));
+    if (s.head_dim <= 64) attention_forward_launch<64, 128, 128, 4>(dev, a, &q_map, &kv_map);
+    else attention_forward_launch<128, 128, 64, 4>(dev, a, &q_map, &kv_map);
+}
+
+#endif
