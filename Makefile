@@ -29,7 +29,7 @@ NCCL = $(wildcard $(patsubst %/bin/nvcc,%/include/nccl.h,$(realpath $(NVCC))) /u
 NVCOMPILE = $(NVCC) -x cu $(NVCCFLAGS) $(if $(and $(NCCL),$(MPI)),-DODYSSEUS_NCCL) $(MPIFLAGS) -MMD -MP -MF build/$(@F).d $< -o $@ $(MPILIBS) -lcublasLt $(if $(and $(NCCL),$(MPI)),-lnccl) -lcjson 2>build/ptxas_$(@F).txt || { cat build/ptxas_$(@F).txt; false; }
 
 # The CUDA program on the CPU: a C++ compiler sees the same sources.
-EMUFLAGS = -std=c++20 -fopenmp -D_GNU_SOURCE -DODYSSEUS_CUDA -DODYSSEUS_NCCL -DOMPI_SKIP_MPICXX -Wall -Wextra -Werror -Wno-unused-function
+EMUFLAGS = -std=c++20 -fopenmp -D_GNU_SOURCE -DODYSSEUS_CUDA -DODYSSEUS_NCCL -DOMPI_SKIP_MPICXX -Wall -Wextra -Werror -Wno-unused-function -Wno-deprecated-enum-enum-conversion
 EMUCOMPILE = $(MPICXX) -x c++ $(EMUFLAGS) -MMD -MP -MF build/$(@F).d $< -o $@
 
 TESTS = $(patsubst dev/test/%.c,build/%,$(wildcard dev/test/test_*.c))

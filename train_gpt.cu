@@ -338,7 +338,8 @@ static void layers_backward(Model *m, real *dx) {
     }
     i64 own = m->own_first * m->B;
     zero_grad_begin(z, block_embedding());
-    embedding_backward(&m->dev, z->dweight[T_WTE], z->dweight[T_WPE], dx + own * m->config.dim, m->tokens + own, m->own_map, m->B, m->config.dim);
+    embedding_backward(&m->dev, z->dweight[T_WTE], z->dweight[T_WPE], dx + own * m->config.dim, m->tokens + own, m->own_map, m->B, m->config.dim,
+                       m->config.vocab);
     zero_grad_end(z, block_embedding());
 }
 

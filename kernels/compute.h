@@ -115,10 +115,10 @@ static inline void embedding_forward(Device *dev, real *out, const int32_t *toke
         embedding_forward_run(dev, out, tokens, map, wte, wpe, B, C);
 }
 
-/* dwte (V, C)[token] += dout (T, B, C), dwpe (P, C)[position] += dout; in row order whatever the threads */
-static inline void embedding_backward(Device *dev, accum *dwte, accum *dwpe, const real *dout, const int32_t *tokens, TokenMap map, i64 B, i64 C) {
+/* dwte (V, C)[token] += dout (T, B, C), dwpe (P, C)[position] += dout; in a fixed order whatever the threads */
+static inline void embedding_backward(Device *dev, accum *dwte, accum *dwpe, const real *dout, const int32_t *tokens, TokenMap map, i64 B, i64 C, i64 V) {
     if (op_begin(dev, OP_EMBEDDING, 2.0 * map.count * B * C, (sizeof(real) + 4.0 * sizeof(accum)) * map.count * B * C))
-        embedding_backward_run(dev, dwte, dwpe, dout, tokens, map, B, C);
+        embedding_backward_run(dev, dwte, dwpe, dout, tokens, map, B, C, V);
 }
 
 /* ---- norms ----------------------------------------------------------------------------------------------------- */

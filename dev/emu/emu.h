@@ -387,6 +387,11 @@ static inline unsigned __float_as_uint(float f) { unsigned i; memcpy(&i, &f, 4);
 static inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
 #define __expf(x) expf(x) /* the C library has a function of this name */
 static inline float __fdividef(float a, float b) { return a / b; }
+/* sin and cos of pi x: the whole turns are taken off first, which is exact. */
+static inline void sincospi(double x, double *s, double *c) {
+    double r = x - 2 * rint(x / 2);
+    *s = sin(M_PI * r), *c = cos(M_PI * r);
+}
 static inline int __popc(unsigned x) { return __builtin_popcount(x); }
 static inline int __ffs(int x) { return __builtin_ffs(x); }
 static inline int __clz(int x) { return x ? __builtin_clz((unsigned)x) : 32; }

@@ -6,6 +6,9 @@
 #ifndef ODYSSEUS_EMU_PTX_H
 #define ODYSSEUS_EMU_PTX_H
 
+static inline int thread_anew(void) { return (int)threadIdx.x; }
+static inline int block_anew(void) { return (int)blockIdx.x; }
+
 static inline float emu_bf16(unsigned bits) { return __uint_as_float(bits << 16); }
 
 struct EmuMma {

@@ -194,7 +194,7 @@ static void test_embedding_case(RingLayout layout, int ranks, int rank, i64 L, i
                 if (positions) want_dwpe[p * C + c] += dout[r * C + c];
             }
     embedding_forward(&dev, out, tokens, map, wte, positions ? wpe : NULL, B, C);
-    embedding_backward(&dev, dwte, positions ? dwpe : NULL, dout, tokens, map, B, C);
+    embedding_backward(&dev, dwte, positions ? dwpe : NULL, dout, tokens, map, B, C, V);
     const char *name = positions ? "with positions" : "tokens only";
     check_close(out, want, rows * C, 2, "embedding_forward %s, rank %d of %d, C %lld", name, rank, ranks, (long long)C);
     check_close(dwte, want_dwte, V * C, 2 + sqrt((double)rows), "embedding_backward dwte %s, rank %d of %d, C %lld", name, rank, ranks, (long long)C);
@@ -962,7 +962,7 @@ static real *one_of_each(int threads, i64 *n_out) {
     norm_backward(&dev, NORM_LAYER, at + 3 * n, at + 4 * n, at + 4 * n + C, y, at + 2 * n, at + 2 * n + rows, at + n, weight, rows, C, 0, rows);
     at += 4 * n + 2 * C; /* mean and rstd lie in the third n, most of which stays 0 */
     bias_backward(&dev, at, x, rows, C), at += C;
-    embedding_backward(&dev, at, at + V * C, x, tokens, whole(V), rows / V, C), at += 2 * V * C;
+    embedding_backward(&dev, at, at + V * C, x, tokens, whole(V), rows / V, C, V), at += 2 * V * C;
     gelu_forward(&dev, at, x, n), at += n;
     gelu_backward(&dev, at, x, y, n), at += n;
     swiglu_backward(&dev, at, y, x, rows / 2, C), at += n;

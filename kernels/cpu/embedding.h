@@ -26,8 +26,9 @@ static inline void embedding_forward_run(Device *dev, real *out, const int32_t *
 }
 
 static inline void embedding_backward_run(Device *dev, accum *dwte, accum *dwpe, const real *dout, const int32_t *tokens, TokenMap map, i64 B,
-                                          i64 C) {
+                                          i64 C, i64 V) {
     i64 rows = map.count * B;
+    (void)V; /* for backends that sort the rows by token */
 #pragma omp parallel for num_threads(dev->threads) if (rows * C > SERIAL_BELOW)
     for (i64 c0 = 0; c0 < C; c0 += COLUMN_BLOCK) {
         i64 width = i64_min(COLUMN_BLOCK, C - c0);

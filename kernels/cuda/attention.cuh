@@ -114,8 +114,8 @@ static inline AttentionOrder attention_order(i64 heads, i64 tiles, double bytes,
     return o;
 }
 
-__device__ __forceinline__ void attention_block(const AttentionOrder &o, int *tile, int *head) {
-    int index = (int)blockIdx.x, whole = o.tiles * o.section, s = index / whole, rest = index - s * whole;
+__device__ __forceinline__ void attention_block(const AttentionOrder &o, int index, int *tile, int *head) {
+    int whole = o.tiles * o.section, s = index / whole, rest = index - s * whole;
     int width = min(o.section, o.heads - s * o.section);
     *tile = rest / width;
     *head = s * o.section + rest % width;
@@ -131,10 +131,10 @@ template <int COLS> __device__ __forceinline__ int swizzle(int row, int col) { r
 /* Begin to bring `rows` rows of `width` elements, `step` apart; what is missing of ROWS x COLS becomes zeros. A thread keeps its column,
    and its rows are multiples of 8 apart: the swizzle is one number for all its chunks. */
 template <int ROWS, int COLS, int THREADS>
-__device__ __forceinline__ void tile_fetch(bf16 *tile, const bf16 *from, int step, int rows, int width) {
+__device__ __forceinline__ void tile_fetch(bf16 *tile, const bf16 *from, int step, int rows, int width, int thread) {
     constexpr int CHUNKS = COLS / 8, APART = THREADS / CHUNKS;
     static_assert(APART % 8 == 0 && ROWS % APART == 0, "a thread's rows");
-    int chunk = (int)threadIdx.x % CHUNKS, row = (int)threadIdx.x / CHUNKS;
+    int chunk = thread % CHUNKS, row = thread / CHUNKS;
     bool column = chunk * 8 < width;
     tile += swizzle<COLS>(row, chunk * 8);
     unsigned at = (unsigned)(row * step + chunk * 8), apart = (unsigned)(APART * step);
@@ -146,8 +146,8 @@ __device__ __forceinline__ void tile_fetch(bf16 *tile, const bf16 *from, int ste
 
 /* Where this lane's row of a 16 x 16 piece begins, for ldmatrix. The piece at (r, c), multiples of 16, is (offset ^ c) + r COLS.
    DOWN: lanes 8..15 read the next eight rows and lanes 16..31 the next chunk; else the other way round. */
-template <int COLS, bool DOWN> __device__ __forceinline__ int lane_offset(void) {
-    int lane = (int)threadIdx.x % 32, low = lane / 8 % 2, high = lane / 16;
+template <int COLS, bool DOWN> __device__ __forceinline__ int lane_offset(int thread) {
+    int lane = thread % 32, low = lane / 8 % 2, high = lane / 16;
     return swizzle<COLS>(lane % 8 + 8 * (DOWN ? low : high), 8 * (DOWN ? high : low));
 }
 
@@ -155,9 +155,9 @@ template <int COLS, bool DOWN> __device__ __forceinline__ int lane_offset(void) 
    A: [m][k] in shared memory, rows from a_first; A_TURNED: [k][m], columns from a_first
    B: [k][n] in shared memory, columns from b_first; B_TURNED: [n][k], rows from b_first */
 template <bool A_TURNED, bool B_TURNED, int K, int A_COLS, int B_COLS, int MT, int NT>
-__device__ __forceinline__ void warp_multiply(float (&acc)[MT][NT][4], const bf16 *a, int a_first, const bf16 *b, int b_first) {
+__device__ __forceinline__ void warp_multiply(float (&acc)[MT][NT][4], const bf16 *a, int a_first, const bf16 *b, int b_first, int thread) {
     static_assert(NT % 2 == 0 && K % 16 == 0, "pieces of 16 x 16");
-    int a_lane = lane_offset<A_COLS, !A_TURNED>(), b_lane = lane_offset<B_COLS, !B_TURNED>();
+    int a_lane = lane_offset<A_COLS, !A_TURNED>(thread), b_lane = lane_offset<B_COLS, !B_TURNED>(thread);
     a_lane = A_TURNED ? a_lane ^ a_first : a_lane + a_first * A_COLS;
     b_lane = B_TURNED ? b_lane + b_first * B_COLS : b_lane ^ b_first;
     UNROLL_BY(4) /* all of it would keep every column's address in a register */
@@ -200,7 +200,7 @@ __device__ __forceinline__ void lanes_trade(float v[4]) {
     else v[2] = x, v[3] = y;
 }
 /* Row and column, within a 16 x 8 piece, of the four neighbours that a lane holds after the trade. */
-__device__ __forceinline__ int traded_row(void) { return (int)threadIdx.x % 32 / 4 + 8 * ((int)threadIdx.x & 1); }
-__device__ __forceinline__ int traded_col(void) { return (int)threadIdx.x % 4 / 2 * 4; }
+__device__ __forceinline__ int traded_row(int thread) { return thread % 32 / 4 + 8 * (thread & 1); }
+__device__ __forceinline__ int traded_col(int thread) { return thread % 4 / 2 * 4; }
 
 #endif

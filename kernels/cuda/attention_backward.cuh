@@ -91,6 +91,8 @@ template <int HD, int BM, int BN, int S_ROWS, int KV_ROWS, int Q_ROWS> struct Ba
     static constexpr int KV_M = BN / KV_ROWS, KV_N = HD * KV_ROWS / WARPS;
     static constexpr int Q_M = BM / Q_ROWS, Q_N = HD * Q_ROWS / WARPS;
     static constexpr int SHARED_BYTES = (2 * BN * HD + 3 * BM * HD + 2 * BM * BN) * (int)sizeof(bf16) + 2 * BM * (int)sizeof(float);
+    static __device__ __forceinline__ int kv_row(void) { return thread_anew() / 32 % KV_ROWS * KV_M; }
+    static __device__ __forceinline__ int kv_col(void) { return thread_anew() / 32 / KV_ROWS * KV_N; }
     static_assert(2 * BM <= THREADS, "a thread for every lse and delta of a tile");
 };
 
@@ -108,7 +110,7 @@ template <int BM> __device__ __forceinline__ i64 step_row(const AttentionBackwar
 
 /* Begin to bring a step's tile of q or dout. */
 template <int BM, int HD, int THREADS> __device__ __forceinline__ void step_fetch(const AttentionBackward &a, bf16 *tile, const bf16 *from, BackwardStep s, int head) {
-    tile_fetch<BM, HD, THREADS>(tile, from + step_row<BM>(a, s, head) * a.head_dim, a.q_step, attention_tile<BM>(a.q_map, s.i).count, a.head_dim);
+    tile_fetch<BM, HD, THREADS>(tile, from + step_row<BM>(a, s, head) * a.head_dim, a.q_step, attention_tile<BM>(a.q_map, s.i).count, a.head_dim, thread_anew());
 }
 
 /* This thread's element of the step's rows: lse in units of log2 for the first BM threads, delta for the next BM. */
@@ -122,27 +124,17 @@ template <int BM> __device__ __forceinline__ float step_value(const AttentionBac
     return lse == -INFINITY ? INFINITY : lse * LOG2_E;
 }
 
-/* Scores become probabilities: 2^(c s - lse), and 0 where masked. `row`, `col`: this lane's first in the tile. */
-template <int MT, int NT>
-__device__ __forceinline__ void probabilities(float (&s)[MT][NT][4], const float *lse, const AttentionTile &q, const AttentionTile &kv, int row, int col,
-                                              float scale_log2, bool masked) {
+/* Scores become probabilities: 2^(c s - lse), 0 for a score of -inf. */
+template <int MT, int NT> __device__ __forceinline__ void probabilities(float (&s)[MT][NT][4], const float *lse, int row, float scale_log2) {
     UNROLL
     for (int m = 0; m < MT; m++)
         UNROLL
         for (int half = 0; half < 2; half++) {
-            int at = row + 16 * m + 8 * half;
-            float base = lse[at];
+            float base = lse[row + 16 * m + 8 * half];
             UNROLL
             for (int n = 0; n < NT; n++)
                 UNROLL
                 for (int e = 2 * half; e < 2 * half + 2; e++) s[m][n][e] = fast_exp2(fmaf(s[m][n][e], scale_log2, -base));
-            if (!masked) continue;
-            int limit = tile_limit(q, at, kv) - col * kv.stride;
-            UNROLL
-            for (int n = 0; n < NT; n++)
-                UNROLL
-                for (int e = 0; e < 2; e++)
-                    if ((8 * n + e) * kv.stride > limit) s[m][n][2 * half + e] = 0;
         }
 }
 
@@ -178,19 +170,21 @@ template <int COLS, int MT, int NT> __device__ __forceinline__ void tile_store(b
 /* to += factor x for a warp's accumulators: begin to read what is there ... */
 template <int MT, int NT>
 __device__ __forceinline__ void rows_read(floatx4 (&old)[MT][NT], const float *from, int step, int row, int rows, int col, int width) {
-    unsigned at = (unsigned)((row + traded_row()) * step + col + traded_col());
+    int thread = thread_anew(), r = row + traded_row(thread);
+    unsigned at = (unsigned)(r * step + col + traded_col(thread));
     UNROLL
     for (int m = 0; m < MT; m++)
         UNROLL
         for (int n = 0; n < NT; n++) {
-            if (row + traded_row() + 16 * m < rows && col + 8 * n < width) old[m][n] = *(const floatx4 *)(from + at + (unsigned)(16 * m * step) + 8 * n);
+            if (r + 16 * m < rows && col + 8 * n < width) old[m][n] = *(const floatx4 *)(from + at + (unsigned)(16 * m * step) + 8 * n);
         }
 }
 /* ... and later add and write. */
 template <int MT, int NT>
 __device__ __forceinline__ void rows_write(float *to, floatx4 (&old)[MT][NT], float (&x)[MT][NT][4], float factor, int step, int row, int rows, int col,
                                            int width) {
-    unsigned at = (unsigned)((row + traded_row()) * step + col + traded_col());
+    int thread = thread_anew(), r = row + traded_row(thread);
+    unsigned at = (unsigned)(r * step + col + traded_col(thread));
     UNROLL
     for (int m = 0; m < MT; m++)
         UNROLL
@@ -198,8 +192,14 @@ __device__ __forceinline__ void rows_write(float *to, floatx4 (&old)[MT][NT], fl
             lanes_trade(x[m][n]);
             UNROLL
             for (int e = 0; e < 4; e++) old[m][n].v[e] += factor * x[m][n][e];
-            if (row + traded_row() + 16 * m < rows && col + 8 * n < width) *(floatx4 *)(to + at + (unsigned)(16 * m * step) + 8 * n) = old[m][n];
+            if (r + 16 * m < rows && col + 8 * n < width) *(floatx4 *)(to + at + (unsigned)(16 * m * step) + 8 * n) = old[m][n];
         }
+}
+
+/* Where a tile of K begins in kv, and of dK in dkv. */
+__device__ __forceinline__ i64 kv_begin(const AttentionBackward &a, const AttentionTile &kv, int kv_head) {
+    int b = kv_head / a.kv_heads, kh = kv_head - b * a.kv_heads;
+    return (i64)kv.first * a.kv_step + ((i64)b * 2 * a.kv_heads + kh) * a.head_dim;
 }
 
 template <int HD, int BM, int BN, int S_ROWS, int KV_ROWS, int Q_ROWS>
@@ -210,17 +210,16 @@ __global__ void __launch_bounds__(256, 1) attention_backward_kernel(AttentionBac
     bf16 *k = shared, *v = k + BN * HD, *queries = v + BN * HD, *dout = queries + 2 * BM * HD, *p = dout + BM * HD, *ds = p + BM * BN;
     float *lse = (float *)(ds + BM * BN), *delta = lse + BM;
     int j, kv_head;
-    attention_block(a.order, &j, &kv_head);
+    attention_block(a.order, block_anew(), &j, &kv_head);
     AttentionTile kv = attention_tile<BN>(a.kv_map, j);
-    int b = kv_head / a.kv_heads, kh = kv_head - b * a.kv_heads, head = kv_head * a.group; /* the group's first query head */
-    i64 kv_at = (i64)kv.first * a.kv_step + ((i64)b * 2 * a.kv_heads + kh) * a.head_dim;
-    int warp = (int)threadIdx.x / 32, lane = (int)threadIdx.x % 32;
+    int head = kv_head * a.group; /* the group's first query head */
+    i64 kv_at = kv_begin(a, kv, kv_head);
 
     BackwardStep step;
     step.i = a.q_tiles - 1, step.h = 0;
     if (tile_last(attention_tile<BM>(a.q_map, step.i)) < kv.position) return; /* no query sees this tile */
-    tile_fetch<BN, HD, THREADS>(k, a.kv + kv_at, a.kv_step, kv.count, a.head_dim);
-    tile_fetch<BN, HD, THREADS>(v, a.kv + kv_at + a.kv_heads * a.head_dim, a.kv_step, kv.count, a.head_dim);
+    tile_fetch<BN, HD, THREADS>(k, a.kv + kv_at, a.kv_step, kv.count, a.head_dim, thread_anew());
+    tile_fetch<BN, HD, THREADS>(v, a.kv + kv_at + a.kv_heads * a.head_dim, a.kv_step, kv.count, a.head_dim, thread_anew());
     step_fetch<BM, HD, THREADS>(a, queries, a.q, step, head);
     step_fetch<BM, HD, THREADS>(a, dout, a.dout, step, head);
     cp_async_commit();
@@ -230,7 +229,6 @@ __global__ void __launch_bounds__(256, 1) attention_backward_kernel(AttentionBac
     float dk[T::KV_M / 16][T::KV_N / 8][4], dv[T::KV_M / 16][T::KV_N / 8][4];
     warp_zero(dk), warp_zero(dv);
     int turn = -1; /* of the dq tile that this block added to last */
-    int kv_row = warp % KV_ROWS * T::KV_M, kv_col = warp / KV_ROWS * T::KV_N;
     bool more = true;
     for (int parity = 0; more; parity ^= 1) {
         cp_async_wait<0>();
@@ -244,15 +242,17 @@ __global__ void __launch_bounds__(256, 1) attention_backward_kernel(AttentionBac
         }
         cp_async_commit();
         {
+            int thread = thread_anew(), warp = thread / 32, lane = thread % 32;
             int row = warp % S_ROWS * T::S_M, col = warp / S_ROWS * T::S_N, lane_row = row + lane / 4, lane_col = col + lane % 4 * 2;
             float s[T::S_M / 16][T::S_N / 8][4], dp[T::S_M / 16][T::S_N / 8][4];
             warp_zero(s);
-            warp_multiply<false, true, HD, HD, HD>(s, q, row, k, col);
+            warp_multiply<false, true, HD, HD, HD>(s, q, row, k, col, thread_anew());
             AttentionTile tile = attention_tile<BM>(a.q_map, step.i);
-            probabilities(s, lse, tile, kv, lane_row, lane_col, a.scale_log2, tile_is_masked<BN>(tile, kv));
+            if (tile_is_masked<BN>(tile, kv)) mask_tile(s, tile, kv, lane_row, lane_col);
+            probabilities(s, lse, lane_row, a.scale_log2);
             tile_store<BN>(p, s, lane_row, lane_col);
             warp_zero(dp);
-            warp_multiply<false, true, HD, HD, HD>(dp, dout, row, v, col);
+            warp_multiply<false, true, HD, HD, HD>(dp, dout, row, v, col, thread_anew());
             score_gradients(dp, s, delta, lane_row);
             tile_store<BN>(ds, dp, lane_row, lane_col);
         }
@@ -260,21 +260,21 @@ __global__ void __launch_bounds__(256, 1) attention_backward_kernel(AttentionBac
         __syncthreads();           /* P and dS are written, lse and delta read */
         if (turn >= 0 && threadIdx.x == 0) counter_add(a.turns + turn, 1);
         if (more && (int)threadIdx.x < 2 * BM) lse[threadIdx.x] = value;
-        warp_multiply<true, false, BM, BN, HD>(dv, p, kv_row, dout, kv_col);
+        warp_multiply<true, false, BM, BN, HD>(dv, p, T::kv_row(), dout, T::kv_col(), thread_anew());
         turn = (head + step.h) * a.q_tiles + step.i;
         if (threadIdx.x == 0) counter_wait(a.turns + turn, j);
         __syncthreads(); /* all are done with dout; it is this block's turn */
         if (more) step_fetch<BM, HD, THREADS>(a, dout, a.dout, next, head);
         cp_async_commit();
         {
-            int row = warp % Q_ROWS * T::Q_M, col = warp / Q_ROWS * T::Q_N;
+            int warp = thread_anew() / 32, row = warp % Q_ROWS * T::Q_M, col = warp / Q_ROWS * T::Q_N;
             int rows = attention_tile<BM>(a.q_map, step.i).count;
             float *to = a.dq + step_row<BM>(a, step, head) * a.head_dim, dq[T::Q_M / 16][T::Q_N / 8][4];
             floatx4 old[T::Q_M / 16][T::Q_N / 8];
             warp_zero(dq);
-            warp_multiply<false, false, BN, BN, HD>(dq, ds, row, k, col);
+            warp_multiply<false, false, BN, BN, HD>(dq, ds, row, k, col, thread_anew());
             rows_read(old, to, a.q_step, row, rows, col, a.head_dim);
-            warp_multiply<true, false, BM, BN, HD>(dk, ds, kv_row, q, kv_col);
+            warp_multiply<true, false, BM, BN, HD>(dk, ds, T::kv_row(), q, T::kv_col(), thread_anew());
             rows_write(to, old, dq, a.scale, a.q_step, row, rows, col, a.head_dim);
         }
         step = next;
@@ -283,13 +283,15 @@ __global__ void __launch_bounds__(256, 1) attention_backward_kernel(AttentionBac
     __threadfence();
     __syncthreads();
     if (threadIdx.x == 0) counter_add(a.turns + turn, 1);
+    attention_block(a.order, block_anew(), &j, &kv_head);
+    kv = attention_tile<BN>(a.kv_map, j);
     floatx4 old[T::KV_M / 16][T::KV_N / 8];
-    float *to = a.dkv + kv_at;
-    rows_read(old, to, a.kv_step, kv_row, kv.count, kv_col, a.head_dim);
-    rows_write(to, old, dk, a.scale, a.kv_step, kv_row, kv.count, kv_col, a.head_dim);
+    float *to = a.dkv + kv_begin(a, kv, kv_head);
+    rows_read(old, to, a.kv_step, T::kv_row(), kv.count, T::kv_col(), a.head_dim);
+    rows_write(to, old, dk, a.scale, a.kv_step, T::kv_row(), kv.count, T::kv_col(), a.head_dim);
     to += a.kv_heads * a.head_dim;
-    rows_read(old, to, a.kv_step, kv_row, kv.count, kv_col, a.head_dim);
-    rows_write(to, old, dv, 1, a.kv_step, kv_row, kv.count, kv_col, a.head_dim);
+    rows_read(old, to, a.kv_step, T::kv_row(), kv.count, T::kv_col(), a.head_dim);
+    rows_write(to, old, dv, 1, a.kv_step, T::kv_row(), kv.count, T::kv_col(), a.head_dim);
 }
 
 /* ---- launch ---- */

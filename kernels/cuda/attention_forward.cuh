@@ -64,10 +64,9 @@ __device__ __forceinline__ void softmax_tile(float (&s)[MT][NT][4], float (&out)
         }
 }
 
-/* Scores that the mask hides become -inf. `row` is this lane's first row in the tile. */
+/* Scores that the mask hides become -inf. `row`, `col`: this lane's first in the tile. */
 template <int MT, int NT>
-__device__ __forceinline__ void mask_tile(float (&s)[MT][NT][4], const AttentionTile &q, const AttentionTile &kv, int row) {
-    int col = 2 * ((int)threadIdx.x % 4);
+__device__ __forceinline__ void mask_tile(float (&s)[MT][NT][4], const AttentionTile &q, const AttentionTile &kv, int row, int col) {
     UNROLL
     for (int m = 0; m < MT; m++)
         UNROLL
@@ -84,7 +83,7 @@ __device__ __forceinline__ void mask_tile(float (&s)[MT][NT][4], const Attention
 /* out (16 MT x 8 DT of this warp) += P V. The accumulators of two pieces of P side by side, rounded, are one A operand. */
 template <int HD, int MT, int NT, int DT>
 __device__ __forceinline__ void multiply_values(float (&out)[MT][DT][4], float (&p)[MT][NT][4], const bf16 *v) {
-    int lane = lane_offset<HD, true>();
+    int lane = lane_offset<HD, true>((int)threadIdx.x);
     UNROLL
     for (int k = 0; k < NT; k += 2) {
         uint32_t fa[MT][4];
@@ -124,9 +123,9 @@ __device__ __forceinline__ void softmax_begin(const AttentionForward &a, i64 at,
     if (!a.merge) return;
     UNROLL
     for (int m = 0; m < MT; m++) {
-        int row = warp_row + 16 * m + traded_row();
+        int row = warp_row + 16 * m + traded_row((int)threadIdx.x);
         bool there = row < count && a.lse[at + row * step] != -INFINITY;
-        const float *from = a.out + (at + row * step) * a.head_dim + traded_col();
+        const float *from = a.out + (at + row * step) * a.head_dim + traded_col((int)threadIdx.x);
         UNROLL
         for (int d = 0; d < DT; d++) {
             if (there && 8 * d < a.head_dim) {
@@ -156,8 +155,8 @@ __device__ __forceinline__ void softmax_end(const AttentionForward &a, i64 at, i
             UNROLL
             for (int d = 0; d < DT; d++) out[m][d][2 * half] *= inverse, out[m][d][2 * half + 1] *= inverse;
         }
-        int row = warp_row + 16 * m + traded_row();
-        float *to = a.out + (at + row * step) * a.head_dim + traded_col();
+        int row = warp_row + 16 * m + traded_row((int)threadIdx.x);
+        float *to = a.out + (at + row * step) * a.head_dim + traded_col((int)threadIdx.x);
         UNROLL
         for (int d = 0; d < DT; d++) {
             lanes_trade(out[m][d]);
@@ -177,7 +176,7 @@ template <int HD, int BM, int BN, int WARPS> __global__ void __launch_bounds__(3
     SHARED_DYNAMIC(bf16, shared);
     bf16 *q = shared, *k = q + BM * HD, *v = k + BN * HD;
     int i, head;
-    attention_block(a.order, &i, &head);
+    attention_block(a.order, block_anew(), &i, &head);
     AttentionTile tile = attention_tile<BM>(a.q_map, a.order.tiles - 1 - i);
     int tiles = tiles_until<BN>(a.kv_map, tile_last(tile));
     if (tiles == 0 && a.merge) return; /* nothing joins */
@@ -187,8 +186,8 @@ template <int HD, int BM, int BN, int WARPS> __global__ void __launch_bounds__(3
 
     if (tiles > 0) {
         AttentionTile kv = attention_tile<BN>(a.kv_map, tiles - 1);
-        tile_fetch<BM, HD, THREADS>(q, a.q + at * a.head_dim, a.q_step, tile.count, a.head_dim);
-        tile_fetch<BN, HD, THREADS>(k, keys + (i64)kv.first * a.kv_step, a.kv_step, kv.count, a.head_dim);
+        tile_fetch<BM, HD, THREADS>(q, a.q + at * a.head_dim, a.q_step, tile.count, a.head_dim, (int)threadIdx.x);
+        tile_fetch<BN, HD, THREADS>(k, keys + (i64)kv.first * a.kv_step, a.kv_step, kv.count, a.head_dim, (int)threadIdx.x);
         cp_async_commit();
     }
     float out[MT][DT][4], top[MT][2], sum[MT][2];
@@ -197,23 +196,25 @@ template <int HD, int BM, int BN, int WARPS> __global__ void __launch_bounds__(3
         cp_async_wait<0>();
         __syncthreads(); /* K(j) is here, all are done with V(j+1) */
         AttentionTile kv = attention_tile<BN>(a.kv_map, j);
-        tile_fetch<BN, HD, THREADS>(v, keys + a.kv_heads * a.head_dim + (i64)kv.first * a.kv_step, a.kv_step, kv.count, a.head_dim);
+        tile_fetch<BN, HD, THREADS>(v, keys + a.kv_heads * a.head_dim + (i64)kv.first * a.kv_step, a.kv_step, kv.count, a.head_dim, (int)threadIdx.x);
         cp_async_commit();
         float s[MT][NT][4];
         warp_zero(s);
-        warp_multiply<false, true, HD, HD, HD>(s, q, warp_row, k, 0);
-        if (tile_is_masked<BN>(tile, kv)) mask_tile(s, tile, kv, lane_row);
+        warp_multiply<false, true, HD, HD, HD>(s, q, warp_row, k, 0, (int)threadIdx.x);
+        if (tile_is_masked<BN>(tile, kv)) mask_tile(s, tile, kv, lane_row, 2 * ((int)threadIdx.x % 4));
         cp_async_wait<0>();
         __syncthreads(); /* V(j) is here, all are done with K(j) */
         if (j > 0) {
             AttentionTile next = attention_tile<BN>(a.kv_map, j - 1);
-            tile_fetch<BN, HD, THREADS>(k, keys + (i64)next.first * a.kv_step, a.kv_step, next.count, a.head_dim);
+            tile_fetch<BN, HD, THREADS>(k, keys + (i64)next.first * a.kv_step, a.kv_step, next.count, a.head_dim, (int)threadIdx.x);
         }
         cp_async_commit();
         softmax_tile(s, out, top, sum, a.scale_log2);
         multiply_values<HD>(out, s, v);
     }
-    softmax_end(a, at, tile.count, warp_row, out, top, sum);
+    attention_block(a.order, block_anew(), &i, &head);
+    tile = attention_tile<BM>(a.q_map, a.order.tiles - 1 - i);
+    softmax_end(a, (i64)tile.first * a.rows + head, tile.count, warp_row, out, top, sum);
 }
 
 template <int HD, int BM, int BN, int WARPS> static inline void attention_forward_launch(Device *dev, AttentionForward a, const TokenMap *q_map, const TokenMap *kv_map) {
