@@ -4,7 +4,7 @@
 set -uo pipefail
 cd "$(dirname "$0")/../.." || exit 1
 root=$PWD
-program=./train_gpt_cpu
+program=./train_gpt_emu # the CUDA program; quickstart's branches below run the CPU's, for their longer sequences
 work=$(mktemp -d) && [ -d "$work" ] || exit 1 # stand-ins for system programs are written below it
 trap 'rm -rf "$work"' EXIT
 n=0 failed=0
@@ -75,7 +75,7 @@ END
 chmod +x "$work/small_gpu"
 out=$work/bench
 toy_bench() { script PROGRAM="$work/small_gpu" NP=2 STEPS=5 MODEL=tiny-llama FLAGS="$llama" OUT="$out" "$@" bash $bench; }
-cells() { # EXPRESSION: of the table's JSON, cells as c["48-tp"]
+cells() { # EXPRESSION: of the table's JSON, cells as c["32-tp"]
     python3 - "$out/table.json" "$1" <<'PY'
 import json, sys
 table = json.load(open(sys.argv[1]))
@@ -83,42 +83,42 @@ c = {f'{cell["seq_len"]}-{cell["scheme"]}': cell for cell in table["cells"]}
 sys.exit(not eval(sys.argv[2]))
 PY
 }
-toy_bench NO_ROOM=ring LENGTHS=48 && cells 'sorted(c) == sorted("48-" + s for s in "tp tpsp ulysses ring odysseus".split())' &&
-    cells 'all((row["result"] == "ok") == (row["scheme"] != "ring") for row in c.values()) and c["48-ring"]["out_of_memory"]' &&
-    has '^\| 48 \| ring +\| +OOM \|' && has '^- 48 ring: out of memory: 1 ranks on this GPU need 81920' && has 'losses mean nothing'
+toy_bench NO_ROOM=ring LENGTHS=32 && cells 'sorted(c) == sorted("32-" + s for s in "tp tpsp ulysses ring odysseus".split())' &&
+    cells 'all((row["result"] == "ok") == (row["scheme"] != "ring") for row in c.values()) and c["32-ring"]["out_of_memory"]' &&
+    has '^\| 32 \| ring +\| +OOM \|' && has '^- 32 ring: out of memory: 1 ranks on this GPU need 81920' && has 'losses mean nothing'
 ok $? "8xa100: five cells; the one without memory is recorded with its reason, the others go on"
 python3 - "$out" >"$work/out" 2>&1 <<'PY'
 import json, sys
 out = sys.argv[1]
 for cell in json.load(open(out + "/table.json"))["cells"]:
     if cell["result"] != "ok": continue
-    rows = [json.loads(line) for line in open(f"{out}/cells/48-{cell['scheme']}/run/metrics.jsonl")]
+    rows = [json.loads(line) for line in open(f"{out}/cells/32-{cell['scheme']}/run/metrics.jsonl")]
     assert len(rows) == 5 and cell["timed_steps"] == 2, cell
     assert abs(cell["seconds"] - (rows[3]["step_ms"] + rows[4]["step_ms"]) / 1e3) < 1e-9, cell
-    assert abs(cell["tokens_per_s"] * cell["seconds"] - 2 * 48) < 1e-6 and cell["mem_bytes"] == rows[0]["mem_bytes"] > 0, cell
+    assert abs(cell["tokens_per_s"] * cell["seconds"] - 2 * 32) < 1e-6 and cell["mem_bytes"] == rows[0]["mem_bytes"] > 0, cell
     assert min(r["mfu_causal"] for r in rows) <= cell["mfu_causal"] <= max(r["mfu_causal"] for r in rows), cell
-    line = next(line for line in open(out + "/table.md") if line.startswith(f"| 48 | {cell['scheme']} "))
+    line = next(line for line in open(out + "/table.md") if line.startswith(f"| 32 | {cell['scheme']} "))
     assert f" {cell['seconds']:.2f} | " in line and line.rstrip().endswith("- |           - |"), line
 PY
 ok $? "8xa100: the table's figures are those of metrics.jsonl, and not beside the original's for another model"
 
-before=$(stat -c %y "$out/cells/48-ulysses/result")
-rm "$out/cells/48-tp/result" # as if interrupted
-toy_bench LENGTHS="48 49" SCHEMES="tp ulysses ring"
+before=$(stat -c %y "$out/cells/32-ulysses/result")
+rm "$out/cells/32-tp/result" # as if interrupted
+toy_bench LENGTHS="32 33" SCHEMES="tp ulysses ring"
 code=$?
-[ $code -eq 1 ] && [ "$(stat -c %y "$out/cells/48-ulysses/result")" = "$before" ] && has '48 ulysses: finished before' && ! has '48 (ring|tp): finished before' &&
-    cells 'c["48-ring"]["result"] == c["48-tp"]["result"] == "ok" and "49 does not divide" in c["49-ring"]["result"] and not c["49-ring"]["out_of_memory"]' &&
-    cells 'len(c) == 8 and c["48-odysseus"]["result"] == "ok"' && has '^\| 49 \| ring +\| +failed \|' && has '^- 49 ring: --seq-len 49 does not divide'
+[ $code -eq 1 ] && [ "$(stat -c %y "$out/cells/32-ulysses/result")" = "$before" ] && has '32 ulysses: finished before' && ! has '32 (ring|tp): finished before' &&
+    cells 'c["32-ring"]["result"] == c["32-tp"]["result"] == "ok" and "33 does not divide" in c["33-ring"]["result"] and not c["33-ring"]["out_of_memory"]' &&
+    cells 'len(c) == 8 and c["32-odysseus"]["result"] == "ok"' && has '^\| 33 \| ring +\| +failed \|' && has '^- 33 ring: --seq-len 33 does not divide'
 ok $? "8xa100: resumed, it repeats what failed or was interrupted, keeps the rest, and ends with 1 where a cell failed for another reason"
-toy_bench LENGTHS=48 SCHEMES=ulysses FORCE=1
-[ "$(stat -c %y "$out/cells/48-ulysses/result")" != "$before" ] && cells 'len(c) == 8 and c["48-ulysses"]["result"] == "ok"'
+toy_bench LENGTHS=32 SCHEMES=ulysses FORCE=1
+[ "$(stat -c %y "$out/cells/32-ulysses/result")" != "$before" ] && cells 'len(c) == 8 and c["32-ulysses"]["result"] == "ok"'
 ok $? "8xa100: FORCE=1 repeats a finished cell"
-toy_bench LENGTHS=48 STEPS=6
+toy_bench LENGTHS=32 STEPS=6
 [ $? -eq 1 ] && has 'error: OUT=.* holds cells of other settings \(NP=2 STEPS=5 ' && cells 'len(c) == 8'
 ok $? "8xa100: cells of other settings are not mixed"
-toy_bench LENGTHS=1K SCHEMES="ulysses odysseus" DATA="$work/tokens.bin" OUT="$work/own" && ! has 'losses mean nothing' &&
-    [ "$(grep -c '^| 1K' "$work/own/table.md")" -eq 2 ] && [ ! -e "$work/own/random_1024.bin" ]
-ok $? "8xa100: tokens of one's own; K is 1024"
+toy_bench LENGTHS=32 SCHEMES="ulysses odysseus" DATA="$work/tokens.bin" OUT="$work/own" && ! has 'losses mean nothing' &&
+    [ "$(grep -c '^| 32 .*%' "$work/own/table.md")" -eq 2 ] && [ ! -e "$work/own/random_32.bin" ]
+ok $? "8xa100: tokens of one's own"
 
 # finished cells as 8 GPUs would leave them
 mkdir -p "$work/real"
@@ -146,8 +146,8 @@ refuses 'no arguments' bash $bench --lengths
 # ---- long context
 # shellcheck disable=SC2086
 "$program" --init-only --model tiny-llama ${llama/ --peak-tflops 1/} --out "$work/hf" >"$work/out" 2>&1
-long() { script NP=4 MODEL="$work/hf" DATA="$work/tokens.bin" SEQ=256 BATCH=2 STEPS=3 FLAGS="--peak-tflops 1" "$@" bash scripts/long_context.sh; }
-long SEQ=1K OUT="$work/long" && has '^tokens   2 sequences x 1024 = 2048 a step, x 3 steps = 6144$' && has '^FLOP  ' && has '^memory .*--dry-run --world 4' && has '^time ' &&
+long() { script NP=4 MODEL="$work/hf" DATA="$work/tokens.bin" SEQ=32 BATCH=2 STEPS=3 FLAGS="--peak-tflops 1" "$@" bash scripts/long_context.sh; }
+long OUT="$work/long" && has '^tokens   2 sequences x 32 = 64 a step, x 3 steps = 192$' && has '^FLOP  ' && has '^memory .*--dry-run --world 4' && has '^time ' &&
     has '^mesh     odysseus on 4 ranks' && steps "$work/long" 3
 ok $? "long_context: arithmetic, then odysseus on 4 ranks"
 long SP=ulysses RING=2 RECOMPUTE=none VAL="$work/tokens.bin" OUT="$work/usp" && has '^mesh     ulysses on 4 ranks: dp 1 x ring 2 zigzag x head 2' && steps "$work/usp" 3 &&
@@ -156,9 +156,9 @@ ok $? "long_context: ulysses with a ring, validated"
 long OUT="$work/usp"
 [ $? -ne 0 ] && has 'already holds a metrics.jsonl' && steps "$work/usp" 3
 ok $? "long_context: nothing is overwritten, and the program's failure is the script's"
-(cd "$work" && script NP=2 MODEL=hf DATA='tok*.bin' SEQ=64 BATCH=2 STEPS=1 OUT=here bash "$root/scripts/long_context.sh") && steps "$work/here" 1
+(cd "$work" && script NP=2 MODEL=hf DATA='tok*.bin' SEQ=32 BATCH=2 STEPS=1 OUT=here bash "$root/scripts/long_context.sh") && steps "$work/here" 1
 ok $? "long_context: names are relative to where one stands"
-script NP=2 MODEL="$work/hf" SEQ=1K DRY_RUN=1 OUT="$work/dry" bash scripts/long_context.sh && has '^tokens ' && ! has '^mesh' && [ ! -e "$work/dry" ]
+script NP=2 MODEL="$work/hf" SEQ=1K DRY_RUN=1 OUT="$work/dry" bash scripts/long_context.sh && has '^tokens   8 sequences x 1024 = 8192 a step, x 200 steps = 1.638e\+06$' && ! has '^mesh' && [ ! -e "$work/dry" ]
 ok $? "long_context: DRY_RUN=1 needs no data and starts nothing"
 refuses 'MODEL= is missing' DATA="$work/tokens.bin" bash scripts/long_context.sh
 refuses 'is not a directory' MODEL="$work/tokens.bin" DATA="$work/tokens.bin" bash scripts/long_context.sh
@@ -172,7 +172,7 @@ refuses '--sp megatron: must be one of' MODEL="$work/hf" DATA="$work/tokens.bin"
 # ---- GPT-2 from scratch
 script DRY_RUN=1 NP=8 bash scripts/gpt2_124m.sh && has '^tokens   512 sequences x 1024 = 524288 a step, x 19073 steps = 1e\+10$' && has '^time     0.419 s a step .* 2.22 hours'
 ok $? "gpt2_124m: the arithmetic of its recipe"
-script NP=2 MODEL=tiny-gpt FLAGS="$toy" DATA="$work/tokens.bin" VAL="$work/tokens.bin" SEQ=64 BATCH=4 STEPS=4 EVAL_EVERY=2 OUT="$work/gpt" bash scripts/gpt2_124m.sh &&
+script NP=2 MODEL=tiny-gpt FLAGS="$toy" DATA="$work/tokens.bin" VAL="$work/tokens.bin" SEQ=32 BATCH=4 STEPS=4 EVAL_EVERY=2 OUT="$work/gpt" bash scripts/gpt2_124m.sh &&
     has '^mesh .* on 2 ranks: dp 2 x' && steps "$work/gpt" 4 && [ "$(grep -c val_loss "$work/gpt/metrics.jsonl")" -eq 2 ]
 ok $? "gpt2_124m: trains on 2 data-parallel ranks, validated"
 refuses 'BATCH=512 sequences do not divide over NP=3' NP=3 DATA="$work/tokens.bin" bash scripts/gpt2_124m.sh
@@ -202,10 +202,10 @@ job() { # [NAME=VALUE...] [-- COMMAND...]: the batch script as Slurm would start
     (cd / && env PATH="$work/bin:$PATH" PROGRAM="$program" SLURM_JOB_ID=7 SLURM_SUBMIT_DIR="$root" SLURM_NTASKS=4 SLURM_JOB_NUM_NODES=2 \
         SLURM_JOB_NODELIST="node[1-2]" SLURM_NODELIST="node[1-2]" SLURM_TASKS_PER_NODE="2(x2)" SLURM_PROCID=0 "${settings[@]}" bash "$work/slurm_script" "$@") >"$work/out" 2>&1
 }
-job -- "$program" --train "$work/tokens.bin" --seq-len 64 --steps 2 --out "$work/slurm1" && steps "$work/slurm1" 2 && has '^job 7: 4 ranks on 2 nodes \(node\[1-2\]\), started by srun' &&
+job -- "$program" --train "$work/tokens.bin" --seq-len 32 --steps 2 --out "$work/slurm1" && steps "$work/slurm1" 2 && has '^job 7: 4 ranks on 2 nodes \(node\[1-2\]\), started by srun' &&
     grep -q "^srun --kill-on-bad-exit=1 --mpi=pmix -n 4 $program --train" "$work/srun.txt" && has '^mesh .* on 4 ranks'
 ok $? "slurm.sbatch: a program on every rank, by srun"
-job SRUN_FLAGS=--mpi=pmi2 MODEL="$work/hf" DATA="$work/tokens.bin" SEQ=64 BATCH=2 STEPS=2 DP=2 OUT="$work/slurm2" -- scripts/long_context.sh && steps "$work/slurm2" 2 &&
+job SRUN_FLAGS=--mpi=pmi2 MODEL="$work/hf" DATA="$work/tokens.bin" SEQ=32 BATCH=2 STEPS=2 DP=2 OUT="$work/slurm2" -- scripts/long_context.sh && steps "$work/slurm2" 2 &&
     [ "$(grep -c . "$work/srun.txt")" -eq 1 ] && grep -q "^srun --kill-on-bad-exit=1 --mpi=pmi2 -n 4 $program --model" "$work/srun.txt" && has '^mesh .* on 4 ranks: dp 2'
 ok $? "slurm.sbatch: a script, which starts its ranks by srun"
 job -- "$program" --train "$work/nothing.bin"
@@ -228,7 +228,7 @@ job_refuses 'no Slurm job here' SLURM_JOB_ID= -- "$program"
 # ---- plain mpirun over the hosts of a file: this one, which nobody has to call
 sed 's/^node1 slots=8/localhost slots=2/; /^node2/d' scripts/hostfile.example >"$work/hosts"
 hosts() { script OMPI_MCA_plm_rsh_agent= PRTE_MCA_plm_ssh_agent= HOSTFILE="$work/hosts" MODEL="$work/hf" DATA="$work/tokens.bin" BATCH=2 STEPS=1 FLAGS="--peak-tflops 1" "$@" bash scripts/long_context.sh; }
-hosts NP=2 SEQ=64 OUT="$work/hosts1" && steps "$work/hosts1" 1
+hosts NP=2 SEQ=32 OUT="$work/hosts1" && steps "$work/hosts1" 1
 ok $? "HOSTFILE: 2 ranks on the 2 slots of a host file"
 hosts NP=3 SEQ=66 SP=ring OUT="$work/hosts2"
 [ $? -ne 0 ] && has '^mesh|^tokens' && [ ! -e "$work/hosts2" ]
@@ -248,7 +248,7 @@ cat >"$work/bin/make" <<END
 #!/usr/bin/env bash
 if [[ " \$* " == *" train_gpt "* ]]; then
     [[ -n \${TOOLKIT-} ]] || { echo "Makefile:72: *** train_gpt needs the CUDA toolkit: nvcc is not in PATH, nor in /usr/local/cuda/bin.  Stop." >&2 && exit 2; }
-    cp "$root/${program#./}" train_gpt && exit
+    cp train_gpt_cpu train_gpt && exit
 fi
 exec $(command -v make) "\$@"
 END
