@@ -3,6 +3,7 @@
 # make train_gpt_fp64   every real is a double: the referee (needs no oneDNN)
 # make train_gpt        bf16 on GPUs (CUDA toolkit, MPI): sm_80 and sm_90
 # make train_gpt_emu    the same program on the CPU, under the emulator of dev/emu: for tests
+# make build/bench_cuda what this GPU does at best, and what each kernel gets of it (dev/gpu_check.sh)
 # make tests            dev/test/test_*.c -> build/test_*_fp32, build/test_*_fp64 (scripts/test.sh runs them)
 # make check-cxx        the same sources read as C++20, both precisions
 # make clean
@@ -18,15 +19,24 @@ COMPILE = $(MPICC) -x c $(CFLAGS) -MMD -MP -MF build/$(@F).d $< -o $@
 FP32 = -ldnnl -lcjson -lm
 FP64 = -DODYSSEUS_FP64 -lcjson -lm
 
-# The CUDA program, by nvcc; ptxas warns of spilled registers, and a warning is an error. build/ptxas_*.txt: registers of every kernel.
+# The CUDA program, by nvcc: a warning is an error, and so is a kernel that spills registers (dev/registers.sh; table: build/registers_*.txt).
 NVCC = $(or $(shell command -v nvcc 2>/dev/null),$(wildcard /usr/local/cuda/bin/nvcc))
 CUDA_ARCHS = 80 90
 NVCCFLAGS = -std=c++20 -O3 -DODYSSEUS_CUDA -D_GNU_SOURCE -Werror all-warnings -Xcompiler -Wall,-Wextra,-Werror,-Wno-unused-function,-fopenmp \
-	-Xptxas -v,-warn-spills,-Werror $(foreach a,$(CUDA_ARCHS),-gencode arch=compute_$(a),code=sm_$(a)) --threads 0
+	-Xptxas -v $(foreach a,$(CUDA_ARCHS),-gencode arch=compute_$(a),code=sm_$(a)) --threads 0
 MPIFLAGS = $(if $(MPI),$(shell $(MPICXX) --showme:compile 2>/dev/null) -DOMPI_SKIP_MPICXX,-DODYSSEUS_NO_MPI)
 MPILIBS = $(if $(MPI),$(foreach f,$(shell $(MPICXX) --showme:link 2>/dev/null),$(if $(filter -Wl% -pthread,$(f)),-Xcompiler $(f),$(f))))
 NCCL = $(wildcard $(patsubst %/bin/nvcc,%/include/nccl.h,$(realpath $(NVCC))) /usr/include/nccl.h)
-NVCOMPILE = $(NVCC) -x cu $(NVCCFLAGS) $(if $(and $(NCCL),$(MPI)),-DODYSSEUS_NCCL) $(MPIFLAGS) -MMD -MP -MF build/$(@F).d $< -o $@ $(MPILIBS) -lcublasLt $(if $(and $(NCCL),$(MPI)),-lnccl) -lcjson 2>build/ptxas_$(@F).txt || { cat build/ptxas_$(@F).txt; false; }
+NVEND = 2>build/ptxas_$(@F).txt || { grep -v '^ptxas info\|bytes stack frame' build/ptxas_$(@F).txt; false; }
+define NVCOMPILE
+$(NVCC) -x cu $(NVCCFLAGS) $(if $(and $(NCCL),$(MPI)),-DODYSSEUS_NCCL) $(MPIFLAGS) -MMD -MP -MF build/$(@F).d $< -o $@ $(MPILIBS) -lcublasLt $(if $(and $(NCCL),$(MPI)),-lnccl) -lcjson $(NVEND)
+@bash dev/registers.sh build/ptxas_$(@F).txt >build/registers_$(@F).txt
+endef
+# kernels alone: neither MPI nor cJSON
+define NVKERNELS
+$(NVCC) -x cu $(NVCCFLAGS) -MMD -MP -MF build/$(@F).d $< -o $@ -lcublasLt $(NVEND)
+@bash dev/registers.sh build/ptxas_$(@F).txt >build/registers_$(@F).txt
+endef
 
 # The CUDA program on the CPU: a C++ compiler sees the same sources.
 EMUFLAGS = -std=c++20 -fopenmp -D_GNU_SOURCE -DODYSSEUS_CUDA -DODYSSEUS_NCCL -DOMPI_SKIP_MPICXX -Wall -Wextra -Werror -Wno-unused-function -Wno-deprecated-enum-enum-conversion
@@ -88,7 +98,13 @@ build/%_emuasan: dev/test/%.cu | build
 	$(call need,fp64)$(EMUCOMPILE) -O1 -g -fsanitize=address,undefined -lcjson
 
 build/%_cuda: dev/test/%.cu | build
-	$(if $(NVCC),,$(error $@ needs the CUDA toolkit: nvcc is not in PATH, nor in /usr/local/cuda/bin))$(call need,cuda)$(NVCOMPILE)
+	$(if $(NVCC),,$(error $@ needs the CUDA toolkit: nvcc is not in PATH, nor in /usr/local/cuda/bin))$(NVKERNELS)
+
+build/bench_cuda: dev/bench/bench_cuda.cu | build
+	$(if $(NVCC),,$(error $@ needs the CUDA toolkit: nvcc is not in PATH, nor in /usr/local/cuda/bin))$(NVKERNELS)
+
+build/bench_cuda_emu: dev/bench/bench_cuda.cu | build
+	$(call need,fp64)$(EMUCOMPILE) -O2 -g -march=native -lcjson
 
 build/bench_%: dev/bench/bench_%.c | build
 	$(call need,fp32)$(COMPILE) $(FP32)

@@ -7,7 +7,8 @@
    fiber      runs until it meets the others: __syncthreads, or a warp operation (shuffle, vote, mma, ldmatrix), where the last lane
               to come computes for all 32
    schedule   the order in which fibers run is a function of a seed (emu_schedule, or EMU_SEED): 0 ascending, 1 descending, else another
-              permutation every round. A missing barrier gives other results under another seed
+              permutation every round; a warp runs ahead as far as it can, or (odd seeds beyond 1) threads take turns. A missing barrier
+              gives other results under another seed
    poison     shared memory starts as 0xff (NaN in bf16 and fp32); what cp.async brings lands only when it is waited for
    reports    a barrier or warp operation that some threads do not reach, with the file:line where each waits; copies never waited for
    sanitizer  built with -fsanitize=address,undefined every array of shared memory has red zones around it, a copy under way is poisoned
@@ -107,7 +108,8 @@ struct EmuShared {
 struct EmuBlock {
     const char *kernel;
     dim3 grid, block, index;
-    std::vector<EmuFiber> fibers;
+    std::vector<EmuFiber> fibers; /* the first `threads` are this block's; more keep their stacks for larger ones */
+    int threads;
     std::vector<EmuWarp> warps;
     std::vector<EmuShared> arrays;
     EmuFiber *current;
@@ -195,39 +197,60 @@ static inline uint64_t emu_random(uint64_t *state) {
 /* Let every barrier's waiters go on, if all threads have come to the same one. */
 static inline void emu_release_barrier(EmuBlock *b) {
     const EmuFiber *first = nullptr;
-    for (EmuFiber &f : b->fibers) {
+    for (int i = 0; i < b->threads; i++) {
+        const EmuFiber &f = b->fibers[(size_t)i];
         if (f.state == EMU_WARP) emu_fail("some lanes of a warp wait here, others went elsewhere", f.where);
         if (f.state == EMU_BARRIER && !first) first = &f;
     }
-    for (EmuFiber &f : b->fibers) {
+    for (int i = 0; i < b->threads; i++) {
+        const EmuFiber &f = b->fibers[(size_t)i];
         if (f.state == EMU_DONE) emu_fail("threads wait at this barrier that others, which have returned, never reach", first->where);
         if (f.where.line != first->where.line || f.where.file != first->where.file) {
             fprintf(stderr, "emulator: thread %d waits at %s:%d\n", f.linear, f.where.file, f.where.line);
             emu_fail("threads of a block wait at different barriers", first->where);
         }
     }
-    for (EmuFiber &f : b->fibers) f.state = EMU_READY;
+    for (int i = 0; i < b->threads; i++) b->fibers[(size_t)i].state = EMU_READY;
+}
+
+/* Let fiber i run to its next wait; returns whether it could. */
+static inline int emu_resume(EmuBlock *b, int i) {
+    EmuFiber *f = &b->fibers[(size_t)i];
+    if (f->state != EMU_READY) return 0;
+    b->current = f;
+    emu_switch(&b->scheduler, f->stack_pointer);
+    return 1;
+}
+
+/* One round over the block in `order`. Odd seeds beyond 1 give every thread one turn; the others let a warp run as far as it can before
+   the next one: it gets ahead of its block up to the next barrier. */
+static inline int emu_round(EmuBlock *b, const std::vector<int> &order, int seed) {
+    int n = b->threads, ran = 0, alone = seed < 2 || seed % 2 == 0;
+    for (int i = 0; i < n; i++) {
+        if (!emu_resume(b, order[(size_t)i])) continue;
+        ran = 1;
+        int first = order[(size_t)i] / 32 * 32;
+        for (int again = alone; again;) {
+            again = 0;
+            for (int l = 0; l < 32; l++) again |= emu_resume(b, first + (seed == 1 ? 31 - l : l));
+        }
+    }
+    return ran;
 }
 
 static inline void emu_run_block(EmuBlock *b) {
-    int n = (int)b->fibers.size(), live = n, seed = emu_seed();
+    int n = b->threads, seed = emu_seed(), live = n;
     std::vector<int> order((size_t)n);
     b->random = 0x9e3779b97f4a7c15ull * (uint64_t)(seed + 1) ^ (b->index.x + 77773ull * b->index.y + 7919ull * b->index.z + 1);
     for (int i = 0; i < n; i++) order[(size_t)i] = seed == 1 ? n - 1 - i : i;
-    for (EmuFiber &f : b->fibers) emu_prepare(&f);
+    for (int i = 0; i < n; i++) emu_prepare(&b->fibers[(size_t)i]);
     while (live) {
-        int ran = 0;
         if (seed > 1)
             for (int i = n - 1; i > 0; i--) std::swap(order[(size_t)i], order[emu_random(&b->random) % (uint64_t)(i + 1)]);
-        for (int i : order) {
-            EmuFiber *f = &b->fibers[(size_t)i];
-            if (f->state != EMU_READY) continue;
-            ran = 1;
-            b->current = f;
-            emu_switch(&b->scheduler, f->stack_pointer);
-            if (f->state == EMU_DONE) live--;
-        }
-        if (!ran) emu_release_barrier(b);
+        int ran = emu_round(b, order, seed);
+        live = 0;
+        for (int i = 0; i < n; i++) live += b->fibers[(size_t)i].state != EMU_DONE;
+        if (!ran && live) emu_release_barrier(b);
     }
 }
 
@@ -413,8 +436,8 @@ static inline EmuBlock *emu_worker(void) {
 static inline void emu_begin(EmuBlock *b, const char *kernel, dim3 grid, dim3 block, size_t dynamic, const std::function<void()> *body) {
     unsigned n = block.x * block.y * block.z;
     b->kernel = kernel, b->grid = grid, b->block = block, b->dynamic_bytes = dynamic, b->body = body;
-    for (size_t i = b->fibers.size(); i > n; i--) munmap(b->fibers[i - 1].stack, EMU_STACK);
-    b->fibers.resize(n);
+    if (b->fibers.size() < n) b->fibers.resize(n);
+    b->threads = (int)n;
     b->warps.assign(n / 32, EmuWarp());
     for (unsigned i = 0; i < n; i++) {
         b->fibers[i].linear = (int)i;

@@ -182,8 +182,10 @@ static inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int) {
     p->totalGlobalMem = (size_t)8 << 30;
     return cudaSuccess;
 }
-typedef enum { cudaDevAttrClockRate = 13 } cudaDeviceAttr;
-static inline cudaError_t cudaDeviceGetAttribute(int *value, cudaDeviceAttr, int) { return *value = 1410000, cudaSuccess; }
+typedef enum { cudaDevAttrClockRate = 13, cudaDevAttrL2CacheSize = 38 } cudaDeviceAttr;
+static inline cudaError_t cudaDeviceGetAttribute(int *value, cudaDeviceAttr what, int) {
+    return *value = what == cudaDevAttrClockRate ? 1410000 : 40 << 20, cudaSuccess;
+}
 static inline cudaError_t cudaDriverGetVersion(int *v) { return *v = 99000, cudaSuccess; }
 static inline cudaError_t cudaRuntimeGetVersion(int *v) { return *v = 99000, cudaSuccess; }
 static inline cudaError_t cudaMemGetInfo(size_t *available, size_t *total) {

@@ -158,6 +158,23 @@ static void test_flat(i64 n, i64 parts, i64 stride, Dtype type, int add) {
     release_all();
 }
 
+static void test_add_parts(i64 n, i64 parts, i64 stride) {
+    double *x = randoms(parts * stride, 1), *old = randoms(n, 1);
+    real *from = upload_real(x, parts * stride);
+    upload_accum(old, n);
+    double *want = copy_of(old, n);
+    for (i64 i = 0; i < n; i++)
+        for (i64 p = 0; p < parts; p++) want[i] += x[p * stride + i];
+    NAME("add_parts, n %lld, %lld parts of %lld", LL(n), LL(parts), LL(stride));
+    Results r = under_schedules(0, name, [&](Device *dev, Results *r) {
+        accum *dst = upload_accum(old, n);
+        add_parts(dev, dst, from, parts, stride, n);
+        result(r, 0, dst, 4 * n);
+    });
+    check_close(download_accum((accum *)r.p[0], n), want, n, fp32_bound((double)parts), 2 * fp32_bound((double)parts), "%s", name);
+    release_all();
+}
+
 static void test_convert(i64 n) {
     double *x = randoms(n, 1);
     accum *src = upload_accum(x, n);
@@ -467,6 +484,7 @@ int main(void) {
     for (int i = 0; i < COUNT_OF(sizes); i++) {
         test_gelu(sizes[i], i == 4);
         test_convert(sizes[i]);
+        test_add_parts(sizes[i], 1 + i % 4, round_up(sizes[i], i % 2 ? 8 : 1));
         test_adamw(sizes[i], i + 1);
     }
     static const i64 shapes[][2] = {{0, 8}, {1, 1}, {5, 7}, {3, 264}, {67, 65}};

@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# test_emu.sh [PROGRAM] - the whole CUDA program against the fp64 referee: tiny GPT-2 and Llama, every scheme and two hybrids, 1, 2 and 4 ranks.
+# test_emu.sh [PROGRAM [FLAGS...]] - the whole CUDA program against the fp64 referee: tiny GPT-2 and Llama, every scheme and two hybrids, 1, 2 and 4 ranks.
 #
-# PROGRAM: ./train_gpt_emu unless told; dev/gpu_check.sh gives ./train_gpt. What is compared, and the bounds: check_runs.py.
+# PROGRAM: ./train_gpt_emu unless told; dev/gpu_check.sh gives ./train_gpt --comm mpi. What is compared, and the bounds: check_runs.py.
 set -euo pipefail
 # shellcheck source=scripts/common.sh
 source "$(dirname "$0")/../../scripts/common.sh"
 
 program=${1:-./train_gpt_emu}
+shift $(($# > 0))
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
@@ -21,7 +22,7 @@ END
 
 GPT='--model tiny-gpt --arch gpt2 --layers 2 --dim 64 --heads 4 --ffn 256 --vocab 128 --max-pos 64'
 LLAMA='--model tiny-llama --arch llama --layers 2 --dim 64 --heads 4 --kv-heads 2 --ffn 176 --vocab 128'
-COMMON="--seq-len 48 --batch 4 --micro-batch 2 --steps 3 --lr 1e-3 --selfcheck on --log-every 100"
+COMMON="--seq-len 48 --batch 4 --micro-batch 2 --steps 3 --lr 1e-3 --selfcheck on --log-every 100 $*"
 
 run_case() { # MODEL CASE RANKS PROGRAM FLAGS...
     local out=$work/$1/$2 ranks=$3 binary=$4

@@ -153,11 +153,12 @@ template <int COLS, bool DOWN> __device__ __forceinline__ int lane_offset(int th
 
 /* acc (16 MT x 8 NT of this warp) += A B over K.
    A: [m][k] in shared memory, rows from a_first; A_TURNED: [k][m], columns from a_first
-   B: [k][n] in shared memory, columns from b_first; B_TURNED: [n][k], rows from b_first */
+   B: [k][n] in shared memory, columns from b_first; B_TURNED: [n][k], rows from b_first
+   a_thread, b_thread: threadIdx.x, or thread_anew() where registers are short */
 template <bool A_TURNED, bool B_TURNED, int K, int A_COLS, int B_COLS, int MT, int NT>
-__device__ __forceinline__ void warp_multiply(float (&acc)[MT][NT][4], const bf16 *a, int a_first, const bf16 *b, int b_first, int thread) {
+__device__ __forceinline__ void warp_multiply(float (&acc)[MT][NT][4], const bf16 *a, int a_first, const bf16 *b, int b_first, int a_thread, int b_thread) {
     static_assert(NT % 2 == 0 && K % 16 == 0, "pieces of 16 x 16");
-    int a_lane = lane_offset<A_COLS, !A_TURNED>(thread), b_lane = lane_offset<B_COLS, !B_TURNED>(thread);
+    int a_lane = lane_offset<A_COLS, !A_TURNED>(a_thread), b_lane = lane_offset<B_COLS, !B_TURNED>(b_thread);
     a_lane = A_TURNED ? a_lane ^ a_first : a_lane + a_first * A_COLS;
     b_lane = B_TURNED ? b_lane + b_first * B_COLS : b_lane ^ b_first;
     UNROLL_BY(4) /* all of it would keep every column's address in a register */

@@ -246,13 +246,13 @@ __global__ void __launch_bounds__(256, 1) attention_backward_kernel(AttentionBac
             int row = warp % S_ROWS * T::S_M, col = warp / S_ROWS * T::S_N, lane_row = row + lane / 4, lane_col = col + lane % 4 * 2;
             float s[T::S_M / 16][T::S_N / 8][4], dp[T::S_M / 16][T::S_N / 8][4];
             warp_zero(s);
-            warp_multiply<false, true, HD, HD, HD>(s, q, row, k, col, thread_anew());
+            warp_multiply<false, true, HD, HD, HD>(s, q, row, k, col, thread_anew(), thread_anew());
             AttentionTile tile = attention_tile<BM>(a.q_map, step.i);
             if (tile_is_masked<BN>(tile, kv)) mask_tile(s, tile, kv, lane_row, lane_col);
             probabilities(s, lse, lane_row, a.scale_log2);
             tile_store<BN>(p, s, lane_row, lane_col);
             warp_zero(dp);
-            warp_multiply<false, true, HD, HD, HD>(dp, dout, row, v, col, thread_anew());
+            warp_multiply<false, true, HD, HD, HD>(dp, dout, row, v, col, thread_anew(), thread_anew());
             score_gradients(dp, s, delta, lane_row);
             tile_store<BN>(ds, dp, lane_row, lane_col);
         }
@@ -260,7 +260,7 @@ __global__ void __launch_bounds__(256, 1) attention_backward_kernel(AttentionBac
         __syncthreads();           /* P and dS are written, lse and delta read */
         if (turn >= 0 && threadIdx.x == 0) counter_add(a.turns + turn, 1);
         if (more && (int)threadIdx.x < 2 * BM) lse[threadIdx.x] = value;
-        warp_multiply<true, false, BM, BN, HD>(dv, p, T::kv_row(), dout, T::kv_col(), thread_anew());
+        warp_multiply<true, false, BM, BN, HD>(dv, p, T::kv_row(), dout, T::kv_col(), thread_anew(), thread_anew());
         turn = (head + step.h) * a.q_tiles + step.i;
         if (threadIdx.x == 0) counter_wait(a.turns + turn, j);
         __syncthreads(); /* all are done with dout; it is this block's turn */
@@ -272,9 +272,9 @@ __global__ void __launch_bounds__(256, 1) attention_backward_kernel(AttentionBac
             float *to = a.dq + step_row<BM>(a, step, head) * a.head_dim, dq[T::Q_M / 16][T::Q_N / 8][4];
             floatx4 old[T::Q_M / 16][T::Q_N / 8];
             warp_zero(dq);
-            warp_multiply<false, false, BN, BN, HD>(dq, ds, row, k, col, thread_anew());
+            warp_multiply<false, false, BN, BN, HD>(dq, ds, row, k, col, thread_anew(), thread_anew());
             rows_read(old, to, a.q_step, row, rows, col, a.head_dim);
-            warp_multiply<true, false, BM, BN, HD>(dk, ds, T::kv_row(), q, T::kv_col(), thread_anew());
+            warp_multiply<true, false, BM, BN, HD>(dk, ds, T::kv_row(), q, T::kv_col(), thread_anew(), thread_anew());
             rows_write(to, old, dq, a.scale, a.q_step, row, rows, col, a.head_dim);
         }
         step = next;

@@ -200,7 +200,7 @@ template <int HD, int BM, int BN, int WARPS> __global__ void __launch_bounds__(3
         cp_async_commit();
         float s[MT][NT][4];
         warp_zero(s);
-        warp_multiply<false, true, HD, HD, HD>(s, q, warp_row, k, 0, (int)threadIdx.x);
+        warp_multiply<false, true, HD, HD, HD>(s, q, warp_row, k, 0, (int)threadIdx.x, (int)threadIdx.x);
         if (tile_is_masked<BN>(tile, kv)) mask_tile(s, tile, kv, lane_row, 2 * ((int)threadIdx.x % 4));
         cp_async_wait<0>();
         __syncthreads(); /* V(j) is here, all are done with K(j) */

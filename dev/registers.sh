@@ -1,0 +1,36 @@
+#!/usr/bin/env bash
+# registers.sh FILE - what ptxas -v said of every kernel: registers, shared memory, spills, as a table; exit code 1 if a kernel spills registers
+# to local memory and is not listed below with the reason.
+set -euo pipefail
+
+# kernel (a part of its mangled name), most bytes stored, why that is left
+LISTED='
+attention_backward_kernelILi128ELi64ELi128E 64 the accumulators of dK and dV take 255 registers less a handful; a few addresses wait in local memory outside the inner loop
+attention_forward_kernelILi128ELi128ELi64E 32 the output tile and S take nearly all registers; stored once before the loop
+'
+
+awk -v listed="$LISTED" '
+    BEGIN {
+        n = split(listed, rows, "\n")
+        for (i = 1; i <= n; i++) if (split(rows[i], word, " ") > 2) { k++; name[k] = word[1]; most[k] = word[2] }
+        printf "%-6s %5s %7s %6s %6s  %s\n", "arch", "regs", "shared", "stores", "loads", "kernel"
+    }
+    /Compiling entry function/ { split($0, q, "\x27"); kernel = q[2]; arch = q[4] }
+    /bytes stack frame/ {
+        for (i = 1; i <= NF; i++) { if ($(i + 1) == "bytes" && $(i + 2) == "spill" && $(i + 3) ~ /^stores/) stores = $i; if ($(i + 1) == "bytes" && $(i + 2) == "spill" && $(i + 3) ~ /^loads/) loads = $i }
+    }
+    /Used [0-9]+ registers/ && kernel != "" {
+        shared = 0
+        for (i = 1; i <= NF; i++) { if ($(i + 1) ~ /^registers/) regs = $i; if ($(i + 1) == "bytes" && $(i + 2) ~ /^smem/) shared = $i }
+        printf "%-6s %5d %7d %6d %6d  %s\n", arch, regs, shared, stores, loads, kernel
+        if (stores + loads > 0) {
+            ok = 0
+            for (j = 1; j <= k; j++) if (index(kernel, name[j]) && stores <= most[j]) ok = 1
+            if (!ok) bad = bad sprintf("%s on %s spills %d bytes and is not listed in dev/registers.sh\n", kernel, arch, stores)
+        }
+        kernel = ""; kernels++
+    }
+    END {
+        if (!kernels) bad = "no kernel in the output of ptxas\n"
+        if (bad != "") { printf "error: %s", bad > "/dev/stderr"; exit 1 }
+    }' "$1"

@@ -1,0 +1,73 @@
+#!/usr/bin/env bash
+# test_gpu_check.sh - dev/gpu_check.sh and its benchmarks where there is no GPU: nothing is measured, nothing is hidden, everything runs.
+#
+# Shims in PATH play a machine with a GPU on which nothing builds: the script must say so in its table and fail.
+set -euo pipefail
+# shellcheck source=scripts/common.sh
+source "$(dirname "$0")/../../scripts/common.sh"
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+
+n=0
+ok() { # TEXT COMMAND...: a check, passed if the command succeeds
+    local text=$1 not=
+    shift
+    "$@" || not="not "
+    n=$((n + 1))
+    say "${not}ok $n - $text"
+}
+fails() { ! "$@"; }
+has() { grep -q -e "$1" "$2"; }
+
+# ---- no GPU
+
+code=0
+bash dev/gpu_check.sh --no-gpu-table >"$work/table" 2>&1 || code=$?
+ok "without a GPU the exit code is 0" [ $code -eq 0 ]
+ok "its last line says that nothing was measured" [ "$(tail -n 1 "$work/table")" = "no GPU here: nothing was measured" ]
+ok "every row says 'not measured'" [ "$(grep -c 'not measured' "$work/table")" -eq "$(($(grep -c . "$work/table") - 2))" ]
+ok "a row gives its roofline bound" has 'H100 989' "$work/table"
+ok "an unknown argument is refused" fails bash dev/gpu_check.sh --fast 2>"$work/error"
+
+# ---- a GPU on which nothing builds
+
+mkdir "$work/bin"
+cat >"$work/bin/nvidia-smi" <<'SHIM'
+#!/bin/sh
+case "$*" in
+*query-gpu=name*) echo NVIDIA Imaginary ;;
+*compute_cap*) echo 9.0 ;;
+*memory.total*) echo 80000 ;;
+*) echo 1 ;;
+esac
+SHIM
+printf '#!/bin/sh\necho "make: error: nothing builds here"\nexit 2\n' >"$work/bin/make"
+chmod +x "$work/bin/"*
+code=0
+PATH=$work/bin:$PATH BUDGET=11 bash dev/gpu_check.sh "$work/results" >"$work/failed" 2>&1 || code=$?
+ok "a step that fails makes the exit code 1" [ $code -eq 1 ]
+ok "it stands in the table as FAILED" has '^build  *FAILED.*nothing builds' "$work/failed"
+ok "what finds no time is SKIPPED, with the reason" has '^[a-z0-9_ -]*SKIPPED.*no time left' "$work/failed"
+ok "results.json names machine and state" python3 -c '
+import json, sys
+r = json.load(open(sys.argv[1] + "/results.json"))
+assert r["machine"]["gpu"] == "NVIDIA Imaginary" and r["machine"]["commit"] and any(s["state"] == "FAILED" for s in r["steps"])
+assert all(row["ours"].startswith("not measured") for row in r["table"])' "$work/results"
+ok "results.md has both tables" [ "$(grep -c '^|--' "$work/results/results.md")" -eq 2 ]
+
+# ---- the benchmarks
+
+ok "torch_peer.py and gpu_table.py compile" python3 -c '
+import sys
+for path in sys.argv[1:]: compile(open(path).read(), path, "exec")' dev/bench/torch_peer.py dev/bench/gpu_table.py
+code=0
+{ make -s build/bench_cuda_emu && build/bench_cuda_emu --toy; } >"$work/bench.jsonl" 2>&1 || code=$?
+ok "bench_cuda runs in the emulator$([[ $code -eq 0 ]] || echo ": $(tail -n 3 "$work/bench.jsonl")")" [ $code -eq 0 ]
+ok "it prints a figure for every kernel of the table" python3 -c '
+import sys
+sys.path.insert(0, "dev/bench")
+import gpu_table
+bench = gpu_table.figures(sys.argv[1])
+missing = [name for name, *_ in gpu_table.KERNELS if not bench.get(name, {}).get("value", 0) > 0]
+assert not missing, missing' "$work/bench.jsonl"
+say "1..$n"
