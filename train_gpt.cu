@@ -776,6 +776,8 @@ static void print_banner(const Trainer *t) {
 
 /* Print what the plan found; for any world, from one process. */
 static void print_plan(Trainer *t) {
+    double flop = flop_per_token(t, 1);
+    printf("work     %.6e FLOP a token, %.6e a step: 6 a parameter and causal attention\n", flop, flop * (double)(t->options.batch * t->options.L));
     arena_print(stdout, &t->model.arena);
     ledger_print(stdout, &t->model.ledger);
 }

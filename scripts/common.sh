@@ -3,8 +3,11 @@
 #
 #   require_packages [WORD...]   compiler, Open MPI, oneDNN, cJSON, python3; apt-get installs those that are not here. WORD: only these
 #   run_ranks [-t S] N CMD...    CMD under mpirun on N ranks of this host; -t: at most S seconds, then exit code 124
+#       HOSTFILE=FILE            ... on the hosts of FILE instead, each filled before the next (scripts/hostfile.example)
+#       LAUNCHER=srun            ... by srun, inside a Slurm job (scripts/slurm.sbatch); SRUN_FLAGS are its own [--mpi=pmix]
+#   whole, require_shards, require_program, plan, print_plan     what the runs that people copy share; see there
 #
-# What run_ranks adds to a plain mpirun, and why (Open MPI; another MPI gets none of it):
+# What run_ranks adds to a plain mpirun on one host, and why (Open MPI; another MPI gets none of it):
 #   root           containers run as root, where mpirun refuses to start
 #   oversubscribe  mpirun counts physical cores, and refuses more ranks than those
 #   bind-to none   mpirun ties a rank of one or two to a single core, with all its threads
@@ -15,6 +18,7 @@
 #   no CMA         ranks copy through shared memory; reading each other's memory is forbidden in many containers, and crashes there
 #   quiet          a failing program has said why in one line; mpirun would add fifteen
 
+here=$PWD # where the user stands: what file names of theirs are relative to
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 
 say() { printf '%s\n' "$*"; }
@@ -23,6 +27,8 @@ die() {
     printf '%s: error: %s\n' "$(basename "$0")" "$*" >&2
     exit 1
 }
+
+absolute() { if [[ $1 == /* ]]; then say "$1"; else say "$here/$1"; fi; }
 
 # ---- packages -----------------------------------------------------------------------------------------------------------------
 
@@ -99,23 +105,30 @@ is_open_mpi() {
 }
 
 run_ranks() {
-    local limit=() options=() settings=() code=0 ranks
+    local limit=() options=() settings=() launcher=${LAUNCHER:-mpirun} code=0 ranks
     if [[ $1 == -t ]]; then
         limit=(timeout --foreground --kill-after=10 "$2")
         shift 2
     fi
     ranks=$1
     shift
-    if is_open_mpi; then
-        options=(--oversubscribe --bind-to none)
+    if [[ $launcher == srun ]]; then
+        read -ra options <<<"--kill-on-bad-exit=1 ${SRUN_FLAGS---mpi=pmix}"
+    elif is_open_mpi; then
+        options=(--bind-to none)
         [[ $(id -u) -ne 0 ]] || options+=(--allow-run-as-root)
         # the second name of a setting is that of Open MPI 5
-        settings=(OMPI_MCA_plm_rsh_agent= PRTE_MCA_plm_ssh_agent= OMPI_MCA_btl=^tcp OMPI_MCA_orte_execute_quiet=1
-            OMPI_MCA_btl_vader_single_copy_mechanism=none OMPI_MCA_smsc=^cma)
+        settings=(OMPI_MCA_orte_execute_quiet=1 OMPI_MCA_btl_vader_single_copy_mechanism=none OMPI_MCA_smsc=^cma)
+        if [[ -n ${HOSTFILE-} ]]; then options+=(--hostfile "$HOSTFILE" --map-by slot)
+        else
+            options+=(--oversubscribe)
+            settings+=(OMPI_MCA_plm_rsh_agent= PRTE_MCA_plm_ssh_agent= OMPI_MCA_btl=^tcp)
+        fi
     fi
-    if [[ $ranks -gt $(nproc) ]]; then settings+=(OMPI_MCA_mpi_yield_when_idle=1 OMP_WAIT_POLICY=passive)
+    if [[ $launcher == srun || -n ${HOSTFILE-} ]]; then : # how many cores the ranks of a host share is not known here
+    elif [[ $ranks -gt $(nproc) ]]; then settings+=(OMPI_MCA_mpi_yield_when_idle=1 OMP_WAIT_POLICY=passive)
     elif [[ -z ${OMP_WAIT_POLICY-} ]]; then settings+=("GOMP_SPINCOUNT=${GOMP_SPINCOUNT-20000}"); fi
-    env "${settings[@]}" "${limit[@]}" mpirun "${options[@]}" -np "$ranks" "$@" </dev/null || code=$?
+    env "${settings[@]}" "${limit[@]}" "$launcher" "${options[@]}" -n "$ranks" "$@" </dev/null || code=$?
     case $code in
     0 | 1) ;; # the program has said why
     124) say "$1 on $ranks ranks: stopped after its time limit" >&2 ;;
@@ -123,4 +136,93 @@ run_ranks() {
     *) say "$1 on $ranks ranks: ended with exit code $code" >&2 ;;
     esac
     return "$code"
+}
+
+# ---- the runs that people copy ------------------------------------------------------------------------------------------------
+#
+# Their settings are variables (NP=16 STEPS=20 bash scripts/gpt2_124m.sh), so that the same line serves mpirun and Slurm:
+# NP, STEPS, PROGRAM, FLAGS (more flags of the program), DRY_RUN=1 (print the arithmetic and stop), and the script's own.
+
+whole() { # NAME...: these variables must be whole numbers from 1
+    local name
+    for name in "$@"; do [[ ${!name} =~ ^[1-9][0-9]{0,14}$ ]] || die "$name=${!name}: must be a whole number from 1"; done
+}
+
+tokens() { # NAME: this variable as a number: 128K is 131072
+    if [[ ${!1} =~ ^([1-9][0-9]{0,8})K$ ]]; then say $((BASH_REMATCH[1] * 1024)); else say "${!1}"; fi
+}
+
+require_shards() { # NAME: this variable is a glob of token shards; makes it absolute
+    local -n glob=$1
+    glob=$(absolute "$glob")
+    compgen -G "$glob" >/dev/null || die "$1=$glob: no such file; token shards in llm.c's format, dev/data/text_to_shards.py makes them from text"
+}
+
+gpus() { # how many this machine has
+    if have nvidia-smi; then nvidia-smi -L 2>/dev/null | grep -c '^GPU ' || true
+    else compgen -G '/dev/nvidia[0-9]*' | grep -c . || true; fi
+}
+
+default_ranks() { # one for each GPU; 8 where there is none, to see the arithmetic
+    local n
+    n=$(gpus)
+    say $((n > 0 ? n : 8))
+}
+
+# The program in one process, for --help and --dry-run: without Slurm's variables, under which Open MPI would expect srun's help.
+alone() { (unset "${!SLURM_@}" && exec "$PROGRAM" "$@"); }
+
+note_no_saving() {
+    [[ $(alone --help) == *"--save-every "* ]] || say "note: $PROGRAM cannot save trained weights yet (its --help has no --save-every); losses are in $OUT"
+}
+
+build() { # TARGET: make it; else 1, and why in build_why
+    build_why=$(make --no-print-directory -s "$1" 2>&1) && return
+    build_why=$(grep -m 1 -E '\*\*\*|error' <<<"$build_why" | sed -E 's/^Makefile:[0-9]+: //; s/^\*\*\* //; s/\.? +Stop\.$//' || true)
+    return 1
+}
+
+require_hosts() { # HOSTFILE, where it is set, is a file; makes it absolute
+    [[ -n ${HOSTFILE-} ]] || return 0
+    HOSTFILE=$(absolute "$HOSTFILE")
+    [[ -f $HOSTFILE ]] || die "HOSTFILE=$HOSTFILE: no such file; scripts/hostfile.example shows one"
+}
+
+require_program() { # PROGRAM is here, or one of ours that can be built
+    [[ ! -x $PROGRAM || -d $PROGRAM ]] || return 0
+    case $PROGRAM in
+    ./train_gpt | ./train_gpt_*)
+        say "building ${PROGRAM#./}"
+        build "${PROGRAM#./}" || die "cannot build ${PROGRAM#./}: $build_why; another program: PROGRAM=./train_gpt_cpu trains on the CPU"
+        ;;
+    *) die "PROGRAM=$PROGRAM: no such program" ;;
+    esac
+}
+
+# plan FLAGS...: what a run of NP ranks costs, from the program's own --dry-run: plan_mb (memory of a rank), plan_flop (of a step),
+# plan_seconds (of a step, at MFU= of PEAK_TFLOPS= a rank). If it cannot run: 1, and why in plan_why.
+plan() {
+    local text
+    if ! text=$(alone --dry-run --world "$NP" "$@" 2>&1); then
+        plan_why=$(grep -m 1 '^train_gpt: error: ' <<<"$text" || tail -n 1 <<<"$text")
+        plan_why=${plan_why#train_gpt: error: }
+        return 1
+    fi
+    plan_mb=$(awk '$1 == "total" && NF == 2 { printf "%.0f", $2 }' <<<"$text")
+    plan_flop=$(awk '$1 == "work" { print $6 }' <<<"$text")
+    [[ -n $plan_mb && -n $plan_flop ]] || die "$PROGRAM --dry-run does not print memory and work as this script expects; build it again"
+    plan_seconds=$(awk -v f="$plan_flop" -v n="$NP" -v mfu="$MFU" -v peak="$PEAK_TFLOPS" 'BEGIN { print f / (mfu * peak * 1e12 * n) }')
+}
+
+print_plan() { # SEQUENCES LENGTH FLAGS...: the arithmetic of STEPS steps of so many sequences of so many tokens
+    local sequences=$1 length=$2
+    shift 2
+    plan "$@" || die "$plan_why"
+    awk -v b="$sequences" -v l="$length" -v s="$STEPS" -v f="$plan_flop" -v mb="$plan_mb" -v t="$plan_seconds" -v n="$NP" -v mfu="$MFU" \
+        -v peak="$PEAK_TFLOPS" -v program="$PROGRAM" 'BEGIN {
+        printf "tokens   %d sequences x %d = %d a step, x %d steps = %.4g\n", b, l, b * l, s, b * l * s
+        printf "FLOP     %.3g a token (6 a parameter + 6 layers d L of causal attention), %.3g a step, %.3g in all\n", f / (b * l), f, f * s
+        printf "memory   %.2f GB a rank (%s --dry-run --world %d), and what the device keeps for itself\n", mb / 1e3, program, n
+        printf "time     %.3g s a step if %d ranks reach %g%% of %g TFLOP/s (MFU=, PEAK_TFLOPS=), %.3g hours in all\n", t, n, 100 * mfu, peak, t * s / 3600
+    }'
 }

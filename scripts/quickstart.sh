@@ -4,9 +4,9 @@
 #   packages -> build -> text to byte shards -> one rank, then tp, tpsp, ulysses, ring, odysseus on 4 ranks -> one table
 #
 # 150 steps x 8 sequences x 256 tokens = 307,200 tokens a run, six runs of a 0.85M-parameter Llama on the same data from the same
-# weights: one to two minutes on two cores.
+# weights: one to two minutes on two cores. Where there is a GPU and the CUDA toolkit, ./train_gpt runs on it; PROGRAM=./train_gpt_cpu
+# asks for the CPU all the same.
 set -euo pipefail
-here=$PWD
 # shellcheck source=scripts/common.sh
 source "$(dirname "$0")/common.sh"
 
@@ -20,7 +20,6 @@ usage() {
 
 whole_number() { [[ $2 =~ ^[1-9][0-9]{0,6}$ ]] || die "$1 $2: must be a whole number from 1"; }
 value() { [[ $# -ge 2 && -n $2 ]] || die "$1 needs a value; --help says more"; }
-absolute() { if [[ $1 == /* ]]; then say "$1"; else say "$here/$1"; fi; }
 
 text=() ranks=4 steps=150 out=
 while [[ $# -gt 0 ]]; do
@@ -54,8 +53,25 @@ fi
 # ---- packages, program, data
 
 require_packages
-say "building train_gpt_cpu"
-make --no-print-directory train_gpt_cpu
+gpus=$(gpus) program=${PROGRAM:-./train_gpt_cpu} more=() tolerance=()
+if [[ -n ${PROGRAM-} ]]; then require_program
+elif [[ $gpus -gt 0 ]]; then
+    say "$gpus GPUs on this machine: building train_gpt for them, some minutes"
+    if build train_gpt; then program=./train_gpt
+    else say "cannot build train_gpt for the GPUs ($build_why): training on the CPU"; fi
+else
+    say "no GPU on this machine: training on the CPU"
+fi
+where="$(nproc) cores"
+if [[ $program == ./train_gpt_cpu ]]; then
+    say "building train_gpt_cpu"
+    make --no-print-directory train_gpt_cpu
+else # bf16 keeps 8 bits: curves of different schemes drift apart by roundings
+    tolerance=(--tolerance 1e-2)
+    if [[ $program == ./train_gpt ]]; then where="$gpus GPUs, with $program"; else where+=", with $program"; fi
+    # ranks that share a GPU, which NCCL refuses
+    [[ $gpus -ge $ranks || $("$program" --help) != *"--comm "* ]] || more=(--comm mpi)
+fi
 
 own_text() { # sources and documents of this repository; in a copy without git, of this directory
     { git -c safe.directory="$PWD" ls-files -- '*.c' '*.h' '*.cu' '*.md' '*.sh' '*.py' Makefile 2>/dev/null | while read -r file; do
@@ -76,11 +92,11 @@ python3 dev/data/text_to_shards.py --out "$out/data" "${text[@]}"
 # ---- six runs, one after the other
 
 # the program's own list
-mapfile -t schemes < <(run_ranks 1 ./train_gpt_cpu --help | awk 'listed && NF { print $1 } /^Schemes of --sp/ { listed = 1 }')
-[[ ${#schemes[@]} -gt 0 ]] || die "train_gpt_cpu --help lists no schemes"
+mapfile -t schemes < <(run_ranks 1 "$program" --help | awk 'listed && NF { print $1 } /^Schemes of --sp/ { listed = 1 }')
+[[ ${#schemes[@]} -gt 0 ]] || die "$program --help lists no schemes"
 runs=$((1 + ${#schemes[@]}))
 for scheme in "${schemes[@]}"; do # better refused now than after the first run
-    if ! reason=$(./train_gpt_cpu --dry-run --world "$ranks" --sp "$scheme" --seq-len 256 --batch 8 --micro-batch 4 2>&1 >/dev/null); then
+    if ! reason=$("$program" --dry-run --world "$ranks" --sp "$scheme" --seq-len 256 --batch 8 --micro-batch 4 2>&1 >/dev/null); then
         reason=${reason#*train_gpt: error: }
         die "--ranks $ranks: ${reason%%$'\n'*}"
     fi
@@ -106,17 +122,17 @@ show_progress() {
 train() { # RUN NAME RANKS [FLAGS...]
     local run=$1 name=$2 ranks=$3 log=$out/logs/$2.txt
     shift 3
-    if ! run_ranks "$ranks" ./train_gpt_cpu --model tiny-llama --train "$out/data/train_*.bin" --val "$out/data/val_*.bin" --seq-len 256 --batch 8 \
-        --micro-batch 4 --steps "$steps" --lr 3e-3 --warmup 10 --seed 42 --out "$out/$name" "$@" 2>&1 | tee "$log" | show_progress "$run" "$name"; then
+    if ! run_ranks "$ranks" "$program" --model tiny-llama --train "$out/data/train_*.bin" --val "$out/data/val_*.bin" --seq-len 256 --batch 8 \
+        --micro-batch 4 --steps "$steps" --lr 3e-3 --warmup 10 --seed 42 --out "$out/$name" "${more[@]}" "$@" 2>&1 | tee "$log" | show_progress "$run" "$name"; then
         grep -v '^step' "$log" | tail -n 5 >&2
         die "the run '$name' on $ranks ranks failed; all it said is in $log"
     fi
 }
 
-say "training tiny-llama, $steps steps of 8 sequences of 256 bytes: on one rank, then under ${#schemes[@]} schemes on $ranks ranks; $(nproc) cores"
+say "training tiny-llama, $steps steps of 8 sequences of 256 bytes: on one rank, then under ${#schemes[@]} schemes on $ranks ranks; $where"
 train 1 single 1
 for i in "${!schemes[@]}"; do train $((i + 2)) "${schemes[i]}" "$ranks" --sp "${schemes[i]}"; done
 
 say
-python3 scripts/compare.py "$out/single" "${schemes[@]/#/$out/}"
+python3 scripts/compare.py "${tolerance[@]}" "$out/single" "${schemes[@]/#/$out/}"
 say "runs, logs and data are in $out; scripts/compare.sh prints this table again"
