@@ -26,7 +26,7 @@ typedef struct {
 
 /* The value of key; absent and null are the same: NULL. */
 static inline const cJSON *json_item(const JsonAt *j, const char *key) {
-    const cJSON *item = cJSON_GetObjectItemCaseSensitive(j->object, key);
+    const cJSON *item = json_find(j->path, j->object, key);
     return cJSON_IsNull(item) ? NULL : item;
 }
 

@@ -274,6 +274,8 @@ static const BadConfig BAD_CONFIGS[] = {
                        "\"original_max_position_embeddings\": 8}", "high_freq_factor 4 must be above"},
     {LLAMA_JSON, NULL, ", \"rope_scaling\": [1]", "rope_scaling is not an object"},
     {LLAMA_JSON, NULL, ", \"rope_theta\": 1e4, \"rope_parameters\": {\"rope_theta\": 2e4}", "keep one"},
+    {LLAMA_JSON, NULL, ", \"num_hidden_layers\": 3", "\"num_hidden_layers\" comes up twice"},
+    {LLAMA_JSON, NULL, ", \"hidden_act\\u0000\": \"gelu\"", "holds \\u0000"},
     {LLAMA_JSON, NULL, "} {", "something follows the JSON"},
     {LLAMA_JSON, NULL, ",", "is not JSON"},
 };
@@ -360,6 +362,8 @@ static const BadFile BAD_FILES[] = {
     {"{" ENTRY("a", "F32", "[2]", 0, 8) "," ENTRY("b", "F32", "[2]", 4, 12) "}", -1, 12, "they overlap"},
     {"{" ENTRY("a", "F32", "[2]", 0, 8) "," ENTRY("b", "F32", "[2]", 12, 20) "}", -1, 20, "a hole"},
     {"{" ENTRY("a", "F32", "[2]", 0, 8) "," ENTRY("a", "F32", "[2]", 8, 16) "}", -1, 16, "comes up twice"},
+    {"{\"a\":{\"dtype\":\"F32\",\"dtype\":\"I32\",\"shape\":[2],\"data_offsets\":[0,8]}}", -1, 8, "\"dtype\" comes up twice"},
+    {"{" ENTRY("a\\u0000b", "F32", "[2]", 0, 8) "}", -1, 8, "holds \\u0000"},
     {"{" ENTRY("a\\nb", "F32", "[2]", 0, 8) "}", -1, 8, "not printable"},
     {"{" ENTRY("", "F32", "[2]", 0, 8) "}", -1, 8, "empty or not printable"},
 };
