@@ -123,7 +123,8 @@ static const char *file_path(const char *name) {
 
 static void write_file(const char *name, const void *head, size_t head_bytes, const void *body, size_t body_bytes) {
     int fd = open(file_path(name), O_WRONLY | O_CREAT | O_TRUNC, 0600);
-    demand(fd >= 0 && write(fd, head, head_bytes) == (ssize_t)head_bytes && write(fd, body, body_bytes) == (ssize_t)body_bytes, "%s: cannot write", name);
+    demand(fd >= 0 && write(fd, head, head_bytes) == (ssize_t)head_bytes, "%s: cannot write", name);
+    demand(write(fd, body, body_bytes) == (ssize_t)body_bytes, "%s: cannot write", name);
     close(fd);
 }
 
@@ -153,7 +154,8 @@ static void flags_plan(ModelOptions *o, const Settings *s) {
         trainer_plan(t);
         for (int i = 0; i < (int)(sizeof(Ledger) / sizeof(LedgerRow)); i++) {
             const LedgerRow *row = &t->model.ledger.row[0][0][0][0] + i;
-            demand(row->bytes == row->expected && row->bytes >= 0, "ledger row %d: %lld bytes, formula %lld", i, (long long)row->bytes, (long long)row->expected);
+            demand(row->bytes == row->expected && row->bytes >= 0, "ledger row %d: %lld bytes, formula %lld", i, (long long)row->bytes,
+                   (long long)row->expected);
         }
         model_free(&t->model);
         free(t);
@@ -179,7 +181,8 @@ static void flags_one(Input in) {
     if (s.dump_grads) check_writable("dump-grads", s.dump_grads);
     i64 world = s.world ? s.world : 4;
     options_from_flags(&o, &s, &given, world, 1);
-    demand(o.shape.dp * o.shape.ring * o.shape.head == world && o.batch % (o.shape.dp * o.B) == 0 && o.L % (o.shape.ring * o.shape.head) == 0, "mesh");
+    demand(o.shape.dp * o.shape.ring * o.shape.head == world, "mesh");
+    demand(o.batch % (o.shape.dp * o.B) == 0 && o.L % (o.shape.ring * o.shape.head) == 0, "batch");
     /* a dry run, where it takes no longer than the model's size warrants */
     double rows = (double)o.L * (double)o.B / (double)(o.shape.ring * o.shape.head);
     if (world <= 64 && o.config.layers <= 4 && micro_steps(&o) <= 4 && rows * (double)o.config.vocab < 1e9) flags_plan(&o, &s);
@@ -187,11 +190,13 @@ static void flags_one(Input in) {
 
 static void flags_seeds(void) {
     static const char *const lines[] = {
-        "--help", "--model\ntiny-gpt\n--max-pos\n64\n--seq-len\n64", "--sp\nring\n--ring-layout\nstripe\n--dp\n2\n--batch\n8\n--micro-batch\n2",
-        "--sp\nulysses\n--dry-run\n--world\n16\n--ring\n2\n--heads\n16\n--kv-heads\n2\n--recompute\nfull", "--init-only\n--out\nx\n--layers\n2\n--dim\n64\n--ffn\n96",
+        "--help", "--model\ntiny-gpt\n--max-pos\n64\n--seq-len\n64",
+        "--sp\nring\n--ring-layout\nstripe\n--dp\n2\n--batch\n8\n--micro-batch\n2",
+        "--sp\nulysses\n--dry-run\n--world\n16\n--ring\n2\n--heads\n16\n--kv-heads\n2\n--recompute\nfull",
+        "--init-only\n--out\nx\n--layers\n2\n--dim\n64\n--ffn\n96",
         "--sp\ntpsp\n--arch\ngpt2\n--lr\n1e-3\n--min-lr\n1e-4\n--warmup\n10\n--steps\n100\n--overlap\noff\n--vocab\n300\n--tied-head\non",
         "--sp\ntp\n--rope-theta\n5e5\n--kv-heads\n8\n--eval-every\n5\n--val\ny\n--train\nx\n--seed\n7\n--dump-grads\n/tmp/g",
-        "--sp\nodysseus\n--ignore-token\n3\n--threads\n2\n--peak-tflops\n0.5\n--selfcheck\non\n--log-every\n2\n--grad-clip\n0\n--beta1\n0\n--eps\n1e-6"};
+        "--sp\nodysseus\n--ignore-token\n3\n--threads\n2\n--peak-tflops\n0.5\n--selfcheck\non\n--log-every\n2\n--grad-clip\n0\n--eps\n1e-6"};
     for (int i = 0; i < COUNT_OF(lines); i++) {
         char name[16];
         snprintf(name, sizeof name, "%d", i);
@@ -342,8 +347,8 @@ static i64 tiny_header(char *out, size_t size, const char *dtype, i64 bytes) {
         char shape[64];
         shape_text(shape, sizeof shape, p->shape, p->dims);
         i64 end = at + bytes * p->shape[0] * (p->dims == 2 ? p->shape[1] : 1);
-        n += (size_t)snprintf(out + n, size - n, ",\"%s\":{\"dtype\":\"%s\",\"shape\":%s,\"data_offsets\":[%lld,%lld]}", list[i].name, dtype, shape, (long long)at,
-                              (long long)end);
+        n += (size_t)snprintf(out + n, size - n, ",\"%s\":{\"dtype\":\"%s\",\"shape\":%s,\"data_offsets\":[%lld,%lld]}", list[i].name, dtype,
+                              shape, (long long)at, (long long)end);
         at = end;
     }
     snprintf(out + n, size - n, "}");
@@ -354,7 +359,8 @@ static i64 tiny_header(char *out, size_t size, const char *dtype, i64 bytes) {
 static void safetensors_seeds(void) {
     static const char *const types[] = {"F32", "F64", "F16", "BF16"};
     static uint8_t bytes[1 << 14];
-    static const char two[] = "\0{\"a\":{\"dtype\":\"I32\",\"shape\":[2,1],\"data_offsets\":[0,8]},\"b\":{\"dtype\":\"U8\",\"shape\":[],\"data_offsets\":[8,9]}}\0abcdefghi";
+    static const char two[] = "\0{\"a\":{\"dtype\":\"I32\",\"shape\":[2,1],\"data_offsets\":[0,8]},"
+                              "\"b\":{\"dtype\":\"U8\",\"shape\":[],\"data_offsets\":[8,9]}}\0abcdefghi";
     seed("two", two, sizeof two - 1);
     for (int i = 0; i < COUNT_OF(types); i++) {
         memset(bytes, 0, sizeof bytes);
@@ -406,7 +412,8 @@ static void config_one(Input in) {
     demand(config_parameters(&c) > 0, "%lld parameters", (long long)config_parameters(&c));
     if (c.arch == ARCH_LLAMA && c.head_dim / 2 <= COUNT_OF(frequencies)) {
         rope_frequencies(&c, frequencies);
-        for (i64 i = 0; i < c.head_dim / 2; i++) demand(frequencies[i] >= 0 && frequencies[i] <= 1, "frequency %lld is %g", (long long)i, frequencies[i]);
+        for (i64 i = 0; i < c.head_dim / 2; i++)
+            demand(frequencies[i] >= 0 && frequencies[i] <= 1, "frequency %lld is %g", (long long)i, frequencies[i]);
     }
     checkpoint_write_config(&c, file_path("config.json"));
     checkpoint_read_config(&again, directory);
@@ -415,14 +422,17 @@ static void config_one(Input in) {
 
 static void config_seeds(void) {
     static const char *const texts[] = {
-        "{\"model_type\":\"gpt2\",\"n_layer\":2,\"n_embd\":8,\"n_head\":2,\"n_inner\":null,\"vocab_size\":50257,\"n_positions\":64,\"layer_norm_epsilon\":1e-05,"
-        "\"activation_function\":\"gelu_new\",\"attn_pdrop\":0.1,\"embd_pdrop\":0.0,\"scale_attn_weights\":true,\"tie_word_embeddings\":true}",
-        "{\"model_type\":\"llama\",\"num_hidden_layers\":2,\"hidden_size\":8,\"num_attention_heads\":4,\"num_key_value_heads\":2,\"intermediate_size\":12,"
-        "\"vocab_size\":32,\"max_position_embeddings\":64,\"rms_norm_eps\":1e-6,\"hidden_act\":\"silu\",\"attention_bias\":false,\"head_dim\":2,"
+        "{\"model_type\":\"gpt2\",\"n_layer\":2,\"n_embd\":8,\"n_head\":2,\"n_inner\":null,\"vocab_size\":50257,\"n_positions\":64,"
+        "\"layer_norm_epsilon\":1e-05,\"activation_function\":\"gelu_new\","
+        "\"attn_pdrop\":0.1,\"embd_pdrop\":0.0,\"scale_attn_weights\":true,\"tie_word_embeddings\":true}",
+        "{\"model_type\":\"llama\",\"num_hidden_layers\":2,\"hidden_size\":8,\"num_attention_heads\":4,\"num_key_value_heads\":2,"
+        "\"intermediate_size\":12,\"vocab_size\":32,\"max_position_embeddings\":64,\"rms_norm_eps\":1e-6,"
+        "\"hidden_act\":\"silu\",\"attention_bias\":false,\"head_dim\":2,"
         "\"rope_theta\":5e5,\"rope_scaling\":{\"rope_type\":\"llama3\",\"factor\":8.0,\"low_freq_factor\":1.0,\"high_freq_factor\":4.0,"
         "\"original_max_position_embeddings\":32},\"pretraining_tp\":1,\"mlp_bias\":false}",
         "{\"model_type\":\"llama\",\"num_hidden_layers\":1,\"hidden_size\":4,\"num_attention_heads\":2,\"intermediate_size\":4,\"vocab_size\":8,"
-        "\"max_position_embeddings\":8,\"rope_parameters\":{\"rope_type\":\"default\",\"rope_theta\":10000,\"partial_rotary_factor\":1},\"attention_dropout\":0.1}"};
+        "\"max_position_embeddings\":8,\"rope_parameters\":{\"rope_type\":\"default\",\"rope_theta\":10000,\"partial_rotary_factor\":1},"
+        "\"attention_dropout\":0.1}"};
     for (int i = 0; i < COUNT_OF(texts); i++) seed(i == 0 ? "gpt2" : i == 1 ? "llama3" : "llama", texts[i], strlen(texts[i]));
 }
 
