@@ -192,11 +192,13 @@ static inline void weight_fill_run(void *context, const Tensor *t, i64 row, i64 
         for (i64 i = 0; i < n; i++) out[i] = (accum)initial_value(t->spec, f->z->config, f->key, index + i * step);
 }
 
-/* The initial weights of `seed`: the same fp32 numbers on every mesh and in every build. */
+/* The initial weights of `seed`: the same fp32 numbers on every mesh and in every build. Threads take tensors as they come: each
+   number depends on its place alone. */
 static inline void zero_initialise(Zero *z, i64 seed) {
-    char name[HF_NAME_MAX];
+#pragma omp parallel for num_threads(z->dev->threads) schedule(dynamic, 1)
     for (int i = 0; i < z->tensors; i++) {
         const Tensor *t = &z->tensor[i];
+        char name[HF_NAME_MAX];
         tensor_hf_name(name, t->spec, t->layer);
         WeightFill f = {z, NULL, tensor_hf_place(t->spec, z->config), tensor_key(seed, name)};
         tensor_owned(z, t, weight_fill_run, &f);
