@@ -6,6 +6,7 @@
 # make build/bench_cuda what this GPU does at best, and what each kernel gets of it (dev/gpu_check.sh)
 # make tests            dev/test/test_*.c -> build/test_*_fp32, build/test_*_fp64 (scripts/test.sh runs them)
 # make check-cxx        the same sources read as C++20, both precisions
+# make build/fuzz      dev/test/fuzz.c with clang's libFuzzer (scripts/test.sh --long runs it)
 # make clean
 #
 # One translation unit per binary: a program or test includes all that it uses; -MMD tells make what that was.
@@ -105,6 +106,12 @@ build/bench_cuda: dev/bench/bench_cuda.cu | build
 
 build/bench_cuda_emu: dev/bench/bench_cuda.cu | build
 	$(call need,fp64)$(EMUCOMPILE) -O2 -g -march=native -lcjson
+
+# the readers of files and flags under libFuzzer; NULL + 0, which C++ allows and C does not, is how an empty slot is gathered. omp.h is gcc's
+build/fuzz: dev/test/fuzz.c | build
+	$(call need,fp64)OMPI_CC=clang $(MPICC) -x c $(filter-out -O3 -fopenmp -Werror,$(CFLAGS)) -O1 -g -Wno-unknown-pragmas -Wno-unused-parameter -Wno-unused-function \
+		-fsanitize=fuzzer,address,undefined,float-cast-overflow -fno-sanitize=pointer-overflow -fno-sanitize-recover=undefined,float-cast-overflow \
+		-idirafter $(shell gcc -print-file-name=include) -MMD -MP -MF $@.d $< -o $@ $(FP64) -lgomp
 
 build/bench_%: dev/bench/bench_%.c | build
 	$(call need,fp32)$(COMPILE) $(FP32)

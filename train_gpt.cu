@@ -119,10 +119,12 @@ static void model_keep_layer(Model *m, AttentionSaved *a, MlpSaved *p) {
     p->pre = take_real(m, kept, mlp_rows * mlp_gates(&m->config) * m->config.ffn / head);
 }
 
-/* Rows of logits held at once: at most a quarter of the own ones, and no more than some 64 MB. */
+/* Rows of logits held at once: some 64 MB of them, a quarter of the own ones; every chunk reads all of the head's weights, so
+   not below 128 (half of the own ones) for the quarter's sake. */
 static i64 model_head_rows(const Model *m) {
-    i64 budget = ((i64)64 << 20) / (m->config.vocab * (i64)sizeof(real));
-    return i64_max(1, i64_min(i64_max(budget, 64), ceil_div(own_rows(m), 4)));
+    i64 budget = ((i64)64 << 20) / (m->config.vocab * (i64)sizeof(real)), own = own_rows(m);
+    i64 share = i64_max(ceil_div(own, 4), i64_min(ceil_div(own, 2), 128));
+    return i64_max(1, i64_min(i64_max(budget, 64), share));
 }
 
 static void model_layout(Model *m) {

@@ -26,7 +26,7 @@ typedef struct {
 
 /* The value of key; absent and null are the same: NULL. */
 static inline const cJSON *json_item(const JsonAt *j, const char *key) {
-    const cJSON *item = cJSON_GetObjectItemCaseSensitive(j->object, key);
+    const cJSON *item = json_find(j->path, j->object, key);
     return cJSON_IsNull(item) ? NULL : item;
 }
 
@@ -199,15 +199,18 @@ static inline void weight_fill(Zero *z, const Tensor *t, WeightFill *f) {
     i64 n = tensor_range(z, t, &f->begin);
     f->part = (accum *)host_alloc((size_t)n * sizeof(accum));
     tensor_owned(z, t, weight_fill_run, f);
+#pragma omp critical(weights)
     if (n) copy_in(z->dev, z->master + f->begin, f->part, n * (i64)sizeof(accum));
     free(f->part);
 }
 
-/* The initial weights of `seed`: the same fp32 numbers on every mesh and in every build. */
+/* The initial weights of `seed`: the same fp32 numbers on every mesh and in every build. Threads take tensors as they come: each
+   number depends on its place alone. */
 static inline void zero_initialise(Zero *z, i64 seed) {
-    char name[HF_NAME_MAX];
+#pragma omp parallel for num_threads(z->dev->threads) schedule(dynamic, 1)
     for (int i = 0; i < z->tensors; i++) {
         const Tensor *t = &z->tensor[i];
+        char name[HF_NAME_MAX];
         tensor_hf_name(name, t->spec, t->layer);
         WeightFill f = {z, NULL, tensor_hf_place(t->spec, z->config), tensor_key(seed, name), NULL, 0};
         weight_fill(z, t, &f);

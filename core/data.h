@@ -38,8 +38,9 @@ typedef struct {
 static inline void shard_check(Shard *s, const char *flag) {
     int32_t header[SHARD_HEADER_BYTES / 4];
     struct stat info;
-    int fd = open(s->path, O_RDONLY);
+    int fd = open(s->path, O_RDONLY | O_NONBLOCK); /* or a pipe would wait for its writer */
     if (fd < 0 || fstat(fd, &info) != 0) FAIL(EVERYONE, "--%s: cannot open %s: %s", flag, s->path, strerror(errno));
+    if (!S_ISREG(info.st_mode)) FAIL(EVERYONE, "--%s: %s is not a regular file", flag, s->path);
     ssize_t got = read(fd, header, sizeof header);
     close(fd);
     if (got == 0) FAIL(EVERYONE, "--%s: %s is empty; a token shard starts with a 1024-byte header", flag, s->path);

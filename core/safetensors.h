@@ -83,6 +83,7 @@ static inline cJSON *json_parse(const char *path, const char *what, const unsign
     cJSON *root = cJSON_ParseWithOpts(copy, &end, 0);
     i64 at = end - copy;
     if (!root) FAIL(EVERYONE, "%s: %s is not JSON (stopped at byte %lld of %lld)", path, what, (long long)at, (long long)size);
+    if (strstr(copy, "\\u0000")) FAIL(EVERYONE, "%s: %s: a text holds \\u0000, which would cut it short", path, what);
     for (; at < size; at++)
         if (!strchr(" \t\r\n", copy[at]) || !copy[at])
             FAIL(EVERYONE, "%s: %s: something follows the JSON at byte %lld", path, what, (long long)at);
@@ -102,6 +103,17 @@ static inline cJSON *json_parse_file(const char *path) {
 static inline cJSON *json_made(cJSON *item) {
     if (!item) FAIL(THIS_RANK, "out of host memory while writing JSON");
     return item;
+}
+
+/* The value of key, NULL where there is none. A key that comes up twice is refused: readers differ in which of the two they believe. */
+static inline const cJSON *json_find(const char *path, const cJSON *object, const char *key) {
+    const cJSON *found = NULL;
+    for (const cJSON *item = cJSON_IsObject(object) ? object->child : NULL; item; item = item->next) {
+        if (strcmp(item->string, key) != 0) continue;
+        if (found) FAIL(EVERYONE, "%s: \"%s\" comes up twice in one object", path, key);
+        found = item;
+    }
+    return found;
 }
 
 /* A count in JSON: an integer from 0 to 9e15, exact in the double that cJSON makes of it; else -1. */
@@ -223,7 +235,7 @@ static inline void safetensor_read_entry(Safetensor *t, const char *path, const 
     size_t n = strlen(entry->string) + 1;
     t->name = (char *)host_alloc(n);
     memcpy(t->name, entry->string, n);
-    const cJSON *dtype = cJSON_GetObjectItemCaseSensitive(entry, "dtype");
+    const cJSON *dtype = json_find(path, entry, "dtype");
     if (!cJSON_IsString(dtype)) FAIL(EVERYONE, "%s: tensor %.200s has no dtype", path, t->name);
     int type = 0;
     while (type < ST_TYPES && strcmp(SAFETENSOR_TYPES[type].name, dtype->valuestring) != 0) type++;
@@ -231,8 +243,8 @@ static inline void safetensor_read_entry(Safetensor *t, const char *path, const 
         FAIL(EVERYONE, "%s: tensor %.200s has the unknown dtype %.40s", path, t->name,
              text_is_printable(dtype->valuestring) ? dtype->valuestring : "(not printable)");
     t->type = (SafetensorType)type;
-    safetensor_read_shape(t, cJSON_GetObjectItemCaseSensitive(entry, "shape"));
-    const cJSON *offsets = cJSON_GetObjectItemCaseSensitive(entry, "data_offsets");
+    safetensor_read_shape(t, json_find(path, entry, "shape"));
+    const cJSON *offsets = json_find(path, entry, "data_offsets");
     if (!cJSON_IsArray(offsets) || cJSON_GetArraySize(offsets) != 2) FAIL(EVERYONE, "%s: tensor %.200s has no data_offsets", path, t->name);
     i64 begin = json_count(offsets->child), end = json_count(offsets->child->next);
     if (begin < 0 || end < begin) FAIL(EVERYONE, "%s: tensor %.200s: data_offsets are not two rising positions", path, t->name);
@@ -323,7 +335,7 @@ static inline void safetensors_open(SafetensorSet *s, const char *path) {
 /* Every shard that the index names, once each; then every tensor must be where the index says. */
 static inline void safetensors_open_index(SafetensorSet *s, const char *dir, const char *index) {
     cJSON *root = json_parse_file(index);
-    const cJSON *map = cJSON_GetObjectItemCaseSensitive(root, "weight_map");
+    const cJSON *map = json_find(index, root, "weight_map");
     if (!cJSON_IsObject(map) || !map->child) FAIL(EVERYONE, "%s: no weight_map", index);
     char path[PATH_MAX];
     for (const cJSON *entry = map->child; entry; entry = entry->next) {

@@ -2,6 +2,7 @@
 # common.sh - sourced by the other scripts: go to the repository's root, install what is missing, start MPI programs.
 #
 #   require_packages [WORD...]   compiler, Open MPI, oneDNN, cJSON, python3; apt-get installs those that are not here. WORD: only these
+#                                (fuzz: clang's libFuzzer, only if asked for)
 #   run_ranks [-t S] N CMD...    CMD under mpirun on N ranks of this host; -t: at most S seconds, then exit code 124
 #       HOSTFILE=FILE            ... on the hosts of FILE instead, each filled before the next (scripts/hostfile.example)
 #       LAUNCHER=srun            ... by srun, inside a Slurm job (scripts/slurm.sbatch); SRUN_FLAGS are its own [--mpi=pmix]
@@ -59,6 +60,10 @@ missing_packages() { # of the words given, as Debian's package names, one a line
         dnnl) have_header oneapi/dnnl/dnnl.h || say libdnnl-dev ;;
         cjson) have_header cjson/cJSON.h || say libcjson-dev ;;
         python) have python3 || say python3 ;;
+        fuzz)
+            have clang || say clang
+            echo 'int LLVMFuzzerTestOneInput(void) { return 0; }' | clang -x c -fsanitize=fuzzer - -o /dev/null 2>/dev/null || say libclang-rt-dev
+            ;;
         *) die "require_packages: unknown word $word" ;;
         esac
     done

@@ -3,7 +3,7 @@
 #
 # Tests speak TAP: each `ok` or `not ok` line is one check, counted here. A test that crashes, runs out of time, prints no check or fewer
 # than it announced counts as one failed, besides. --long adds what takes many minutes more: the referee under the address and
-# undefined-behaviour sanitizers, and the planted faults. Outputs: build/log.
+# undefined-behaviour sanitizers, the planted faults, and every reader fuzzed for 20 minutes. Outputs: build/log; results: dev/test/LONG.md.
 set -euo pipefail
 # shellcheck source=scripts/common.sh
 source "$(dirname "$0")/common.sh"
@@ -57,6 +57,7 @@ test_checkpoint_asan    alone 1800
 test_fixtures_asan          4 1800
 test_schemes_asan           8 3600
 faults.sh               alone 3600
+fuzz.sh                 alone 9000 1200
 '
 
 words=()

@@ -3,6 +3,7 @@
 #define ODYSSEUS_CHECK_H
 
 #include "../../core/util.h"
+#include <sys/wait.h>
 
 typedef struct {
     int passed, failed;
@@ -40,6 +41,36 @@ static inline int checks_done(void) {
     Checks *c = checks();
     if (!c->silent) printf("1..%d\n", c->passed + c->failed);
     return c->failed ? 1 : 0;
+}
+
+/* What FAIL ends must be a child: run `attempt` in one, its stderr in out; returns its wait status. No MPI before it. */
+static inline int run_child(void (*attempt)(const char *path), const char *path, char *out, size_t size) {
+    int ends[2];
+    fflush(NULL);
+    if (pipe(ends) != 0) FAIL(THIS_RANK, "pipe: %s", strerror(errno));
+    pid_t child = fork();
+    if (child == 0) {
+        dup2(ends[1], 2);
+        close(ends[0]);
+        alarm(30);
+        attempt(path);
+        _exit(0);
+    }
+    close(ends[1]);
+    size_t n = 0;
+    ssize_t got;
+    while (n + 1 < size && (got = read(ends[0], out + n, size - 1 - n)) > 0) n += (size_t)got;
+    out[n] = 0;
+    close(ends[0]);
+    int status = 0;
+    waitpid(child, &status, 0);
+    return status;
+}
+
+/* It stopped as an error should: exit code 1 and one line. */
+static inline int is_one_error(int status, const char *text) {
+    const char *newline = strchr(text, '\n');
+    return WIFEXITED(status) && WEXITSTATUS(status) == 1 && strncmp(text, "train_gpt: error: ", 18) == 0 && newline && newline[1] == 0;
 }
 
 /* max |a - b| / max |b|: the design's distance of two tensors; 0 for two zero tensors, infinity if either holds a NaN. */

@@ -12,7 +12,6 @@
 #include <ftw.h>
 #include <signal.h>
 #include <sys/resource.h>
-#include <sys/wait.h>
 
 static char temp[256];
 static const char *fixtures = "dev/test/fixtures";
@@ -74,35 +73,6 @@ static int remove_one(const char *path, const struct stat *st, int type, struct 
 /* ---- expecting failure ----------------------------------------------------------------------------------------------- */
 
 typedef void (*Attempt)(const char *path);
-
-/* Run `attempt` in a child, stderr in out; its wait status. */
-static int run_child(Attempt attempt, const char *path, char *out, size_t size) {
-    int ends[2];
-    fflush(NULL);
-    if (pipe(ends) != 0) FAIL(THIS_RANK, "pipe: %s", strerror(errno));
-    pid_t child = fork();
-    if (child == 0) {
-        dup2(ends[1], 2);
-        close(ends[0]);
-        alarm(30);
-        attempt(path);
-        _exit(0);
-    }
-    close(ends[1]);
-    size_t n = 0;
-    ssize_t got;
-    while (n + 1 < size && (got = read(ends[0], out + n, size - 1 - n)) > 0) n += (size_t)got;
-    out[n] = 0;
-    close(ends[0]);
-    int status = 0;
-    waitpid(child, &status, 0);
-    return status;
-}
-
-static int is_one_error(int status, const char *text) {
-    const char *newline = strchr(text, '\n');
-    return WIFEXITED(status) && WEXITSTATUS(status) == 1 && strncmp(text, "train_gpt: error: ", 18) == 0 && newline && newline[1] == 0;
-}
 
 /* `attempt` must stop with one line that names `file` and says `why`. */
 static void expect_error(const char *what, Attempt attempt, const char *path, const char *file, const char *why) {
@@ -274,6 +244,8 @@ static const BadConfig BAD_CONFIGS[] = {
                        "\"original_max_position_embeddings\": 8}", "high_freq_factor 4 must be above"},
     {LLAMA_JSON, NULL, ", \"rope_scaling\": [1]", "rope_scaling is not an object"},
     {LLAMA_JSON, NULL, ", \"rope_theta\": 1e4, \"rope_parameters\": {\"rope_theta\": 2e4}", "keep one"},
+    {LLAMA_JSON, NULL, ", \"num_hidden_layers\": 3", "\"num_hidden_layers\" comes up twice"},
+    {LLAMA_JSON, NULL, ", \"hidden_act\\u0000\": \"gelu\"", "holds \\u0000"},
     {LLAMA_JSON, NULL, "} {", "something follows the JSON"},
     {LLAMA_JSON, NULL, ",", "is not JSON"},
 };
@@ -360,6 +332,8 @@ static const BadFile BAD_FILES[] = {
     {"{" ENTRY("a", "F32", "[2]", 0, 8) "," ENTRY("b", "F32", "[2]", 4, 12) "}", -1, 12, "they overlap"},
     {"{" ENTRY("a", "F32", "[2]", 0, 8) "," ENTRY("b", "F32", "[2]", 12, 20) "}", -1, 20, "a hole"},
     {"{" ENTRY("a", "F32", "[2]", 0, 8) "," ENTRY("a", "F32", "[2]", 8, 16) "}", -1, 16, "comes up twice"},
+    {"{\"a\":{\"dtype\":\"F32\",\"dtype\":\"I32\",\"shape\":[2],\"data_offsets\":[0,8]}}", -1, 8, "\"dtype\" comes up twice"},
+    {"{" ENTRY("a\\u0000b", "F32", "[2]", 0, 8) "}", -1, 8, "holds \\u0000"},
     {"{" ENTRY("a\\nb", "F32", "[2]", 0, 8) "}", -1, 8, "not printable"},
     {"{" ENTRY("", "F32", "[2]", 0, 8) "}", -1, 8, "empty or not printable"},
 };

@@ -65,6 +65,8 @@ refuses 1 'no such file' --train "$work/nothing_*.bin"
 refuses 1 'empty.bin is empty' --train "$work/empty.bin"
 refuses 1 'truncated.bin is damaged.*promises 5000 tokens.*holds 100' --train "$work/truncated.bin" --seq-len 64
 refuses 1 'foreign.bin is not a token shard' --train "$work/foreign.bin"
+mkfifo "$work/pipe.bin"
+refuses 1 'pipe.bin is not a regular file' --train "$work/pipe.bin"
 refuses 1 'the longest shard has 10 tokens.*needs 65' --train "$work/short.bin" --seq-len 64
 refuses 1 'vocab.bin: token 300 at position 100 is outside the vocabulary of 256' --train "$work/vocab.bin" --seq-len 64
 refuses 4 'vocab.bin: token 300 at position 100' --train "$work/vocab.bin" --seq-len 64 --sp ring

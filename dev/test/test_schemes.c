@@ -275,7 +275,7 @@ static void add_meshes(Cases *cases, Case c, i64 N, int speaks) {
         }
 }
 
-/* The list for N ranks: gpt2 and llama-gqa with micro-batches of 1 and of 2 each, the other models with 1, 2, 4 in turn. Ignored
+/* The list for N ranks: gpt2 and llama-gqa with micro-batches of 1, 2 and 4 each, the other models with them in turn. Ignored
    targets, recompute and overlap turn with the case's number: everything varies with every scheme, not everything with everything. */
 static Cases make_cases(i64 N, int speaks) {
     const i64 turns[4] = {1, 2, 1, 4};
@@ -283,7 +283,7 @@ static Cases make_cases(i64 N, int speaks) {
     memset(&cases, 0, sizeof cases);
     for (int s = 0; s < COUNT_OF(SCHEMES); s++)
         for (int model = 0; model < MODELS; model++)
-            for (i64 B = 1; B <= (model == MODEL_GPT2 || model == MODEL_GQA ? 2 : 1); B++) {
+            for (i64 B = 1; B <= (model == MODEL_GPT2 || model == MODEL_GQA ? 4 : 1); B *= 2) {
                 Case c;
                 memset(&c, 0, sizeof c);
                 c.scheme = SCHEMES[s], c.model = (TestModel)model, c.B = B, c.overlap = 1;

@@ -1,0 +1,491 @@
+/* fuzz.c - every reader of files and flags against inputs that nobody would write, under libFuzzer, ASan and UBSan.
+
+   FUZZ_TARGET=config FUZZ_SEEDS=DIR build/fuzz -runs=0     write the target's first inputs into DIR
+   FUZZ_TARGET=config build/fuzz DIR                        fuzz; dev/test/fuzz.sh does both for every target
+
+   input bytes -> files in a directory in memory -> the trainer's own reader -> accepted: what it holds must be consistent
+                                                                             -> refused: exactly one line of error
+
+   A finding is a sanitizer's report, a hang, memory out of proportion, or a demand() that fails. FAIL ends a process, so here it jumps
+   back into fuzz_one, which then frees what the reader had: memory by the sanitizer's own hooks, descriptors by number. mmap
+   is replaced by a copy of the file on the heap, where a read one byte beyond its end is seen.                               */
+#include <fcntl.h>
+#include <setjmp.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+static void *fuzz_mmap(void *at, size_t bytes, int prot, int flags, int fd, off_t offset);
+static int fuzz_munmap(void *at, size_t bytes);
+#define mmap fuzz_mmap
+#define munmap fuzz_munmap
+#include "support.h"
+#undef mmap
+#undef munmap
+
+int __sanitizer_install_malloc_and_free_hooks(void (*made)(const volatile void *, size_t), void (*freed)(const volatile void *));
+
+static FILE *console;          /* the real stderr */
+static char said[8192];        /* what the reader writes to its stderr */
+static char directory[64];     /* in memory; removed at exit */
+static jmp_buf refused;
+
+#define demand(condition, ...) \
+    do { \
+        if (condition) break; \
+        fprintf(console, "fuzz: line %d: not so: %s: ", __LINE__, #condition); \
+        fprintf(console, __VA_ARGS__); \
+        fprintf(console, "\n"); \
+        fflush(console); \
+        abort(); \
+    } while (0)
+
+/* ---- what the reader holds, to be freed when it is refused: a hash table of live pointers ------------------------------------------ */
+
+enum { HELD = 1 << 15 };
+static const volatile void *held[HELD];
+static char gone; /* &gone: was freed */
+static int holding;
+static void *reserved; /* the arena's address space */
+static size_t reserved_bytes;
+
+static int held_slot(const volatile void *p, const volatile void *stop) {
+    uint64_t i = (uint64_t)(uintptr_t)p / 16 * 0x9E3779B97F4A7C15ull >> 49;
+    for (int tried = 0; tried < HELD; tried++, i = (i + 1) % HELD)
+        if (held[i] == p || held[i] == stop || !held[i]) return (int)i;
+    demand(0, "more than %d allocations", HELD);
+    return 0;
+}
+
+static void on_malloc(const volatile void *p, size_t bytes) {
+    (void)bytes;
+    if (holding && p) held[held_slot(p, &gone)] = p;
+}
+
+static void on_free(const volatile void *p) {
+    if (!holding || !p) return;
+    int i = held_slot(p, p);
+    if (held[i]) held[i] = &gone;
+}
+
+static void release(void) {
+    holding = 0;
+    for (int i = 0; i < HELD; i++) {
+        if (held[i] && held[i] != &gone) free((void *)(uintptr_t)held[i]);
+        held[i] = NULL;
+    }
+    if (reserved) munmap(reserved, reserved_bytes);
+    reserved = NULL;
+    close_range((unsigned)fileno(console) + 1, ~0u, 0);
+}
+
+static void *fuzz_mmap(void *at, size_t bytes, int prot, int flags, int fd, off_t offset) {
+    if (fd < 0) {
+        reserved_bytes = bytes;
+        return reserved = mmap(at, bytes, prot, flags, fd, offset);
+    }
+    void *copy = malloc(bytes);
+    return copy && pread(fd, copy, bytes, offset) == (ssize_t)bytes ? copy : MAP_FAILED;
+}
+
+static int fuzz_munmap(void *at, size_t bytes) {
+    if (at != reserved) {
+        free(at);
+        return 0;
+    }
+    reserved = NULL;
+    return munmap(at, bytes);
+}
+
+/* ---- an input, taken apart ---------------------------------------------------------------------------------------------------------- */
+
+typedef struct {
+    const uint8_t *at;
+    size_t left;
+} Input;
+
+static int take_byte(Input *in) { return in->left ? (in->left--, *in->at++) : 0; }
+
+/* The bytes up to the next zero, which is skipped. */
+static Input take_text(Input *in) {
+    const uint8_t *zero = (const uint8_t *)memchr(in->at, 0, in->left);
+    Input text = {in->at, zero ? (size_t)(zero - in->at) : in->left};
+    in->at += text.left + (zero != NULL), in->left -= text.left + (zero != NULL);
+    return text;
+}
+
+static const char *file_path(const char *name) {
+    static char path[4][PATH_MAX];
+    static int turn;
+    turn = (turn + 1) % 4;
+    path_join(path[turn], directory, name);
+    return path[turn];
+}
+
+static void write_file(const char *name, const void *head, size_t head_bytes, const void *body, size_t body_bytes) {
+    int fd = open(file_path(name), O_WRONLY | O_CREAT | O_TRUNC, 0600);
+    demand(fd >= 0 && write(fd, head, head_bytes) == (ssize_t)head_bytes, "%s: cannot write", name);
+    demand(write(fd, body, body_bytes) == (ssize_t)body_bytes, "%s: cannot write", name);
+    close(fd);
+}
+
+static void seed(const char *name, const void *bytes, size_t n) {
+    char path[PATH_MAX];
+    path_join(path, getenv("FUZZ_SEEDS"), name);
+    FILE *f = fopen(path, "wb");
+    demand(f && fwrite(bytes, 1, n, f) == n && fclose(f) == 0, "%s: cannot write", path);
+}
+
+/* ---- flags: lines of arguments; a byte from 128 on opens `--name` of the table's flag with that number -------------------------------- */
+
+/* MPI is not started; a plan waits for nothing. */
+int MPI_Waitall(int n, MPI_Request *requests, MPI_Status *statuses) {
+    (void)statuses;
+    for (int i = 0; i < n; i++) demand(requests[i] == MPI_REQUEST_NULL, "a plan waits for a transfer");
+    return MPI_SUCCESS;
+}
+
+/* Plan a step as the first and as the last rank; what is counted must be the closed form. */
+static void flags_plan(ModelOptions *o, const Settings *s) {
+    for (int last = 0; last < 2; last++) {
+        Trainer *t = (Trainer *)host_alloc(sizeof(Trainer));
+        t->settings = s, t->options = *o;
+        t->parameters = config_parameters(&o->config);
+        model_init(&t->model, &t->options, wire_none(), 1, last ? (int)o->shape.world - 1 : 0);
+        trainer_plan(t);
+        for (int i = 0; i < (int)(sizeof(Ledger) / sizeof(LedgerRow)); i++) {
+            const LedgerRow *row = &t->model.ledger.row[0][0][0][0] + i;
+            demand(row->bytes == row->expected && row->bytes >= 0, "ledger row %d: %lld bytes, formula %lld", i, (long long)row->bytes,
+                   (long long)row->expected);
+        }
+        model_free(&t->model);
+        free(t);
+    }
+}
+
+static void flags_one(Input in) {
+    static char text[1 << 16];
+    char *argv[256] = {(char *)(uintptr_t)"train_gpt"};
+    int argc = 1;
+    size_t n = 0;
+    while (in.left && argc < COUNT_OF(argv) && n + in.left + 64 < sizeof text) {
+        argv[argc++] = text + n;
+        if (*in.at >= 128) n += (size_t)snprintf(text + n, 64, "--%s", FLAGS[take_byte(&in) % COUNT_OF(FLAGS)].name);
+        for (int c; in.left && (c = take_byte(&in)) != '\n';) text[n++] = (char)c;
+        text[n++] = 0;
+    }
+    Settings s;
+    FlagsGiven given;
+    ModelOptions o;
+    flags_parse(&s, &given, argc, argv);
+    check_flags(&s, &given);
+    if (s.dump_grads) check_writable("dump-grads", s.dump_grads);
+    i64 world = s.world ? s.world : 4;
+    options_from_flags(&o, &s, &given, world, 1);
+    demand(o.shape.dp * o.shape.ring * o.shape.head == world, "mesh");
+    demand(o.batch % (o.shape.dp * o.B) == 0 && o.L % (o.shape.ring * o.shape.head) == 0, "batch");
+    /* a dry run, where it takes no longer than the model's size warrants */
+    double rows = (double)o.L * (double)o.B / (double)(o.shape.ring * o.shape.head);
+    if (world <= 64 && o.config.layers <= 4 && micro_steps(&o) <= 4 && rows * (double)o.config.vocab < 1e9) flags_plan(&o, &s);
+}
+
+static void flags_seeds(void) {
+    static const char *const lines[] = {
+        "--help", "--model\ntiny-gpt\n--max-pos\n64\n--seq-len\n64",
+        "--sp\nring\n--ring-layout\nstripe\n--dp\n2\n--batch\n8\n--micro-batch\n2",
+        "--sp\nulysses\n--dry-run\n--world\n16\n--ring\n2\n--heads\n16\n--kv-heads\n2\n--recompute\nfull",
+        "--init-only\n--out\nx\n--layers\n2\n--dim\n64\n--ffn\n96",
+        "--sp\ntpsp\n--arch\ngpt2\n--lr\n1e-3\n--min-lr\n1e-4\n--warmup\n10\n--steps\n100\n--overlap\noff\n--vocab\n300\n--tied-head\non",
+        "--sp\ntp\n--rope-theta\n5e5\n--kv-heads\n8\n--eval-every\n5\n--val\ny\n--train\nx\n--seed\n7\n--dump-grads\n/tmp/g",
+        "--sp\nodysseus\n--ignore-token\n3\n--threads\n2\n--peak-tflops\n0.5\n--selfcheck\non\n--log-every\n2\n--grad-clip\n0\n--eps\n1e-6"};
+    for (int i = 0; i < COUNT_OF(lines); i++) {
+        char name[16];
+        snprintf(name, sizeof name, "%d", i);
+        seed(name, lines[i], strlen(lines[i]));
+    }
+}
+
+/* ---- shard: L, vocabulary, how to frame; then one raw file, or the tokens of two files under right headers ------------------------------- */
+
+typedef struct {
+    int raw, wide;
+    i64 L, vocab, first; /* first: bytes in the first of two files */
+} ShardInput;
+
+static void shard_write(const char *name, int wide, const uint8_t *bytes, i64 n) {
+    int32_t header[256] = {wide ? 20240801 : 20240520, wide ? 7 : 1, (int32_t)(n / (wide ? 4 : 2))};
+    write_file(name, header, sizeof header, bytes, (size_t)n);
+}
+
+/* Every token of every sequence, and its target, is what stands in the bytes. */
+static void shard_compare(Dataset *d, const uint8_t *bytes, i64 left) {
+    const TokenMap map = token_map(RING_ZIGZAG, d->L, d->L % 4 == 0 ? 2 : 1, 0);
+    int32_t got[1024];
+    i64 sequences = 0;
+    for (int i = 0; i < d->shards; i++) {
+        const Shard *s = &d->shard[i];
+        i64 n = s->tokens;
+        demand(n >= 0 && (n * s->width <= left || d->shards == 1) && s->first == sequences, "shard %d has %lld tokens", i, (long long)n);
+        for (i64 j = 0; j < (n - 1) / d->L && n > 0; j++, sequences++)
+            for (i64 shift = 0; shift < 2; shift++) {
+                dataset_column(d, sequences, &map, shift, got, 0, 1);
+                for (i64 t = 0; t < map.count; t++) {
+                    i64 at = (j * d->L + token_position(&map, t) + shift) * s->width;
+                    uint32_t want = bytes[at] | (uint32_t)bytes[at + 1] << 8;
+                    if (s->width == 4) want |= (uint32_t)bytes[at + 2] << 16 | (uint32_t)bytes[at + 3] << 24;
+                    demand(got[t] >= 0 && (uint32_t)got[t] == want && got[t] < d->vocab, "token %lld is %d, not %u", (long long)t, got[t], want);
+                }
+            }
+        bytes += n * s->width, left -= n * s->width;
+    }
+    demand(sequences == d->sequences, "%lld sequences, not %lld", (long long)d->sequences, (long long)sequences);
+}
+
+static void shard_one(Input in) {
+    const i64 vocabularies[4] = {2, 256, 50257, 1 << 30};
+    int L = 1 + take_byte(&in), how = take_byte(&in), wide = how & 4, unit = wide ? 4 : 2;
+    i64 vocab = vocabularies[how & 3], first = take_byte(&in) * unit;
+    unlink(file_path("b.bin"));
+    if (how & 8) {
+        write_file("a.bin", "", 0, in.at, in.left);
+    } else {
+        in.left -= in.left % (size_t)unit;
+        first = i64_min(first, (i64)in.left);
+        shard_write("a.bin", wide, in.at, first);
+        shard_write("b.bin", wide, in.at + first, (i64)in.left - first);
+    }
+    Dataset d;
+    dataset_open(&d, file_path("*.bin"), "train", L, vocab);
+    shard_compare(&d, how & 8 ? in.at + SHARD_HEADER_BYTES : in.at, (i64)in.left);
+    dataset_close(&d);
+}
+
+static void shard_seeds(void) {
+    uint8_t bytes[3 + SHARD_HEADER_BYTES + 80] = {7, 1, 10};
+    for (int i = 0; i < 80; i += 2) bytes[3 + i] = (uint8_t)(i + 1);
+    seed("narrow", bytes, 43);
+    bytes[0] = 3, bytes[1] = 7;
+    seed("wide", bytes, 83);
+    for (int wide = 0; wide < 2; wide++) {
+        int32_t header[3] = {wide ? 20240801 : 20240520, wide ? 7 : 1, wide ? 20 : 40};
+        memset(bytes + 3, 0, sizeof bytes - 3);
+        memcpy(bytes + 3, header, sizeof header);
+        bytes[1] = (uint8_t)(wide ? 13 : 9);
+        seed(wide ? "raw-wide" : "raw", bytes, sizeof bytes);
+    }
+}
+
+/* ---- safetensors: raw file, or a header text under its right length and data behind it; read as any file, then as a model's -------------- */
+
+static Model tiny; /* one layer of llama, whose weights are loaded again and again */
+
+static void tiny_init(void) {
+    static ModelOptions o;
+    Config c = {ARCH_LLAMA, 1, 4, 2, 1, 0, 2, 3, 8, 0, 1e-5, 10000, {0, 0, 0, 0}};
+    config_check(&c, "fuzz");
+    o.config = c, o.scheme = SCHEMES[0], o.shape.world = o.shape.dp = o.shape.ring = o.shape.head = 1;
+    o.L = o.B = o.batch = o.threads = 1;
+    model_init(&tiny, &o, wire_none(), 1, 0);
+    arena_commit(&tiny.arena, 0, 1);
+    reserved = NULL;
+}
+
+static void framed_write(const char *name, Input text, const void *data, size_t data_bytes) {
+    static uint8_t head[1 << 17];
+    uint64_t n = text.left;
+    demand(8 + text.left <= sizeof head, "input too long");
+    memcpy(head, &n, 8);
+    memcpy(head + 8, text.at, text.left);
+    write_file(name, head, 8 + text.left, data, data_bytes);
+}
+
+static void safetensors_consistent(const SafetensorSet *s) {
+    i64 held_bytes = 0, file_bytes = 0;
+    for (int i = 0; i < s->tensors; i++) {
+        const Safetensor *t = &s->tensor[i];
+        i64 elements = 1;
+        for (int d = 0; d < t->dims; d++) elements *= t->shape[d];
+        demand(elements == t->elements && t->bytes == elements * SAFETENSOR_TYPES[t->type].bytes, "tensor %d", i);
+        demand(text_is_printable(t->name) && safetensors_find(s, t->name) == t, "name %d", i);
+        held_bytes += t->bytes;
+        double sum = 0;
+        if (safetensor_is_float(t) || t->type == ST_I32)
+            for (i64 e = 0; e < t->elements; e++) sum += safetensor_value(t, e);
+        demand(sum == sum || sum != sum, "never"); /* the reads above are not to be optimised away */
+    }
+    for (int i = 0; i < s->files; i++) {
+        uint64_t header;
+        memcpy(&header, s->file[i].map.bytes, 8);
+        file_bytes += s->file[i].map.size - 8 - (i64)header;
+    }
+    demand(held_bytes == file_bytes, "%lld bytes of tensors in %lld", (long long)held_bytes, (long long)file_bytes);
+}
+
+static void safetensors_one(Input in) {
+    int how = take_byte(&in);
+    unlink(file_path("model.safetensors.index.json"));
+    if (how & 1) {
+        write_file("model.safetensors", "", 0, in.at, in.left);
+    } else {
+        Input text = take_text(&in);
+        framed_write("model.safetensors", text, in.at, in.left);
+    }
+    SafetensorSet s;
+    safetensors_open_dir(&s, directory);
+    safetensors_consistent(&s);
+    safetensors_close(&s);
+    if (how & 2) checkpoint_load(&tiny.zero, directory, 0);
+}
+
+/* The tiny model's header; returns the bytes of its data. */
+static i64 tiny_header(char *out, size_t size, const char *dtype, i64 bytes) {
+    int tensors;
+    HfTensor *list = checkpoint_list(&tiny.zero, &tensors);
+    i64 at = 0;
+    size_t n = (size_t)snprintf(out, size, "{\"__metadata__\":{\"format\":\"pt\"}");
+    for (int i = 0; i < tensors; i++) {
+        const HfPlace *p = &list[i].place;
+        char shape[64];
+        shape_text(shape, sizeof shape, p->shape, p->dims);
+        i64 end = at + bytes * p->shape[0] * (p->dims == 2 ? p->shape[1] : 1);
+        n += (size_t)snprintf(out + n, size - n, ",\"%s\":{\"dtype\":\"%s\",\"shape\":%s,\"data_offsets\":[%lld,%lld]}", list[i].name, dtype,
+                              shape, (long long)at, (long long)end);
+        at = end;
+    }
+    snprintf(out + n, size - n, "}");
+    free(list);
+    return at;
+}
+
+static void safetensors_seeds(void) {
+    static const char *const types[] = {"F32", "F64", "F16", "BF16"};
+    static uint8_t bytes[1 << 14];
+    static const char two[] = "\0{\"a\":{\"dtype\":\"I32\",\"shape\":[2,1],\"data_offsets\":[0,8]},"
+                              "\"b\":{\"dtype\":\"U8\",\"shape\":[],\"data_offsets\":[8,9]}}\0abcdefghi";
+    seed("two", two, sizeof two - 1);
+    for (int i = 0; i < COUNT_OF(types); i++) {
+        memset(bytes, 0, sizeof bytes);
+        char *text = (char *)bytes + 9;
+        i64 data = tiny_header(text, sizeof bytes / 2, types[i], i == 0 ? 4 : i == 1 ? 8 : 2);
+        uint64_t n = strlen(text);
+        memcpy(bytes + 1, &n, 8);
+        bytes[0] = 3;
+        seed(i ? "raw" : "raw-f32", bytes, 9 + n + (size_t)data);
+        bytes[8] = 2;
+        seed(types[i], bytes + 8, 2 + n + (size_t)data);
+    }
+}
+
+/* ---- index: its text, then header texts and bytes of data of two shards -------------------------------------------------------------------- */
+
+static void index_one(Input in) {
+    static const uint8_t zeros[256];
+    Input index = take_text(&in);
+    unlink(file_path("model.safetensors"));
+    write_file("model.safetensors.index.json", "", 0, index.at, index.left);
+    for (int i = 0; i < 2; i++) {
+        int data = take_byte(&in);
+        framed_write(i ? "b" : "a", take_text(&in), zeros, (size_t)data);
+    }
+    SafetensorSet s;
+    safetensors_open_dir(&s, directory);
+    safetensors_consistent(&s);
+    safetensors_close(&s);
+}
+
+static void index_seeds(void) {
+    static const char both[] = "{\"metadata\":{\"total_size\":12},\"weight_map\":{\"x\":\"a\",\"y\":\"b\"}}\0"
+                               "\10{\"x\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,8]}}\0"
+                               "\4{\"y\":{\"dtype\":\"F16\",\"shape\":[1,2],\"data_offsets\":[0,4]}}";
+    static const char one[] = "{\"weight_map\":{\"x\":\"a\"}}\0\1{\"x\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1]}}\0\0{}";
+    seed("both", both, sizeof both - 1);
+    seed("one", one, sizeof one - 1);
+}
+
+/* ---- config: config.json; what is accepted must survive being written and read again -------------------------------------------------------- */
+
+static void config_one(Input in) {
+    Config c, again;
+    double frequencies[32];
+    write_file("config.json", "", 0, in.at, in.left);
+    checkpoint_read_config(&c, directory);
+    demand(c.layers > 0 && c.vocab > 1 && c.ffn > 0 && c.max_pos > 0 && c.head_dim * c.heads == c.dim && c.heads % c.kv_heads == 0, "sizes");
+    demand(config_parameters(&c) > 0, "%lld parameters", (long long)config_parameters(&c));
+    if (c.arch == ARCH_LLAMA && c.head_dim / 2 <= COUNT_OF(frequencies)) {
+        rope_frequencies(&c, frequencies);
+        for (i64 i = 0; i < c.head_dim / 2; i++)
+            demand(frequencies[i] >= 0 && frequencies[i] <= 1, "frequency %lld is %g", (long long)i, frequencies[i]);
+    }
+    checkpoint_write_config(&c, file_path("config.json"));
+    checkpoint_read_config(&again, directory);
+    demand(memcmp(&c, &again, sizeof c) == 0, "another config came back");
+}
+
+static void config_seeds(void) {
+    static const char *const texts[] = {
+        "{\"model_type\":\"gpt2\",\"n_layer\":2,\"n_embd\":8,\"n_head\":2,\"n_inner\":null,\"vocab_size\":50257,\"n_positions\":64,"
+        "\"layer_norm_epsilon\":1e-05,\"activation_function\":\"gelu_new\","
+        "\"attn_pdrop\":0.1,\"embd_pdrop\":0.0,\"scale_attn_weights\":true,\"tie_word_embeddings\":true}",
+        "{\"model_type\":\"llama\",\"num_hidden_layers\":2,\"hidden_size\":8,\"num_attention_heads\":4,\"num_key_value_heads\":2,"
+        "\"intermediate_size\":12,\"vocab_size\":32,\"max_position_embeddings\":64,\"rms_norm_eps\":1e-6,"
+        "\"hidden_act\":\"silu\",\"attention_bias\":false,\"head_dim\":2,"
+        "\"rope_theta\":5e5,\"rope_scaling\":{\"rope_type\":\"llama3\",\"factor\":8.0,\"low_freq_factor\":1.0,\"high_freq_factor\":4.0,"
+        "\"original_max_position_embeddings\":32},\"pretraining_tp\":1,\"mlp_bias\":false}",
+        "{\"model_type\":\"llama\",\"num_hidden_layers\":1,\"hidden_size\":4,\"num_attention_heads\":2,\"intermediate_size\":4,\"vocab_size\":8,"
+        "\"max_position_embeddings\":8,\"rope_parameters\":{\"rope_type\":\"default\",\"rope_theta\":10000,\"partial_rotary_factor\":1},"
+        "\"attention_dropout\":0.1}"};
+    for (int i = 0; i < COUNT_OF(texts); i++) seed(i == 0 ? "gpt2" : i == 1 ? "llama3" : "llama", texts[i], strlen(texts[i]));
+}
+
+/* ---- libFuzzer's two entries --------------------------------------------------------------------------------------------------------------- */
+
+static const struct {
+    const char *name;
+    void (*one)(Input);
+    void (*seeds)(void);
+} TARGETS[] = {{"flags", flags_one, flags_seeds}, {"shard", shard_one, shard_seeds}, {"safetensors", safetensors_one, safetensors_seeds},
+               {"index", index_one, index_seeds}, {"config", config_one, config_seeds}};
+static int target;
+
+static void jump_back(int code) {
+    (void)code;
+    longjmp(refused, 1);
+}
+
+static void remove_directory(void) {
+    char command[128];
+    snprintf(command, sizeof command, "rm -rf '%s'", directory);
+    if (system(command) != 0) fprintf(console, "fuzz: could not remove %s\n", directory);
+}
+
+int LLVMFuzzerInitialize(int *argc, char ***argv) {
+    (void)argc, (void)argv;
+    const char *name = getenv("FUZZ_TARGET");
+    console = fdopen(dup(2), "w");
+    while (target < COUNT_OF(TARGETS) && (!name || strcmp(TARGETS[target].name, name) != 0)) target++;
+    demand(target < COUNT_OF(TARGETS), "FUZZ_TARGET must be flags, shard, safetensors, index or config");
+    snprintf(directory, sizeof directory, "%s/fuzz_XXXXXX", path_exists("/dev/shm") ? "/dev/shm" : "/tmp");
+    demand(mkdtemp(directory), "cannot make a directory");
+    atexit(remove_directory);
+    tiny_init();
+    if (getenv("FUZZ_SEEDS")) TARGETS[target].seeds();
+    __sanitizer_install_malloc_and_free_hooks(on_malloc, on_free);
+    stderr = fmemopen(said, sizeof said, "w");
+    fail_state()->abort_all = jump_back;
+    return 0;
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t n) {
+    Input in = {bytes, n};
+    rewind(stderr); /* which flushes; so clear only then */
+    memset(said, 0, sizeof said);
+    holding = 1;
+    if (setjmp(refused) == 0) {
+        TARGETS[target].one(in);
+    } else {
+        const char *line = strstr(said, "train_gpt: error: "); /* a note may stand before it */
+        if (getenv("FUZZ_VERBOSE")) fprintf(console, "%s", said);
+        demand(line && strchr(line, '\n') && !strchr(line, '\n')[1], "the error is not one line: %s", said);
+    }
+    release();
+    return 0;
+}
