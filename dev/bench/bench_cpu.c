@@ -81,7 +81,7 @@ static double attention_rate(i64 T, i64 heads, i64 kv_heads, i64 HS) {
 }
 
 int main(void) {
-    DevicePlace place = device_place(1, 0);
+    DevicePlace place = device_place(0, 1, 0);
     device_init(&dev, &place, 0);
     printf("threads %d -\n", place.threads);
     printf("fma_peak %.1f GFLOP/s\n", fma_peak(place.threads) / 1e9);

@@ -180,7 +180,7 @@ static void flags_one(Input in) {
     check_flags(&s, &given);
     if (s.dump_grads) check_writable("dump-grads", s.dump_grads);
     i64 world = s.world ? s.world : 4;
-    options_from_flags(&o, &s, &given, world, 1);
+    options_from_flags(&o, &s, &given, world, device_place(0, 1, 1));
     demand(o.shape.dp * o.shape.ring * o.shape.head == world, "mesh");
     demand(o.batch % (o.shape.dp * o.B) == 0 && o.L % (o.shape.ring * o.shape.head) == 0, "batch");
     /* a dry run, where it takes no longer than the model's size warrants */
@@ -283,7 +283,7 @@ static void tiny_init(void) {
     Config c = {ARCH_LLAMA, 1, 4, 2, 1, 0, 2, 3, 8, 0, 1e-5, 10000, {0, 0, 0, 0}};
     config_check(&c, "fuzz");
     o.config = c, o.scheme = SCHEMES[0], o.shape.world = o.shape.dp = o.shape.ring = o.shape.head = 1;
-    o.L = o.B = o.batch = o.threads = 1;
+    o.L = o.B = o.batch = 1, o.place = device_place(0, 1, 1);
     model_init(&tiny, &o, wire_none(), 1, 0);
     arena_commit(&tiny.arena, 0, 1);
     reserved = NULL;
