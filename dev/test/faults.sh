@@ -2,8 +2,9 @@
 # faults.sh - a check that cannot fail is none: plant one fault at a time in a copy of the sources and see the tests fail.
 #
 #   fault    file, a sed expression that must change it, the test that must then fail, its ranks and arguments
+#   emulated the same for a kernel of kernels/cuda and its test under the emulator
 #   caught   the same for the program itself: the error with which it must stop, ranks, flags
-# faults.sh WORDS: only those whose name holds WORDS. Prints TAP, a line a fault. Takes some ten minutes on two cores; scripts/test.sh --long runs it.
+# faults.sh WORDS: only those whose name holds WORDS. Prints TAP, a line a fault. Takes some fifteen minutes on two cores; scripts/test.sh --long runs it.
 set -uo pipefail
 cd "$(dirname "$0")/../.."
 source scripts/common.sh
@@ -26,8 +27,9 @@ plant() { # plant WHAT FILE SED SOURCE PROGRAM: a copy of the sources with the f
         return 1
     fi
     # the fault may leave something unused: no -Werror here
-    if ! mpicc -x c -std=c11 -O2 -march=native -ffp-contract=fast -fopenmp -fno-math-errno -D_GNU_SOURCE -DODYSSEUS_FP64 -w "$copy/$source" -o "$copy/$program" \
-        -lcjson -lm 2>"$copy/log"; then
+    local compile=(mpicc -x c -std=c11 -O2 -march=native -ffp-contract=fast -fopenmp -fno-math-errno -D_GNU_SOURCE -DODYSSEUS_FP64 -w)
+    [[ $source != *cuda*.cu ]] || compile=(mpicxx -x c++ -std=c++20 -O1 -march=native -fopenmp -D_GNU_SOURCE -DODYSSEUS_CUDA -DOMPI_SKIP_MPICXX -w)
+    if ! "${compile[@]}" "$copy/$source" -o "$copy/$program" -lcjson -lm 2>"$copy/log"; then
         echo "not ok $n - $what: does not compile: $(head -n 1 "$copy/log")"
         failed=$((failed + 1))
         return 1
@@ -43,6 +45,19 @@ caught() { # caught WHAT FILE SED PATTERN RANKS FLAGS...
         echo "ok $n - $what: $(grep -m 1 -oE "$pattern.*" "$copy/log" | cut -c 1-110)"
     else
         echo "not ok $n - $what: the program did not stop with '$pattern': $(tail -n 1 "$copy/log")"
+        failed=$((failed + 1))
+    fi
+}
+
+emulated() { # emulated WHAT FILE SED TEST [ARGS...]
+    local what=$1 file=$2 expression=$3 test=$4 code=0
+    shift 4
+    plant "$what" "$file" "$expression" "dev/test/$test.cu" "$test" || return
+    timeout 300 "$copy/$test" "$@" >"$copy/log" 2>&1 || code=$?
+    if [ $code -ne 0 ]; then
+        echo "ok $n - $what: $test fails $(grep -c '^not ok' "$copy/log") checks$(grep -m 1 '^emulator' "$copy/log" | sed 's/^/; /' | cut -c 1-120)"
+    else
+        echo "not ok $n - $what: $test did not see it"
         failed=$((failed + 1))
     fi
 }
@@ -68,7 +83,7 @@ SHIFTED='s/^( *)(dataset_column\(d, sequence, \&m->own_map, 1, targets, b, m->B\
 {
 fault 'ring: blocks are not merged' ring.h 's/kv_map, step > 0\)/kv_map, 0)/' $S
 fault 'ring: the exchange is skipped' ring.h '0,/kv = arriving;/s//kv = s->kv;/' $S
-fault 'ring: gradients never come home' ring.h 's/if \(ring->size > 1\) sum_parts\(.*dkv, arrived.*$//' $S
+fault 'ring: gradients never come home' ring.h 's/if \(home->arrived\) sum_parts\(.*$//' $S
 fault 'ring: visitors taken for their neighbours' ring.h 's/ring_rank - steps \+ R/ring_rank - steps + 1 + R/' $S
 fault 'zigzag: second chunk shifted' core/positions.h 's/2 \* ranks - 1 - rank/2 * ranks - 2 - rank/' $S
 fault 'stripe: contiguous instead' core/positions.h 's/layout == RING_CONTIGUOUS\)/layout != RING_ZIGZAG)/' test_positions 1
@@ -92,7 +107,7 @@ fault 'arena: a buffer the plan does not see' train_gpt.cu 's/if \(!m->dev\.plan
 fault 'a refusal offers what cannot work' core/scheme.h 's/if \(works\(c, v\)\) \*below = v;/*below = v;/' test_schemes 6 6
 fault 'zigzag work unbalanced' core/positions.h 's/layout == RING_CONTIGUOUS\)/layout != RING_STRIPE)/' $S
 fault 'collectives: wrong part summed' core/comm.h 's/char \*own = .*;/char *own = (char *)buf;/' test_comm 4
-fault 'collectives: reduce-scatter forgets one rank' core/comm.h 's/r->n_parts = c->size, r->type = type, r->add/r->n_parts = c->size - 1, r->type = type, r->add/' test_comm 4
+fault 'collectives: reduce-scatter forgets one rank' core/comm.h 's/r->n_parts = c->size, r->type = r->sum_type = type, r->add/r->n_parts = c->size - 1, r->type = r->sum_type = type, r->add/' test_comm 4
 fault 'collectives: control sum loses its last value' core/comm.h 's/i64 chunk = ceil_div\(n, c->size\), all/i64 chunk = n \/ c->size, all/' test_comm 4
 fault 'large types lay their rest over the start' core/comm_mpi.h 's/\(MPI_Aint\)\(bytes \/ big \* big\)/(MPI_Aint)0/' test_comm 1
 fault 'warmup one step late' train_gpt.cu 's/\(double\)\(step \+ 1\) \/ \(double\)s->warmup/(double)step \/ (double)s->warmup/' test_fixtures 1
@@ -103,6 +118,11 @@ fault 'c_attn parts swapped' core/tensors.h 's/HF_TRANSPOSED, 1, 3/HF_TRANSPOSED
 fault 'attention scaled by another root' kernels/cpu/attention.h 's/sqrt/cbrt/' test_fixtures 1
 fault 'final norm bias gradient dropped' train_gpt.cu 's/dx \+ own, g\[T_NORM\], g\[T_NORM_BIAS\], xn/dx + own, g[T_NORM], NULL, xn/' test_gradients 1
 fault 'positions of the embedding gradient' train_gpt.cu 's/z->dweight\[T_WPE\], dx/NULL, dx/' test_gradients 1
+emulated 'cuda: a barrier is missing' kernels/cuda/attention_forward.cuh 's@__syncthreads\(\); /\* V\(j\).*@@' test_cuda_attention small
+emulated 'cuda: another swizzle on one side' kernels/cuda/attention_backward.cuh 's/int first = swizzle<COLS>\(row, col\);/int first = swizzle<COLS>(row + 1, col) - COLS;/' test_cuda_attention small
+emulated 'cuda: a copy is not waited for' kernels/cuda/attention_forward.cuh 's/cp_async_wait<0>\(\);//' test_cuda_attention small
+emulated 'cuda: a tail one short' kernels/cuda/reduce.cuh 's/i < left \? bf16_float/i < left - 1 ? bf16_float/' test_cuda_ops
+emulated 'cuda: the order of sums in dq not kept' kernels/cuda/attention_backward.cuh 's/counter_wait\(/if (0) counter_wait(/' test_cuda_attention
 caught 'self-check: attention exchange skipped' ring.h '0,/kv = arriving;/s//kv = s->kv;/' 'self-check: .*but none of the' 4 --sp ring --selfcheck on
 caught 'self-check: all-gather into attention skipped' tpsp.h 's/comm_all_gather\(\&m->fabric, \&m->mesh.head, t, all, x/comm_all_gather(\&m->fabric, \&m->mesh.head, t, all, all/' 'self-check: ' 4 --selfcheck on
 caught 'self-check: the mask lets a token see its successor' kernels/cpu/attention.h 's/kv->run.stride \+ 1\)/kv->run.stride + 2)/' 'self-check: changing token [0-9]+ of sequence 0 moved position' 1 --selfcheck on
