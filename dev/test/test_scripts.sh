@@ -96,7 +96,8 @@ for cell in json.load(open(out + "/table.json"))["cells"]:
     assert len(rows) == 5 and cell["timed_steps"] == 2, cell
     assert abs(cell["seconds"] - (rows[3]["step_ms"] + rows[4]["step_ms"]) / 1e3) < 1e-9, cell
     assert abs(cell["tokens_per_s"] * cell["seconds"] - 2 * 32) < 1e-6 and cell["mem_bytes"] == rows[0]["mem_bytes"] > 0, cell
-    assert min(r["mfu_causal"] for r in rows) <= cell["mfu_causal"] <= max(r["mfu_causal"] for r in rows), cell
+    mfu = [r["mfu_causal"] for r in rows] # a mean of equal numbers may be off in its last bit
+    assert (1 - 1e-9) * min(mfu) <= cell["mfu_causal"] <= (1 + 1e-9) * max(mfu), cell
     line = next(line for line in open(out + "/table.md") if line.startswith(f"| 32 | {cell['scheme']} "))
     assert f" {cell['seconds']:.2f} | " in line and line.rstrip().endswith("- |           - |"), line
 PY
