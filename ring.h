@@ -68,7 +68,7 @@ static inline void context_attention_forward(Model *m, AttentionSaved *s) {
 /* One stop of the backward ring: dkv (accum, zeroed here) = this rank's share of the gradient of `kv`; adds to dq. */
 static inline void ring_backward_block(Model *m, AttentionSaved *s, accum *dq, accum *dkv, const real *kv, const real *dout, const accum *delta, int step) {
     TokenMap kv_map = ring_visitor(m, step);
-    zero_fill(&m->dev, dkv, ring_kv_count(m) * (i64)sizeof(accum));
+    zero_fill(&m->dev, dkv, ring_kv_count(m) * accum_size());
     if (step == 0 || causal_pairs(&m->ring_map, &kv_map) > 0)
         attention_backward(&m->dev, dq, dkv, s->q, kv, dout, s->lse, delta, ring_attention_shape(m), m->ring_map, kv_map);
 }
@@ -96,7 +96,7 @@ static inline RingHome context_attention_backward(Model *m, AttentionSaved *s, a
         share[i] = take_accum(m, MEM_COMM, kv_count);
     }
     attention_delta(&m->dev, delta, s->out, dout, rows_heads, m->config.head_dim);
-    zero_fill(&m->dev, dq, rows_heads * m->config.head_dim * (i64)sizeof(accum));
+    zero_fill(&m->dev, dq, rows_heads * m->config.head_dim * accum_size());
     const real *kv = s->kv;
     for (int step = 0; step < ring->size; step++) {
         Request *next = NULL;

@@ -115,7 +115,7 @@ static inline void tpsp_mlp_backward(Model *m, MlpSaved *s, real *dxn, const rea
 
 /* Of one block in all micro-steps: forward AG + RS, backward 2 AG + RS, each (N-1) (L/RN) B d elements. */
 static inline void tpsp_block_volume(Ledger *l, BlockKind block, const Config *c, const Mesh *m, i64 L, i64 B, i64 times, int recompute) {
-    i64 one = times * (m->shape.head - 1) * volume_own(m, L) * B * c->dim * (i64)sizeof(real), again = recompute ? one : 0;
+    i64 one = times * (m->shape.head - 1) * volume_own(m, L) * B * c->dim * real_size(), again = recompute ? one : 0;
     ledger_expect(l, COMM_ALL_GATHER, tag(block, PHASE_FORWARD, WHAT_ACTIVATION), one);
     ledger_expect(l, COMM_REDUCE_SCATTER, tag(block, PHASE_FORWARD, WHAT_ACTIVATION), one);
     ledger_expect(l, COMM_ALL_GATHER, tag(block, PHASE_BACKWARD, WHAT_ACTIVATION), 2 * one + again);
@@ -130,7 +130,7 @@ static inline void tpsp_volume(Ledger *l, const Config *c, const Mesh *m, i64 L,
 
 static inline void tp_volume(Ledger *l, const Config *c, const Mesh *m, i64 L, i64 B, i64 times, int recompute) {
     const BlockKind blocks[2] = {BLOCK_ATTENTION, BLOCK_MLP};
-    i64 one = times * 2 * (m->shape.head - 1) * volume_own(m, L) * B * c->dim * (i64)sizeof(real);
+    i64 one = times * 2 * (m->shape.head - 1) * volume_own(m, L) * B * c->dim * real_size();
     for (int b = 0; b < 2; b++) {
         ledger_expect(l, COMM_ALL_REDUCE, tag(blocks[b], PHASE_FORWARD, WHAT_ACTIVATION), one);
         ledger_expect(l, COMM_ALL_REDUCE, tag(blocks[b], PHASE_BACKWARD, WHAT_ACTIVATION), one * (recompute ? 2 : 1));

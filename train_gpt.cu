@@ -122,7 +122,7 @@ static void model_keep_layer(Model *m, AttentionSaved *a, MlpSaved *p) {
 /* Rows of logits held at once: some 64 MB of them, a quarter of the own ones; every chunk reads all of the head's weights, so
    not below 128 (half of the own ones) for the quarter's sake. */
 static i64 model_head_rows(const Model *m) {
-    i64 budget = ((i64)64 << 20) / (m->config.vocab * (i64)sizeof(real)), own = own_rows(m);
+    i64 budget = ((i64)64 << 20) / (m->config.vocab * real_size()), own = own_rows(m);
     i64 share = i64_max(ceil_div(own, 4), i64_min(ceil_div(own, 2), 128));
     return i64_max(1, i64_min(i64_max(budget, 64), share));
 }
@@ -206,7 +206,7 @@ static void model_expect(Model *m, i64 micro) {
     m->scheme->volume(&m->ledger, &m->config, mesh, m->L, m->B, micro * m->config.layers, m->recompute);
     if (m->scheme->replicated_stream)
         ledger_expect(&m->ledger, COMM_ALL_GATHER, tag(BLOCK_HEAD, PHASE_BACKWARD, WHAT_ACTIVATION),
-                      micro * (mesh->shape.head - 1) * volume_own(mesh, m->L) * m->B * m->config.dim * (i64)sizeof(real));
+                      micro * (mesh->shape.head - 1) * volume_own(mesh, m->L) * m->B * m->config.dim * real_size());
     ledger_expect(&m->ledger, COMM_ALL_REDUCE, tag(BLOCK_OTHER, PHASE_FORWARD, WHAT_CONTROL), control_bytes(&mesh->world, 1));
     ledger_expect(&m->ledger, COMM_ALL_REDUCE, tag(BLOCK_OTHER, PHASE_OPTIMIZER, WHAT_CONTROL), control_bytes(&mesh->world, 2));
 }
@@ -298,7 +298,7 @@ static void head_walk(Model *m, const real *a, const real *delta, real *dx, accu
                  m->config.norm_eps);
     head_chunks(m, xn, dx ? scale : 0);
     if (dx) {
-        zero_fill(&m->dev, dx + own, rows * C * (i64)sizeof(real));
+        zero_fill(&m->dev, dx + own, rows * C * real_size());
         norm_backward(&m->dev, norm_kind(m), dx + own, g[T_NORM], g[T_NORM_BIAS], xn, m->final_mean, m->final_rstd, m->final_x, w[T_NORM], rows, C, 0, rows);
         if (m->scheme->replicated_stream) /* every rank continues with all tokens */
             comm_all_gather(&m->fabric, &m->mesh.head, tag(BLOCK_HEAD, PHASE_BACKWARD, WHAT_ACTIVATION), dx, dx + own, rows * C, DTYPE_REAL);
@@ -432,7 +432,7 @@ static void step_gradients(Trainer *t, i64 step, double *loss, double *norm) {
     i64 first = step * t->options.batch;
     double counted = count_targets(t, first);
     accum scale = (accum)(1.0 / (counted > 0 ? counted : 1));
-    zero_fill(&m->dev, z->grad, z->flat * (i64)sizeof(accum));
+    zero_fill(&m->dev, z->grad, z->flat * accum_size());
     zero_fill(&m->dev, m->sums, 2 * sizeof(double));
     for (i64 micro = 0; micro < micro_steps(&t->options); micro++) {
         if (!m->dev.plan) load_micro_batch(t, &t->train, first, micro, -1);
@@ -594,7 +594,7 @@ static int all_finite(Device *dev, const void *values, i64 n, i64 size) {
     unsigned char *host = (unsigned char *)host_alloc((size_t)(n * size));
     copy_out(dev, host, values, n * size);
     for (i64 i = 0; i < n && finite; i++)
-        finite = size == (i64)sizeof(real) ? isfinite(real_value(((const real *)host)[i])) : isfinite(((const accum *)host)[i]);
+        finite = size == real_size() ? isfinite(real_value(((const real *)host)[i])) : isfinite(((const accum *)host)[i]);
     free(host);
     return finite;
 }
@@ -620,19 +620,19 @@ static void find_bad_tensor(const Trainer *t, BadTensor *bad) {
     i64 n = stream_rows(m) * m->config.dim, layers = m->config.layers, base = m->zero.tensors;
     memset(bad, 0, sizeof *bad);
     bad->order = -1;
-    if (bad_in_flat(&m->zero, m->zero.param, sizeof(real), "weights", 0, bad)) return;
+    if (bad_in_flat(&m->zero, m->zero.param, real_size(), "weights", 0, bad)) return;
     for (i64 i = 0; i < 2 * layers; i++) {
-        if (all_finite(dev, i % 2 ? m->mlp[i / 2].x : m->attention[i / 2].x, n, sizeof(real))) continue;
+        if (all_finite(dev, i % 2 ? m->mlp[i / 2].x : m->attention[i / 2].x, n, real_size())) continue;
         bad->order = base + i;
         snprintf(bad->what, sizeof bad->what, "stream into the %s of layer %lld", i % 2 ? "MLP" : "attention", (long long)i / 2);
         return;
     }
-    if (!all_finite(dev, m->final_x, own_rows(m) * m->config.dim, sizeof(real))) {
+    if (!all_finite(dev, m->final_x, own_rows(m) * m->config.dim, real_size())) {
         bad->order = base + 2 * layers;
         snprintf(bad->what, sizeof bad->what, "stream into the final norm");
         return;
     }
-    bad_in_flat(&m->zero, m->zero.grad, sizeof(accum), "gradient", base + 2 * layers + 1, bad);
+    bad_in_flat(&m->zero, m->zero.grad, accum_size(), "gradient", base + 2 * layers + 1, bad);
 }
 
 /* A loss or norm that is not finite ends the run; metrics so far are on disk. Every rank holds the same two numbers. */
@@ -663,7 +663,7 @@ static void train(Trainer *t) {
         fabric_exposed_reset(&m->fabric);
         double begin = seconds_now();
         step_gradients(t, step, &k.loss, &k.grad_norm);
-        if (step == 0 && s->dump_grads) checkpoint_write_tensors(&m->zero, m->mesh.world.wire, s->dump_grads, m->zero.grad, sizeof(accum) == 8 ? ST_F64 : ST_F32);
+        if (step == 0 && s->dump_grads) checkpoint_write_tensors(&m->zero, m->mesh.world.wire, s->dump_grads, m->zero.grad, accum_size() == 8 ? ST_F64 : ST_F32);
         check_finite(t, step, k.loss, k.grad_norm);
         step_update(t, step, k.grad_norm);
         device_finish(&m->dev);

@@ -98,7 +98,7 @@ static inline void ulysses_attention_backward(Model *m, AttentionSaved *s, real 
 /* Forward and backward each: q and out (N-1) rows (h/N) HS, kv (N-1) rows 2 max(1, k/N) HS elements. */
 static inline void ulysses_volume(Ledger *l, const Config *c, const Mesh *m, i64 L, i64 B, i64 times, int recompute) {
     i64 N = m->shape.head, rows = volume_own(m, L) * B;
-    i64 one = times * (N - 1) * rows * (2 * c->dim / N + 2 * kv_heads_local(c, N) * c->head_dim) * (i64)sizeof(real);
+    i64 one = times * (N - 1) * rows * (2 * c->dim / N + 2 * kv_heads_local(c, N) * c->head_dim) * real_size();
     ledger_expect(l, COMM_ALL_TO_ALL, tag(BLOCK_ATTENTION, PHASE_FORWARD, WHAT_ACTIVATION), one);
     ledger_expect(l, COMM_ALL_TO_ALL, tag(BLOCK_ATTENTION, PHASE_BACKWARD, WHAT_ACTIVATION), one * (recompute ? 2 : 1));
     ring_volume(l, c, m, L, B, times, recompute);

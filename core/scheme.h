@@ -85,8 +85,8 @@ typedef struct Scheme {
 } Scheme;
 
 /* Temporaries of a block: real or accum, uninitialised, until the mark is released. */
-static inline real *take_real(Model *m, MemCategory category, i64 n) { return (real *)arena_take(&m->arena, category, n * (i64)sizeof(real)); }
-static inline accum *take_accum(Model *m, MemCategory category, i64 n) { return (accum *)arena_take(&m->arena, category, n * (i64)sizeof(accum)); }
+static inline real *take_real(Model *m, MemCategory category, i64 n) { return (real *)arena_take(&m->arena, category, n * real_size()); }
+static inline accum *take_accum(Model *m, MemCategory category, i64 n) { return (accum *)arena_take(&m->arena, category, n * accum_size()); }
 
 static inline i64 stream_rows(const Model *m) { return m->T_stream * m->B; }
 static inline i64 own_rows(const Model *m) { return m->T_own * m->B; }
@@ -111,8 +111,8 @@ static inline i64 kv_heads_local(const Config *c, i64 head_axis) { return i64_ma
 static inline void ring_volume(Ledger *l, const Config *c, const Mesh *m, i64 L, i64 B, i64 times, int recompute) {
     i64 R = m->shape.ring;
     i64 kv = times * (R - 1) * (L / R) * B * 2 * kv_heads_local(c, m->shape.head) * c->head_dim;
-    ledger_expect(l, COMM_SEND_RECV, tag(BLOCK_ATTENTION, PHASE_FORWARD, WHAT_ACTIVATION), kv * (i64)sizeof(real));
-    ledger_expect(l, COMM_SEND_RECV, tag(BLOCK_ATTENTION, PHASE_BACKWARD, WHAT_ACTIVATION), kv * (i64)(sizeof(real) * (recompute ? 2 : 1) + sizeof(accum)));
+    ledger_expect(l, COMM_SEND_RECV, tag(BLOCK_ATTENTION, PHASE_FORWARD, WHAT_ACTIVATION), kv * real_size());
+    ledger_expect(l, COMM_SEND_RECV, tag(BLOCK_ATTENTION, PHASE_BACKWARD, WHAT_ACTIVATION), kv * (real_size() * (recompute ? 2 : 1) + accum_size()));
 }
 
 /* ---- refusals --------------------------------------------------------------------------------------------------------- */

@@ -169,18 +169,18 @@ static inline void zero_init(Zero *z, const Config *config, const Mesh *mesh, Fa
     zero_layout_block(z, BLOCK_HEAD, -1, config->tied ? embedding_end : 0);
     if (config->tied) z->block[block_head(config)].borrowed = block_embedding();
     i64 flat = z->flat;
-    z->param = (real *)arena_take(arena, MEM_PARAMETERS, flat * (i64)sizeof(real));
-    z->master = real_is_accum() ? (accum *)z->param : (accum *)arena_take(arena, MEM_OPTIMIZER, flat * (i64)sizeof(accum));
-    z->grad = (accum *)arena_take(arena, MEM_GRADIENTS, flat * (i64)sizeof(accum));
-    z->m = (accum *)arena_take(arena, MEM_OPTIMIZER, flat * (i64)sizeof(accum));
-    z->v = (accum *)arena_take(arena, MEM_OPTIMIZER, flat * (i64)sizeof(accum));
+    z->param = (real *)arena_take(arena, MEM_PARAMETERS, flat * real_size());
+    z->master = real_is_accum() ? (accum *)z->param : (accum *)arena_take(arena, MEM_OPTIMIZER, flat * accum_size());
+    z->grad = (accum *)arena_take(arena, MEM_GRADIENTS, flat * accum_size());
+    z->m = (accum *)arena_take(arena, MEM_OPTIMIZER, flat * accum_size());
+    z->v = (accum *)arena_take(arena, MEM_OPTIMIZER, flat * accum_size());
     for (int s = 0; s < SLOTS; s++) {
         Slot *slot = &z->slot[s];
         if (!slot->elements) continue;
-        slot->weights = (real *)arena_take(arena, MEM_GATHERED, slot->elements * (i64)sizeof(real));
-        slot->grads = (accum *)arena_take(arena, MEM_GRADIENTS, slot->elements * (i64)sizeof(accum));
+        slot->weights = (real *)arena_take(arena, MEM_GATHERED, slot->elements * real_size());
+        slot->grads = (accum *)arena_take(arena, MEM_GRADIENTS, slot->elements * accum_size());
         slot->scratch = arena_take(arena, MEM_COMM, slot->elements * dtype_size(z->grad_wire));
-        if (z->grad_wire == DTYPE_REAL) slot->sent = (real *)arena_take(arena, MEM_COMM, slot->elements * (i64)sizeof(real));
+        if (z->grad_wire == DTYPE_REAL) slot->sent = (real *)arena_take(arena, MEM_COMM, slot->elements * real_size());
     }
 }
 
@@ -282,7 +282,7 @@ static inline void zero_grad_begin(Zero *z, int block) {
     const Chunk *c;
     for (int i = 0; !continues && (c = block_chunk(z, b, i)) != NULL; i++) {
         i64 S = chunk_comm(z, c)->size;
-        if (S > 1) zero_fill(z->dev, slot->grads + c->slot_offset, S * c->shard * (i64)sizeof(accum));
+        if (S > 1) zero_fill(z->dev, slot->grads + c->slot_offset, S * c->shard * accum_size());
     }
     memset(z->dweight, 0, sizeof z->dweight);
     zero_point_grads(z, b);
@@ -384,7 +384,7 @@ static inline void zero_volume(Ledger *l, const Config *config, const Mesh *mesh
             i64 P = share_elements(config, &mesh->shape, splits, kind, share), S = share_comm(mesh, share)->size;
             i64 layers = kind == BLOCK_ATTENTION || kind == BLOCK_MLP ? config->layers : 1;
             i64 sent = micro_steps * layers * (S - 1) * ceil_div(P, S);
-            i64 weights = sent * (i64)sizeof(real), grads = sent * dtype_size(grad_wire);
+            i64 weights = sent * real_size(), grads = sent * dtype_size(grad_wire);
             ledger_expect(l, COMM_ALL_GATHER, tag(kind, PHASE_FORWARD, WHAT_PARAMETER), weights);
             if (kind == BLOCK_ATTENTION || kind == BLOCK_MLP)
                 ledger_expect(l, COMM_ALL_GATHER, tag(kind, PHASE_BACKWARD, WHAT_PARAMETER), weights);

@@ -2,7 +2,7 @@
 
    caller  ->  op(dev, ...)          here: what it means, FLOP and bytes counted once for every backend
                  |  dev->plan?  ->   counted only: the walk is being measured, no memory exists
-                 `->  op_run(dev, ...)   kernels/cpu, kernels/cuda, ...: the work
+                 `->  op_run(dev, ...)   kernels/cpu, kernels/cuda: the work; kernels/sim: the time it would take
 
    Rows: a token stream is (T, B, C), row t*B + b. Time first, so that what a sequence-parallel all-gather
    concatenates is contiguous. `real` is the compute type (activations, weights), `accum` the type of sums,
@@ -15,7 +15,8 @@
 #include "../core/positions.h"
 #include "../core/util.h"
 
-/* The backend's types: real, accum, REAL_NAME, DeviceState, real_from, real_value. */
+/* The backend's types: real, accum, their sizes in bytes as real_size() and accum_size() (a model of a device is told them at its start),
+   REAL_NAME, DeviceState, real_from, real_value. */
 #ifdef ODYSSEUS_CUDA
 #include "cuda/types.h"
 #else
@@ -23,24 +24,32 @@
 #endif
 
 typedef enum { DTYPE_REAL, DTYPE_ACCUM, DTYPE_F64, DTYPES } Dtype;
-static inline i64 dtype_size(Dtype t) { return t == DTYPE_REAL ? (i64)sizeof(real) : t == DTYPE_ACCUM ? (i64)sizeof(accum) : 8; }
+static inline i64 dtype_size(Dtype t) { return t == DTYPE_REAL ? real_size() : t == DTYPE_ACCUM ? accum_size() : 8; }
 
 /* True where activations are already in the accumulation type: a cast between them can alias instead. */
-static inline int real_is_accum(void) { return sizeof(real) == sizeof(accum); }
+static inline int real_is_accum(void) { return real_size() == accum_size(); }
 
 typedef enum { OP_GEMM, OP_ATTENTION, OP_NORM, OP_POINTWISE, OP_EMBEDDING, OP_CLASSIFIER, OP_OPTIMIZER, OP_CLASSES } OpClass;
 static const char *const OP_CLASS_NAMES[OP_CLASSES] = {"gemm", "attention", "norm", "pointwise", "embedding", "classifier", "optimizer"};
+
+/* The operation under way. */
+typedef struct {
+    OpClass op;
+    double flop, bytes;
+} Work;
 
 /* A device: what operations need to run and what they leave behind. One per rank. */
 typedef struct {
     DeviceState state;            /* the backend's own */
     int threads;                  /* OpenMP threads of this rank */
     int plan;                     /* 1: count, do not compute (dry run, and the walk that sizes the arena) */
+    int imagined;                 /* 1: no memory, no data and no other ranks stand behind it (dry run, simulator) */
     void (*poll)(void *);         /* called between tiles by the calling thread, so that communication moves on */
     void *poll_arg;
     i64 calls[OP_CLASSES];
     double flop[OP_CLASSES];      /* floating-point operations that the mathematics asks for (multiply-add = 2) */
     double bytes[OP_CLASSES];     /* bytes read and written once each */
+    Work now;
 } Device;
 
 static inline void device_poll(Device *dev) { if (dev->poll) dev->poll(dev->poll_arg); }
@@ -50,10 +59,17 @@ static inline int op_begin(Device *dev, OpClass op, double flop, double bytes) {
     dev->calls[op]++;
     dev->flop[op] += flop;
     dev->bytes[op] += bytes;
+    dev->now.op = op, dev->now.flop = flop, dev->now.bytes = bytes;
     if (dev->plan) return 0;
     device_poll(dev);
     return 1;
 }
+
+/* The body of every operation below. */
+#define OPERATION(dev, op, flop, bytes, run) \
+    do { \
+        if (op_begin(dev, op, flop, bytes)) run; \
+    } while (0)
 
 typedef enum { NORM_LAYER, NORM_RMS } NormKind;
 
@@ -81,44 +97,44 @@ typedef struct {
 
 /* out (rows, OC) = inp (rows, IC) weight (OC, IC)^T + bias (OC) or NULL */
 static inline void linear_forward(Device *dev, real *out, const real *inp, const real *weight, const real *bias, i64 rows, i64 IC, i64 OC) {
-    if (op_begin(dev, OP_GEMM, 2.0 * rows * IC * OC, sizeof(real) * (1.0 * rows * IC + 1.0 * IC * OC + 1.0 * rows * OC)))
-        linear_forward_run(dev, out, inp, weight, bias, rows, IC, OC);
+    OPERATION(dev, OP_GEMM, 2.0 * rows * IC * OC, real_size() * (1.0 * rows * IC + 1.0 * IC * OC + 1.0 * rows * OC),
+              linear_forward_run(dev, out, inp, weight, bias, rows, IC, OC));
 }
 
 /* dinp (rows, IC) = dout (rows, OC) weight (OC, IC); += when `add` */
 static inline void linear_backward_input(Device *dev, real *dinp, const real *dout, const real *weight, i64 rows, i64 IC, i64 OC, int add) {
-    if (op_begin(dev, OP_GEMM, 2.0 * rows * IC * OC, sizeof(real) * (1.0 * rows * IC + 1.0 * IC * OC + 1.0 * rows * OC)))
-        linear_backward_input_run(dev, dinp, dout, weight, rows, IC, OC, add);
+    OPERATION(dev, OP_GEMM, 2.0 * rows * IC * OC, real_size() * (1.0 * rows * IC + 1.0 * IC * OC + 1.0 * rows * OC),
+              linear_backward_input_run(dev, dinp, dout, weight, rows, IC, OC, add));
 }
 
 /* dweight (OC, IC) += dout (rows, OC)^T inp (rows, IC) */
 static inline void linear_backward_weight(Device *dev, accum *dweight, const real *inp, const real *dout, i64 rows, i64 IC, i64 OC) {
-    if (op_begin(dev, OP_GEMM, 2.0 * rows * IC * OC, sizeof(real) * (1.0 * rows * IC + 1.0 * rows * OC) + 2.0 * sizeof(accum) * IC * OC))
-        linear_backward_weight_run(dev, dweight, inp, dout, rows, IC, OC);
+    OPERATION(dev, OP_GEMM, 2.0 * rows * IC * OC, real_size() * (1.0 * rows * IC + 1.0 * rows * OC) + 2.0 * accum_size() * IC * OC,
+              linear_backward_weight_run(dev, dweight, inp, dout, rows, IC, OC));
 }
 
 /* out (rows, C) += bias (C) */
 static inline void bias_add(Device *dev, real *out, const real *bias, i64 rows, i64 C) {
-    if (op_begin(dev, OP_POINTWISE, 1.0 * rows * C, 2.0 * sizeof(real) * rows * C)) bias_add_run(dev, out, bias, rows, C);
+    OPERATION(dev, OP_POINTWISE, 1.0 * rows * C, 2.0 * real_size() * rows * C, bias_add_run(dev, out, bias, rows, C));
 }
 
 /* dbias (C) += sum over rows of dout (rows, C) */
 static inline void bias_backward(Device *dev, accum *dbias, const real *dout, i64 rows, i64 C) {
-    if (op_begin(dev, OP_POINTWISE, 1.0 * rows * C, 1.0 * sizeof(real) * rows * C)) bias_backward_run(dev, dbias, dout, rows, C);
+    OPERATION(dev, OP_POINTWISE, 1.0 * rows * C, 1.0 * real_size() * rows * C, bias_backward_run(dev, dbias, dout, rows, C));
 }
 
 /* ---- embedding ------------------------------------------------------------------------------------------------- */
 
 /* out (T, B, C) = wte (V, C)[token] + wpe (P, C)[position] (wpe NULL: none); tokens (T, B); T = map.count */
 static inline void embedding_forward(Device *dev, real *out, const int32_t *tokens, TokenMap map, const real *wte, const real *wpe, i64 B, i64 C) {
-    if (op_begin(dev, OP_EMBEDDING, 1.0 * map.count * B * C, 3.0 * sizeof(real) * map.count * B * C))
-        embedding_forward_run(dev, out, tokens, map, wte, wpe, B, C);
+    OPERATION(dev, OP_EMBEDDING, 1.0 * map.count * B * C, 3.0 * real_size() * map.count * B * C,
+              embedding_forward_run(dev, out, tokens, map, wte, wpe, B, C));
 }
 
 /* dwte (V, C)[token] += dout (T, B, C), dwpe (P, C)[position] += dout; in a fixed order whatever the threads */
 static inline void embedding_backward(Device *dev, accum *dwte, accum *dwpe, const real *dout, const int32_t *tokens, TokenMap map, i64 B, i64 C, i64 V) {
-    if (op_begin(dev, OP_EMBEDDING, 2.0 * map.count * B * C, (sizeof(real) + 4.0 * sizeof(accum)) * map.count * B * C))
-        embedding_backward_run(dev, dwte, dwpe, dout, tokens, map, B, C, V);
+    OPERATION(dev, OP_EMBEDDING, 2.0 * map.count * B * C, (real_size() + 4.0 * accum_size()) * map.count * B * C,
+              embedding_backward_run(dev, dwte, dwpe, dout, tokens, map, B, C, V));
 }
 
 /* ---- norms ----------------------------------------------------------------------------------------------------- */
@@ -130,23 +146,22 @@ static inline void embedding_backward(Device *dev, accum *dwte, accum *dwpe, con
    mean (NORM_LAYER only) and rstd (rows) are kept for backward. bias is NULL for NORM_RMS. */
 static inline void norm_forward(Device *dev, NormKind kind, real *out, real *sum, accum *mean, accum *rstd, const real *a, const real *delta,
                                 const real *weight, const real *bias, i64 rows, i64 C, double eps) {
-    if (op_begin(dev, OP_NORM, 6.0 * rows * C, (delta ? 4.0 : 2.0) * sizeof(real) * rows * C))
-        norm_forward_run(dev, kind, out, sum, mean, rstd, a, delta, weight, bias, rows, C, eps);
+    OPERATION(dev, OP_NORM, 6.0 * rows * C, (delta ? 4.0 : 2.0) * real_size() * rows * C,
+              norm_forward_run(dev, kind, out, sum, mean, rstd, a, delta, weight, bias, rows, C, eps));
 }
 
 /* out (rows, C) again, from x and the kept statistics: cheaper than keeping it. Gives norm_forward's bits. */
 static inline void norm_recompute(Device *dev, NormKind kind, real *out, const accum *mean, const accum *rstd, const real *x, const real *weight,
                                   const real *bias, i64 rows, i64 C) {
-    if (op_begin(dev, OP_NORM, 3.0 * rows * C, 2.0 * sizeof(real) * rows * C))
-        norm_recompute_run(dev, kind, out, mean, rstd, x, weight, bias, rows, C);
+    OPERATION(dev, OP_NORM, 3.0 * rows * C, 2.0 * real_size() * rows * C, norm_recompute_run(dev, kind, out, mean, rstd, x, weight, bias, rows, C));
 }
 
 /* dx (rows, C) += d(norm)/dx^T dout for every row; dweight, dbias (C) += over rows w_first .. w_first+w_rows-1 only
    (all rows, except where the stream is replicated and each rank answers for its own part). dbias NULL for NORM_RMS. */
 static inline void norm_backward(Device *dev, NormKind kind, real *dx, accum *dweight, accum *dbias, const real *dout, const accum *mean,
                                  const accum *rstd, const real *x, const real *weight, i64 rows, i64 C, i64 w_first, i64 w_rows) {
-    if (op_begin(dev, OP_NORM, 12.0 * rows * C, 4.0 * sizeof(real) * rows * C))
-        norm_backward_run(dev, kind, dx, dweight, dbias, dout, mean, rstd, x, weight, rows, C, w_first, w_rows);
+    OPERATION(dev, OP_NORM, 12.0 * rows * C, 4.0 * real_size() * rows * C,
+              norm_backward_run(dev, kind, dx, dweight, dbias, dout, mean, rstd, x, weight, rows, C, w_first, w_rows));
 }
 
 /* ---- heads: rotary embedding and packing ------------------------------------------------------------------------- */
@@ -154,8 +169,8 @@ static inline void norm_backward(Device *dev, NormKind kind, real *dx, accum *dw
 /* table (T, head_dim/2, 2) = cos, sin of position * inv_freq[i]; inv_freq (head_dim/2) in double on the host.
    Su et al. 2021, arXiv:2104.09864 */
 static inline void rope_table(Device *dev, accum *table, TokenMap map, const double *inv_freq, i64 head_dim) {
-    if (op_begin(dev, OP_POINTWISE, 2.0 * map.count * head_dim, 1.0 * sizeof(accum) * map.count * head_dim))
-        rope_table_run(dev, table, map, inv_freq, head_dim);
+    OPERATION(dev, OP_POINTWISE, 2.0 * map.count * head_dim, 1.0 * accum_size() * map.count * head_dim,
+              rope_table_run(dev, table, map, inv_freq, head_dim));
 }
 
 /* Rotate queries (table NULL: no rotation; halves i and i + head_dim/2 form a pair, as Hugging Face's Llama) and lay the heads out
@@ -163,40 +178,40 @@ static inline void rope_table(Device *dev, accum *table, TokenMap map, const dou
    of the table. With parts = 1 in place: out == in. */
 static inline void queries_pack(Device *dev, real *out, const real *in, const accum *table, i64 rows, i64 B, i64 heads, i64 head_dim, i64 parts) {
     if (parts == 1 && !table && out == in) return;
-    if (op_begin(dev, OP_POINTWISE, 3.0 * rows * heads * head_dim, 2.0 * sizeof(real) * rows * heads * head_dim))
-        queries_pack_run(dev, out, in, table, rows, B, heads, head_dim, parts);
+    OPERATION(dev, OP_POINTWISE, 3.0 * rows * heads * head_dim, 2.0 * real_size() * rows * heads * head_dim,
+              queries_pack_run(dev, out, in, table, rows, B, heads, head_dim, parts));
 }
 
 /* The same for keys, rotated, and values, as they are: in (rows, 2, kv_heads, head_dim) -> out (parts, rows, 2, KHl, head_dim),
    KHl = max(1, kv_heads/parts): with fewer KV heads than parts, part p gets KV head p*kv_heads/parts. With parts = 1 in place. */
 static inline void kv_pack(Device *dev, real *out, const real *in, const accum *table, i64 rows, i64 B, i64 kv_heads, i64 head_dim, i64 parts) {
     if (parts == 1 && !table && out == in) return;
-    if (op_begin(dev, OP_POINTWISE, 3.0 * rows * kv_heads * head_dim, 4.0 * sizeof(real) * rows * kv_heads * head_dim))
-        kv_pack_run(dev, out, in, table, rows, B, kv_heads, head_dim, parts);
+    OPERATION(dev, OP_POINTWISE, 3.0 * rows * kv_heads * head_dim, 4.0 * real_size() * rows * kv_heads * head_dim,
+              kv_pack_run(dev, out, in, table, rows, B, kv_heads, head_dim, parts));
 }
 
 /* The transpose of queries_pack: gradients (parts, rows, heads/parts, head_dim) come back from `parts` senders and are rotated back. */
 static inline void queries_unpack(Device *dev, real *out, const real *in, const accum *table, i64 rows, i64 B, i64 heads, i64 head_dim, i64 parts) {
     if (parts == 1 && !table && out == in) return;
-    if (op_begin(dev, OP_POINTWISE, 3.0 * rows * heads * head_dim, 2.0 * sizeof(real) * rows * heads * head_dim))
-        queries_unpack_run(dev, out, in, table, rows, B, heads, head_dim, parts);
+    OPERATION(dev, OP_POINTWISE, 3.0 * rows * heads * head_dim, 2.0 * real_size() * rows * heads * head_dim,
+              queries_unpack_run(dev, out, in, table, rows, B, heads, head_dim, parts));
 }
 
 /* The transpose of kv_pack: KV heads that went to several parts are summed in part order. */
 static inline void kv_unpack(Device *dev, real *out, const real *in, const accum *table, i64 rows, i64 B, i64 kv_heads, i64 head_dim, i64 parts) {
     if (parts == 1 && !table && out == in) return;
-    if (op_begin(dev, OP_POINTWISE, 3.0 * rows * kv_heads * head_dim, 4.0 * sizeof(real) * rows * kv_heads * head_dim))
-        kv_unpack_run(dev, out, in, table, rows, B, kv_heads, head_dim, parts);
+    OPERATION(dev, OP_POINTWISE, 3.0 * rows * kv_heads * head_dim, 4.0 * real_size() * rows * kv_heads * head_dim,
+              kv_unpack_run(dev, out, in, table, rows, B, kv_heads, head_dim, parts));
 }
 
 /* out (rows, parts, width) = in (parts, rows, width): what arrived from `parts` senders becomes rows again */
 static inline void parts_merge(Device *dev, real *out, const real *in, i64 parts, i64 rows, i64 width) {
-    if (op_begin(dev, OP_POINTWISE, 0, 2.0 * sizeof(real) * parts * rows * width)) parts_merge_run(dev, out, in, parts, rows, width);
+    OPERATION(dev, OP_POINTWISE, 0, 2.0 * real_size() * parts * rows * width, parts_merge_run(dev, out, in, parts, rows, width));
 }
 
 /* out (parts, rows, width) = in (rows, parts, width): the transpose of parts_merge */
 static inline void parts_split(Device *dev, real *out, const real *in, i64 parts, i64 rows, i64 width) {
-    if (op_begin(dev, OP_POINTWISE, 0, 2.0 * sizeof(real) * parts * rows * width)) parts_split_run(dev, out, in, parts, rows, width);
+    OPERATION(dev, OP_POINTWISE, 0, 2.0 * real_size() * parts * rows * width, parts_split_run(dev, out, in, parts, rows, width));
 }
 
 /* ---- attention --------------------------------------------------------------------------------------------------- */
@@ -209,15 +224,15 @@ static inline void parts_split(Device *dev, real *out, const real *in, i64 parts
 static inline void attention_forward(Device *dev, accum *out, accum *lse, const real *q, const real *kv, AttentionShape s, TokenMap q_map,
                                      TokenMap kv_map, int merge) {
     double pairs = causal_pairs(&q_map, &kv_map) * (double)(s.B * s.heads);
-    if (op_begin(dev, OP_ATTENTION, 4.0 * pairs * s.head_dim,
-                 1.0 * s.B * s.head_dim * (sizeof(real) * (s.Tq * s.heads + 2.0 * s.Tk * s.kv_heads) + sizeof(accum) * s.Tq * s.heads)))
-        attention_forward_run(dev, out, lse, q, kv, s, q_map, kv_map, merge);
+    OPERATION(dev, OP_ATTENTION, 4.0 * pairs * s.head_dim,
+              1.0 * s.B * s.head_dim * (real_size() * (s.Tq * s.heads + 2.0 * s.Tk * s.kv_heads) + accum_size() * s.Tq * s.heads),
+              attention_forward_run(dev, out, lse, q, kv, s, q_map, kv_map, merge));
 }
 
 /* delta (Tq, B, heads) = rowsum(out * dout) over head_dim, for attention_backward */
 static inline void attention_delta(Device *dev, accum *delta, const real *out, const real *dout, i64 rows_heads, i64 head_dim) {
-    if (op_begin(dev, OP_ATTENTION, 2.0 * rows_heads * head_dim, 2.0 * sizeof(real) * rows_heads * head_dim))
-        attention_delta_run(dev, delta, out, dout, rows_heads, head_dim);
+    OPERATION(dev, OP_ATTENTION, 2.0 * rows_heads * head_dim, 2.0 * real_size() * rows_heads * head_dim,
+              attention_delta_run(dev, delta, out, dout, rows_heads, head_dim));
 }
 
 /* Gradients of one block, P recomputed from the final lse of all blocks: dq (Tq, B, heads, head_dim) +=,
@@ -225,31 +240,31 @@ static inline void attention_delta(Device *dev, accum *delta, const real *out, c
 static inline void attention_backward(Device *dev, accum *dq, accum *dkv, const real *q, const real *kv, const real *dout, const accum *lse,
                                       const accum *delta, AttentionShape s, TokenMap q_map, TokenMap kv_map) {
     double pairs = causal_pairs(&q_map, &kv_map) * (double)(s.B * s.heads);
-    if (op_begin(dev, OP_ATTENTION, 10.0 * pairs * s.head_dim,
-                 1.0 * s.B * s.head_dim * (sizeof(real) + sizeof(accum)) * (2.0 * s.Tq * s.heads + 2.0 * s.Tk * s.kv_heads)))
-        attention_backward_run(dev, dq, dkv, q, kv, dout, lse, delta, s, q_map, kv_map);
+    OPERATION(dev, OP_ATTENTION, 10.0 * pairs * s.head_dim,
+              1.0 * s.B * s.head_dim * (real_size() + accum_size()) * (2.0 * s.Tq * s.heads + 2.0 * s.Tk * s.kv_heads),
+              attention_backward_run(dev, dq, dkv, q, kv, dout, lse, delta, s, q_map, kv_map));
 }
 
 /* ---- MLP ----------------------------------------------------------------------------------------------------------- */
 
 /* out = gelu(pre), tanh form: x/2 (1 + tanh(sqrt(2/pi)(x + 0.044715 x^3))); n elements. Hendrycks, Gimpel 2016, arXiv:1606.08415 */
 static inline void gelu_forward(Device *dev, real *out, const real *pre, i64 n) {
-    if (op_begin(dev, OP_POINTWISE, 8.0 * n, 2.0 * sizeof(real) * n)) gelu_forward_run(dev, out, pre, n);
+    OPERATION(dev, OP_POINTWISE, 8.0 * n, 2.0 * real_size() * n, gelu_forward_run(dev, out, pre, n));
 }
 
 /* dpre = dout gelu'(pre); dpre may alias dout */
 static inline void gelu_backward(Device *dev, real *dpre, const real *dout, const real *pre, i64 n) {
-    if (op_begin(dev, OP_POINTWISE, 12.0 * n, 3.0 * sizeof(real) * n)) gelu_backward_run(dev, dpre, dout, pre, n);
+    OPERATION(dev, OP_POINTWISE, 12.0 * n, 3.0 * real_size() * n, gelu_backward_run(dev, dpre, dout, pre, n));
 }
 
 /* out (rows, I) = silu(gate) up, pre (rows, 2, I) holds gate then up. Shazeer 2020, arXiv:2002.05202 */
 static inline void swiglu_forward(Device *dev, real *out, const real *pre, i64 rows, i64 I) {
-    if (op_begin(dev, OP_POINTWISE, 5.0 * rows * I, 3.0 * sizeof(real) * rows * I)) swiglu_forward_run(dev, out, pre, rows, I);
+    OPERATION(dev, OP_POINTWISE, 5.0 * rows * I, 3.0 * real_size() * rows * I, swiglu_forward_run(dev, out, pre, rows, I));
 }
 
 /* dpre (rows, 2, I) from dout (rows, I) and pre; dpre does not alias */
 static inline void swiglu_backward(Device *dev, real *dpre, const real *dout, const real *pre, i64 rows, i64 I) {
-    if (op_begin(dev, OP_POINTWISE, 10.0 * rows * I, 5.0 * sizeof(real) * rows * I)) swiglu_backward_run(dev, dpre, dout, pre, rows, I);
+    OPERATION(dev, OP_POINTWISE, 10.0 * rows * I, 5.0 * real_size() * rows * I, swiglu_backward_run(dev, dpre, dout, pre, rows, I));
 }
 
 /* ---- loss ---------------------------------------------------------------------------------------------------------- */
@@ -258,57 +273,57 @@ static inline void swiglu_backward(Device *dev, real *dpre, const real *dout, co
    row order; when `backward`, logits become dlogits = scale (softmax - onehot(target)) in place.
    A negative target is ignored: no loss, dlogits 0. */
 static inline void classifier(Device *dev, double *loss_sum, real *logits, const int32_t *targets, accum scale, i64 rows, i64 V, int backward) {
-    if (op_begin(dev, OP_CLASSIFIER, 5.0 * rows * V, (backward ? 2.0 : 1.0) * sizeof(real) * rows * V))
-        classifier_run(dev, loss_sum, logits, targets, scale, rows, V, backward);
+    OPERATION(dev, OP_CLASSIFIER, 5.0 * rows * V, (backward ? 2.0 : 1.0) * real_size() * rows * V,
+              classifier_run(dev, loss_sum, logits, targets, scale, rows, V, backward));
 }
 
 /* ---- between host and device ------------------------------------------------------------------------------------------- */
 
 /* dst (device) = src (host), `bytes` of it; done on return */
 static inline void copy_in(Device *dev, void *dst, const void *src, i64 bytes) {
-    if (op_begin(dev, OP_POINTWISE, 0, 1.0 * bytes)) copy_in_run(dev, dst, src, bytes);
+    OPERATION(dev, OP_POINTWISE, 0, 1.0 * bytes, copy_in_run(dev, dst, src, bytes));
 }
 
 /* dst (host) = src (device), after everything before it; in plan mode dst is left as it is */
 static inline void copy_out(Device *dev, void *dst, const void *src, i64 bytes) {
-    if (op_begin(dev, OP_POINTWISE, 0, 1.0 * bytes)) copy_out_run(dev, dst, src, bytes);
+    OPERATION(dev, OP_POINTWISE, 0, 1.0 * bytes, copy_out_run(dev, dst, src, bytes));
 }
 
 /* ---- flat buffers ---------------------------------------------------------------------------------------------------- */
 
 /* dst (n) = 0 */
 static inline void zero_fill(Device *dev, void *dst, i64 bytes) {
-    if (op_begin(dev, OP_POINTWISE, 0, 1.0 * bytes)) zero_fill_run(dev, dst, bytes);
+    OPERATION(dev, OP_POINTWISE, 0, 1.0 * bytes, zero_fill_run(dev, dst, bytes));
 }
 
 /* dst (n) = src (n), accum to real; nothing to do where they are one buffer */
 static inline void convert(Device *dev, real *dst, const accum *src, i64 n) {
     if ((const void *)dst == (const void *)src) return;
-    if (op_begin(dev, OP_POINTWISE, 0, 1.0 * (sizeof(real) + sizeof(accum)) * n)) convert_run(dev, dst, src, n);
+    OPERATION(dev, OP_POINTWISE, 0, 1.0 * (real_size() + accum_size()) * n, convert_run(dev, dst, src, n));
 }
 
 /* dst (n) = or += the sum over p of parts (n_parts, stride)[p][0..n), in part order: the local half of a reduce-scatter.
    dst and parts share `type` and do not overlap. */
 static inline void sum_parts(Device *dev, void *dst, const void *parts, i64 n_parts, i64 stride, i64 n, Dtype type, int add) {
-    if (op_begin(dev, OP_POINTWISE, 1.0 * n_parts * n, 1.0 * (n_parts + 1) * n * dtype_size(type)))
-        sum_parts_run(dev, dst, parts, n_parts, stride, n, type, add);
+    OPERATION(dev, OP_POINTWISE, 1.0 * n_parts * n, 1.0 * (n_parts + 1) * n * dtype_size(type),
+              sum_parts_run(dev, dst, parts, n_parts, stride, n, type, add));
 }
 
 /* dst (n) += the sum over p of parts (n_parts, stride)[p][0..n), in part order and in accum: gradients that travelled in the compute type */
 static inline void add_parts(Device *dev, accum *dst, const real *parts, i64 n_parts, i64 stride, i64 n) {
-    if (op_begin(dev, OP_POINTWISE, 1.0 * n_parts * n, 1.0 * n_parts * n * sizeof(real) + 2.0 * n * sizeof(accum)))
-        add_parts_run(dev, dst, parts, n_parts, stride, n);
+    OPERATION(dev, OP_POINTWISE, 1.0 * n_parts * n, 1.0 * n_parts * n * real_size() + 2.0 * n * accum_size(),
+              add_parts_run(dev, dst, parts, n_parts, stride, n));
 }
 
 /* *out += sum of squares of g (n), in double, order fixed by n alone */
 static inline void sum_squares(Device *dev, double *out, const accum *g, i64 n) {
-    if (op_begin(dev, OP_OPTIMIZER, 2.0 * n, 1.0 * sizeof(accum) * n)) sum_squares_run(dev, out, g, n);
+    OPERATION(dev, OP_OPTIMIZER, 2.0 * n, 1.0 * accum_size() * n, sum_squares_run(dev, out, g, n));
 }
 
 /* AdamW on n elements of this rank's flat shard: g = grad_scale grad; m, v moments; master -= lr (mhat / (sqrt(vhat) + eps) + weight_decay master);
    param = master rounded to real (may be the same buffer). Loshchilov, Hutter 2019, arXiv:1711.05101 */
 static inline void adamw(Device *dev, real *param, accum *master, accum *m, accum *v, const accum *grad, i64 n, AdamW a) {
-    if (op_begin(dev, OP_OPTIMIZER, 12.0 * n, (7.0 * sizeof(accum) + sizeof(real)) * n)) adamw_run(dev, param, master, m, v, grad, n, a);
+    OPERATION(dev, OP_OPTIMIZER, 12.0 * n, (7.0 * accum_size() + real_size()) * n, adamw_run(dev, param, master, m, v, grad, n, a));
 }
 
 #endif

@@ -12,6 +12,9 @@ typedef float accum;
 #define REAL_NAME "fp32"
 #endif
 
+static inline i64 real_size(void) { return (i64)sizeof(real); }
+static inline i64 accum_size(void) { return (i64)sizeof(accum); }
+
 /* --comm: MPI reads and writes the host's memory itself. */
 #define COMM_CHOICES "mpi"
 #define COMM_DEFAULT "mpi"

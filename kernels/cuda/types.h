@@ -8,6 +8,9 @@ typedef bf16 real;
 typedef float accum;
 #define REAL_NAME "bf16"
 
+static inline i64 real_size(void) { return (i64)sizeof(real); }
+static inline i64 accum_size(void) { return (i64)sizeof(accum); }
+
 /* --comm. */
 #ifdef ODYSSEUS_NCCL
 #define COMM_CHOICES "nccl|mpi"
