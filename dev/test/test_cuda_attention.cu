@@ -203,7 +203,7 @@ static void run_case(Case *c, int again, const char *name) {
     c->want_dq = zeros(q_elements(c)), c->want_dkv = zeros(kv_elements(c));
     Buffers d = upload_case(c);
     reference(c);
-    Device dev = test_device(i64_max(16, attention_scratch_bytes(c->s.B, c->s.heads, c->s.Tq, c->s.Tk, c->s.head_dim)));
+    Device dev = test_device(i64_max(16, attention_scratch_bytes(&c->s)));
     d.final_lse = upload_accum(c->lse, q_rows(c)), d.delta = upload_accum(c->delta, q_rows(c));
     set_schedule(0);
     run_forward(&dev, c, &d), run_backward(&dev, c, &d);

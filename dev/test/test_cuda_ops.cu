@@ -121,7 +121,7 @@ static void test_bias(i64 rows, i64 C) {
     for (i64 r = 0; r < rows; r++)
         for (i64 c = 0; c < C; c++) want[r * C + c] = x[r * C + c] + b[c], want_db[c] += x[r * C + c];
     NAME("bias, rows %lld, C %lld", LL(rows), LL(C));
-    Results r = under_schedules(pointwise_scratch_bytes(rows, C), name, [&](Device *dev, Results *r) {
+    Results r = under_schedules(columns_scratch_bytes(rows, C), name, [&](Device *dev, Results *r) {
         real *out = upload_real(x, n);
         accum *dbias = upload_accum(db, C);
         bias_add(dev, out, bias, rows, C);
@@ -346,7 +346,7 @@ static void test_pack(i64 T, i64 B, i64 heads, i64 KH, i64 HS, i64 parts, int ro
     double *want_q = zeros(nq), *want_kv = zeros(npacked), *want_dq = zeros(nq), *want_dkv = zeros(nkv);
     naive_heads(want_q, want_kv, q, kv, want_dq, want_dkv, dq_in, dkv_in, rotate ? turns : NULL, rows, B, heads, KH, HS, parts);
     NAME("T %lld, B %lld, heads %lld/%lld, HS %lld, parts %lld%s", LL(T), LL(B), LL(heads), LL(KH), LL(HS), LL(parts), rotate ? ", rotated" : "");
-    Results r = under_schedules(heads_scratch_bytes(), name, [&](Device *dev, Results *r) {
+    Results r = under_schedules(0, name, [&](Device *dev, Results *r) {
         real *q_out = unset_real(nq), *kv_out = unset_real(npacked), *dq = unset_real(nq), *dkv = unset_real(nkv);
         queries_pack(dev, q_out, qd, table, rows, B, heads, HS, parts);
         kv_pack(dev, kv_out, kvd, table, rows, B, KH, HS, parts);

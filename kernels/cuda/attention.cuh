@@ -20,8 +20,6 @@
 
 /* ---- what the kernels take ---- */
 
-static inline int attention_takes_head_dim(i64 head_dim) { return head_dim >= 8 && head_dim <= 128 && head_dim % 8 == 0; }
-
 /* What a token map is to a kernel: 32-bit numbers, and its tiles counted. */
 typedef struct {
     int first[2], stride[2], count[2], tiles[2]; /* per run; `tiles` of the size that the kernel works in */

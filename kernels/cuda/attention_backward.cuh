@@ -303,15 +303,6 @@ __global__ void __launch_bounds__(256, 1) attention_backward_kernel(AttentionBac
 
 /* ---- launch ---- */
 
-/* Query tiles of a head dim's template. */
-static inline int backward_queries(i64 head_dim) { return head_dim <= 64 ? 128 : 64; }
-
-/* Scratch that attention needs, at most: a counter per dq tile, where a map's two runs may each end in a tile of their own. */
-static inline i64 attention_scratch_bytes(i64 B, i64 heads, i64 Tq, i64 Tk, i64 head_dim) {
-    (void)Tk;
-    return B * heads * (ceil_div(Tq, backward_queries(head_dim)) + 1) * (i64)sizeof(int);
-}
-
 template <int HD, int BM, int BN, int S_ROWS, int KV_ROWS, int Q_ROWS>
 static inline void attention_backward_launch(Device *dev, AttentionBackward a, i64 kv_heads, const TokenMap *q_map, const TokenMap *kv_map) {
     typedef BackwardTile<HD, BM, BN, S_ROWS, KV_ROWS, Q_ROWS> Tile;

@@ -2,6 +2,7 @@
 
    cuda.h       launches, errors, shared memory, bf16          ptx.h      PTX instructions, each behind one function
    ops.cuh      norms, heads, pointwise, embedding, classifier, optimizer: one family a file
+   scratch.h    what the operations need besides their operands
    attention*.cuh  flash attention, forward and backward
    gemm.cuh     matrix products by cuBLASLt                    device.h   which GPU, its stream, memory and copies
 

@@ -92,8 +92,6 @@ __global__ void __launch_bounds__(THREADS) classifier_kernel(double *losses, rea
     }
 }
 
-static inline i64 classifier_scratch_bytes(i64 rows) { return rows * 8; }
-
 static inline void classifier_run(Device *dev, double *loss_sum, real *logits, const int32_t *targets, accum scale, i64 rows, i64 V, int backward) {
     if (rows == 0) return;
     if (V < 1 || !aligned_to(logits, sizeof(real))) FAIL(THIS_RANK, "classifier: a vocabulary of %lld is not taken", (long long)V);

@@ -87,9 +87,7 @@ static inline void device_note(const DevicePlace *p) {
 }
 
 /* Why attention cannot run heads of this size: NULL, it can. */
-static inline const char *device_refuses_heads(i64 head_dim) {
-    return attention_takes_head_dim(head_dim) ? NULL : "the CUDA kernels take multiples of 8 up to 128; change --heads or --dim";
-}
+static inline const char *device_refuses_heads(i64 head_dim) { return cuda_refuses_heads(head_dim); }
 
 /* ---- life ---- */
 
@@ -121,8 +119,7 @@ static inline void device_free(Device *dev) {
 
 /* The largest scratch that any operation needs on `rows` rows of at most `widest` numbers, `vocab` words and attention of `s`. */
 static inline i64 device_scratch_bytes(i64 rows, i64 widest, i64 vocab, const AttentionShape *s) {
-    i64 bytes = i64_max(GEMM_WORKSPACE, ops_scratch_bytes(rows, widest, vocab));
-    return i64_max(bytes, attention_scratch_bytes(s->B, s->heads, s->Tq, s->Tk, s->head_dim));
+    return cuda_scratch_bytes(rows, widest, vocab, s);
 }
 
 static inline void device_scratch(Device *dev, void *scratch, i64 bytes) {

@@ -17,7 +17,7 @@
 #ifndef ODYSSEUS_CUDA_EMBEDDING_CUH
 #define ODYSSEUS_CUDA_EMBEDDING_CUH
 
-static constexpr int EMBED_SMALL = 32, EMBED_COLUMNS = 256, SCAN_THREADS = 1024, SCAN_EACH = 8;
+static constexpr int EMBED_COLUMNS = 256, SCAN_THREADS = 1024, SCAN_EACH = 8;
 
 /* ---- forward ---- */
 
@@ -55,8 +55,6 @@ typedef struct {
     int *loose;   /* rows: buckets, not yet in order */
     int *sorted;  /* rows: in order */
 } Buckets;
-
-static inline i64 embedding_scratch_bytes(i64 rows, i64 vocab) { return 4 * (2 * vocab + 2 + rows / EMBED_SMALL + 1 + 2 * rows); }
 
 static inline Buckets buckets_in(int *scratch, i64 rows, i64 vocab) {
     Buckets b;

@@ -22,7 +22,7 @@
         if (cublas_status != CUBLAS_STATUS_SUCCESS) FAIL(THIS_RANK, "cuBLASLt: %s: status %d", #call, (int)cublas_status); \
     } while (0)
 
-enum { GEMM_WORKSPACE = 32 << 20, GEMM_PLANS = 512 };
+enum { GEMM_PLANS = 512 };
 
 /* One product: C (m, n) = op(A) op(B), columns of neighbours; ld are those of the stored matrices. */
 typedef struct {

@@ -201,6 +201,4 @@ template <int SPLIT> static inline void parts_run(Device *dev, real *out, const 
 static inline void parts_merge_run(Device *dev, real *out, const real *in, i64 parts, i64 rows, i64 width) { parts_run<0>(dev, out, in, parts, rows, width); }
 static inline void parts_split_run(Device *dev, real *out, const real *in, i64 parts, i64 rows, i64 width) { parts_run<1>(dev, out, in, parts, rows, width); }
 
-static inline i64 heads_scratch_bytes(void) { return 0; }
-
 #endif

@@ -17,8 +17,6 @@
 #ifndef ODYSSEUS_CUDA_NORM_CUH
 #define ODYSSEUS_CUDA_NORM_CUH
 
-static constexpr int NORM_WIDEST_FORWARD = 16384, NORM_WIDEST_BACKWARD = 8192, NORM_PARTS = 320;
-
 /* out = (x - mean) rstd weight + bias. Multiply-adds are spelled out: forward and recompute must not be contracted differently. */
 __device__ __forceinline__ float norm_value(float x, float mean, float rstd, float weight, float bias) { return fmaf((x - mean) * rstd, weight, bias); }
 
@@ -337,11 +335,6 @@ __global__ void __launch_bounds__(BLOCK) norm_backward_any_kernel(real *dx, cons
 static inline i64 norm_parts(const Device *dev, i64 rows, i64 groups) {
     i64 most = i64_min(NORM_PARTS, 2 * i64_max(1, dev->state.multiprocessors));
     return i64_min(most, ceil_div(rows, groups));
-}
-
-static inline i64 norm_scratch_bytes(i64 rows, i64 C) {
-    i64 fused = C <= NORM_WIDEST_BACKWARD ? i64_min(NORM_PARTS, rows) * 2 * C * (i64)sizeof(accum) : 0;
-    return i64_max(fused, columns_scratch_bytes(rows, C));
 }
 
 template <int KIND, int WARPS, int K>

@@ -1,4 +1,4 @@
-/* ops.cuh - the memory-bound operations of compute.h, all but matrix products and attention, and the scratch they need.
+/* ops.cuh - the memory-bound operations of compute.h, all but matrix products and attention.
 
    reduce.cuh       accesses of 16 bytes, sums over warps, blocks, columns
    pointwise.cuh    GELU, SwiGLU, bias, zero, convert, sum of parts
@@ -13,6 +13,7 @@
 #ifndef ODYSSEUS_CUDA_OPS_CUH
 #define ODYSSEUS_CUDA_OPS_CUH
 
+#include "scratch.h"
 #include "reduce.cuh"
 #include "pointwise.cuh"
 #include "embedding.cuh"
@@ -20,14 +21,5 @@
 #include "heads.cuh"
 #include "classifier.cuh"
 #include "optimizer.cuh"
-
-/* Scratch that serves every operation here, one at a time: streams of at most `rows` rows, of at most `widest` columns where rows are
-   summed (hidden size, projections' outputs) and a vocabulary of `vocab`. */
-static inline i64 ops_scratch_bytes(i64 rows, i64 widest, i64 vocab) {
-    i64 bytes = i64_max(pointwise_scratch_bytes(rows, widest), norm_scratch_bytes(rows, i64_min(widest, NORM_WIDEST_BACKWARD)));
-    bytes = i64_max(bytes, i64_max(norm_scratch_bytes(rows, widest), embedding_scratch_bytes(rows, vocab)));
-    bytes = i64_max(bytes, i64_max(classifier_scratch_bytes(rows), optimizer_scratch_bytes()));
-    return round_up(i64_max(bytes, heads_scratch_bytes()), 256);
-}
 
 #endif

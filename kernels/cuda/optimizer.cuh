@@ -7,7 +7,7 @@
 #ifndef ODYSSEUS_CUDA_OPTIMIZER_CUH
 #define ODYSSEUS_CUDA_OPTIMIZER_CUH
 
-static constexpr int SQUARE_BLOCKS = 1024, SQUARE_THREADS = 256;
+static constexpr int SQUARE_THREADS = 256;
 
 /* W is how g is read; a thread's elements, and so the order of the sum, are the same for both. */
 template <int W> __global__ void __launch_bounds__(SQUARE_THREADS) sum_squares_kernel(double *partial, const accum *g, i64 n) {
@@ -28,8 +28,6 @@ template <int W> __global__ void __launch_bounds__(SQUARE_THREADS) sum_squares_k
     sum = warps_sum<SQUARE_THREADS / WARP>(sum, joined);
     if (threadIdx.x == 0) partial[blockIdx.x] = sum;
 }
-
-static inline i64 optimizer_scratch_bytes(void) { return SQUARE_BLOCKS * 8; }
 
 static inline void sum_squares_run(Device *dev, double *out, const accum *g, i64 n) {
     if (n == 0) return;

@@ -140,8 +140,6 @@ static inline void bias_backward_run(Device *dev, accum *dbias, const real *dout
     columns_run<COLUMNS_PLAIN>(dev, dbias, NULL, dout, NULL, NULL, NULL, rows, C);
 }
 
-static inline i64 pointwise_scratch_bytes(i64 rows, i64 widest) { return columns_scratch_bytes(rows, widest); }
-
 /* ---- flat buffers ---- */
 
 static inline void zero_fill_run(Device *dev, void *dst, i64 bytes) {

@@ -166,17 +166,10 @@ __global__ void __launch_bounds__(1024) doubles_sum_kernel(double *out, const do
 
 /* ---- columns ---------------------------------------------------------------------------------------------------------- */
 
-static constexpr int COLUMN_WARPS = 8, COLUMN_TILE = 256, COLUMN_BLOCKS = 1024, COLUMN_ROWS = 64;
+static constexpr int COLUMN_WARPS = 8;
 
 /* What is summed over the rows: d, or d times the normalized x (and d). */
 enum { COLUMNS_PLAIN, COLUMNS_RMS, COLUMNS_LAYER };
-
-/* Strips that (rows, C) is cut into. */
-static inline i64 column_strips(i64 rows, i64 C) {
-    i64 strips = i64_max(1, COLUMN_BLOCKS / ceil_div(C, COLUMN_TILE));
-    return i64_max(1, i64_min(strips, ceil_div(rows, COLUMN_ROWS)));
-}
-static inline i64 columns_scratch_bytes(i64 rows, i64 C) { return column_strips(rows, C) * 2 * C * (i64)sizeof(accum); }
 
 /* partial (strips, outputs, C): outputs 1, or for COLUMNS_LAYER 2 (d n, then d) */
 template <int WHAT, int W>
