@@ -17,6 +17,7 @@ OPT = -O3 -march=native
 CFLAGS = -std=c11 $(OPT) -fopenmp -fno-math-errno -ffp-contract=fast -D_GNU_SOURCE -Wall -Wextra -Wc++-compat -Werror
 CXXFLAGS = -std=c++20 -fopenmp -fsyntax-only -D_GNU_SOURCE -Wall -Wextra -Werror -DOMPI_SKIP_MPICXX -DMPICH_SKIP_MPICXX
 COMPILE = $(MPICC) -x c $(CFLAGS) -MMD -MP -MF build/$(@F).d $< -o $@
+SIMCOMPILE = $(CPP) -x c $(filter-out -march=native,$(CFLAGS)) -DODYSSEUS_SIM -DODYSSEUS_NO_MPI -MMD -MP -MF build/$(@F).d $< -o $@ -lcjson -lm
 FP32 = -ldnnl -lcjson -lm
 FP64 = -DODYSSEUS_FP64 -lcjson -lm
 
@@ -55,10 +56,11 @@ DNNL := $(call header,oneapi/dnnl/dnnl.h)
 CJSON := $(call header,cjson/cJSON.h)
 
 MISSING_fp64 = $(if $(MPI),,libopenmpi-dev openmpi-bin) $(if $(CJSON),,libcjson-dev)
+MISSING_sim = $(if $(CJSON),,libcjson-dev)
 MISSING_cuda = $(if $(CJSON),,libcjson-dev)
 MISSING_fp32 = $(MISSING_fp64) $(if $(DNNL),,libdnnl-dev)
 need = $(if $(strip $(MISSING_$(1))),$(error $@ needs packages that are not installed: apt-get install build-essential $(strip $(MISSING_$(1)))))
-CAN = $(if $(strip $(MISSING_fp32)),,train_gpt_cpu) $(if $(strip $(MISSING_fp64)),,train_gpt_fp64) $(if $(and $(NVCC),$(CJSON)),train_gpt)
+CAN = $(if $(strip $(MISSING_fp32)),,train_gpt_cpu) $(if $(strip $(MISSING_fp64)),,train_gpt_fp64) $(if $(and $(CPP),$(CJSON)),train_gpt_sim) $(if $(and $(NVCC),$(CJSON)),train_gpt)
 
 # ---- targets ----
 
@@ -72,6 +74,9 @@ all:
 
 train_gpt_cpu: train_gpt.cu | build
 	$(call need,fp32)$(COMPILE) $(FP32)
+
+train_gpt_sim: kernels/sim/simulator.c | build
+	$(call need,sim)$(SIMCOMPILE)
 
 train_gpt_fp64: train_gpt.cu | build
 	$(call need,fp64)$(COMPILE) $(FP64)
@@ -126,7 +131,7 @@ build:
 	@mkdir -p build
 
 clean:
-	rm -rf build train_gpt train_gpt_cpu train_gpt_fp64 train_gpt_emu
+	rm -rf build train_gpt train_gpt_cpu train_gpt_fp64 train_gpt_emu train_gpt_sim
 
 print-archs:
 	@echo $(CUDA_ARCHS:%=sm_%)

@@ -409,7 +409,7 @@ static i64 load_micro_batch(Trainer *t, Dataset *d, i64 first, i64 micro, i64 en
 static double count_targets(Trainer *t, i64 first) {
     Model *m = &t->model;
     double counted = (double)(own_rows(m) * micro_steps(&t->options));
-    if (t->settings->ignore_token >= 0 && !m->dev.plan) {
+    if (t->settings->ignore_token >= 0 && device_is_real(&m->dev)) {
         counted = 0;
         for (i64 micro = 0; micro < micro_steps(&t->options); micro++) counted += (double)load_micro_batch(t, &t->train, first, micro, -1);
     }
@@ -424,6 +424,19 @@ static double learning_rate(const Settings *s, i64 step) {
     return s->min_lr + 0.5 * (s->lr - s->min_lr) * (1 + cos(3.14159265358979323846 * progress));
 }
 
+/* Without data, micro-steps are alike from the second on: walk three, count the rest as the third. */
+static void imagine_micro_steps(Model *m, accum scale, i64 micro) {
+    Ledger ledger = m->ledger;
+    Device dev = m->dev;
+    for (i64 i = 0; i < i64_min(micro, 3); i++) {
+        ledger = m->ledger, dev = m->dev;
+        model_walk(m, scale);
+    }
+    if (micro <= 3) return;
+    ledger_repeat(&m->ledger, &ledger, micro - 3);
+    device_repeat(&m->dev, &dev, micro - 3);
+}
+
 /* Forward and backward of the whole batch of `step`: the gradient's shards, and through *loss and *norm the mean loss over the
    targets of the step and the global gradient norm. */
 static void step_gradients(Trainer *t, i64 step, double *loss, double *norm) {
@@ -434,9 +447,13 @@ static void step_gradients(Trainer *t, i64 step, double *loss, double *norm) {
     accum scale = (accum)(1.0 / (counted > 0 ? counted : 1));
     zero_fill(&m->dev, z->grad, z->flat * accum_size());
     zero_fill(&m->dev, m->sums, 2 * sizeof(double));
-    for (i64 micro = 0; micro < micro_steps(&t->options); micro++) {
-        if (!m->dev.plan) load_micro_batch(t, &t->train, first, micro, -1);
-        model_walk(m, scale);
+    if (m->dev.imagined) {
+        imagine_micro_steps(m, scale, micro_steps(&t->options));
+    } else {
+        for (i64 micro = 0; micro < micro_steps(&t->options); micro++) {
+            if (!m->dev.plan) load_micro_batch(t, &t->train, first, micro, -1);
+            model_walk(m, scale);
+        }
     }
     zero_grads_finish(z);
     double values[2] = {0, 0}; /* sum of losses, sum of squared gradients */
@@ -735,12 +752,12 @@ static void options_mesh(ModelOptions *o, Settings *s, const FlagsGiven *given, 
     o->shape.world = world, o->shape.dp = s->dp, o->shape.ring = s->ring, o->shape.head = world / s->dp / s->ring;
 }
 
-/* Everything about the run that does not need data or memory, or one line saying why not. */
+/* Everything about the run that does not need data or memory; whether that can run, options_check says. */
 static void options_from_flags(ModelOptions *o, Settings *s, const FlagsGiven *given, i64 world, DevicePlace place) {
     memset(o, 0, sizeof *o);
     options_model(o, s);
     options_mesh(o, s, given, world);
-    o->layout = strcmp(s->ring_layout, "zigzag") == 0 ? RING_ZIGZAG : strcmp(s->ring_layout, "stripe") == 0 ? RING_STRIPE : RING_CONTIGUOUS;
+    o->layout = ring_layout_find(s->ring_layout);
     o->L = s->seq_len, o->B = s->micro_batch, o->batch = s->batch;
     if (s->init_only) { /* the same numbers on every mesh, so take the one that fits every world */
         o->shape.dp = world, o->shape.ring = o->shape.head = 1;
@@ -751,24 +768,33 @@ static void options_from_flags(ModelOptions *o, Settings *s, const FlagsGiven *g
     o->comm = s->comm, o->comm_timeout = s->comm_timeout;
     o->grad_wire = s->grad_comm && strcmp(s->grad_comm, "bf16") == 0 ? DTYPE_REAL : DTYPE_ACCUM;
     o->place = place;
+}
+
+static void options_check(const ModelOptions *o) {
     char why[1024];
     if (options_refuse(o, why, sizeof why)) FAIL(EVERYONE, "%s", why);
 }
 
-static void print_banner(const Trainer *t) {
+static void print_model(const Trainer *t) {
     const Config *c = &t->options.config;
-    const MeshShape *shape = &t->options.shape;
-    const DevicePlace *p = &t->place;
     printf("model    %s, %lld layers, d %lld, %lld heads, %lld KV heads, i %lld, vocab %lld: %.2fM parameters, %s\n",
            c->arch == ARCH_GPT2 ? "gpt2" : "llama", (long long)c->layers, (long long)c->dim, (long long)c->heads, (long long)c->kv_heads,
            (long long)c->ffn, (long long)c->vocab, (double)t->parameters / 1e6, REAL_NAME);
+}
+
+static void print_mesh(const Trainer *t) {
+    const Config *c = &t->options.config;
+    const MeshShape *shape = &t->options.shape;
     printf("mesh     %s on %lld ranks: dp %lld x ring %lld%s%s x head %lld\n", t->options.scheme->name, (long long)shape->world, (long long)shape->dp,
            (long long)shape->ring, shape->ring > 1 ? " " : "", shape->ring > 1 ? t->settings->ring_layout : "", (long long)shape->head);
     printf("batch    %lld sequences of %lld tokens a step, %lld micro-steps of %lld a group\n", (long long)t->options.batch, (long long)t->options.L,
            (long long)micro_steps(&t->options), (long long)t->options.B);
     if (c->arch == ARCH_LLAMA && t->options.L > c->max_pos)
         printf("note     sequences of %lld tokens go past the model's %lld positions\n", (long long)t->options.L, (long long)c->max_pos);
-    if (t->settings->dry_run) return;
+}
+
+static void print_device(const Trainer *t) {
+    const DevicePlace *p = &t->place;
     printf("device   ");
     device_print(p);
     printf(", peak %.1f GFLOP/s a rank%s\n", t->peak / 1e9, t->settings->peak_tflops > 0 ? " (given)" : " (" PEAK_ORIGIN ")");
@@ -829,6 +855,7 @@ static inline void run(Trainer *t, Settings *s, const FlagsGiven *given, Wire wo
     if (s->dump_grads && rank == 0) check_writable("dump-grads", s->dump_grads);
     if (!s->dry_run) device_open(&t->place, s->comm);
     options_from_flags(&t->options, s, given, s->world ? s->world : wire_size(world), t->place);
+    options_check(&t->options);
     t->parameters = config_parameters(&t->options.config);
     if (!s->dry_run && !s->init_only) {
         open_data(t);
@@ -837,7 +864,8 @@ static inline void run(Trainer *t, Settings *s, const FlagsGiven *given, Wire wo
     if (s->dry_run && rank != 0) return;
     model_init(&t->model, &t->options, world, s->dry_run != 0, rank);
     trainer_plan(t);
-    if (rank == 0 && !s->init_only) print_banner(t);
+    if (rank == 0 && !s->init_only) print_model(t), print_mesh(t);
+    if (rank == 0 && !s->init_only && !s->dry_run) print_device(t);
     if (s->dry_run) {
         print_plan(t);
     } else {

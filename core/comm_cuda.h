@@ -49,7 +49,8 @@ typedef struct {
     int waits, room;
 } Links;
 
-static inline void transfer_clear(Transfer *t) {
+static inline void transfer_clear(Transfer *t, CommOp op) {
+    (void)op;
     t->wire = wire_request_none();
     t->to = NULL, t->flying = t->launched = 0;
 }

@@ -22,7 +22,10 @@ static inline void *link_open(Links *l, Wire w, int rank, int size) {
 static inline void link_close(void *link) { (void)link; }
 static inline void link_check(void *link) { (void)link; }
 
-static inline void transfer_clear(Transfer *t) { *t = wire_request_none(); }
+static inline void transfer_clear(Transfer *t, CommOp op) {
+    (void)op;
+    *t = wire_request_none();
+}
 static inline void transfer_free(Transfer *t) { (void)t; }
 
 /* Move the wire along. */

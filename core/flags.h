@@ -27,6 +27,9 @@ typedef struct {
     const char *out, *dump_grads;
     double peak_tflops;
     i64 init_only, dry_run, world, help;
+    /* simulator */
+    const char *cluster, *dtype, *json;
+    i64 plan, max_seq, calibrate;
 } Settings;
 
 typedef enum { FLAG_TEXT, FLAG_CHOICE, FLAG_INT, FLAG_REAL, FLAG_SWITCH } FlagType;
@@ -96,8 +99,10 @@ static const Flag FLAGS[] = {
     {NULL, "dump-grads", FLAG_TEXT, AT(dump_grads), NULL, 0, 0, NULL, "write the first step's full gradients, before clipping, to this .safetensors file"},
     {NULL, "peak-tflops", FLAG_REAL, AT(peak_tflops), NULL, 1e-6, 1e9, NULL, "peak of one rank in TFLOP/s for MFU; default: measured at start"},
     {NULL, "dry-run", FLAG_SWITCH, AT(dry_run), NULL, 0, 0, NULL, "print memory and traffic of the run, and exit; needs no data"},
-    {NULL, "world", FLAG_INT, AT(world), NULL, 1, 1 << 20, NULL, "with --dry-run: ranks of the imagined world"},
+    {NULL, "world", FLAG_INT, AT(world), NULL, 1, 1 << 20, NULL, "ranks of an imagined world (of --dry-run, or of the simulator)"},
     {NULL, "help", FLAG_SWITCH, AT(help), NULL, 0, 0, NULL, "this page"},
+
+    BACKEND_GROUP
 };
 
 static inline const Flag *flag_find(const char *name) {

@@ -53,6 +53,14 @@ static inline void ledger_reset(Ledger *l) {
     for (int i = 0; i < (int)(sizeof l->row / sizeof *rows); i++) rows[i].calls = rows[i].bytes = 0;
 }
 
+/* Count again, `times` times, what was counted since `before`. */
+static inline void ledger_repeat(Ledger *l, const Ledger *before, i64 times) {
+    LedgerRow *rows = &l->row[0][0][0][0];
+    const LedgerRow *then = &before->row[0][0][0][0];
+    for (int i = 0; i < (int)(sizeof l->row / sizeof *rows); i++)
+        rows[i].calls += times * (rows[i].calls - then[i].calls), rows[i].bytes += times * (rows[i].bytes - then[i].bytes);
+}
+
 typedef void (*LedgerVisit)(void *context, CommOp op, Tag t, const LedgerRow *row);
 
 /* Every row that was used or expected, in a fixed order. */

@@ -108,11 +108,15 @@ static inline void ledger_json_row(void *context, CommOp op, Tag t, const Ledger
     cJSON_AddItemToArray((cJSON *)context, object);
 }
 
-static inline void run_write_ledger(const RunLog *log, const Ledger *l) {
-    if (!log->metrics) return;
+/* The ledger as an array of objects; the caller's. */
+static inline cJSON *ledger_json(const Ledger *l) {
     cJSON *array = cJSON_CreateArray();
     ledger_visit(l, ledger_json_row, array);
-    run_write_json(log, "comm.json", array);
+    return array;
+}
+
+static inline void run_write_ledger(const RunLog *log, const Ledger *l) {
+    if (log->metrics) run_write_json(log, "comm.json", ledger_json(l));
 }
 
 /* Make the run directory; `config` is written and freed. Nothing that is there is overwritten: all names are looked at first. */

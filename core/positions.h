@@ -14,7 +14,13 @@
 
 #include "util.h"
 
-typedef enum { RING_ZIGZAG, RING_CONTIGUOUS, RING_STRIPE } RingLayout;
+typedef enum { RING_ZIGZAG, RING_CONTIGUOUS, RING_STRIPE, RING_LAYOUTS } RingLayout;
+static const char *const RING_LAYOUT_NAMES[RING_LAYOUTS] = {"zigzag", "contiguous", "stripe"};
+
+/* The layout of this name, which is one of them. */
+static inline RingLayout ring_layout_find(const char *name) {
+    return strcmp(name, "zigzag") == 0 ? RING_ZIGZAG : strcmp(name, "stripe") == 0 ? RING_STRIPE : RING_CONTIGUOUS;
+}
 
 typedef struct {
     i64 first;  /* position of the run's first token in the sequence */

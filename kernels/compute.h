@@ -15,22 +15,25 @@
 #include "../core/positions.h"
 #include "../core/util.h"
 
+typedef enum { DTYPE_REAL, DTYPE_ACCUM, DTYPE_F64, DTYPES } Dtype;
+
+typedef enum { OP_GEMM, OP_ATTENTION, OP_NORM, OP_POINTWISE, OP_EMBEDDING, OP_CLASSIFIER, OP_OPTIMIZER, OP_CLASSES } OpClass;
+static const char *const OP_CLASS_NAMES[OP_CLASSES] = {"gemm", "attention", "norm", "pointwise", "embedding", "classifier", "optimizer"};
+
 /* The backend's types: real, accum, their sizes in bytes as real_size() and accum_size() (a model of a device is told them at its start),
    REAL_NAME, DeviceState, real_from, real_value. */
 #ifdef ODYSSEUS_CUDA
 #include "cuda/types.h"
+#elif defined ODYSSEUS_SIM
+#include "sim/types.h"
 #else
 #include "cpu/types.h"
 #endif
 
-typedef enum { DTYPE_REAL, DTYPE_ACCUM, DTYPE_F64, DTYPES } Dtype;
 static inline i64 dtype_size(Dtype t) { return t == DTYPE_REAL ? real_size() : t == DTYPE_ACCUM ? accum_size() : 8; }
 
 /* True where activations are already in the accumulation type: a cast between them can alias instead. */
 static inline int real_is_accum(void) { return real_size() == accum_size(); }
-
-typedef enum { OP_GEMM, OP_ATTENTION, OP_NORM, OP_POINTWISE, OP_EMBEDDING, OP_CLASSIFIER, OP_OPTIMIZER, OP_CLASSES } OpClass;
-static const char *const OP_CLASS_NAMES[OP_CLASSES] = {"gemm", "attention", "norm", "pointwise", "embedding", "classifier", "optimizer"};
 
 /* The operation under way. */
 typedef struct {
@@ -51,6 +54,9 @@ typedef struct {
     double bytes[OP_CLASSES];     /* bytes read and written once each */
     Work now;
 } Device;
+
+/* Are there tokens to read and numbers to compute with? */
+static inline int device_is_real(const Device *dev) { return !dev->plan && !dev->imagined; }
 
 static inline void device_poll(Device *dev) { if (dev->poll) dev->poll(dev->poll_arg); }
 
@@ -88,10 +94,22 @@ typedef struct {
 
 #ifdef ODYSSEUS_CUDA
 #include "cuda/backend.h"
+#elif defined ODYSSEUS_SIM
+#include "sim/backend.h"
 #else
 #include "cpu/backend.h"
 #include "cpu/device.h"
 #endif
+
+/* Count again, `times` times, what `dev` counted (and, as a model, took) since `before`. */
+static inline void device_repeat(Device *dev, const Device *before, i64 times) {
+    for (int op = 0; op < OP_CLASSES; op++) {
+        dev->calls[op] += times * (dev->calls[op] - before->calls[op]);
+        dev->flop[op] += (double)times * (dev->flop[op] - before->flop[op]);
+        dev->bytes[op] += (double)times * (dev->bytes[op] - before->bytes[op]);
+    }
+    device_state_repeat(&dev->state, &before->state, times);
+}
 
 /* ---- matrix products ------------------------------------------------------------------------------------------- */
 

@@ -51,15 +51,24 @@ static inline i64 device_memory_available(void) {
     return limit > 0 && limit - used < host ? i64_max(limit - used, 1) : host;
 }
 
-/* Make `dev` ready for the rank placed at `p`. A dry run has no device (`imagined`), which is the same here. device_free. */
+/* Make `dev` ready for the rank placed at `p`; a dry run has none (`imagined`). device_free. */
 static inline void device_init(Device *dev, const DevicePlace *p, int imagined) {
-    (void)imagined;
     memset(dev, 0, sizeof *dev);
+    dev->imagined = imagined;
     dev->threads = p->threads;
     omp_set_num_threads(p->threads);
 }
 
 static inline void device_free(Device *dev) { (void)dev; }
+
+/* A device that computes has no time to make up. */
+static inline void device_state_repeat(DeviceState *s, const DeviceState *before, i64 times) { (void)s, (void)before, (void)times; }
+
+/* The host's clock. */
+static inline double host_seconds(const Device *dev) {
+    (void)dev;
+    return seconds_now();
+}
 
 /* What operations on `rows` rows of at most `widest` numbers, `vocab` words and attention of `s` need besides: nothing, they have stacks. */
 static inline i64 device_scratch_bytes(i64 rows, i64 widest, i64 vocab, const AttentionShape *s) {

@@ -19,7 +19,8 @@ static inline i64 accum_size(void) { return (i64)sizeof(accum); }
 #define COMM_CHOICES "mpi"
 #define COMM_DEFAULT "mpi"
 #define COMM_HELP "mpi"
-#define BACKEND_FLAGS /* rows of the table of flags: none of its own */
+#define BACKEND_FLAGS /* rows of the table of flags, in the group Parallelism and in one of its own: none */
+#define BACKEND_GROUP
 
 /* A value of the compute type, and back. */
 static inline real real_from(double x) { return (real)x; }

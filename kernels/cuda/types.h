@@ -26,6 +26,8 @@ static inline i64 accum_size(void) { return (i64)sizeof(accum); }
     {NULL, "grad-comm", FLAG_CHOICE, AT(grad_comm), "fp32", 0, 0, "fp32|bf16", "weight gradients on the wire; bf16 ones are still summed in fp32"}, \
     {NULL, "comm-timeout", FLAG_REAL, AT(comm_timeout), "600", 0, 1e9, NULL, "seconds that one collective over NCCL may take before the run stops; 0: any"},
 
+#define BACKEND_GROUP /* a group of flags of its own: none */
+
 /* A value of the compute type, and back. */
 static inline real real_from(double x) { return bf16_round((float)x); }
 static inline double real_value(real x) { return (double)bf16_float(x); }

@@ -1,0 +1,94 @@
+/* forecast.h - one configuration on one cluster: the program walks a step, the clocks say how long.
+
+   All ranks wait for each other in every block, so the slowest sets the pace: the ring rank that attends the most. The others have
+   the same shapes, memory and traffic.                                                                                            */
+#ifndef ODYSSEUS_SIM_FORECAST_H
+#define ODYSSEUS_SIM_FORECAST_H
+
+typedef struct {
+    int rank;                  /* of the world: the slowest */
+    double imbalance;          /* its attention over the mean of all ring ranks */
+    double seconds;            /* of a step */
+    double tokens_per_s, mfu_causal, mfu_full;
+    double op_seconds[OP_CLASSES], op_flop[OP_CLASSES], op_bytes[OP_CLASSES];
+    i64 op_calls[OP_CLASSES];
+    double comm_seconds[COMM_OPS], comm_exposed[COMM_OPS], exposed;
+    i64 comm_calls[COMM_OPS], comm_bytes[COMM_OPS];
+    ArenaMark memory;          /* at its peak */
+    i64 available;             /* bytes that the cluster gives an arena */
+} Forecast;
+
+static inline int forecast_fits(const Forecast *f) { return f->memory.used <= f->available; }
+
+/* Keys that a query of this run sees in the whole sequence, summed over its queries. */
+static double run_pairs(TokenRun r) {
+    double n = (double)r.count;
+    return n * (double)(r.first + 1) + (double)r.stride * n * (n - 1) / 2;
+}
+
+/* The ring rank with the most attention, and how much more than the mean it has. */
+static int slowest_ring_rank(const ModelOptions *o, double *imbalance) {
+    double sum = 0, most = 0;
+    int R = (int)o->shape.ring, slowest = 0;
+    for (int r = 0; r < R; r++) {
+        TokenMap map = token_map(o->layout, o->L, R, r);
+        double pairs = run_pairs(map.run[0]) + run_pairs(map.run[1]);
+        sum += pairs;
+        if (pairs > most) most = pairs, slowest = r;
+    }
+    *imbalance = most / (sum / R);
+    return slowest;
+}
+
+static void forecast_traffic(void *context, CommOp op, Tag t, const LedgerRow *row) {
+    Forecast *f = (Forecast *)context;
+    (void)t;
+    f->comm_calls[op] += row->calls, f->comm_bytes[op] += row->bytes;
+}
+
+/* What the clocks and counters of a finished step say. */
+static void forecast_collect(Forecast *f, Trainer *t) {
+    Model *m = &t->model;
+    const DeviceState *s = &m->dev.state;
+    f->seconds = fmax(s->host, fmax(s->compute, s->comm));
+    for (int i = 0; i < OP_CLASSES; i++) {
+        f->op_seconds[i] = s->op_seconds[i];
+        f->op_calls[i] = m->dev.calls[i], f->op_flop[i] = m->dev.flop[i], f->op_bytes[i] = m->dev.bytes[i];
+    }
+    for (int i = 0; i < COMM_OPS; i++) {
+        f->comm_seconds[i] = s->comm_seconds[i], f->comm_exposed[i] = s->comm_exposed[i];
+        f->exposed += s->comm_exposed[i];
+    }
+    ledger_visit(&m->ledger, forecast_traffic, f);
+    double tokens = (double)t->options.batch * (double)t->options.L, peaks = t->peak * (double)t->options.shape.world;
+    f->tokens_per_s = tokens / f->seconds;
+    f->mfu_causal = f->tokens_per_s * flop_per_token(t, 1) / peaks;
+    f->mfu_full = f->tokens_per_s * flop_per_token(t, 0) / peaks;
+}
+
+/* The trainer's plan, then, on rank `rank` of the imagined world, a step on the modelled clocks. `t` stays open: forecast_close. */
+static void forecast_step(Forecast *f, Trainer *t) {
+    Model *m = &t->model;
+    double loss, norm;
+    memset(f, 0, sizeof *f);
+    f->rank = slowest_ring_rank(&t->options, &f->imbalance) * (int)t->options.shape.head;
+    model_init(m, &t->options, wire_none(), 1, f->rank);
+    trainer_plan(t);
+    f->memory = m->arena.peak, f->available = cluster_memory(t->place.cluster);
+    ledger_reset(&m->ledger);
+    device_init(&m->dev, &t->place, 1);
+    m->dev.state.host = t->place.cluster->step;
+    step_gradients(t, 0, &loss, &norm);
+    step_update(t, 0, 1);
+    forecast_collect(f, t);
+}
+
+/* A trainer on `cluster` for flags that are checked already. */
+static void forecast_open(Trainer *t, const ModelOptions *o, const Settings *s, const Cluster *cluster) {
+    memset(t, 0, sizeof *t);
+    t->settings = s, t->options = *o, t->place = o->place;
+    t->parameters = config_parameters(&o->config);
+    t->peak = s->peak_tflops > 0 ? 1e12 * s->peak_tflops : device_peak_of(cluster);
+}
+
+#endif

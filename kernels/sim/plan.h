@@ -1,0 +1,175 @@
+/* plan.h - many configurations of one model on one cluster: which way to run it, and how long a sequence may be.
+
+   --plan      scheme x (dp x ring x head) x layout x micro-batch, as far as they multiply up to the world; what flags say is kept
+   --max-seq   per scheme, on the mesh that the flags give                                                                        */
+#ifndef ODYSSEUS_SIM_PLAN_H
+#define ODYSSEUS_SIM_PLAN_H
+
+typedef struct {
+    ModelOptions o;
+    Forecast f;
+} Candidate;
+
+typedef struct {
+    ModelOptions o;
+    char why[512];
+} Refusal;
+
+typedef struct {
+    const Settings *settings;
+    const FlagsGiven *given;
+    Candidate *candidate;
+    Refusal *refusal;
+    i64 candidates, refusals, room, refusal_room;
+} Plan;
+
+/* Room for one more of `size` bytes. */
+static void *plan_grow(void *array, i64 used, i64 *room, size_t size) {
+    if (used < *room) return array;
+    *room = *room ? 2 * *room : 256;
+    array = realloc(array, (size_t)*room * size);
+    if (!array) FAIL(THIS_RANK, "out of host memory for %lld plans", (long long)*room);
+    return array;
+}
+
+/* Keep these options as a candidate, or the reason why they cannot run (once a scheme and mesh). */
+static void plan_add(Plan *p, const ModelOptions *o) {
+    char why[1024];
+    if (!options_refuse(o, why, sizeof why)) {
+        p->candidate = (Candidate *)plan_grow(p->candidate, p->candidates, &p->room, sizeof(Candidate));
+        p->candidate[p->candidates++].o = *o;
+        return;
+    }
+    const Refusal *last = p->refusals ? &p->refusal[p->refusals - 1] : NULL;
+    if (last && last->o.scheme == o->scheme && memcmp(&last->o.shape, &o->shape, sizeof o->shape) == 0) return;
+    p->refusal = (Refusal *)plan_grow(p->refusal, p->refusals, &p->refusal_room, sizeof(Refusal));
+    Refusal *r = &p->refusal[p->refusals++];
+    r->o = *o;
+    snprintf(r->why, sizeof r->why, "%.500s", why);
+}
+
+/* Every layout and micro-batch of one scheme on one mesh. */
+static void plan_mesh(Plan *p, ModelOptions o) {
+    i64 group = o.batch / o.shape.dp, given_B = flag_given(p->given, "micro-batch") ? o.B : 0;
+    RingLayout given_layout = o.layout;
+    for (int layout = 0; layout < RING_LAYOUTS; layout++) {
+        o.layout = (RingLayout)layout;
+        if (flag_given(p->given, "ring-layout") ? o.layout != given_layout : layout > 0 && o.shape.ring == 1) continue;
+        if (given_B || group * o.shape.dp != o.batch) { /* as told, or refused with the reason */
+            plan_add(p, &o);
+            continue;
+        }
+        for (o.B = 1; o.B <= group; o.B++)
+            if (group % o.B == 0) plan_add(p, &o);
+        o.B = 1;
+    }
+}
+
+/* Every mesh of one scheme. With a head axis of 1 all schemes are one and the same: the one without a head axis stands for them. */
+static void plan_scheme(Plan *p, ModelOptions o, const Scheme *scheme) {
+    i64 world = o.shape.world, given_ring = p->settings->ring;
+    o.scheme = scheme;
+    for (i64 dp = 1; dp <= world; dp++) {
+        if (world % dp != 0 || (flag_given(p->given, "dp") && dp != p->settings->dp)) continue;
+        for (i64 ring = 1; ring <= world / dp; ring++) {
+            if (world / dp % ring != 0 || (flag_given(p->given, "ring") && ring != given_ring)) continue;
+            i64 head = world / dp / ring;
+            if (scheme->ring_takes_all ? head > 1 : head == 1 && !flag_given(p->given, "sp")) continue;
+            o.shape.dp = dp, o.shape.ring = ring, o.shape.head = head;
+            plan_mesh(p, o);
+        }
+    }
+}
+
+/* What fits before what does not; the faster, or the smaller, first. */
+static int candidate_order(const void *a, const void *b) {
+    const Forecast *x = &((const Candidate *)a)->f, *y = &((const Candidate *)b)->f;
+    if (forecast_fits(x) != forecast_fits(y)) return forecast_fits(y) - forecast_fits(x);
+    if (!forecast_fits(x)) return x->memory.used < y->memory.used ? -1 : x->memory.used > y->memory.used;
+    return x->seconds < y->seconds ? -1 : x->seconds > y->seconds;
+}
+
+static void plan_progress(i64 done, i64 all) {
+    static double last = 0;
+    if (!isatty(2) || (done < all && seconds_now() - last < 0.2)) return;
+    last = seconds_now();
+    fprintf(stderr, done < all ? "\rplanning %lld of %lld" : "\r\033[K", (long long)done, (long long)all);
+}
+
+static void print_candidate(i64 place, const Candidate *c) {
+    const ModelOptions *o = &c->o;
+    char time[32];
+    printf("%4lld  %-9s %5lld %5lld %5lld  %-10s %6lld %10s %12.0f %6.1f%% %8.1f%% %9.2f%s\n", (long long)place, o->scheme->name, (long long)o->shape.dp,
+           (long long)o->shape.ring, (long long)o->shape.head, o->shape.ring > 1 ? RING_LAYOUT_NAMES[o->layout] : "-", (long long)o->B,
+           time_text(time, c->f.seconds), c->f.tokens_per_s, 100 * c->f.mfu_causal, 100 * c->f.exposed / c->f.seconds, (double)c->f.memory.used / 1e9,
+           forecast_fits(&c->f) ? "" : "  does not fit");
+}
+
+#define PLAN_ROWS 20 /* printed; --json has all */
+
+static void print_plans(const Plan *p, const Trainer *t) {
+    i64 fit = 0;
+    while (fit < p->candidates && forecast_fits(&p->candidate[fit].f)) fit++;
+    printf("plans    %lld can run, %lld of them fit, %lld are refused; the best %lld:\n\n", (long long)p->candidates, (long long)fit, (long long)p->refusals,
+           (long long)i64_min(PLAN_ROWS, p->candidates));
+    printf("      sp           dp  ring  head  layout      micro       step        tok/s     mfu   exposed   GB/rank\n");
+    for (i64 i = 0; i < i64_min(PLAN_ROWS, p->candidates); i++) print_candidate(i + 1, &p->candidate[i]);
+    if (p->candidates > PLAN_ROWS) printf("      ... and %lld more%s\n", (long long)(p->candidates - PLAN_ROWS), t->settings->json ? "" : "; --json FILE has all");
+    if (p->refusals) printf("\nrefused\n");
+    for (i64 i = 0; i < p->refusals; i++) {
+        const MeshShape *s = &p->refusal[i].o.shape;
+        printf("  %-9s %5lld %5lld %5lld  %s\n", p->refusal[i].o.scheme->name, (long long)s->dp, (long long)s->ring, (long long)s->head, p->refusal[i].why);
+    }
+}
+
+static cJSON *json_plans(const Plan *p) {
+    cJSON *json = cJSON_CreateObject(), *rows = cJSON_AddArrayToObject(json, "plans"), *refused = cJSON_AddArrayToObject(json, "refused");
+    for (i64 i = 0; i < p->candidates; i++) {
+        cJSON *row = cJSON_CreateObject();
+        json_options(row, &p->candidate[i].o, &p->candidate[i].f);
+        cJSON_AddItemToArray(rows, row);
+    }
+    for (i64 i = 0; i < p->refusals; i++) {
+        cJSON *row = cJSON_CreateObject();
+        json_options(row, &p->refusal[i].o, NULL);
+        cJSON_AddStringToObject(row, "why", p->refusal[i].why);
+        cJSON_AddItemToArray(refused, row);
+    }
+    return json;
+}
+
+/* Nothing fits: the closest, and what it lacks. */
+static void plan_fail(const Plan *p) {
+    if (!p->candidates) FAIL(EVERYONE, "--plan: no scheme and mesh can run this; the first reason: %s", p->refusals ? p->refusal[0].why : "no mesh");
+    const Candidate *c = &p->candidate[0];
+    char fits[256];
+    fit_text(fits, sizeof fits, &c->f);
+    FAIL(EVERYONE, "--plan: nothing fits. Closest is --sp %s --dp %lld --ring %lld --micro-batch %lld, which %s. More ranks, a shorter --seq-len%s would help",
+         c->o.scheme->name, (long long)c->o.shape.dp, (long long)c->o.shape.ring, (long long)c->o.B, fits, c->o.recompute ? "" : " or --recompute full");
+}
+
+/* --plan: `base` holds what the flags say. */
+static void plan_all(const ModelOptions *base, const Settings *s, const FlagsGiven *given, const Cluster *cluster) {
+    Plan p = {s, given, NULL, NULL, 0, 0, 0, 0};
+    Trainer *t = (Trainer *)host_alloc(sizeof(Trainer));
+    for (int i = 0; i < COUNT_OF(SCHEMES); i++)
+        if (!flag_given(given, "sp") || SCHEMES[i] == base->scheme) plan_scheme(&p, *base, SCHEMES[i]);
+    for (i64 i = 0; i < p.candidates; i++) {
+        plan_progress(i, p.candidates);
+        forecast_open(t, &p.candidate[i].o, s, cluster);
+        forecast_step(&p.candidate[i].f, t);
+        model_free(&t->model);
+    }
+    plan_progress(p.candidates, p.candidates);
+    qsort(p.candidate, (size_t)p.candidates, sizeof(Candidate), candidate_order);
+    forecast_open(t, base, s, cluster);
+    print_model(t);
+    print_plans(&p, t);
+    report_write(s->json, json_plans(&p));
+    if (!p.candidates || !forecast_fits(&p.candidate[0].f)) plan_fail(&p);
+    free(t);
+    free(p.candidate);
+    free(p.refusal);
+}
+
+#endif

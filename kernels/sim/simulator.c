@@ -1,0 +1,78 @@
+/* simulator.c - train_gpt_sim: the trainer on a machine nobody has.
+
+   It is the program itself, train_gpt.cu, over a backend that computes nothing: the same walk, arena, ledger and schedule run, and
+   modelled clocks go on. One process stands for one rank of any world; where ranks differ it is the slowest.
+
+   train_gpt_sim --cluster C --world N [the trainer's flags]       one forecast: time, what it is spent on, memory, traffic
+                 ... --plan        every scheme, mesh, layout and micro-batch
+                 ... --max-seq     the longest sequence of every scheme
+                 --calibrate       measure this machine
+
+   forecast.h   one configuration -> Forecast                      report.h   Forecast -> text and JSON
+   plan.h       many configurations, and how long a sequence may be                                                               */
+#define ODYSSEUS_TEST /* without the trainer's main */
+#include "../../train_gpt.cu"
+
+#include "forecast.h"
+#include "report.h"
+#include "plan.h"
+
+/* Which program is modelled, and what the user leaves to the cluster. */
+static void take_cluster(const Cluster *c, Settings *s) {
+    SimProgram *program = sim_program();
+    program->gpu = cluster_says(c->device, "gpu");
+    for (int d = 0; d < SIM_DTYPE_COUNT; d++)
+        if (s->dtype ? strcmp(SIM_DTYPES[d].name, s->dtype) == 0 : cluster_says(c->dtype, SIM_DTYPES[d].name)) program->dtype = d;
+    if (program->gpu && strcmp(REAL_NAME, "bf16") != 0) FAIL(EVERYONE, "--dtype %s: train_gpt computes in bf16 on GPUs; fp32 and fp64 are of CPU clusters", REAL_NAME);
+    if (!program->gpu && strcmp(REAL_NAME, "bf16") == 0) FAIL(EVERYONE, "--dtype bf16: the CPU programs compute in fp32 and fp64; %s is a cluster of CPUs", c->name);
+    if (device_peak_of(c) <= 0) FAIL(EVERYONE, "--dtype %s: cluster %s gives no peak in it (%s)", REAL_NAME, c->name, c->path);
+    const char *comm = program->gpu ? "nccl" : "mpi";
+    if (s->comm && strcmp(s->comm, comm) != 0) FAIL(EVERYONE, "--comm %s is not modelled on %s; its links are those of --comm %s", s->comm, c->name, comm);
+    if (!s->grad_comm) s->grad_comm = cluster_says(c->grad_comm, "bf16") ? "bf16" : "fp32";
+}
+
+/* Flags of a training that a model of one cannot honour. */
+static void refuse_flags(const Settings *s, const FlagsGiven *given) {
+    if (s->threads) FAIL(EVERYONE, "--threads: the ranks of a cluster are as its file says; leave it out");
+    if (s->init_only || s->dump_grads || s->out) FAIL(EVERYONE, "--init-only, --dump-grads and --out need numbers, and the simulator computes none; leave them out");
+    if (!s->world) FAIL(EVERYONE, "--world N is missing: the ranks of the modelled world");
+    if ((s->plan != 0) + (s->max_seq != 0) + (s->dry_run != 0) > 1) FAIL(EVERYONE, "--plan, --max-seq and --dry-run exclude each other; keep one");
+    if (s->max_seq && flag_given(given, "seq-len")) FAIL(EVERYONE, "--max-seq looks for the --seq-len; leave one of them out");
+    if (s->json && s->dry_run) FAIL(EVERYONE, "--json goes with a forecast, --plan or --max-seq; --dry-run prints only");
+    if (s->json) check_writable("json", s->json);
+}
+
+static void simulate(Settings *s, const FlagsGiven *given) {
+    Cluster *cluster = (Cluster *)host_alloc(sizeof(Cluster));
+    Trainer *t = (Trainer *)host_alloc(sizeof(Trainer));
+    ModelOptions o;
+    Forecast f;
+    refuse_flags(s, given);
+    cluster_read(cluster, s->cluster);
+    take_cluster(cluster, s);
+    DevicePlace place = {cluster, 1, 1};
+    options_from_flags(&o, s, given, s->world, place);
+    if (s->plan) {
+        plan_all(&o, s, given, cluster);
+    } else {
+        options_check(&o);
+        forecast_open(t, &o, s, cluster);
+        forecast_step(&f, t);
+        if (s->dry_run) print_model(t), print_mesh(t), print_plan(t);
+        else print_forecast(&f, t), report_write(s->json, json_forecast(&f, t));
+        model_free(&t->model);
+    }
+    free(t);
+    free(cluster);
+}
+
+#ifndef ODYSSEUS_SIM_TEST
+int main(int argc, char **argv) {
+    Settings settings;
+    FlagsGiven given;
+    flags_parse(&settings, &given, argc, argv);
+    if (settings.help) print_help();
+    else simulate(&settings, &given);
+    return 0;
+}
+#endif

@@ -1,0 +1,67 @@
+/* types.h - the numbers of the simulator: none are computed, so `real` and `accum` have the sizes of the program that is modelled.
+
+   The sizes are set once, at the start, and hold for the process: formulas of bytes ask for them where no device is at hand.        */
+#ifndef ODYSSEUS_SIM_TYPES_H
+#define ODYSSEUS_SIM_TYPES_H
+
+#include "../../core/ledger.h"
+
+typedef float real;   /* what pointers point at; nothing is ever read or written through them */
+typedef double accum;
+
+/* The compute type that is modelled, by its row in SIM_DTYPES. */
+typedef struct {
+    const char *name;
+    i64 real_bytes, accum_bytes;
+} SimDtype;
+
+static const SimDtype SIM_DTYPES[] = {{"bf16", 2, 4}, {"fp32", 4, 4}, {"fp64", 8, 8}};
+enum { SIM_DTYPE_COUNT = 3 };
+
+/* Which program is modelled: its compute type, by row of SIM_DTYPES, and whether it is the one for GPUs. */
+typedef struct {
+    int dtype, gpu;
+} SimProgram;
+
+static inline SimProgram *sim_program(void) {
+    static SimProgram program = {0, 1};
+    return &program;
+}
+
+static inline i64 real_size(void) { return SIM_DTYPES[sim_program()->dtype].real_bytes; }
+static inline i64 accum_size(void) { return SIM_DTYPES[sim_program()->dtype].accum_bytes; }
+#define REAL_NAME SIM_DTYPES[sim_program()->dtype].name
+
+/* --comm: of every build's program; which one runs on a cluster, its file says. */
+#define COMM_CHOICES "nccl|mpi"
+#define COMM_DEFAULT NULL
+#define COMM_HELP "the cluster's own unless told"
+
+#define BACKEND_FLAGS \
+    {NULL, "grad-comm", FLAG_CHOICE, AT(grad_comm), NULL, 0, 0, "fp32|bf16", "weight gradients on the wire; default: the cluster's"}, \
+    {NULL, "comm-timeout", FLAG_REAL, AT(comm_timeout), "600", 0, 1e9, NULL, "of no effect here: modelled links do not fail"},
+
+#define BACKEND_GROUP \
+    {"Simulator", "cluster", FLAG_TEXT, AT(cluster), "a100-80gb-nvlink", 0, 0, NULL, "a name in kernels/sim/clusters, or a file like those"}, \
+    {NULL, "dtype", FLAG_CHOICE, AT(dtype), NULL, 0, 0, "bf16|fp32|fp64", "compute type; default: the cluster's"}, \
+    {NULL, "plan", FLAG_SWITCH, AT(plan), NULL, 0, 0, NULL, "every way to run this model, length, batch and world, the fastest first; flags given are kept"}, \
+    {NULL, "max-seq", FLAG_SWITCH, AT(max_seq), NULL, 0, 0, NULL, "the longest sequence that fits, per scheme, and what stops it; flags given are kept"}, \
+    {NULL, "json", FLAG_TEXT, AT(json), NULL, 0, 0, NULL, "write what is printed, and every row of --plan, to this file as JSON"}, \
+    {NULL, "calibrate", FLAG_SWITCH, AT(calibrate), NULL, 0, 0, NULL, "measure this machine with --world ranks (default: its cores), for --cluster this-machine"},
+
+static inline real real_from(double x) { return (real)x; }
+static inline double real_value(real x) { return (double)x; }
+
+struct Cluster;
+
+/* The modelled clocks of one rank, in seconds from the start, and where the time went. `host` asks for operations, the compute stream
+   runs them, the comm stream moves bytes; on a CPU the host is the compute stream. */
+typedef struct {
+    const struct Cluster *cluster;
+    double host, compute, comm;
+    double op_seconds[8];                                  /* by OpClass: time on the compute stream */
+    double comm_seconds[COMM_OPS], comm_exposed[COMM_OPS]; /* on the links; of that, what the compute stream waited for */
+    double exposed;                                        /* since links_exposed last asked */
+} DeviceState;
+
+#endif
