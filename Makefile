@@ -118,6 +118,12 @@ build/fuzz: dev/test/fuzz.c | build
 		-fsanitize=fuzzer,address,undefined,float-cast-overflow -fno-sanitize=pointer-overflow -fno-sanitize-recover=undefined,float-cast-overflow \
 		-idirafter $(shell gcc -print-file-name=include) -MMD -MP -MF $@.d $< -o $@ $(FP64) -lgomp
 
+build/calibrate_fp32: dev/sim/calibrate.c | build
+	$(call need,fp32)$(COMPILE) $(FP32)
+
+build/calibrate_fp64: dev/sim/calibrate.c | build
+	$(call need,fp64)$(COMPILE) $(FP64)
+
 build/bench_%: dev/bench/bench_%.c | build
 	$(call need,fp32)$(COMPILE) $(FP32)
 

@@ -23,7 +23,7 @@ typedef struct {
 typedef struct Cluster {
     char name[64], path[3072];
     const char *device, *dtype, *grad_comm;  /* gpu or cpu; its usual compute type; weight gradients on the wire */
-    double peak[3];                          /* FLOP/s by row of SIM_DTYPES; 0: it does not compute in it */
+    double peak[SIM_DTYPE_COUNT];                          /* FLOP/s by row of SIM_DTYPES; 0: it does not compute in it */
     double memory, reserved;                 /* bytes of a rank; of them what the arena cannot have (contexts, libraries) */
     double bandwidth;                        /* bytes/s of a rank's memory */
     double launch, step;                     /* host: seconds to ask for an operation; besides, for a step */
@@ -60,9 +60,9 @@ typedef struct {
 
 static const ClusterField CLUSTER_FIELDS[] = {
     {"device", FIELD_CHOICE, CLUSTER(device), 0, 0, "gpu|cpu", NULL, "gpu: a host launches, streams run; cpu: the host computes"},
-    {"dtype", FIELD_CHOICE, CLUSTER(dtype), 0, 0, "bf16|fp32|fp64", NULL, "compute type unless --dtype says otherwise"},
+    {"dtype", FIELD_CHOICE, CLUSTER(dtype), 0, 0, "bf16|fp32|fp64|bf16-only", NULL, "compute type unless --dtype says otherwise"},
     {"grad-comm", FIELD_CHOICE, CLUSTER(grad_comm), 0, 0, "fp32|bf16", "fp32", "weight gradients on the wire unless --grad-comm says otherwise"},
-    {"peak", FIELD_PEAKS, CLUSTER(peak), 1e6, 1e18, NULL, NULL, "FLOP/s of a rank by compute type: bf16=X fp32=X fp64=X"},
+    {"peak", FIELD_PEAKS, CLUSTER(peak), 1e6, 1e18, NULL, NULL, "FLOP/s of a rank by compute type: bf16=X fp32=X fp64=X bf16-only=X"},
     {"memory", FIELD_NUMBER, CLUSTER(memory), 1e6, 1e16, NULL, NULL, "bytes of a rank"},
     {"reserved", FIELD_NUMBER, CLUSTER(reserved), 0, 1e15, NULL, NULL, "bytes that contexts and libraries keep"},
     {"bandwidth", FIELD_NUMBER, CLUSTER(bandwidth), 1e6, 1e16, NULL, NULL, "bytes/s of a rank's memory"},

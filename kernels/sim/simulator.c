@@ -17,13 +17,30 @@
 #include "report.h"
 #include "plan.h"
 
+/* Measure this machine: dev/sim/calibrate.sh runs the CPU program's own operations and writes the cluster file. */
+static void calibrate(const Settings *s) {
+    char directory[2560], script[4096], ranks[32], file[4096];
+    long cores = sysconf(_SC_NPROCESSORS_ONLN);
+    if (s->plan || s->max_seq || s->dry_run) FAIL(EVERYONE, "--calibrate measures and stops; leave out --plan, --max-seq and --dry-run");
+    if (s->dtype && strcmp(s->dtype, "bf16") == 0) FAIL(EVERYONE, "--calibrate --dtype bf16: the CPU programs compute in fp32 and fp64");
+    cluster_directory(directory, sizeof directory);
+    snprintf(script, sizeof script, "%s/../../../dev/sim/calibrate.sh", directory);
+    snprintf(file, sizeof file, "%s/this-machine.cluster", directory);
+    snprintf(ranks, sizeof ranks, "%ld", s->world ? (long)s->world : cores);
+    if (access(script, R_OK) != 0) FAIL(EVERYONE, "--calibrate: no %s; run the program where it was built, in the repository", script);
+    printf("measuring this machine with %s ranks, for %s\n", ranks, file);
+    fflush(stdout);
+    execlp("bash", "bash", script, ranks, s->dtype ? s->dtype : "fp32", file, (char *)NULL);
+    FAIL(EVERYONE, "--calibrate: cannot run bash: %s", strerror(errno));
+}
+
 /* Which program is modelled, and what the user leaves to the cluster. */
 static void take_cluster(const Cluster *c, Settings *s) {
     SimProgram *program = sim_program();
     program->gpu = cluster_says(c->device, "gpu");
     for (int d = 0; d < SIM_DTYPE_COUNT; d++)
         if (s->dtype ? strcmp(SIM_DTYPES[d].name, s->dtype) == 0 : cluster_says(c->dtype, SIM_DTYPES[d].name)) program->dtype = d;
-    if (program->gpu && strcmp(REAL_NAME, "bf16") != 0) FAIL(EVERYONE, "--dtype %s: train_gpt computes in bf16 on GPUs; fp32 and fp64 are of CPU clusters", REAL_NAME);
+    if (program->gpu && strncmp(REAL_NAME, "bf16", 4) != 0) FAIL(EVERYONE, "--dtype %s: train_gpt computes in bf16 on GPUs; fp32 and fp64 are of CPU clusters", REAL_NAME);
     if (!program->gpu && strcmp(REAL_NAME, "bf16") == 0) FAIL(EVERYONE, "--dtype bf16: the CPU programs compute in fp32 and fp64; %s is a cluster of CPUs", c->name);
     if (device_peak_of(c) <= 0) FAIL(EVERYONE, "--dtype %s: cluster %s gives no peak in it (%s)", REAL_NAME, c->name, c->path);
     const char *comm = program->gpu ? "nccl" : "mpi";
@@ -72,6 +89,7 @@ int main(int argc, char **argv) {
     FlagsGiven given;
     flags_parse(&settings, &given, argc, argv);
     if (settings.help) print_help();
+    else if (settings.calibrate) calibrate(&settings);
     else simulate(&settings, &given);
     return 0;
 }

@@ -15,8 +15,9 @@ typedef struct {
     i64 real_bytes, accum_bytes;
 } SimDtype;
 
-static const SimDtype SIM_DTYPES[] = {{"bf16", 2, 4}, {"fp32", 4, 4}, {"fp64", 8, 8}};
-enum { SIM_DTYPE_COUNT = 3 };
+/* bf16-only: software, not this one, that keeps gradients, moments and sums in bf16, too. */
+static const SimDtype SIM_DTYPES[] = {{"bf16", 2, 4}, {"fp32", 4, 4}, {"fp64", 8, 8}, {"bf16-only", 2, 2}};
+enum { SIM_DTYPE_COUNT = 4 };
 
 /* Which program is modelled: its compute type, by row of SIM_DTYPES, and whether it is the one for GPUs. */
 typedef struct {
