@@ -44,7 +44,7 @@ endef
 EMUFLAGS = -std=c++20 -fopenmp -D_GNU_SOURCE -DODYSSEUS_CUDA -DODYSSEUS_NCCL -DOMPI_SKIP_MPICXX -Wall -Wextra -Werror -Wno-unused-function -Wno-deprecated-enum-enum-conversion
 EMUCOMPILE = $(MPICXX) -x c++ $(EMUFLAGS) -MMD -MP -MF build/$(@F).d $< -o $@
 
-TESTS = $(patsubst dev/test/%.c,build/%,$(wildcard dev/test/test_*.c))
+TESTS = $(filter-out build/test_simulator,$(patsubst dev/test/%.c,build/%,$(wildcard dev/test/test_*.c)))
 
 # ---- what is here: the name of a thing, or nothing ----
 
@@ -76,6 +76,9 @@ train_gpt_cpu: train_gpt.cu | build
 	$(call need,fp32)$(COMPILE) $(FP32)
 
 train_gpt_sim: kernels/sim/simulator.c | build
+	$(call need,sim)$(SIMCOMPILE)
+
+build/%_sim: dev/test/%.c | build
 	$(call need,sim)$(SIMCOMPILE)
 
 train_gpt_fp64: train_gpt.cu | build

@@ -9,8 +9,8 @@ set -euo pipefail
 source "$(dirname "$0")/common.sh"
 
 # What to run: the name, on how many ranks (alone: without mpirun), at most how many seconds, and its arguments. Programs are
-# dev/test/NAME.c in fp32 and fp64 (build/NAME_fp32, ...), dev/test/NAME.cu under the CUDA emulator (build/NAME_emu; _emuasan: with
-# sanitizers), scripts dev/test/NAME.sh. Every dev/test/test_* must be here.
+# dev/test/NAME.c in fp32 and fp64 (build/NAME_fp32, ...) or over the simulator (build/NAME_sim), dev/test/NAME.cu under the CUDA emulator
+# (build/NAME_emu; _emuasan: with sanitizers), scripts dev/test/NAME.sh. Every dev/test/test_* must be here.
 RUNS='
 check-cxx               alone  120
 test_positions_fp32     alone   60
@@ -40,6 +40,8 @@ test_checkpoint_fp64        4  300
 test_schemes_fp64          12  900
 test_schemes_fp32           4  600
 test_cli.sh             alone  300
+test_simulator_sim      alone   60
+test_sim.sh             alone  300
 test_scripts.sh         alone 1200
 test_emulator_emu       alone  120
 test_emulator_emuasan   alone  120
@@ -87,9 +89,9 @@ done
 # ---- build: only what will run, and the programs that scripts run
 
 require_packages
-targets=(train_gpt_cpu train_gpt_fp64 train_gpt_emu)
+targets=(train_gpt_cpu train_gpt_fp64 train_gpt_emu train_gpt_sim)
 for line in "${lines[@]}"; do
-    case ${line%% *} in *_fp32 | *_fp64 | *_asan | *_emu | *_emuasan) targets+=("build/${line%% *}") ;; esac
+    case ${line%% *} in *_fp32 | *_fp64 | *_sim | *_asan | *_emu | *_emuasan) targets+=("build/${line%% *}") ;; esac
 done
 mapfile -t targets < <(printf '%s\n' "${targets[@]}" | sort -u)
 mkdir -p build/log

@@ -237,6 +237,7 @@ static inline void cluster_read(Cluster *c, const char *name) {
         if (!strchr(line, '\n') && !feof(f)) FAIL(EVERYONE, "%s, line %d: longer than %d characters", c->path, w.line, (int)sizeof line - 1);
         cluster_line(&w, c, line, seen);
     }
+    if (ferror(f)) FAIL(EVERYONE, "--cluster %s: cannot read it: %s", name, strerror(errno));
     fclose(f);
     cluster_check(c, seen);
 }

@@ -18,7 +18,7 @@
 #include "plan.h"
 
 /* Measure this machine: dev/sim/calibrate.sh runs the CPU program's own operations and writes the cluster file. */
-static void calibrate(const Settings *s) {
+static inline void calibrate(const Settings *s) {
     char directory[2560], script[4096], ranks[32], file[4096];
     long cores = sysconf(_SC_NPROCESSORS_ONLN);
     if (s->plan || s->max_seq || s->dry_run) FAIL(EVERYONE, "--calibrate measures and stops; leave out --plan, --max-seq and --dry-run");
@@ -59,7 +59,7 @@ static void refuse_flags(const Settings *s, const FlagsGiven *given) {
     if (s->json) check_writable("json", s->json);
 }
 
-static void simulate(Settings *s, const FlagsGiven *given) {
+static inline void simulate(Settings *s, const FlagsGiven *given) {
     Cluster *cluster = (Cluster *)host_alloc(sizeof(Cluster));
     Trainer *t = (Trainer *)host_alloc(sizeof(Trainer));
     ModelOptions o;

@@ -1,0 +1,179 @@
+#!/usr/bin/env bash
+# test_sim.sh - the simulator as people meet it: the same tables as the real programs, the original's benchmark, plans, refusals. TAP.
+set -uo pipefail
+cd "$(dirname "$0")/../.."
+source scripts/common.sh
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+n=0 failed=0
+sim=./train_gpt_sim
+
+ok() { # ok CONDITION-STATUS TEXT
+    n=$((n + 1))
+    if [ "$1" -eq 0 ]; then echo "ok $n - $2"; else
+        echo "not ok $n - $2"
+        failed=$((failed + 1))
+        sed 's/^/# /' "$work/out" 2>/dev/null | tail -n 5
+    fi
+}
+
+# refuses PATTERN ARGS...: exit code 1, one line of error that matches, nothing else on stderr
+refuses() {
+    local pattern=$1 code
+    shift
+    timeout 30 $sim "$@" >"$work/stdout" 2>"$work/out"
+    code=$?
+    [ $code -eq 1 ] && [ "$(wc -l <"$work/out")" -eq 1 ] && grep -Eq "^train_gpt: error: .*$pattern" "$work/out"
+    ok $? "refused: $* ($(cut -c 19-180 "$work/out" | head -n 1))"
+}
+
+# ---- the program's own tables: arena and ledger of every scheme, on the CPU and on the (emulated) GPU
+
+this_cpu=$work/cpu.cluster
+sed -e 's/^device .*/device cpu # test/' -e 's/^dtype .*/dtype fp32 # test/' -e 's/^peak .*/peak fp32=1e11 fp64=5e10 # test/' \
+    kernels/sim/clusters/a100-80gb-nvlink.cluster >"$this_cpu"
+shapes=("--model tiny-llama --world 4 --batch 8 --micro-batch 2" "--model tiny-gpt --world 6 --dp 3 --batch 12 --recompute full --heads 8"
+    "--model gpt2-124m --world 1 --batch 5" "--model llama2-7b --world 8 --seq-len 65536 --batch 1" "--model llama3-8b --world 16 --dp 2 --seq-len 32768 --batch 32"
+    "--model llama2-3b-gqa --world 64 --dp 2 --seq-len 131072 --ring-layout stripe --batch 4")
+for scheme in tp tpsp ulysses ring odysseus; do
+    for shape in "${shapes[@]}"; do
+        for build in cpu emu fp64; do
+            case $build in
+            cpu) cluster=(--cluster "$this_cpu") ;;
+            fp64) cluster=(--cluster "$this_cpu" --dtype fp64) ;;
+            emu) cluster=(--cluster a100-80gb-nvlink) ;;
+            esac
+            read -ra flags <<<"$shape --sp $scheme"
+            ./train_gpt_$build --dry-run "${flags[@]}" >"$work/real" 2>&1
+            $sim --dry-run "${cluster[@]}" "${flags[@]}" >"$work/sim" 2>&1
+            diff "$work/real" "$work/sim" >"$work/out" && { [ $build != cpu ] || grep -q '^  total .*[0-9]' "$work/sim"; }
+            ok $? "train_gpt_$build: memory and traffic to the byte: ${flags[*]}"
+        done
+    done
+done
+
+# and what a step on the clocks leaves in the ledger, against a real run's comm.json
+python3 dev/data/text_to_shards.py --out "$work/data" README.md >/dev/null
+for scheme in tp tpsp ulysses ring odysseus; do
+    flags=(--model tiny-llama --layers 2 --seq-len 128 --batch 8 --sp "$scheme")
+    run_ranks 2 ./train_gpt_cpu "${flags[@]}" --train "$work/data/train_*.bin" --steps 1 --selfcheck off --threads 1 --out "$work/run-$scheme" >"$work/out" 2>&1
+    $sim --cluster "$this_cpu" --world 2 "${flags[@]}" --json "$work/$scheme.json" >"$work/out" 2>&1
+    python3 - "$work/run-$scheme" "$work/$scheme.json" >"$work/out" 2>&1 <<'PY'
+import json, sys
+real, forecast = json.load(open(sys.argv[1] + "/comm.json")), json.load(open(sys.argv[2]))
+metrics = json.loads(open(sys.argv[1] + "/metrics.jsonl").readline())
+assert real and real == forecast["comm"], (real, forecast["comm"])
+assert sum(row["bytes"] for row in real) == metrics["comm_bytes"]
+assert metrics["mem_bytes"] == -(-int(forecast["mem_bytes"]) // 4096) * 4096, (metrics["mem_bytes"], forecast["mem_bytes"])
+PY
+    ok $? "$scheme on 2 ranks: comm.json and mem_bytes of a real step are the simulator's"
+done
+
+# ---- the original's benchmark, and what this program would do on its machine
+
+bash dev/sim/validate.sh >"$work/out" 2>&1
+ok $? "validate.sh: ratios, order and memory are within their bounds"
+sed '/^gemm /s/=0.63/=0.40/' kernels/sim/clusters/a100-80gb-nvlink-original.cluster >"$work/slow.cluster"
+sed "s|\"a100-80gb-nvlink-original\"|\"$work/slow.cluster\"|" dev/sim/validate.sh >"$work/validate.sh"
+cp "$work/validate.sh" dev/sim/.validate-planted.sh
+bash dev/sim/.validate-planted.sh >"$work/out" 2>&1
+[ $? -eq 1 ] && grep -q '^OFF: .*ulysses' "$work/out"
+ok $? "validate.sh: sees products at 40% of the peak"
+rm -f dev/sim/.validate-planted.sh
+
+# ---- shipped clusters, plans, longest sequences
+
+for file in kernels/sim/clusters/*.cluster; do
+    name=${file##*/} name=${name%.cluster}
+    [ "$name" != this-machine ] || continue
+    $sim --cluster "$name" --world 16 --dp 2 --model tiny-llama --seq-len 4096 --batch 16 >"$work/out" 2>&1 && grep -q '^step  .*tok/s' "$work/out"
+    ok $? "cluster $name: $(grep '^step' "$work/out" | cut -c 1-60)"
+done
+bash dev/sim/calibrate.sh 2 fp32 "$work/here.cluster" >"$work/out" 2>&1 && $sim --cluster "$work/here.cluster" --world 2 >"$work/out" 2>&1
+ok $? "this machine, calibrated with two ranks: $(grep '^step' "$work/out" | cut -c 1-60)"
+$sim --world 64 --model llama2-7b --seq-len 65536 --batch 64 --plan --json "$work/plan.json" >"$work/out" 2>&1
+ok $? "a plan of 64 ranks: $(grep '^plans' "$work/out")"
+python3 - "$work/plan.json" >"$work/out" 2>&1 <<'PY'
+import json, sys
+plan = json.load(open(sys.argv[1]))
+rows = plan["plans"]
+assert {r["sp"] for r in rows} == {"tp", "tpsp", "ulysses", "ring", "odysseus"} and len(plan["refused"]) > 0
+assert all(r["dp"] * r["ring"] * r["head"] == 64 and 64 % (r["dp"] * r["micro_batch"]) == 0 for r in rows)
+keys = [(r["sp"], r["dp"], r["ring"], r["head"], r["ring_layout"], r["micro_batch"]) for r in rows]
+assert len(set(keys)) == len(keys) and {k[4] for k in keys} == {"zigzag", "contiguous", "stripe"}
+fit = [r for r in rows if r["fits"]]
+assert rows[:len(fit)] == fit and [r["step_ms"] for r in fit] == sorted(r["step_ms"] for r in fit)
+assert all(r["mem_bytes"] <= r["mem_available"] for r in fit) and all(r["mem_bytes"] > r["mem_available"] for r in rows[len(fit):])
+PY
+ok $? "the plan's rows are legal, each once, what fits first and in order of time"
+read -r best < <(python3 -c '
+import json, sys
+r = json.load(open(sys.argv[1]))["plans"][0]
+print("--sp", r["sp"], "--dp", r["dp"], "--ring", r["ring"], "--ring-layout", r["ring_layout"], "--micro-batch", r["micro_batch"], r["step_ms"])' "$work/plan.json")
+read -ra flags <<<"$best"
+$sim --world 64 --model llama2-7b --seq-len 65536 --batch 64 "${flags[@]:0:10}" --json "$work/best.json" >"$work/out" 2>&1 &&
+    python3 -c 'import json, sys; sys.exit(json.load(open(sys.argv[1]))["step_ms"] != float(sys.argv[2]))' "$work/best.json" "${flags[10]}"
+ok $? "the plan's best is what a forecast of these flags says: $best ms"
+$sim --world 64 --model llama2-7b --seq-len 65536 --batch 64 --plan --sp ulysses --dp 4 --micro-batch 2 >"$work/out" 2>&1 &&
+    [ "$(grep -cE '^ +[0-9]+  ulysses +4 ' "$work/out")" -gt 3 ] && ! grep -qE '^ +[0-9]+  (tp|tpsp|ring|odysseus) |^ +[0-9]+  ulysses +[^4 ]' "$work/out"
+ok $? "a plan keeps the flags that are given"
+
+# ---- wrong inputs
+
+cluster() { # cluster LINE...: the A100's file with these lines in place of the fields they name, at their place
+    cp kernels/sim/clusters/a100-80gb-nvlink.cluster "$work/bad.cluster"
+    local line
+    for line in "$@"; do sed -i -E "s|^${line%% *} .*|$line|" "$work/bad.cluster"; done
+}
+bad=(--cluster "$work/bad.cluster" --world 8)
+line_of() { grep -nE "^$1 " kernels/sim/clusters/a100-80gb-nvlink.cluster | cut -d: -f1; }
+cluster 'gemm 1e9=1.2 # test'
+refuses "bad.cluster, line $(line_of gemm), gemm: 1.2 is not possible: it must be from 0 to 1" "${bad[@]}"
+cluster 'gemm 1e9=0.5 1e8=0.6 # test'
+refuses "line $(line_of gemm), gemm: sizes must ascend" "${bad[@]}"
+cluster 'norm 1e9=0 # test'
+refuses "line $(line_of norm), norm: a fraction of 0" "${bad[@]}"
+cluster 'bandwidth 2039e9'
+refuses "line $(line_of bandwidth), bandwidth: the figure has no source" "${bad[@]}"
+cluster 'bandwidth fast # test'
+refuses "line $(line_of bandwidth), bandwidth: 'fast' is no number" "${bad[@]}"
+cluster 'memory 80 # test'
+refuses "line $(line_of memory), memory: 80 is not possible.*bytes of a rank" "${bad[@]}"
+cluster 'inside alpha=1e-6 beta=-3 # test'
+refuses "line $(line_of inside), inside: -3 is not possible" "${bad[@]}"
+cluster 'inside alpha=1e-6 gamma=3 # test'
+refuses "line $(line_of inside), inside: 'gamma=3'" "${bad[@]}"
+cluster 'inside alpha=1e-6 # test'
+refuses 'each need a beta' "${bad[@]}"
+cluster 'peak bf16 312e12 # test'
+refuses "line $(line_of peak), peak: 'bf16' must be written as key=value" "${bad[@]}"
+cluster 'peak int8=312e12 # test'
+refuses "line $(line_of peak), peak: 'int8=312e12'" "${bad[@]}"
+cluster 'device tpu # test'
+refuses "line $(line_of device), device: 'tpu' must be one of gpu.cpu" "${bad[@]}"
+cluster 'reserved 9e10 # test'
+refuses 'reserved 9e.10 leaves nothing' "${bad[@]}"
+cluster 'launch 5e-6 5e-6 # test'
+refuses "line $(line_of launch), launch: one value is enough" "${bad[@]}"
+cluster && sed -i '/^slowdown/d; /^gemm/d' "$work/bad.cluster"
+refuses 'the field gemm is missing' "${bad[@]}"
+cluster && echo 'gemm 1=0.5 # again' >>"$work/bad.cluster"
+refuses "line $(($(wc -l <kernels/sim/clusters/a100-80gb-nvlink.cluster) + 1)), gemm: it is given twice" "${bad[@]}"
+cluster && sed -i 's/^norm /norms /' "$work/bad.cluster"
+refuses "line $(line_of norm): no field is called 'norms'" "${bad[@]}"
+head -c 100000 /dev/zero | tr '\0' x >"$work/bad.cluster"
+refuses 'line 1: longer than' "${bad[@]}"
+refuses 'neither a file nor one of' --cluster nowhere --world 8
+refuses "cannot read it: Is a directory" --cluster "$work/" --world 8
+refuses '--world N is missing' --model llama2-7b
+refuses '--dtype fp32: train_gpt computes in bf16' --world 8 --dtype fp32
+refuses '--dtype bf16: the CPU programs' --cluster "$this_cpu" --world 8 --dtype bf16
+refuses '--comm mpi is not modelled' --world 8 --comm mpi
+refuses '--threads: the ranks of a cluster' --world 8 --threads 2
+refuses '--out need numbers' --world 8 --out "$work/run"
+refuses '--plan, --max-seq and --dry-run exclude' --world 8 --plan --dry-run
+refuses '--json .*cannot write into' --world 8 --json "$work/nowhere/x.json"
+refuses '--plan: nothing fits. Closest is --sp .*GB more than' --world 2 --model llama2-13b --seq-len 4096 --batch 1 --plan
+refuses 'a head axis of 64 cannot split 32 query heads' --world 64 --model llama2-7b --sp ulysses
+echo "1..$n"
+[ $failed -eq 0 ]
