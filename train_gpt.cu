@@ -278,9 +278,11 @@ static void head_chunks(Model *m, real *xn, accum scale) {
     for (i64 row = 0; row < own_rows(m); row += m->head_rows) {
         i64 rows = i64_min(m->head_rows, own_rows(m) - row);
         real *x = xn + row * C;
+        part_begin(dev, BLOCK_HEAD, -1, PHASE_FORWARD);
         linear_forward(dev, logits, x, m->zero.weight[T_LM_HEAD], NULL, rows, C, V);
         classifier(dev, m->sums, logits, m->targets + row, scale, rows, V, scale != 0);
         if (scale == 0) continue;
+        part_begin(dev, BLOCK_HEAD, -1, PHASE_BACKWARD);
         linear_backward_weight(dev, m->zero.dweight[T_LM_HEAD], x, logits, rows, C, V);
         linear_backward_input(dev, x, logits, m->zero.weight[T_LM_HEAD], rows, C, V, 0);
     }
@@ -339,6 +341,7 @@ static void layers_backward(Model *m, real *dx) {
         zero_grad_end(z, block_attention(l));
     }
     i64 own = m->own_first * m->B;
+    part_begin(&m->dev, BLOCK_EMBEDDING, -1, PHASE_BACKWARD); /* its weights are not needed */
     zero_grad_begin(z, block_embedding());
     embedding_backward(&m->dev, z->dweight[T_WTE], z->dweight[T_WPE], dx + own * m->config.dim, m->tokens + own, m->own_map, m->B, m->config.dim,
                        m->config.vocab);
@@ -430,14 +433,17 @@ static void step_gradients(Trainer *t, i64 step, double *loss, double *norm) {
     Model *m = &t->model;
     Zero *z = &m->zero;
     i64 first = step * t->options.batch;
+    part_begin(&m->dev, BLOCK_OTHER, -1, PHASE_FORWARD);
     double counted = count_targets(t, first);
     accum scale = (accum)(1.0 / (counted > 0 ? counted : 1));
     zero_fill(&m->dev, z->grad, z->flat * accum_size());
     zero_fill(&m->dev, m->sums, 2 * sizeof(double));
     for (i64 micro = 0; micro < micro_steps(&t->options); micro++) {
+        part_begin(&m->dev, BLOCK_OTHER, -1, PHASE_FORWARD);
         if (!m->dev.plan) load_micro_batch(t, &t->train, first, micro, -1);
         model_walk(m, scale);
     }
+    part_begin(&m->dev, BLOCK_OTHER, -1, PHASE_OPTIMIZER);
     zero_grads_finish(z);
     double values[2] = {0, 0}; /* sum of losses, sum of squared gradients */
     sum_squares(&m->dev, m->sums + 1, z->grad, z->flat);
