@@ -12,6 +12,7 @@
 #include "core/data.h"
 #include "core/checkpoint.h"
 #include "core/selfcheck.h"
+#include "core/timeline.h"
 
 #include "tpsp.h"
 #include "ulysses.h"
@@ -378,6 +379,7 @@ typedef struct {
     const Settings *settings;
     Dataset train, val;
     RunLog log;
+    Trace trace;
     DevicePlace place;
     i64 parameters;
     double peak; /* FLOP/s of one rank */
@@ -660,6 +662,8 @@ static void train(Trainer *t) {
     Model *m = &t->model;
     int speaks = m->mesh.rank == 0;
     if (s->steps > 0) selfcheck(t);
+    i64 traced = s->trace ? i64_min(TRACE_STEPS, s->steps) : 0;
+    if (traced) trace_init(&t->trace, m->mesh.shape.world);
     double began = seconds_now();
     for (i64 step = 0; step < s->steps; step++) {
         Metrics k;
@@ -667,14 +671,18 @@ static void train(Trainer *t) {
         ledger_reset(&m->ledger);
         schedule_begin(&m->fabric, SCHEDULE_FOLLOW);
         fabric_exposed_reset(&m->fabric);
+        if (step < traced) trace_step_begin(&t->trace, &m->dev, step);
         double begin = seconds_now();
         step_gradients(t, step, &k.loss, &k.grad_norm);
         if (step == 0 && s->dump_grads) checkpoint_write_tensors(&m->zero, m->mesh.world.wire, s->dump_grads, m->zero.grad, accum_size() == 8 ? ST_F64 : ST_F32);
         check_finite(t, step, k.loss, k.grad_norm);
         step_update(t, step, k.grad_norm);
         device_finish(&m->dev);
+        double seconds = seconds_now() - begin;
+        if (step < traced) trace_step_end(&t->trace, &m->dev);
         schedule_begin(&m->fabric, SCHEDULE_IGNORE);
-        step_metrics(t, &k, step, seconds_now() - begin);
+        step_metrics(t, &k, step, seconds);
+        if (step + 1 == traced) timeline_write(&t->trace, m->mesh.world.wire, s->trace);
         if (step == 0 && speaks) run_write_ledger(&t->log, &m->ledger);
         int last = step + 1 == s->steps;
         if (t->val.sequences && (last || (s->eval_every && (step + 1) % s->eval_every == 0))) k.val_loss = validate(t);
@@ -810,7 +818,8 @@ static void check_flags(const Settings *s, const FlagsGiven *given) {
     if (s->world && !s->dry_run) FAIL(EVERYONE, "--world needs --dry-run; the ranks of a real run are mpirun's -np");
     if (s->init_only && !s->out) FAIL(EVERYONE, "--init-only needs --out DIR, where the weights go");
     if (s->init_only && s->dry_run) FAIL(EVERYONE, "--init-only and --dry-run exclude each other; a dry run writes nothing");
-    if (s->dump_grads && (s->init_only || s->dry_run || s->steps == 0)) FAIL(EVERYONE, "--dump-grads needs a training step: no --init-only, --dry-run or --steps 0");
+    if ((s->dump_grads || s->trace) && (s->init_only || s->dry_run || s->steps == 0))
+        FAIL(EVERYONE, "--%s needs a training step: no --init-only, --dry-run or --steps 0", s->dump_grads ? "dump-grads" : "trace");
     if ((flag_given(given, "eval-every") || flag_given(given, "eval-batches")) && !s->val && !s->dry_run)
         FAIL(EVERYONE, "--eval-every and --eval-batches need --val, the shards to validate on");
 }
@@ -833,6 +842,7 @@ static inline void run(Trainer *t, Settings *s, const FlagsGiven *given, Wire wo
     t->place = device_place(local, locals, (int)s->threads);
     check_flags(s, given);
     if (s->dump_grads && rank == 0) check_writable("dump-grads", s->dump_grads);
+    if (s->trace && rank == 0) check_writable("trace", s->trace);
     if (!s->dry_run) device_open(&t->place, s->comm);
     options_from_flags(&t->options, s, given, s->world ? s->world : wire_size(world), t->place);
     t->parameters = config_parameters(&t->options.config);
@@ -857,6 +867,7 @@ static inline void run(Trainer *t, Settings *s, const FlagsGiven *given, Wire wo
         else train(t);
     }
     model_free(&t->model);
+    trace_free(&t->trace);
     if (t->train.shards) dataset_close(&t->train);
     if (t->val.shards) dataset_close(&t->val);
 }
