@@ -12,6 +12,7 @@
 #include "core/data.h"
 #include "core/checkpoint.h"
 #include "core/selfcheck.h"
+#include "core/timeline.h"
 
 #include "tpsp.h"
 #include "ulysses.h"
@@ -278,9 +279,11 @@ static void head_chunks(Model *m, real *xn, accum scale) {
     for (i64 row = 0; row < own_rows(m); row += m->head_rows) {
         i64 rows = i64_min(m->head_rows, own_rows(m) - row);
         real *x = xn + row * C;
+        part_begin(dev, BLOCK_HEAD, -1, PHASE_FORWARD);
         linear_forward(dev, logits, x, m->zero.weight[T_LM_HEAD], NULL, rows, C, V);
         classifier(dev, m->sums, logits, m->targets + row, scale, rows, V, scale != 0);
         if (scale == 0) continue;
+        part_begin(dev, BLOCK_HEAD, -1, PHASE_BACKWARD);
         linear_backward_weight(dev, m->zero.dweight[T_LM_HEAD], x, logits, rows, C, V);
         linear_backward_input(dev, x, logits, m->zero.weight[T_LM_HEAD], rows, C, V, 0);
     }
@@ -339,6 +342,7 @@ static void layers_backward(Model *m, real *dx) {
         zero_grad_end(z, block_attention(l));
     }
     i64 own = m->own_first * m->B;
+    part_begin(&m->dev, BLOCK_EMBEDDING, -1, PHASE_BACKWARD); /* its weights are not needed */
     zero_grad_begin(z, block_embedding());
     embedding_backward(&m->dev, z->dweight[T_WTE], z->dweight[T_WPE], dx + own * m->config.dim, m->tokens + own, m->own_map, m->B, m->config.dim,
                        m->config.vocab);
@@ -375,6 +379,7 @@ typedef struct {
     const Settings *settings;
     Dataset train, val;
     RunLog log;
+    Trace trace;
     DevicePlace place;
     i64 parameters;
     double peak; /* FLOP/s of one rank */
@@ -424,17 +429,19 @@ static double learning_rate(const Settings *s, i64 step) {
     return s->min_lr + 0.5 * (s->lr - s->min_lr) * (1 + cos(3.14159265358979323846 * progress));
 }
 
-/* Without data, micro-steps are alike from the second on: walk three, count the rest as the third. */
+/* Without data, micro-steps are alike from the second on: walk three (a trace wants to see all), count the rest as the third. */
 static void imagine_micro_steps(Model *m, accum scale, i64 micro) {
     Ledger ledger = m->ledger;
     Device dev = m->dev;
-    for (i64 i = 0; i < i64_min(micro, 3); i++) {
+    i64 walked = m->dev.trace ? micro : i64_min(micro, 3);
+    for (i64 i = 0; i < walked; i++) {
         ledger = m->ledger, dev = m->dev;
+        part_begin(&m->dev, BLOCK_OTHER, -1, PHASE_FORWARD);
         model_walk(m, scale);
     }
-    if (micro <= 3) return;
-    ledger_repeat(&m->ledger, &ledger, micro - 3);
-    device_repeat(&m->dev, &dev, micro - 3);
+    if (walked == micro) return;
+    ledger_repeat(&m->ledger, &ledger, micro - walked);
+    device_repeat(&m->dev, &dev, micro - walked);
 }
 
 /* Forward and backward of the whole batch of `step`: the gradient's shards, and through *loss and *norm the mean loss over the
@@ -443,6 +450,7 @@ static void step_gradients(Trainer *t, i64 step, double *loss, double *norm) {
     Model *m = &t->model;
     Zero *z = &m->zero;
     i64 first = step * t->options.batch;
+    part_begin(&m->dev, BLOCK_OTHER, -1, PHASE_FORWARD);
     double counted = count_targets(t, first);
     accum scale = (accum)(1.0 / (counted > 0 ? counted : 1));
     zero_fill(&m->dev, z->grad, z->flat * accum_size());
@@ -451,10 +459,12 @@ static void step_gradients(Trainer *t, i64 step, double *loss, double *norm) {
         imagine_micro_steps(m, scale, micro_steps(&t->options));
     } else {
         for (i64 micro = 0; micro < micro_steps(&t->options); micro++) {
+            part_begin(&m->dev, BLOCK_OTHER, -1, PHASE_FORWARD);
             if (!m->dev.plan) load_micro_batch(t, &t->train, first, micro, -1);
             model_walk(m, scale);
         }
     }
+    part_begin(&m->dev, BLOCK_OTHER, -1, PHASE_OPTIMIZER);
     zero_grads_finish(z);
     double values[2] = {0, 0}; /* sum of losses, sum of squared gradients */
     sum_squares(&m->dev, m->sums + 1, z->grad, z->flat);
@@ -671,6 +681,8 @@ static void train(Trainer *t) {
     Model *m = &t->model;
     int speaks = m->mesh.rank == 0;
     if (s->steps > 0) selfcheck(t);
+    i64 traced = s->trace ? i64_min(TRACE_STEPS, s->steps) : 0;
+    if (traced) trace_init(&t->trace, m->mesh.shape.world);
     double began = seconds_now();
     for (i64 step = 0; step < s->steps; step++) {
         Metrics k;
@@ -678,14 +690,18 @@ static void train(Trainer *t) {
         ledger_reset(&m->ledger);
         schedule_begin(&m->fabric, SCHEDULE_FOLLOW);
         fabric_exposed_reset(&m->fabric);
+        if (step < traced) trace_step_begin(&t->trace, &m->dev, step);
         double begin = seconds_now();
         step_gradients(t, step, &k.loss, &k.grad_norm);
         if (step == 0 && s->dump_grads) checkpoint_write_tensors(&m->zero, m->mesh.world.wire, s->dump_grads, m->zero.grad, accum_size() == 8 ? ST_F64 : ST_F32);
         check_finite(t, step, k.loss, k.grad_norm);
         step_update(t, step, k.grad_norm);
         device_finish(&m->dev);
+        double seconds = seconds_now() - begin;
+        if (step < traced) trace_step_end(&t->trace, &m->dev);
         schedule_begin(&m->fabric, SCHEDULE_IGNORE);
-        step_metrics(t, &k, step, seconds_now() - begin);
+        step_metrics(t, &k, step, seconds);
+        if (step + 1 == traced) timeline_write(&t->trace, m->mesh.world.wire, s->trace);
         if (step == 0 && speaks) run_write_ledger(&t->log, &m->ledger);
         int last = step + 1 == s->steps;
         if (t->val.sequences && (last || (s->eval_every && (step + 1) % s->eval_every == 0))) k.val_loss = validate(t);
@@ -830,7 +846,8 @@ static void check_flags(const Settings *s, const FlagsGiven *given) {
     if (s->world && !s->dry_run) FAIL(EVERYONE, "--world needs --dry-run; the ranks of a real run are mpirun's -np");
     if (s->init_only && !s->out) FAIL(EVERYONE, "--init-only needs --out DIR, where the weights go");
     if (s->init_only && s->dry_run) FAIL(EVERYONE, "--init-only and --dry-run exclude each other; a dry run writes nothing");
-    if (s->dump_grads && (s->init_only || s->dry_run || s->steps == 0)) FAIL(EVERYONE, "--dump-grads needs a training step: no --init-only, --dry-run or --steps 0");
+    if ((s->dump_grads || s->trace) && (s->init_only || s->dry_run || s->steps == 0))
+        FAIL(EVERYONE, "--%s needs a training step: no --init-only, --dry-run or --steps 0", s->dump_grads ? "dump-grads" : "trace");
     if ((flag_given(given, "eval-every") || flag_given(given, "eval-batches")) && !s->val && !s->dry_run)
         FAIL(EVERYONE, "--eval-every and --eval-batches need --val, the shards to validate on");
 }
@@ -853,6 +870,7 @@ static inline void run(Trainer *t, Settings *s, const FlagsGiven *given, Wire wo
     t->place = device_place(local, locals, (int)s->threads);
     check_flags(s, given);
     if (s->dump_grads && rank == 0) check_writable("dump-grads", s->dump_grads);
+    if (s->trace && rank == 0) check_writable("trace", s->trace);
     if (!s->dry_run) device_open(&t->place, s->comm);
     options_from_flags(&t->options, s, given, s->world ? s->world : wire_size(world), t->place);
     options_check(&t->options);
@@ -879,6 +897,7 @@ static inline void run(Trainer *t, Settings *s, const FlagsGiven *given, Wire wo
         else train(t);
     }
     model_free(&t->model);
+    trace_free(&t->trace);
     if (t->train.shards) dataset_close(&t->train);
     if (t->val.shards) dataset_close(&t->val);
 }

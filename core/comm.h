@@ -54,6 +54,7 @@ typedef struct {
     Transfer transfer;
     PlannedCall call;  /* what it is, for whoever waits too long */
     double began;      /* seconds_now() at its start */
+    Span *span;        /* of the trace; NULL: none is kept */
     void *dst;
     const void *parts;
     i64 count;
@@ -144,7 +145,7 @@ static inline void fabric_watch(Fabric *f) {
 static inline void comm_poll(void *fabric) {
     Fabric *f = (Fabric *)fabric;
     for (int i = 0; i < COMM_REQUESTS; i++)
-        if (f->pool[i].active) transfer_poll(&f->pool[i].transfer);
+        if (f->pool[i].active) transfer_poll(f->dev, &f->pool[i].transfer);
     fabric_watch(f);
 }
 
@@ -193,11 +194,26 @@ static inline PlannedCall comm_count(Fabric *f, const Comm *c, CommOp op, Tag t,
     return call;
 }
 
+/* A span of the trace for `c`: its transfer, or somebody's wait for it. */
+static inline Span *comm_span(Fabric *f, SpanKind kind, const PlannedCall *c, Mark from) {
+    Span *s = span_open(f->dev->trace, kind, from);
+    snprintf(s->name, sizeof s->name, "%s%s", kind == SPAN_WAIT ? "wait " : "", COMM_OP_NAMES[c->op]);
+    s->block = c->tag.block, s->phase = c->tag.phase, s->what = c->tag.what;
+    s->ranks = c->ranks, s->bytes = (double)c->bytes;
+    return s;
+}
+
 /* Wait for `r` (NULL: nothing to do), then do the local half of a reduction. The request is free again afterwards. */
 static inline void comm_wait(Fabric *f, Request *r) {
     if (!r) return;
     double begin = host_seconds(f->dev);
+    Span *wait = r->span ? comm_span(f, SPAN_WAIT, &r->call, device_mark(f->dev)) : NULL;
     transfer_wait(f->dev, &f->links, &r->transfer);
+    if (wait) {
+        wait->layer = r->span->layer;
+        span_close(wait, device_mark(f->dev));
+        span_close(r->span, r->transfer.ended);
+    }
     f->exposed_s += host_seconds(f->dev) - begin;
     r->active = 0;
     if (!r->parts) return;
@@ -212,7 +228,7 @@ static inline Request *request_new(Fabric *f, PlannedCall call) {
         Request *r = &f->pool[next];
         if (r->active) continue;
         f->last = next;
-        r->active = 1, r->add = 0, r->dst = NULL, r->parts = NULL;
+        r->active = 1, r->add = 0, r->dst = NULL, r->parts = NULL, r->span = NULL;
         r->call = call, r->began = seconds_now();
         transfer_clear(&r->transfer, call.op);
         return r;
@@ -220,7 +236,13 @@ static inline Request *request_new(Fabric *f, PlannedCall call) {
     FAIL(THIS_RANK, "more than %d collectives in flight", COMM_REQUESTS);
 }
 
+/* The transfer of `r` has been asked for: where a step is traced, its span begins. */
+static inline void request_trace(Fabric *f, Request *r) {
+    if (f->dev->trace) r->span = comm_span(f, SPAN_TRANSFER, &r->call, r->transfer.began);
+}
+
 static inline Request *request_started(Fabric *f, Request *r) {
+    request_trace(f, r);
     if (f->overlap) return r;
     comm_wait(f, r);
     return NULL;
@@ -274,9 +296,12 @@ static inline void comm_all_reduce(Fabric *f, const Comm *c, Tag t, void *buf, v
     Request *r = request_new(f, call);
     r->dst = own, r->parts = scratch, r->count = count, r->n_parts = c->size, r->type = r->sum_type = type;
     if (!f->dev->plan) transfer_all_to_all(f->dev, &f->links, c, &r->transfer, scratch, buf, bytes);
+    request_trace(f, r);
+    Span *both = r->span; /* from the start of one transfer to the end of the other */
     comm_wait(f, r);
     r = request_new(f, call);
     if (!f->dev->plan) transfer_all_gather(f->dev, &f->links, c, &r->transfer, buf, own, bytes);
+    r->span = both;
     comm_wait(f, r);
 }
 
@@ -302,9 +327,12 @@ static inline Request *comm_ring_start(Fabric *f, const Comm *c, Tag t, void *re
 static inline void imagined_sum(Fabric *f, const Comm *c, PlannedCall call, i64 bytes) {
     Request *r = request_new(f, call);
     transfer_all_to_all(f->dev, &f->links, c, &r->transfer, NULL, NULL, bytes);
+    request_trace(f, r);
+    Span *both = r->span;
     comm_wait(f, r);
     r = request_new(f, call);
     transfer_all_gather(f->dev, &f->links, c, &r->transfer, NULL, NULL, bytes);
+    r->span = both;
     comm_wait(f, r);
 }
 
@@ -325,6 +353,7 @@ static inline void comm_sum_control(Fabric *f, const Comm *c, Tag t, double *val
     memset(buf, 0, sizeof(double) * (size_t)all);
     memcpy(buf, values, sizeof(double) * (size_t)n);
     double begin = seconds_now();
+    Span *wait = f->dev->trace ? comm_span(f, SPAN_WAIT, &call, device_mark(f->dev)) : NULL;
     WireRequest request = wire_request_none();
     wire_all_to_all(c->wire, &request, parts, buf, chunk * (i64)sizeof(double));
     wire_wait(&request);
@@ -336,6 +365,10 @@ static inline void comm_sum_control(Fabric *f, const Comm *c, Tag t, double *val
     request = wire_request_none();
     wire_all_gather(c->wire, &request, buf, buf + c->rank * chunk, chunk * (i64)sizeof(double), c->rank);
     wire_wait(&request);
+    if (wait) { /* the host waits, and the device has nothing to do: one span is the transfer and the wait */
+        span_close(wait, device_mark(f->dev));
+        span_close(comm_span(f, SPAN_TRANSFER, &call, wait->from), wait->to);
+    }
     f->exposed_s += seconds_now() - begin;
     memcpy(values, buf, sizeof(double) * (size_t)n);
 }

@@ -39,6 +39,8 @@ typedef struct {
     i64 bytes;
     cudaEvent_t done;      /* made with the first use of the request */
     int flying, launched;  /* on the comm stream, not waited for yet; or waited for, and perhaps not over */
+    int on_wire;           /* staged: not seen to be over */
+    Mark began, ended;     /* where the step is traced */
 } Transfer;
 
 /* What the transfers of a rank share. */
@@ -52,7 +54,7 @@ typedef struct {
 static inline void transfer_clear(Transfer *t, CommOp op) {
     (void)op;
     t->wire = wire_request_none();
-    t->to = NULL, t->flying = t->launched = 0;
+    t->to = NULL, t->flying = t->launched = t->on_wire = 0;
 }
 
 static inline void transfer_unpin(Transfer *t) {
@@ -82,7 +84,14 @@ static inline void transfer_stage(Device *dev, Transfer *t, void *to, const void
         t->sent = (char *)sent, t->received = (char *)received, t->room = bytes;
     }
     copy_out_run(dev, t->sent, send, send_bytes);
-    t->to = to, t->bytes = receive_bytes;
+    t->to = to, t->bytes = receive_bytes, t->on_wire = 1;
+    if (dev->trace) t->began = host_mark(dev);
+}
+
+/* What is staged has arrived in host memory. */
+static inline void transfer_arrived(Device *dev, Transfer *t) {
+    if (t->on_wire && dev->trace) t->ended = host_mark(dev);
+    t->on_wire = 0;
 }
 
 /* ---- on the comm stream ---- */
@@ -92,9 +101,11 @@ static inline void transfer_begin(Device *dev, Links *l, Transfer *t) {
     if (!t->done) CUDA_CHECK(cudaEventCreateWithFlags(&t->done, cudaEventDisableTiming));
     CUDA_CHECK(cudaEventRecord(l->ready, dev->state.stream));
     CUDA_CHECK(cudaStreamWaitEvent(l->stream, l->ready, 0));
+    if (dev->trace) t->began = stream_mark(dev, l->stream);
 }
 
-static inline void transfer_launched(Links *l, Transfer *t) {
+static inline void transfer_launched(Device *dev, Links *l, Transfer *t) {
+    if (dev->trace) t->ended = stream_mark(dev, l->stream);
     CUDA_CHECK(cudaEventRecord(t->done, l->stream));
     t->flying = t->launched = 1;
 }
@@ -219,8 +230,8 @@ static inline void links_close(Links *l) {
 }
 
 /* Move the wire along where it is staged; NCCL needs no help. */
-static inline void transfer_poll(Transfer *t) {
-    if (t->to) wire_test(&t->wire);
+static inline void transfer_poll(Device *dev, Transfer *t) {
+    if (t->on_wire && wire_test(&t->wire)) transfer_arrived(dev, t);
 }
 
 /* Is the device still at it? */
@@ -231,6 +242,7 @@ static inline void transfer_wait(Device *dev, Links *l, Transfer *t) {
         transfer_join(dev, l, t);
     } else if (t->to) {
         wire_wait(&t->wire);
+        transfer_arrived(dev, t);
         CUDA_CHECK(cudaMemcpyAsync(t->to, t->received, (size_t)t->bytes, cudaMemcpyHostToDevice, dev->state.stream));
         t->to = NULL;
     }
@@ -241,7 +253,7 @@ static inline void transfer_all_gather(Device *dev, Links *l, const Comm *g, Tra
     if (g->link) {
         transfer_begin(dev, l, t);
         link_all_gather(l, g->link, full, part, bytes);
-        transfer_launched(l, t);
+        transfer_launched(dev, l, t);
     } else {
         transfer_stage(dev, t, full, part, bytes, g->size * bytes);
         wire_all_gather(g->wire, &t->wire, t->received, t->sent, bytes, g->rank);
@@ -253,7 +265,7 @@ static inline void transfer_all_to_all(Device *dev, Links *l, const Comm *g, Tra
     if (g->link) {
         transfer_begin(dev, l, t);
         link_all_to_all(l, g->link, recv, send, bytes, g->size);
-        transfer_launched(l, t);
+        transfer_launched(dev, l, t);
     } else {
         transfer_stage(dev, t, recv, send, g->size * bytes, g->size * bytes);
         wire_all_to_all(g->wire, &t->wire, t->received, t->sent, bytes);
@@ -265,7 +277,7 @@ static inline void transfer_ring(Device *dev, Links *l, const Comm *g, Transfer 
     if (g->link) {
         transfer_begin(dev, l, t);
         link_ring(l, g->link, recv, send, bytes, g->rank, g->size);
-        transfer_launched(l, t);
+        transfer_launched(dev, l, t);
     } else {
         transfer_stage(dev, t, recv, send, bytes, bytes);
         wire_ring(g->wire, &t->wire, t->received, t->sent, bytes, g->rank, g->size);

@@ -2,7 +2,11 @@
 #ifndef ODYSSEUS_COMM_DIRECT_H
 #define ODYSSEUS_COMM_DIRECT_H
 
-typedef WireRequest Transfer;
+typedef struct {
+    WireRequest wire;
+    int flying;        /* as far as is known */
+    Mark began, ended; /* ended: seen to be over */
+} Transfer;
 
 /* What the transfers of a rank share: nothing, MPI keeps it. */
 typedef struct {
@@ -24,12 +28,23 @@ static inline void link_check(void *link) { (void)link; }
 
 static inline void transfer_clear(Transfer *t, CommOp op) {
     (void)op;
-    *t = wire_request_none();
+    t->wire = wire_request_none(), t->flying = 0;
 }
 static inline void transfer_free(Transfer *t) { (void)t; }
 
+static inline WireRequest *transfer_begin(Device *dev, Transfer *t) {
+    t->began = device_mark(dev), t->flying = 1;
+    return &t->wire;
+}
+
+static inline void transfer_over(Device *dev, Transfer *t) {
+    if (t->flying) t->ended = device_mark(dev), t->flying = 0;
+}
+
 /* Move the wire along. */
-static inline void transfer_poll(Transfer *t) { wire_test(t); }
+static inline void transfer_poll(Device *dev, Transfer *t) {
+    if (t->flying && wire_test(&t->wire)) transfer_over(dev, t);
+}
 
 /* Is the device still at it? The host waits for the wire itself, so nothing is left behind. */
 static inline int transfer_pending(Transfer *t) {
@@ -38,26 +53,27 @@ static inline int transfer_pending(Transfer *t) {
 }
 
 static inline void transfer_wait(Device *dev, Links *l, Transfer *t) {
-    (void)dev, (void)l;
-    wire_wait(t);
+    (void)l;
+    wire_wait(&t->wire);
+    transfer_over(dev, t);
 }
 
 /* full (size, bytes) = every rank's part; `part` may be its own place in `full` */
 static inline void transfer_all_gather(Device *dev, Links *l, const Comm *g, Transfer *t, void *full, const void *part, i64 bytes) {
-    (void)dev, (void)l;
-    wire_all_gather(g->wire, t, full, part, bytes, g->rank);
+    (void)l;
+    wire_all_gather(g->wire, transfer_begin(dev, t), full, part, bytes, g->rank);
 }
 
 /* recv (size, bytes): part p is what rank p had for this rank in its send (size, bytes) */
 static inline void transfer_all_to_all(Device *dev, Links *l, const Comm *g, Transfer *t, void *recv, const void *send, i64 bytes) {
-    (void)dev, (void)l;
-    wire_all_to_all(g->wire, t, recv, send, bytes);
+    (void)l;
+    wire_all_to_all(g->wire, transfer_begin(dev, t), recv, send, bytes);
 }
 
 /* send goes to the next rank of the ring, recv comes from the one before */
 static inline void transfer_ring(Device *dev, Links *l, const Comm *g, Transfer *t, void *recv, const void *send, i64 bytes) {
-    (void)dev, (void)l;
-    wire_ring(g->wire, t, recv, send, bytes, g->rank, g->size);
+    (void)l;
+    wire_ring(g->wire, transfer_begin(dev, t), recv, send, bytes, g->rank, g->size);
 }
 
 #endif

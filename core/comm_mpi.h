@@ -131,9 +131,11 @@ static inline void wire_ring(Wire w, WireRequest *r, void *recv, const void *sen
 
 static inline void wire_wait(WireRequest *r) { MPI_Waitall(2, r->request, MPI_STATUSES_IGNORE); }
 
-static inline void wire_test(WireRequest *r) {
+/* Is it over? Moves it along. */
+static inline int wire_test(WireRequest *r) {
     int done;
     MPI_Testall(2, r->request, &done, MPI_STATUSES_IGNORE);
+    return done;
 }
 
 /* all (ranks, bytes) = every rank's `mine`, now; for agreement outside the training step, not part of the ledger. */

@@ -16,7 +16,7 @@
 
 typedef struct {
     CommOp op;
-    double end; /* on the comm stream's clock */
+    Mark began, ended; /* on the comm stream's clock */
 } Transfer;
 
 /* What the transfers of a rank share is with its clocks, in DeviceState. */
@@ -43,9 +43,9 @@ static inline void *link_open(Links *l, Wire w, int rank, int size) {
 }
 static inline void link_close(void *link) { (void)link; }
 
-static inline void transfer_clear(Transfer *t, CommOp op) { t->op = op, t->end = 0; }
+static inline void transfer_clear(Transfer *t, CommOp op) { t->op = op, t->began = t->ended = 0; }
 static inline void transfer_free(Transfer *t) { (void)t; }
-static inline void transfer_poll(Transfer *t) { (void)t; }
+static inline void transfer_poll(Device *dev, Transfer *t) { (void)dev, (void)t; }
 static inline int transfer_pending(Transfer *t) {
     (void)t;
     return 0;
@@ -69,15 +69,15 @@ static inline void compute_waits(DeviceState *s, CommOp op, double seconds) {
 static inline void transfer_begin(Device *dev, Transfer *t, const LinkModel *link, double seconds) {
     DeviceState *s = &dev->state;
     s->host += s->cluster->launch;
-    double begin = fmax(s->comm, fmax(s->compute, s->host));
-    s->comm = t->end = begin + seconds;
+    t->began = fmax(s->comm, fmax(s->compute, s->host));
+    s->comm = t->ended = t->began + seconds;
     s->comm_seconds[t->op] += seconds;
     compute_waits(s, t->op, (1 - link->overlap) * seconds);
 }
 
 static inline void transfer_wait(Device *dev, Links *l, Transfer *t) {
     (void)l;
-    compute_waits(&dev->state, t->op, fmax(0, t->end - dev->state.compute));
+    compute_waits(&dev->state, t->op, fmax(0, t->ended - dev->state.compute));
 }
 
 /* What bytes take within nodes and between them, and the latency of a ring through all ranks. */

@@ -24,7 +24,7 @@ typedef struct {
     double lr, min_lr, weight_decay, beta1, beta2, eps, grad_clip;
     const char *recompute, *selfcheck;
     /* output */
-    const char *out, *dump_grads;
+    const char *out, *dump_grads, *trace;
     double peak_tflops;
     i64 init_only, dry_run, world, help;
     /* simulator */
@@ -97,6 +97,7 @@ static const Flag FLAGS[] = {
     {"Output", "out", FLAG_TEXT, AT(out), NULL, 0, 0, NULL, "run directory: config.json, metrics.jsonl, comm.json"},
     {NULL, "init-only", FLAG_SWITCH, AT(init_only), NULL, 0, 0, NULL, "write the initial weights to --out as a Hugging Face directory and stop"},
     {NULL, "dump-grads", FLAG_TEXT, AT(dump_grads), NULL, 0, 0, NULL, "write the first step's full gradients, before clipping, to this .safetensors file"},
+    {NULL, "trace", FLAG_TEXT, AT(trace), NULL, 0, 0, NULL, "write a timeline of the first three steps, all ranks, to this .json file; ui.perfetto.dev opens it"},
     {NULL, "peak-tflops", FLAG_REAL, AT(peak_tflops), NULL, 1e-6, 1e9, NULL, "peak of one rank in TFLOP/s for MFU; default: measured at start"},
     {NULL, "dry-run", FLAG_SWITCH, AT(dry_run), NULL, 0, 0, NULL, "print memory and traffic of the run, and exit; needs no data"},
     {NULL, "world", FLAG_INT, AT(world), NULL, 1, 1 << 20, NULL, "ranks of an imagined world (of --dry-run, or of the simulator)"},

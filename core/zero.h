@@ -208,9 +208,11 @@ static inline void zero_gather(Zero *z, Use use) {
     const Block *b = &z->block[use.block];
     Slot *slot = &z->slot[slot_kind(b->kind)];
     const Chunk *c;
+    int layer = trace_layer(z->dev->trace, b->layer); /* its own, not that of the block under way */
     for (int i = 0; (c = block_chunk(z, b, i)) != NULL; i++)
         slot->gather[i] = comm_all_gather_start(z->fabric, chunk_comm(z, c), tag(b->kind, use.phase, WHAT_PARAMETER),
                                                 slot->weights + c->slot_offset, z->param + c->offset, c->shard, DTYPE_REAL);
+    trace_layer(z->dev->trace, layer);
 }
 
 static inline void zero_point_weights(Zero *z, const Block *b) {
@@ -230,6 +232,7 @@ static inline void zero_acquire(Zero *z, int block) {
     if (at >= z->uses || z->schedule[at].block != block) FAIL(THIS_RANK, "the walk left its schedule at use %d (block %d)", at, block);
     const Block *b = &z->block[block];
     Slot *slot = &z->slot[slot_kind(b->kind)];
+    part_begin(z->dev, b->kind, b->layer, z->schedule[at].phase);
     if (z->started <= at) {
         if (at == 0 || z->schedule[at - 1].block != block) zero_gather(z, z->schedule[at]);
         z->started = at + 1;

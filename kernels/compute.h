@@ -21,7 +21,7 @@ typedef enum { OP_GEMM, OP_ATTENTION, OP_NORM, OP_POINTWISE, OP_EMBEDDING, OP_CL
 static const char *const OP_CLASS_NAMES[OP_CLASSES] = {"gemm", "attention", "norm", "pointwise", "embedding", "classifier", "optimizer"};
 
 /* The backend's types: real, accum, their sizes in bytes as real_size() and accum_size() (a model of a device is told them at its start),
-   REAL_NAME, DeviceState, real_from, real_value. */
+   REAL_NAME, DeviceState, real_from, real_value, Mark (trace.h). */
 #ifdef ODYSSEUS_CUDA
 #include "cuda/types.h"
 #elif defined ODYSSEUS_SIM
@@ -34,6 +34,8 @@ static inline i64 dtype_size(Dtype t) { return t == DTYPE_REAL ? real_size() : t
 
 /* True where activations are already in the accumulation type: a cast between them can alias instead. */
 static inline int real_is_accum(void) { return real_size() == accum_size(); }
+
+#include "trace.h"
 
 /* The operation under way. */
 typedef struct {
@@ -53,7 +55,13 @@ typedef struct {
     double flop[OP_CLASSES];      /* floating-point operations that the mathematics asks for (multiply-add = 2) */
     double bytes[OP_CLASSES];     /* bytes read and written once each */
     Work now;
+    Trace *trace;                 /* NULL: this step is not traced */
 } Device;
+
+/* The backend's: see trace.h. */
+static inline void marks_begin(Device *dev);
+static inline Mark device_mark(Device *dev);
+static inline double mark_seconds(const Device *dev, Mark m);
 
 /* Are there tokens to read and numbers to compute with? */
 static inline int device_is_real(const Device *dev) { return !dev->plan && !dev->imagined; }
@@ -61,21 +69,34 @@ static inline int device_is_real(const Device *dev) { return !dev->plan && !dev-
 static inline void device_poll(Device *dev) { if (dev->poll) dev->poll(dev->poll_arg); }
 
 /* Every operation passes here: the one place where work is counted. Returns whether to compute. */
-static inline int op_begin(Device *dev, OpClass op, double flop, double bytes) {
+static inline int op_begin(Device *dev, OpClass op, const char *name, double flop, double bytes) {
     dev->calls[op]++;
     dev->flop[op] += flop;
     dev->bytes[op] += bytes;
     dev->now.op = op, dev->now.flop = flop, dev->now.bytes = bytes;
     if (dev->plan) return 0;
     device_poll(dev);
+    if (dev->trace) dev->trace->op = trace_op(dev->trace, op, name, flop, bytes, device_mark(dev));
     return 1;
+}
+
+static inline void op_end(Device *dev) {
+    if (dev->trace) span_close(dev->trace->op, device_mark(dev));
 }
 
 /* The body of every operation below. */
 #define OPERATION(dev, op, flop, bytes, run) \
     do { \
-        if (op_begin(dev, op, flop, bytes)) run; \
+        if (op_begin(dev, op, __func__, flop, bytes)) { \
+            run; \
+            op_end(dev); \
+        } \
     } while (0)
+
+/* The step comes to a block of the walk, forward or backward, or to what lies outside (BLOCK_OTHER): for its trace. */
+static inline void part_begin(Device *dev, BlockKind block, int layer, Phase phase) {
+    if (dev->trace && !trace_in_part(dev->trace, block, layer, phase)) trace_part(dev->trace, block, layer, phase, device_mark(dev));
+}
 
 typedef enum { NORM_LAYER, NORM_RMS } NormKind;
 

@@ -42,6 +42,7 @@ test_schemes_fp32           4  600
 test_cli.sh             alone  300
 test_simulator_sim      alone   60
 test_sim.sh             alone  300
+test_trace.sh           alone  300
 test_scripts.sh         alone 1200
 test_emulator_emu       alone  120
 test_emulator_emuasan   alone  120

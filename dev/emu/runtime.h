@@ -96,13 +96,15 @@ static inline cudaError_t cudaEventDestroy(cudaEvent_t e) {
 }
 static inline cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t s) {
     std::shared_ptr<EmuPoint> point(new EmuPoint{emu_stream(s), 0, 0});
-    e->point = point;
-    emu_enqueue(s, [point] {
+    auto reach = [point] {
         timespec t;
         clock_gettime(CLOCK_MONOTONIC, &t);
         point->seconds = (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
         point->done = 1;
-    });
+    };
+    e->point = point;
+    if (emu_stream(s)->queue.empty() && !emu_stream(s)->running) reach(); /* a stream with nothing to do is there already */
+    else emu_enqueue(s, reach);
     return cudaSuccess;
 }
 static inline cudaError_t cudaEventSynchronize(cudaEvent_t e) {

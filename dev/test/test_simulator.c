@@ -60,7 +60,7 @@ static Forecast forecast_of(const Cluster *c, const char *flags, const char *mor
     Forecast f;
     Trainer *t = (Trainer *)host_alloc(sizeof(Trainer));
     open_flags(t, c, flags, more);
-    forecast_step(&f, t);
+    forecast_step(&f, t, 0);
     model_free(&t->model);
     free(t);
     return f;

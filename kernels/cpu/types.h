@@ -26,6 +26,9 @@ static inline i64 accum_size(void) { return (i64)sizeof(accum); }
 static inline real real_from(double x) { return (real)x; }
 static inline double real_value(real x) { return (double)x; }
 
+/* A moment: seconds_now. */
+typedef double Mark;
+
 /* What the backend keeps besides: nothing, all is in the host's memory and done on return. */
 typedef struct {
     int unused;

@@ -1,4 +1,4 @@
-/* device.h - a GPU as a device: which one a rank gets, its stream and memory, copies, its peak.
+/* device.h - a GPU as a device: which one a rank gets, its stream and memory, copies, its peak, its time.
 
    ranks of a host share its GPUs in turn: local rank r takes GPU r modulo their number
    memory     a range of addresses is reserved (cuMemAddressReserve), the plan laid out in it, then as much mapped as the plan needs:
@@ -120,8 +120,51 @@ static inline void device_finish(Device *dev) {
     CUDA_CHECK(state);
 }
 
+/* ---- marks of a trace ---- */
+
+/* When `stream` comes to here. */
+static inline Mark stream_mark(Device *dev, cudaStream_t stream) {
+    MarkPool *p = &dev->state.marks;
+    if (p->used == p->room) {
+        int room = p->room ? 2 * p->room : 1024;
+        p->event = (cudaEvent_t *)realloc(p->event, sizeof(cudaEvent_t) * (size_t)room);
+        if (!p->event) FAIL(THIS_RANK, "out of host memory for %d events of a trace", room);
+        for (; p->room < room; p->room++) CUDA_CHECK(cudaEventCreate(&p->event[p->room]));
+    }
+    CUDA_CHECK(cudaEventRecord(p->event[p->used], stream));
+    return p->used++;
+}
+
+static inline Mark device_mark(Device *dev) { return stream_mark(dev, dev->state.stream); }
+
+/* When the host comes to here, as the device's time. */
+static inline Mark host_mark(Device *dev) { return stream_mark(dev, dev->state.marks.idle); }
+
+static inline void marks_begin(Device *dev) {
+    MarkPool *p = &dev->state.marks;
+    if (!p->idle) CUDA_CHECK(cudaStreamCreateWithFlags(&p->idle, cudaStreamNonBlocking));
+    p->used = 0;
+    Mark now = host_mark(dev);
+    CUDA_CHECK(cudaEventSynchronize(p->event[now]));
+    p->origin = seconds_now();
+}
+
+static inline double mark_seconds(const Device *dev, Mark m) {
+    float ms = 0;
+    CUDA_CHECK(cudaEventElapsedTime(&ms, dev->state.marks.event[0], dev->state.marks.event[m]));
+    return dev->state.marks.origin + 1e-3 * ms;
+}
+
+static inline void marks_free(MarkPool *p) {
+    for (int i = 0; i < p->room; i++) CUDA_CHECK(cudaEventDestroy(p->event[i]));
+    free(p->event);
+    if (p->idle) CUDA_CHECK(cudaStreamDestroy(p->idle));
+    memset(p, 0, sizeof *p);
+}
+
 static inline void device_free(Device *dev) {
     device_finish(dev);
+    marks_free(&dev->state.marks);
     gemm_close(dev->state.gemm);
     if (dev->state.stream) CUDA_CHECK(cudaStreamDestroy(dev->state.stream));
     dev->state.stream = NULL, dev->state.gemm = NULL;

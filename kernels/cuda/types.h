@@ -32,6 +32,17 @@ static inline i64 accum_size(void) { return (i64)sizeof(accum); }
 static inline real real_from(double x) { return bf16_round((float)x); }
 static inline double real_value(real x) { return (double)bf16_float(x); }
 
+/* A moment: an event of the device's pool. */
+typedef int Mark;
+
+/* Events with times, used again every traced step. The first is where the device's time and the host's are known to agree. */
+typedef struct {
+    cudaEvent_t *event;
+    int used, room;
+    double origin;       /* the host's seconds at event 0 */
+    cudaStream_t idle;   /* has nothing to do: an event in it is when the host asked */
+} MarkPool;
+
 /* What the backend keeps of a rank's GPU. Every operation runs on `stream`, in the order of the calls, and may use `scratch`, which the
    next operation overwrites. */
 typedef struct {
@@ -40,6 +51,7 @@ typedef struct {
     i64 scratch_bytes;
     int multiprocessors;
     struct GemmState *gemm; /* gemm.cuh's handle and plans */
+    MarkPool marks;
 } DeviceState;
 
 #endif

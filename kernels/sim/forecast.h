@@ -66,8 +66,8 @@ static void forecast_collect(Forecast *f, Trainer *t) {
     f->mfu_full = f->tokens_per_s * flop_per_token(t, 0) / peaks;
 }
 
-/* The trainer's plan, then, on rank `rank` of the imagined world, a step on the modelled clocks. `t` stays open: forecast_close. */
-static void forecast_step(Forecast *f, Trainer *t) {
+/* The trainer's plan, then a step on the modelled clocks, into t->trace when `traced`. `t` stays open: model_free. */
+static void forecast_step(Forecast *f, Trainer *t, int traced) {
     Model *m = &t->model;
     double loss, norm;
     memset(f, 0, sizeof *f);
@@ -78,9 +78,11 @@ static void forecast_step(Forecast *f, Trainer *t) {
     ledger_reset(&m->ledger);
     device_init(&m->dev, &t->place, 1);
     m->dev.state.host = t->place.cluster->step;
+    if (traced) trace_step_begin(&t->trace, &m->dev, 0);
     step_gradients(t, 0, &loss, &norm);
     step_update(t, 0, 1);
     forecast_collect(f, t);
+    if (traced) trace_step_end(&t->trace, &m->dev);
 }
 
 /* A trainer on `cluster` for flags that are checked already. */

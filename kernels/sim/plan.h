@@ -157,7 +157,7 @@ static void plan_all(const ModelOptions *base, const Settings *s, const FlagsGiv
     for (i64 i = 0; i < p.candidates; i++) {
         plan_progress(i, p.candidates);
         forecast_open(t, &p.candidate[i].o, s, cluster);
-        forecast_step(&p.candidate[i].f, t);
+        forecast_step(&p.candidate[i].f, t, 0);
         model_free(&t->model);
     }
     plan_progress(p.candidates, p.candidates);

@@ -56,10 +56,12 @@ static void refuse_flags(const Settings *s, const FlagsGiven *given) {
     if ((s->plan != 0) + (s->max_seq != 0) + (s->dry_run != 0) > 1) FAIL(EVERYONE, "--plan, --max-seq and --dry-run exclude each other; keep one");
     if (s->max_seq && flag_given(given, "seq-len")) FAIL(EVERYONE, "--max-seq looks for the --seq-len; leave one of them out");
     if (s->json && s->dry_run) FAIL(EVERYONE, "--json goes with a forecast, --plan or --max-seq; --dry-run prints only");
+    if (s->trace && (s->dry_run || s->plan || s->max_seq)) FAIL(EVERYONE, "--trace shows one forecast; leave out --plan, --max-seq and --dry-run");
     if (s->json) check_writable("json", s->json);
+    if (s->trace) check_writable("trace", s->trace);
 }
 
-static inline void simulate(Settings *s, const FlagsGiven *given) {
+static inline void simulate(Settings *s, const FlagsGiven *given, Wire alone) {
     Cluster *cluster = (Cluster *)host_alloc(sizeof(Cluster));
     Trainer *t = (Trainer *)host_alloc(sizeof(Trainer));
     ModelOptions o;
@@ -74,7 +76,10 @@ static inline void simulate(Settings *s, const FlagsGiven *given) {
     } else {
         options_check(&o);
         forecast_open(t, &o, s, cluster);
-        forecast_step(&f, t);
+        if (s->trace) trace_init(&t->trace, 1);
+        forecast_step(&f, t, s->trace != NULL);
+        if (s->trace) timeline_write(&t->trace, alone, s->trace);
+        trace_free(&t->trace);
         if (s->dry_run) print_model(t), print_mesh(t), print_plan(t);
         else print_forecast(&f, t), report_write(s->json, json_forecast(&f, t));
         model_free(&t->model);
@@ -87,10 +92,13 @@ static inline void simulate(Settings *s, const FlagsGiven *given) {
 int main(int argc, char **argv) {
     Settings settings;
     FlagsGiven given;
+    const char *ranks = getenv("OMPI_COMM_WORLD_SIZE");
+    if (ranks && atoi(ranks) > 1) FAIL(EVERYONE, "%s ranks were started; the simulator is one process for a world of any size: leave mpirun out", ranks);
+    Wire alone = wire_start(&argc, &argv);
     flags_parse(&settings, &given, argc, argv);
     if (settings.help) print_help();
     else if (settings.calibrate) calibrate(&settings);
-    else simulate(&settings, &given);
+    else simulate(&settings, &given, alone);
     return 0;
 }
 #endif

@@ -53,6 +53,9 @@ static inline i64 accum_size(void) { return SIM_DTYPES[sim_program()->dtype].acc
 static inline real real_from(double x) { return (real)x; }
 static inline double real_value(real x) { return (double)x; }
 
+/* A moment on the modelled clocks, in seconds. */
+typedef double Mark;
+
 struct Cluster;
 
 /* The modelled clocks of one rank, in seconds from the start, and where the time went. `host` asks for operations, the compute stream
