@@ -135,25 +135,39 @@ static inline void heads_attention_forward(Model *m, AttentionSaved *s, real *ou
     linear_forward(&m->dev, out, s->out, m->zero.weight[T_O], NULL, rows, m->heads_l * HS, m->config.dim);
 }
 
-/* dxn (L/R, B, C) for dout (L/R, B, C), likewise a partial sum where heads are split; adds to the projections' gradients. */
-static inline void heads_attention_backward(Model *m, AttentionSaved *s, real *dxn, const real *dout, const real *xn) {
+/* Backward up to the projections: gradients of q and kv before rotation, the latter complete after heads_backward_home. */
+typedef struct {
+    real *dq, *dkv; /* (L/R, B, heads_l, HS), (L/R, B, 2, kv_heads_l, HS), of the caller's mark */
+    accum *dkv_sum;
+    RingHome home;
+    ArenaMark inner; /* of all else, which goes with heads_backward_home */
+} HeadsBackward;
+
+/* For dout (L/R, B, C), which is not needed afterwards; adds to the gradient of the output projection. What remains to be done are the input
+   gradient of the first projections, a partial sum where heads are split, and the gradients of their weights: in the caller's order. */
+static inline HeadsBackward heads_backward(Model *m, AttentionSaved *s, const real *dout) {
+    HeadsBackward h;
     i64 rows = ring_rows(m), HS = m->config.head_dim, NQ = m->heads_l * HS, NKV = 2 * m->kv_heads_l * HS;
-    ArenaMark mark = arena_mark(&m->arena);
+    h.dq = take_real(m, MEM_WORKSPACE, rows * NQ), h.dkv = take_real(m, MEM_WORKSPACE, rows * NKV);
+    h.inner = arena_mark(&m->arena);
     real *dattended = take_real(m, MEM_WORKSPACE, rows * NQ);
-    accum *dq_sum = take_accum(m, MEM_WORKSPACE, rows * NQ), *dkv_sum = take_accum(m, MEM_WORKSPACE, rows * NKV);
-    real *dq = real_is_accum() ? (real *)dq_sum : take_real(m, MEM_WORKSPACE, rows * NQ);
-    real *dkv = real_is_accum() ? (real *)dkv_sum : take_real(m, MEM_WORKSPACE, rows * NKV);
+    accum *dq_sum = real_is_accum() ? (accum *)h.dq : take_accum(m, MEM_WORKSPACE, rows * NQ);
+    h.dkv_sum = real_is_accum() ? (accum *)h.dkv : take_accum(m, MEM_WORKSPACE, rows * NKV);
     linear_backward_weight(&m->dev, m->zero.dweight[T_O], s->out, dout, rows, NQ, m->config.dim);
     linear_backward_input(&m->dev, dattended, dout, m->zero.weight[T_O], rows, NQ, m->config.dim, 0);
-    RingHome home = context_attention_backward(m, s, dq_sum, dkv_sum, dattended);
-    convert(&m->dev, dq, dq_sum, rows * NQ);
-    queries_unpack(&m->dev, dq, dq, m->rope, rows, m->B, m->heads_l, HS, 1);
-    project_q_backward(m, dxn, dq, xn, rows, m->heads_l);
-    context_attention_home(m, &home);
-    convert(&m->dev, dkv, dkv_sum, rows * NKV);
-    kv_unpack(&m->dev, dkv, dkv, m->rope, rows, m->B, m->kv_heads_l, HS, 1);
-    project_kv_backward(m, dxn, dkv, xn, rows, m->kv_heads_l);
-    arena_release(&m->arena, mark);
+    h.home = context_attention_backward(m, s, dq_sum, h.dkv_sum, dattended);
+    convert(&m->dev, h.dq, dq_sum, rows * NQ);
+    queries_unpack(&m->dev, h.dq, h.dq, m->rope, rows, m->B, m->heads_l, HS, 1);
+    return h;
+}
+
+/* dkv is complete. */
+static inline void heads_backward_home(Model *m, HeadsBackward *h) {
+    i64 rows = ring_rows(m), HS = m->config.head_dim;
+    context_attention_home(m, &h->home);
+    convert(&m->dev, h->dkv, h->dkv_sum, rows * 2 * m->kv_heads_l * HS);
+    kv_unpack(&m->dev, h->dkv, h->dkv, m->rope, rows, m->B, m->kv_heads_l, HS, 1);
+    arena_release(&m->arena, h->inner);
 }
 
 /* ---- the scheme `ring` -------------------------------------------------------------------------------------------------- */
@@ -171,9 +185,18 @@ static inline void ring_attention_forward(Model *m, AttentionSaved *s, real *out
     if (m->zero.weight[T_O_BIAS]) bias_add(&m->dev, out, m->zero.weight[T_O_BIAS], ring_rows(m), m->config.dim);
 }
 
+/* The ring's last hop flies under the query projection's backward. */
 static inline void ring_attention_backward(Model *m, AttentionSaved *s, real *dxn, const real *dout, const real *xn) {
-    if (m->zero.dweight[T_O_BIAS]) bias_backward(&m->dev, m->zero.dweight[T_O_BIAS], dout, ring_rows(m), m->config.dim);
-    heads_attention_backward(m, s, dxn, dout, xn);
+    i64 rows = ring_rows(m);
+    ArenaMark mark = arena_mark(&m->arena);
+    if (m->zero.dweight[T_O_BIAS]) bias_backward(&m->dev, m->zero.dweight[T_O_BIAS], dout, rows, m->config.dim);
+    HeadsBackward h = heads_backward(m, s, dout);
+    project_q_backward_input(m, dxn, h.dq, rows, m->heads_l);
+    project_q_backward_weight(m, h.dq, xn, rows, m->heads_l);
+    heads_backward_home(m, &h);
+    project_kv_backward_input(m, dxn, h.dkv, rows, m->kv_heads_l);
+    project_kv_backward_weight(m, h.dkv, xn, rows, m->kv_heads_l);
+    arena_release(&m->arena, mark);
 }
 
 static const Scheme SCHEME_RING = {

@@ -5,7 +5,8 @@
 
           backward runs the same arrows against the grain: the gradient of an all-reduce is its input as it is, the gradient of
           the identity at the front an all-reduce; all-gather and reduce-scatter are each other's gradients. tpsp gathers the block's
-          normed input a second time in backward rather than keeping (L, B, C) of it.
+          normed input a second time in backward rather than keeping (L, B, C) of it. That and the sum of the input gradient hide:
+          dout ===AG===>                        | xn ===AG===> (attention, or down projection) | dxn ===RS===> (first weights' gradients)
 
    Shoeybi et al. 2019, arXiv:1909.08053 (tp); Korthikanti et al. 2022, arXiv:2205.05198 (tpsp)
 
@@ -27,30 +28,41 @@ static inline int tpsp_refuses(const Config *c, const MeshShape *shape, char *wh
 
 /* ---- into and out of a split block ---------------------------------------------------------------------------------------- */
 
-/* x (L/R, B, C) of all tokens: itself where the stream is replicated, else gathered into a workspace buffer of the caller's mark. */
-static inline const real *tp_enter(Model *m, Tag t, const real *x) {
-    if (m->scheme->replicated_stream || m->mesh.head.size == 1) return x;
-    real *all = take_real(m, MEM_COMM, ring_rows(m) * m->config.dim);
-    comm_all_gather(&m->fabric, &m->mesh.head, t, all, x, own_rows(m) * m->config.dim, DTYPE_REAL);
-    return all;
+/* A stream of all the ring's tokens, perhaps on its way here. */
+typedef struct {
+    const real *rows; /* (L/R, B, C), to be read after tp_arrived */
+    real *gathered;   /* the same, where they were gathered; NULL: the stream is whole on every rank */
+    Request *flying;
+} Entering;
+
+/* x of all tokens: itself where the stream is whole, else gathered into a buffer of the caller's mark. */
+static inline Entering tp_enter(Model *m, Tag t, const real *x) {
+    Entering e = {x, NULL, NULL};
+    if (m->scheme->replicated_stream || m->mesh.head.size == 1) return e;
+    e.rows = e.gathered = take_real(m, MEM_COMM, ring_rows(m) * m->config.dim);
+    e.flying = comm_all_gather_start(&m->fabric, &m->mesh.head, t, e.gathered, x, own_rows(m) * m->config.dim, DTYPE_REAL);
+    return e;
 }
 
-/* Where a block of split weights puts its partial sums, for tp_leave to reduce: straight into the stream if nothing changes shape. */
-static inline real *tp_partial(Model *m, real *stream) {
-    if (m->scheme->replicated_stream || m->mesh.head.size == 1) return stream;
-    return take_real(m, MEM_COMM, ring_rows(m) * m->config.dim);
+static inline const real *tp_arrived(Model *m, Entering *e) {
+    comm_wait(&m->fabric, e->flying);
+    e->flying = NULL;
+    return e->rows;
 }
 
-/* stream = the sum over the head axis of `partial` (L/R, B, C): all of it (all-reduce), or the own tokens (reduce-scatter). */
-static inline void tp_leave(Model *m, Tag t, real *stream, real *partial) {
+/* Where a block of split weights puts its partial sums, for tp_leave to reduce: straight into the stream if nothing changes shape, else in
+   the place of what was gathered for it, which is used up by then. */
+static inline real *tp_partial(real *stream, const Entering *e) { return e->gathered ? e->gathered : stream; }
+
+/* stream = the sum over the head axis of `partial` (L/R, B, C): all of it (all-reduce), or the own tokens (reduce-scatter). Under way, with
+   a buffer of the caller's mark. */
+static inline Request *tp_leave(Model *m, Tag t, real *stream, real *partial) {
     const Comm *head = &m->mesh.head;
-    if (head->size == 1) return;
+    if (head->size == 1) return NULL;
     i64 count = own_rows(m) * m->config.dim;
-    ArenaMark mark = arena_mark(&m->arena);
     real *scratch = take_real(m, MEM_COMM, ring_rows(m) * m->config.dim);
-    if (m->scheme->replicated_stream) comm_all_reduce(&m->fabric, head, t, stream, scratch, count, DTYPE_REAL);
-    else comm_reduce_scatter(&m->fabric, head, t, stream, partial, scratch, count, DTYPE_REAL);
-    arena_release(&m->arena, mark);
+    if (m->scheme->replicated_stream) return comm_all_reduce_start(&m->fabric, head, t, stream, scratch, count, DTYPE_REAL);
+    return comm_reduce_scatter_start(&m->fabric, head, t, stream, partial, scratch, count, DTYPE_REAL, 0);
 }
 
 /* The bias after the sum, once; its gradient over the own tokens. */
@@ -68,22 +80,34 @@ static inline void tp_bias_backward(Model *m, Role role, const real *dstream) {
 static inline void tpsp_attention_forward(Model *m, AttentionSaved *s, real *out, const real *xn) {
     Tag t = tag(BLOCK_ATTENTION, m->phase, WHAT_ACTIVATION);
     ArenaMark mark = arena_mark(&m->arena);
-    const real *all = tp_enter(m, t, xn);
-    real *partial = tp_partial(m, out);
-    heads_attention_forward(m, s, partial, all);
-    tp_leave(m, t, out, partial);
+    Entering all = tp_enter(m, t, xn);
+    real *partial = tp_partial(out, &all);
+    heads_attention_forward(m, s, partial, tp_arrived(m, &all));
+    comm_wait(&m->fabric, tp_leave(m, t, out, partial));
     tp_bias(m, T_O_BIAS, out);
     arena_release(&m->arena, mark);
 }
 
+/* What nobody waits for is done while something flies: dout comes under the output bias, the normed input under attention, and the sum of
+   the input gradient leaves under the weight gradients of the first projections, the only ones that need that input. */
 static inline void tpsp_attention_backward(Model *m, AttentionSaved *s, real *dxn, const real *dout, const real *xn) {
     Tag t = tag(BLOCK_ATTENTION, PHASE_BACKWARD, WHAT_ACTIVATION);
+    i64 rows = ring_rows(m);
     ArenaMark mark = arena_mark(&m->arena);
+    Entering dall = tp_enter(m, t, dout);
     tp_bias_backward(m, T_O_BIAS, dout);
-    const real *dall = tp_enter(m, t, dout), *all = tp_enter(m, t, xn);
-    real *partial = tp_partial(m, dxn);
-    heads_attention_backward(m, s, partial, dall, all);
-    tp_leave(m, t, dxn, partial);
+    tp_arrived(m, &dall);
+    Entering all = tp_enter(m, t, xn);
+    real *partial = tp_partial(dxn, &dall);
+    HeadsBackward h = heads_backward(m, s, dall.rows);
+    project_q_backward_input(m, partial, h.dq, rows, m->heads_l);
+    heads_backward_home(m, &h);
+    project_kv_backward_input(m, partial, h.dkv, rows, m->kv_heads_l);
+    Request *leaving = tp_leave(m, t, dxn, partial);
+    tp_arrived(m, &all);
+    project_q_backward_weight(m, h.dq, all.rows, rows, m->heads_l);
+    project_kv_backward_weight(m, h.dkv, all.rows, rows, m->kv_heads_l);
+    comm_wait(&m->fabric, leaving);
     arena_release(&m->arena, mark);
 }
 
@@ -92,22 +116,28 @@ static inline void tpsp_attention_backward(Model *m, AttentionSaved *s, real *dx
 static inline void tpsp_mlp_forward(Model *m, MlpSaved *s, real *out, const real *xn) {
     Tag t = tag(BLOCK_MLP, m->phase, WHAT_ACTIVATION);
     ArenaMark mark = arena_mark(&m->arena);
-    const real *all = tp_enter(m, t, xn);
-    real *partial = tp_partial(m, out);
-    mlp_body_forward(m, s, partial, all, ring_rows(m), m->config.ffn / m->mesh.shape.head);
-    tp_leave(m, t, out, partial);
+    Entering all = tp_enter(m, t, xn);
+    real *partial = tp_partial(out, &all);
+    mlp_body_forward(m, s, partial, tp_arrived(m, &all), ring_rows(m), m->config.ffn / m->mesh.shape.head);
+    comm_wait(&m->fabric, tp_leave(m, t, out, partial));
     tp_bias(m, T_DOWN_BIAS, out);
     arena_release(&m->arena, mark);
 }
 
+/* As in attention: the normed input comes under the down projection's backward. */
 static inline void tpsp_mlp_backward(Model *m, MlpSaved *s, real *dxn, const real *dout, const real *xn) {
     Tag t = tag(BLOCK_MLP, PHASE_BACKWARD, WHAT_ACTIVATION);
+    i64 rows = ring_rows(m), ffn_l = m->config.ffn / m->mesh.shape.head;
     ArenaMark mark = arena_mark(&m->arena);
+    Entering dall = tp_enter(m, t, dout);
     tp_bias_backward(m, T_DOWN_BIAS, dout);
-    const real *dall = tp_enter(m, t, dout), *all = tp_enter(m, t, xn);
-    real *partial = tp_partial(m, dxn);
-    mlp_body_backward(m, s, partial, dall, all, ring_rows(m), m->config.ffn / m->mesh.shape.head);
-    tp_leave(m, t, dxn, partial);
+    tp_arrived(m, &dall);
+    Entering all = tp_enter(m, t, xn);
+    real *partial = tp_partial(dxn, &dall), *dpre = take_real(m, MEM_WORKSPACE, rows * mlp_gates(&m->config) * ffn_l);
+    mlp_body_backward_input(m, s, partial, dpre, dall.rows, rows, ffn_l);
+    Request *leaving = tp_leave(m, t, dxn, partial);
+    mlp_body_backward_weight(m, dpre, tp_arrived(m, &all), rows, ffn_l);
+    comm_wait(&m->fabric, leaving);
     arena_release(&m->arena, mark);
 }
 

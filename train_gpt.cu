@@ -145,7 +145,6 @@ static void model_layout(Model *m) {
     m->tokens = (int32_t *)arena_take(&m->arena, MEM_WORKSPACE, rows * 4);
     m->targets = (int32_t *)arena_take(&m->arena, MEM_WORKSPACE, own_rows(m) * 4);
     m->sums = (double *)arena_take(&m->arena, MEM_WORKSPACE, 2 * sizeof(double));
-    m->host_tokens = (int32_t *)host_alloc((size_t)(rows + own_rows(m)) * sizeof(int32_t));
     i64 scratch = device_scratch_bytes(i64_max(rows, ring_rows(m)), i64_max(C, mlp_gates(&m->config) * m->config.ffn), m->config.vocab, &attended);
     if (scratch) device_scratch(&m->dev, arena_take(&m->arena, MEM_WORKSPACE, scratch), scratch);
     m->head_rows = model_head_rows(m);
@@ -179,8 +178,9 @@ static void model_init(Model *m, const ModelOptions *o, Wire base, int imagined,
     model_layout(m);
 }
 
-/* After arena_commit: tables that live in device memory. */
+/* After arena_commit: the tables in device memory, and tokens on the host, which a plan does without. */
 static void model_tables(Model *m) {
+    m->host_tokens = (int32_t *)host_alloc((size_t)(stream_rows(m) + own_rows(m)) * sizeof(int32_t));
     if (!m->rope) return;
     double *frequencies = (double *)host_alloc(sizeof(double) * (size_t)m->config.head_dim);
     rope_frequencies(&m->config, frequencies);
@@ -510,6 +510,91 @@ static void trainer_plan(Trainer *t) {
     t->model.dev.plan = 0;
     model_expect(&t->model, micro_steps(&t->options));
 }
+
+/* ---- does it fit? --------------------------------------------------------------------------------------------------------------------- */
+
+/* Bytes of a rank's arena under these options: the plan of one micro-step, of which the others are repetitions. Nothing is allocated. */
+static i64 options_bytes(const ModelOptions *o) {
+    Settings settings;
+    Trainer *t = (Trainer *)host_alloc(sizeof(Trainer));
+    memset(&settings, 0, sizeof settings);
+    t->settings = &settings, t->options = *o;
+    t->options.batch = o->shape.dp * o->B;
+    model_init(&t->model, &t->options, wire_none(), 1, 0);
+    trainer_plan(t);
+    i64 bytes = arena_bytes(&t->model.arena);
+    model_free(&t->model);
+    free(t);
+    return bytes;
+}
+
+/* Can these options run with sequences of L tokens, B at once, in `bytes` a rank? */
+static int options_fit(ModelOptions o, i64 L, i64 B, i64 bytes) {
+    char why[1024];
+    o.L = L, o.B = B;
+    return !options_refuse(&o, why, sizeof why) && options_bytes(&o) <= bytes;
+}
+
+/* The longest --seq-len whose arena fits into `bytes` a rank, the other options as they are; 0: not even the shortest fits. */
+static i64 longest_sequence(const ModelOptions *o, i64 bytes) {
+    i64 unit = sequence_unit(o), fits = 0, fails = 1; /* in units */
+    while (options_fit(*o, unit * fails, o->B, bytes)) fits = fails, fails *= 2;
+    while (fails - fits > 1) {
+        i64 middle = fits + (fails - fits) / 2;
+        if (options_fit(*o, unit * middle, o->B, bytes)) fits = middle;
+        else fails = middle;
+    }
+    return fits * unit;
+}
+
+/* The same for --micro-batch, which must divide the sequences of a data-parallel group. */
+static i64 largest_micro_batch(const ModelOptions *o, i64 bytes) {
+    i64 group = o->batch / o->shape.dp, fits = 0;
+    for (i64 B = 1; B <= group; B++) {
+        if (group % B != 0) continue;
+        if (!options_fit(*o, o->L, B, bytes)) break;
+        fits = B;
+    }
+    return fits;
+}
+
+/* What would fit into `bytes` a rank instead of `o`. */
+static void memory_advice(const ModelOptions *o, i64 bytes, char *out, size_t size) {
+    ModelOptions one = *o, again = *o;
+    one.B = 1, again.recompute = 1;
+    i64 L = longest_sequence(o, bytes), B = largest_micro_batch(o, bytes);
+    i64 L_one = L || B ? 0 : longest_sequence(&one, bytes), L_again = L || B || L_one ? 0 : longest_sequence(&again, bytes);
+    int n = 0;
+    if (L && B) n = snprintf(out, size, "the largest that fit: --seq-len %lld, or --micro-batch %lld", (long long)L, (long long)B);
+    else if (L) n = snprintf(out, size, "the largest --seq-len that fits: %lld", (long long)L);
+    else if (B) n = snprintf(out, size, "the largest --micro-batch that fits: %lld", (long long)B);
+    else if (L_one) n = snprintf(out, size, "with --micro-batch 1, the largest --seq-len that fits: %lld", (long long)L_one);
+    else if (L_again) n = snprintf(out, size, "no --seq-len fits; with --recompute full, up to %lld", (long long)L_again);
+    else n = snprintf(out, size, "no --seq-len fits with this model on this mesh");
+    if (!o->recompute && !L_again && options_fit(again, o->L, o->B, bytes)) n += snprintf(out + n, size - (size_t)n, "; as it is, with --recompute full");
+    snprintf(out + n, size - (size_t)n, "; or use more ranks");
+}
+
+/* Before anything is allocated: every rank learns whether all of them have the memory. If not, rank 0 says what would fit. */
+static void check_memory(Trainer *t, Wire world) {
+    const Model *m = &t->model;
+    int ranks = wire_size(world), poorest = 0;
+    i64 available = device_memory_available(), *share = (i64 *)host_alloc(sizeof(i64) * (size_t)ranks);
+    i64 need = arena_bytes(&m->arena), mine = available ? available / t->place.sharing : ARENA_MOST; /* 0: not known */
+    wire_share(world, share, &mine, sizeof mine);
+    for (int r = 1; r < ranks; r++)
+        if (share[r] < share[poorest]) poorest = r;
+    i64 least = share[poorest];
+    free(share);
+    if (need <= least) return;
+    if (m->mesh.rank != 0) wire_barrier(world); /* rank 0 never comes: it ends all */
+    char advice[512];
+    arena_print(stderr, &m->arena);
+    memory_advice(&t->options, least, advice, sizeof advice);
+    FAIL(EVERYONE, "out of memory: a rank needs %.1f MB, its share of a " MEMORY_OWNER " is %.1f MB (rank %d); %s", need / 1e6, least / 1e6, poorest, advice);
+}
+
+/* ---- measures and checks of a run ------------------------------------------------------------------------------------------------------ */
 
 /* FLOP per token: 6 per parameter that multiplies (tables that are only looked up do not: positions, an untied token embedding), and
    attention's 12 layers d L, of which the causal mask leaves half. */
@@ -882,14 +967,18 @@ static inline void run(Trainer *t, Settings *s, const FlagsGiven *given, Wire wo
     if (s->dry_run && rank != 0) return;
     model_init(&t->model, &t->options, world, s->dry_run != 0, rank);
     trainer_plan(t);
+    if (t->model.arena.peak.used == ARENA_MOST)
+        FAIL(EVERYONE, "a rank of this run would need more than 1e18 bytes; lower --seq-len, --micro-batch or the model's sizes");
     if (rank == 0 && !s->init_only) print_model(t), print_mesh(t);
     if (rank == 0 && !s->init_only && !s->dry_run) print_device(t);
     if (s->dry_run) {
         print_plan(t);
     } else {
-        arena_commit(&t->model.arena, device_memory_available(), t->place.sharing);
+        check_memory(t, world);
+        arena_commit(&t->model.arena);
         model_tables(&t->model);
         load_weights(t);
+        wire_barrier(world); /* nothing is written before every rank has come this far */
         if (rank == 0 && s->init_only) make_directories(s->out);
         if (rank == 0 && !s->init_only)
             run_open(&t->log, s->out, run_config_json(s, &t->options.config, t->options.shape.world, t->options.shape.head, t->place.threads, REAL_NAME));

@@ -88,10 +88,12 @@ static inline void ulysses_attention_backward(Model *m, AttentionSaved *s, real 
     Request *kv_flying = comm_all_to_all_start(&m->fabric, head, t, kv_parts, dkv_heads, kv_part, DTYPE_REAL);
     comm_wait(&m->fabric, flying);
     queries_unpack(&m->dev, dq, q_parts, m->rope, rows, m->B, c->heads, HS, N);
-    project_q_backward(m, dxn, dq, xn, rows, c->heads);
+    project_q_backward_input(m, dxn, dq, rows, c->heads);
+    project_q_backward_weight(m, dq, xn, rows, c->heads);
     comm_wait(&m->fabric, kv_flying);
     kv_unpack(&m->dev, dkv, kv_parts, m->rope, rows, m->B, c->kv_heads, HS, N);
-    project_kv_backward(m, dxn, dkv, xn, rows, c->kv_heads);
+    project_kv_backward_input(m, dxn, dkv, rows, c->kv_heads);
+    project_kv_backward_weight(m, dkv, xn, rows, c->kv_heads);
     arena_release(&m->arena, mark);
 }
 

@@ -1,7 +1,7 @@
 /* arena.h - all device memory of a rank is one range, laid out by the code that uses it, accounted by category.
 
    reserve a large inaccessible range -> take() what lives for the whole run, walk one step in plan mode with
-   mark/take/release -> the peak is known -> commit() exactly that many bytes -> train.
+   mark/take/release -> the peak is known -> commit() exactly that many bytes -> train. A plan may want more than can be reserved.
 
    [ parameters | gradients | optimizer | gathered weights | ... kept for the run | stack: mark, take, release ... ]
    Before commit() a dereference faults, address arithmetic works: a dry run and a run share every line. The backend reserves and
@@ -30,6 +30,7 @@ typedef struct {
 } Arena;
 
 #define ARENA_ALIGN 256
+#define ARENA_MOST ((i64)1 << 60) /* a plan counts no further */
 
 /* Reserve address space (no memory) of the device. Owner: the caller; arena_free returns it. */
 static inline void arena_reserve(Arena *a, Device *dev) {
@@ -42,14 +43,12 @@ static inline void arena_reserve(Arena *a, Device *dev) {
 
 /* `bytes` at the top of the arena, aligned to ARENA_ALIGN; lives until the enclosing mark is released. */
 static inline void *arena_take(Arena *a, MemCategory category, i64 bytes) {
-    bytes = round_up(bytes, ARENA_ALIGN);
-    if (!a->committed && (bytes < 0 || bytes > a->reserved - a->now.used))
-        FAIL(EVERYONE, "a rank of this run would need more than %.0f TB (%s); lower --seq-len, --micro-batch or the model's sizes, or use more ranks",
-             a->reserved / 1e12, MEM_NAMES[category]);
+    i64 left = ARENA_MOST - a->now.used;
+    bytes = bytes < 0 || bytes > left ? left : round_up(bytes, ARENA_ALIGN);
     if (a->committed && bytes > a->committed - a->now.used)
         FAIL(THIS_RANK, "arena: %lld bytes for %s do not fit in the planned %lld; plan and run disagree", (long long)bytes, MEM_NAMES[category],
              (long long)a->committed);
-    void *p = a->base + a->now.used;
+    void *p = a->base + i64_min(a->now.used, a->reserved);
     a->now.used += bytes;
     a->now.by_category[category] += bytes;
     if (a->now.used > a->peak.used) a->peak = a->now;
@@ -59,15 +58,14 @@ static inline void *arena_take(Arena *a, MemCategory category, i64 bytes) {
 static inline ArenaMark arena_mark(const Arena *a) { return a->now; }
 static inline void arena_release(Arena *a, ArenaMark mark) { a->now = mark; }
 
-/* Make the planned peak real, zero-filled memory. `available` (0: not known) bytes are there for the arenas of `ranks` ranks: a host
-   grants pages it does not have, so ask first. */
-static inline void arena_commit(Arena *a, i64 available, int ranks) {
-    a->committed = round_up(i64_max(a->peak.used, 1), 4096);
-    if (available && (double)a->committed * ranks > (double)available)
-        FAIL(EVERYONE, "out of memory: %d ranks on this " MEMORY_OWNER " need %.1f MB each, %.1f MB are available; --dry-run prints a rank's memory by category. "
-                       "Lower --micro-batch or --seq-len, use more " MEMORY_OWNER "s, or --recompute full", ranks, a->committed / 1e6, available / 1e6);
-    if (!memory_commit(a->dev, a->base, a->committed))
-        FAIL(THIS_RANK, "out of memory: the arena needs %.1f MB a rank (--dry-run prints it by category); lower --micro-batch or --seq-len, "
+/* What the plan needs, in whole pages. */
+static inline i64 arena_bytes(const Arena *a) { return round_up(i64_max(a->peak.used, 1), 4096); }
+
+/* Make the planned peak real, zero-filled memory. A host grants pages it does not have: ask what is available first. */
+static inline void arena_commit(Arena *a) {
+    a->committed = arena_bytes(a);
+    if (a->committed > a->reserved || !memory_commit(a->dev, a->base, a->committed))
+        FAIL(THIS_RANK, "out of memory: this " MEMORY_OWNER " refused the %.1f MB of the arena; does something else use it? Lower --micro-batch or --seq-len, "
                         "use more ranks or --recompute full", a->committed / 1e6);
 }
 

@@ -2,6 +2,7 @@
 
    xn (rows, C) -> project_q, project_kv -> q (rows, heads, HS), kv (rows, 2, kv_heads, HS)      before rotation
    xn (rows, C) -> mlp_body    -> (rows, C), without the output bias                    ffn_l wide: all of it, or this rank's part
+   backward comes in halves: the input gradient, for which others wait, and the first weights' gradients, for which nobody does
    Schemes wrap them in their exchanges. Weights and gradients are those of the block acquired last.                            */
 #ifndef ODYSSEUS_BLOCKS_H
 #define ODYSSEUS_BLOCKS_H
@@ -19,20 +20,28 @@ static inline void project_kv(Model *m, real *kv, const real *xn, i64 rows, i64 
     linear_forward(&m->dev, kv, xn, w[T_K], w[T_K_BIAS], rows, m->config.dim, 2 * kv_heads * m->config.head_dim);
 }
 
-/* dxn (rows, C) = for dy (rows, width), += when `add`, before rotation; adds to the gradients of the projection `weight`, `bias`. */
-static inline void project_backward(Model *m, Role weight, Role bias, real *dxn, const real *dy, const real *xn, i64 rows, i64 width, int add) {
+/* dxn (rows, C) = for dy (rows, width), += when `add`, before rotation. */
+static inline void project_q_backward_input(Model *m, real *dxn, const real *dq, i64 rows, i64 heads) {
+    linear_backward_input(&m->dev, dxn, dq, m->zero.weight[T_Q], rows, m->config.dim, heads * m->config.head_dim, 0);
+}
+
+static inline void project_kv_backward_input(Model *m, real *dxn, const real *dkv, i64 rows, i64 kv_heads) {
+    linear_backward_input(&m->dev, dxn, dkv, m->zero.weight[T_K], rows, m->config.dim, 2 * kv_heads * m->config.head_dim, 1);
+}
+
+/* Add to the gradients of a first projection's weight and bias, for dy (rows, width): nobody waits for them, transfers fly meanwhile. */
+static inline void first_backward_weight(Model *m, Role weight, Role bias, const real *dy, const real *xn, i64 rows, i64 width) {
     accum **g = m->zero.dweight;
     linear_backward_weight(&m->dev, g[weight], xn, dy, rows, m->config.dim, width);
     if (g[bias]) bias_backward(&m->dev, g[bias], dy, rows, width);
-    linear_backward_input(&m->dev, dxn, dy, m->zero.weight[weight], rows, m->config.dim, width, add);
 }
 
-static inline void project_q_backward(Model *m, real *dxn, const real *dq, const real *xn, i64 rows, i64 heads) {
-    project_backward(m, T_Q, T_Q_BIAS, dxn, dq, xn, rows, heads * m->config.head_dim, 0);
+static inline void project_q_backward_weight(Model *m, const real *dq, const real *xn, i64 rows, i64 heads) {
+    first_backward_weight(m, T_Q, T_Q_BIAS, dq, xn, rows, heads * m->config.head_dim);
 }
 
-static inline void project_kv_backward(Model *m, real *dxn, const real *dkv, const real *xn, i64 rows, i64 kv_heads) {
-    project_backward(m, T_K, T_K_BIAS, dxn, dkv, xn, rows, 2 * kv_heads * m->config.head_dim, 1);
+static inline void project_kv_backward_weight(Model *m, const real *dkv, const real *xn, i64 rows, i64 kv_heads) {
+    first_backward_weight(m, T_K, T_K_BIAS, dkv, xn, rows, 2 * kv_heads * m->config.head_dim);
 }
 
 /* act (rows, ffn_l) = what the down projection reads, from what was kept */
@@ -54,24 +63,25 @@ static inline void mlp_body_forward(Model *m, MlpSaved *s, real *out, const real
     arena_release(&m->arena, mark);
 }
 
-/* dxn (rows, C) for dout (rows, C); adds to the gradients of the block's matrices and of the split bias. */
-static inline void mlp_body_backward(Model *m, MlpSaved *s, real *dxn, const real *dout, const real *xn, i64 rows, i64 ffn_l) {
+/* dxn (rows, C) and dpre (rows, gates * ffn_l) for dout (rows, C), whose place dxn may take; adds to the gradient of the down projection. */
+static inline void mlp_body_backward_input(Model *m, MlpSaved *s, real *dxn, real *dpre, const real *dout, i64 rows, i64 ffn_l) {
     real **w = m->zero.weight;
-    accum **g = m->zero.dweight;
     Device *dev = &m->dev;
-    i64 C = m->config.dim, pre_width = mlp_gates(&m->config) * ffn_l;
-    Role first = m->config.arch == ARCH_LLAMA ? T_GATE : T_UP;
+    i64 C = m->config.dim;
     ArenaMark mark = arena_mark(&m->arena);
-    real *act = take_real(m, MEM_WORKSPACE, rows * ffn_l), *dpre = take_real(m, MEM_WORKSPACE, rows * pre_width);
+    real *act = take_real(m, MEM_WORKSPACE, rows * ffn_l);
     mlp_activation(m, act, s->pre, rows, ffn_l);
-    linear_backward_weight(dev, g[T_DOWN], act, dout, rows, ffn_l, C);
+    linear_backward_weight(dev, m->zero.dweight[T_DOWN], act, dout, rows, ffn_l, C);
     linear_backward_input(dev, act, dout, w[T_DOWN], rows, ffn_l, C, 0); /* act now holds its gradient */
     if (m->config.arch == ARCH_LLAMA) swiglu_backward(dev, dpre, act, s->pre, rows, ffn_l);
     else gelu_backward(dev, dpre, act, s->pre, rows * ffn_l);
-    linear_backward_weight(dev, g[first], xn, dpre, rows, C, pre_width);
-    if (g[T_UP_BIAS]) bias_backward(dev, g[T_UP_BIAS], dpre, rows, pre_width);
-    linear_backward_input(dev, dxn, dpre, w[first], rows, C, pre_width, 0);
+    linear_backward_input(dev, dxn, dpre, m->config.arch == ARCH_LLAMA ? w[T_GATE] : w[T_UP], rows, C, mlp_gates(&m->config) * ffn_l, 0);
     arena_release(&m->arena, mark);
+}
+
+/* Adds to the gradients of the first projection and of its bias. */
+static inline void mlp_body_backward_weight(Model *m, const real *dpre, const real *xn, i64 rows, i64 ffn_l) {
+    first_backward_weight(m, m->config.arch == ARCH_LLAMA ? T_GATE : T_UP, T_UP_BIAS, dpre, xn, rows, mlp_gates(&m->config) * ffn_l);
 }
 
 /* The MLP of every scheme that leaves it alone: on the own tokens, with whole weights that ZeRO-3 has gathered. */
@@ -81,8 +91,13 @@ static inline void local_mlp_forward(Model *m, MlpSaved *s, real *out, const rea
 }
 
 static inline void local_mlp_backward(Model *m, MlpSaved *s, real *dxn, const real *dout, const real *xn) {
-    if (m->zero.dweight[T_DOWN_BIAS]) bias_backward(&m->dev, m->zero.dweight[T_DOWN_BIAS], dout, own_rows(m), m->config.dim);
-    mlp_body_backward(m, s, dxn, dout, xn, own_rows(m), m->config.ffn);
+    i64 rows = own_rows(m), ffn = m->config.ffn;
+    ArenaMark mark = arena_mark(&m->arena);
+    real *dpre = take_real(m, MEM_WORKSPACE, rows * mlp_gates(&m->config) * ffn);
+    if (m->zero.dweight[T_DOWN_BIAS]) bias_backward(&m->dev, m->zero.dweight[T_DOWN_BIAS], dout, rows, m->config.dim);
+    mlp_body_backward_input(m, s, dxn, dpre, dout, rows, ffn);
+    mlp_body_backward_weight(m, dpre, xn, rows, ffn);
+    arena_release(&m->arena, mark);
 }
 
 #endif

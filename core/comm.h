@@ -2,7 +2,7 @@
 
    start  counts bytes in the ledger, begins the transfer           comm_x_start(...) -> Request *
    poll   kernels call it between tiles so that bytes move on       device_poll -> comm_poll
-   wait   blocks; a reduce-scatter then sums its parts              comm_wait(request)
+   wait   blocks; a reduction then sums its parts                   comm_wait(request)
 
    A reduce-scatter is an all-to-all of the parts followed by a local sum in rank order, an all-reduce is that and an
    all-gather: the same bits on every run and on every rank, which MPI's own reductions do not promise. The ledger calls
@@ -48,7 +48,8 @@ typedef struct {
     uint64_t hash;
 } PlannedCall;
 
-/* A transfer under way. The local sum that completes a reduce-scatter waits here until the parts have arrived. */
+/* A transfer under way. The local sum that completes a reduce-scatter waits here until the parts have arrived, and so does the
+   all-gather that then makes an all-reduce of it. */
 typedef struct {
     int active;
     Transfer transfer;
@@ -60,6 +61,8 @@ typedef struct {
     i64 count;
     int n_parts, add;
     Dtype type, sum_type; /* of the parts, of dst */
+    const Comm *group;    /* whose ranks then gather each other's dst into `all`; NULL: nobody */
+    void *all;
 } Request;
 
 typedef enum { SCHEDULE_IGNORE, SCHEDULE_RECORD, SCHEDULE_FOLLOW } ScheduleMode;
@@ -203,9 +206,7 @@ static inline Span *comm_span(Fabric *f, SpanKind kind, const PlannedCall *c, Ma
     return s;
 }
 
-/* Wait for `r` (NULL: nothing to do), then do the local half of a reduction. The request is free again afterwards. */
-static inline void comm_wait(Fabric *f, Request *r) {
-    if (!r) return;
+static inline void request_arrive(Fabric *f, Request *r) {
     double begin = host_seconds(f->dev);
     Span *wait = r->span ? comm_span(f, SPAN_WAIT, &r->call, device_mark(f->dev)) : NULL;
     transfer_wait(f->dev, &f->links, &r->transfer);
@@ -215,10 +216,21 @@ static inline void comm_wait(Fabric *f, Request *r) {
         span_close(r->span, r->transfer.ended);
     }
     f->exposed_s += host_seconds(f->dev) - begin;
+}
+
+/* Wait for `r` (NULL: nothing to do), then do the local half of a reduction, and the second half of an all-reduce. The request is free
+   again afterwards. */
+static inline void comm_wait(Fabric *f, Request *r) {
+    if (!r) return;
+    request_arrive(f, r);
+    if (r->parts && r->sum_type == r->type) sum_parts(f->dev, r->dst, r->parts, r->n_parts, r->count, r->count, r->type, r->add);
+    else if (r->parts) add_parts(f->dev, (accum *)r->dst, (const real *)r->parts, r->n_parts, r->count, r->count);
+    if (r->group && !f->dev->plan) {
+        r->began = seconds_now();
+        transfer_all_gather(f->dev, &f->links, r->group, &r->transfer, r->all, r->dst, r->count * dtype_size(r->type));
+        request_arrive(f, r);
+    }
     r->active = 0;
-    if (!r->parts) return;
-    if (r->sum_type == r->type) sum_parts(f->dev, r->dst, r->parts, r->n_parts, r->count, r->count, r->type, r->add);
-    else add_parts(f->dev, (accum *)r->dst, (const real *)r->parts, r->n_parts, r->count, r->count);
 }
 
 /* A free request; in plan mode one that is never on the wire, so that the walk is the same. */
@@ -228,7 +240,7 @@ static inline Request *request_new(Fabric *f, PlannedCall call) {
         Request *r = &f->pool[next];
         if (r->active) continue;
         f->last = next;
-        r->active = 1, r->add = 0, r->dst = NULL, r->parts = NULL, r->span = NULL;
+        r->active = 1, r->add = 0, r->dst = r->all = NULL, r->parts = NULL, r->span = NULL, r->group = NULL;
         r->call = call, r->began = seconds_now();
         transfer_clear(&r->transfer, call.op);
         return r;
@@ -287,22 +299,16 @@ static inline void comm_reduce_scatter(Fabric *f, const Comm *c, Tag t, void *ds
     comm_wait(f, comm_reduce_scatter_start(f, c, t, dst, full, scratch, count, type, 0));
 }
 
-/* buf (n, count) = its sum over ranks, the same bits everywhere. scratch (n, count). */
-static inline void comm_all_reduce(Fabric *f, const Comm *c, Tag t, void *buf, void *scratch, i64 count, Dtype type) {
-    if (c->size == 1) return;
+/* buf (n, count) = its sum over ranks, the same bits everywhere. scratch (n, count); both must stay untouched until the wait, where the
+   second half travels: only the first can hide. */
+static inline Request *comm_all_reduce_start(Fabric *f, const Comm *c, Tag t, void *buf, void *scratch, i64 count, Dtype type) {
+    if (c->size == 1) return NULL;
     i64 bytes = count * dtype_size(type);
-    PlannedCall call = comm_count(f, c, COMM_ALL_REDUCE, t, 2 * (c->size - 1) * bytes);
+    Request *r = request_new(f, comm_count(f, c, COMM_ALL_REDUCE, t, 2 * (c->size - 1) * bytes));
     char *own = (char *)buf + c->rank * bytes;
-    Request *r = request_new(f, call);
-    r->dst = own, r->parts = scratch, r->count = count, r->n_parts = c->size, r->type = r->sum_type = type;
+    r->dst = own, r->parts = scratch, r->count = count, r->n_parts = c->size, r->type = r->sum_type = type, r->group = c, r->all = buf;
     if (!f->dev->plan) transfer_all_to_all(f->dev, &f->links, c, &r->transfer, scratch, buf, bytes);
-    request_trace(f, r);
-    Span *both = r->span; /* from the start of one transfer to the end of the other */
-    comm_wait(f, r);
-    r = request_new(f, call);
-    if (!f->dev->plan) transfer_all_gather(f->dev, &f->links, c, &r->transfer, buf, own, bytes);
-    r->span = both;
-    comm_wait(f, r);
+    return request_started(f, r);
 }
 
 /* recv (n, count): part p is what rank p had for this rank in its send (n, count). */

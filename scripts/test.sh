@@ -14,6 +14,7 @@ source "$(dirname "$0")/common.sh"
 RUNS='
 check-cxx               alone  120
 test_positions_fp32     alone   60
+test_memory_fp32            1   60
 test_kernels_fp32       alone  300
 test_kernels_fp64       alone  300
 test_comm_fp32              1  120

@@ -285,7 +285,7 @@ static void tiny_init(void) {
     o.config = c, o.scheme = SCHEMES[0], o.shape.world = o.shape.dp = o.shape.ring = o.shape.head = 1;
     o.L = o.B = o.batch = 1, o.place = device_place(0, 1, 1);
     model_init(&tiny, &o, wire_none(), 1, 0);
-    arena_commit(&tiny.arena, 0, 1);
+    arena_commit(&tiny.arena);
     reserved = NULL;
 }
 

@@ -52,7 +52,7 @@ static inline void trainer_start(Trainer *t, const ModelOptions *o, const Settin
     dataset_open(&t->train, s->train, "train", o->L, o->config.vocab);
     model_init(&t->model, &t->options, world, 0, wire_rank(world));
     trainer_plan(t);
-    arena_commit(&t->model.arena, 0, 1);
+    arena_commit(&t->model.arena);
     model_tables(&t->model);
     load_weights(t);
     ledger_reset(&t->model.ledger);

@@ -432,7 +432,7 @@ static void model_open(Model *m, const Config *c, MeshShape shape, int rank, int
     fabric_init(&m->fabric, &m->dev, &m->ledger, (int)shape.world, 1, "mpi");
     arena_reserve(&m->arena, &m->dev);
     zero_init(&m->z, &m->config, &m->mesh, &m->fabric, &m->arena, splits, DTYPE_ACCUM);
-    arena_commit(&m->arena, 0, 1);
+    arena_commit(&m->arena);
 }
 
 static void model_close(Model *m, int imagined) {

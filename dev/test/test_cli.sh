@@ -47,6 +47,7 @@ shard("short.bin", text[:10])
 shard("vocab.bin", text[:100] + [300] + text[:2000])
 shard("foreign.bin", text, magic=12345)
 open(f"{d}/empty.bin", "wb").close()
+shard("long.bin", [97] * 100001)
 PY
 data="$work/a_*.bin"
 small=(--train "$data" --seq-len 64 --batch 4 --steps 3)
@@ -88,7 +89,17 @@ refuses 1 'cannot write into' "${small[@]}" --dump-grads "$work/nowhere/g.safete
 refuses 1 'is not a directory' "${small[@]}" --out "$work/a_0.bin"
 refuses 1 'does not divide by 8 heads' "${small[@]}" --dim 100
 refuses 1 'more than 1e15 numbers' --dry-run --seq-len 1000000000000 --micro-batch 1000000 --batch 1000000
-refuses 1 'out of memory: 1 ranks on this host need' "${small[@]}" --dim 65536 --heads 512 --layers 100
+refuses 1 'more than 1e18 bytes' --dry-run --seq-len 1000000000000 --batch 1 --layers 1000
+refuses 1 'out of memory: a rank needs .* MB, its share of a host is .*; no --seq-len fits with this model on this mesh; or use more ranks' "${small[@]}" \
+    --dim 65536 --heads 512 --layers 100
+refuses 2 'out of memory: .*the largest that fit: --seq-len [0-9]+, or --micro-batch [0-9]+.*; or use more ranks' --train "$work/long.bin" --seq-len 100000 \
+    --micro-batch 65536 --batch 65536 --out "$work/refused"
+[ "$(grep -c '^  activations  ' "$work/out")" -eq 1 ] && [ "$(grep -c '^memory of a rank' "$work/out")" -eq 1 ]
+ok $? "the table by category stands before it, once"
+fits=$(sed -n 's/.*--seq-len \([0-9]*\), or.*/\1/p' "$work/out") share=$(sed -n 's/.*host is \([0-9]*\)\..*/\1/p' "$work/out")
+total() { ./train_gpt_cpu --dry-run --world 2 --batch 65536 --micro-batch 65536 --seq-len "$1" | sed -n 's/^  total  *\([0-9]*\)\.[0-9]*$/\1/p'; }
+[ -n "$fits" ] && [ "$(total "$fits")" -le "$share" ] && [ "$(total $((fits + 2)))" -ge "$share" ]
+ok $? "a dry run of the length it names fits into the $share MB there are, one 2 tokens longer does not"
 refuses 1 'cannot make the directory' "${small[@]}" --out /proc/refused
 refuses 2 'either the peak is too low' "${small[@]}" --peak-tflops 1e-6
 

@@ -63,7 +63,7 @@ static void test_all_reduce(Bench *t, const Comm *c, i64 n, int overlap) {
     i64 wrong = 0;
     ledger_reset(&ledger);
     for (i64 i = 0; i < n * c->size; i++) t->a[i] = (real)element(c->rank, i);
-    comm_all_reduce(&t->fabric, c, g, t->a, t->b, n, DTYPE_REAL);
+    comm_wait(&t->fabric, comm_all_reduce_start(&t->fabric, c, g, t->a, t->b, n, DTYPE_REAL));
     for (i64 i = 0; i < n * c->size; i++) {
         double sum = 0;
         for (int r = 0; r < c->size; r++) sum += element(r, i);

@@ -172,4 +172,82 @@ static void plan_all(const ModelOptions *base, const Settings *s, const FlagsGiv
     free(p.refusal);
 }
 
+/* ---- how long a sequence may be -------------------------------------------------------------------------------------------------- */
+
+/* The mesh that the flags leave to a scheme. */
+static MeshShape scheme_shape(const Scheme *scheme, const Settings *s, const FlagsGiven *given) {
+    MeshShape m = {s->world, s->dp, s->ring, 1};
+    if (scheme->ring_takes_all) m.ring = flag_given(given, "ring") ? s->ring : s->world / s->dp;
+    else if (!flag_given(given, "ring")) m.ring = 1;
+    m.head = m.world / m.dp / m.ring;
+    return m;
+}
+
+/* What keeps the sequence from being longer than in `c`: the category of memory that grows most with it, or the model. */
+static const char *longest_stop(const Candidate *c, const Settings *s, const Cluster *cluster) {
+    Trainer *t = (Trainer *)host_alloc(sizeof(Trainer));
+    ModelOptions o = c->o;
+    char why[1024];
+    int most = 0;
+    o.L *= 2;
+    if (options_refuse(&o, why, sizeof why)) {
+        free(t);
+        return "--max-pos";
+    }
+    forecast_open(t, &o, s, cluster);
+    model_init(&t->model, &o, wire_none(), 1, 0);
+    trainer_plan(t);
+    const i64 *then = t->model.arena.peak.by_category, *now = c->f.memory.by_category;
+    for (int i = 1; i < MEM_CATEGORIES; i++)
+        if (then[i] - now[i] > then[most] - now[most]) most = i;
+    model_free(&t->model);
+    free(t);
+    return MEM_NAMES[most];
+}
+
+/* --max-seq: the longest sequence of one scheme, forecast there; or why there is none. */
+static cJSON *longest_row(const ModelOptions *base, const Scheme *scheme, const Settings *s, const FlagsGiven *given, const Cluster *cluster) {
+    Candidate c;
+    Trainer *t = (Trainer *)host_alloc(sizeof(Trainer));
+    cJSON *row = cJSON_CreateObject();
+    char why[1024], time[32];
+    c.o = *base;
+    c.o.scheme = scheme, c.o.shape = scheme_shape(scheme, s, given);
+    c.o.L = sequence_unit(&c.o);
+    int refused = options_refuse(&c.o, why, sizeof why);
+    c.o.L = refused ? 0 : longest_sequence(&c.o, cluster_memory(cluster));
+    if (!refused && !c.o.L) snprintf(why, sizeof why, "not even the shortest sequence fits into %.2f GB", (double)cluster_memory(cluster) / 1e9);
+    printf("%-9s %5lld %5lld %5lld ", scheme->name, (long long)c.o.shape.dp, (long long)c.o.shape.ring, (long long)c.o.shape.head);
+    if (c.o.L) {
+        forecast_open(t, &c.o, s, cluster);
+        forecast_step(&c.f, t, 0);
+        model_free(&t->model);
+        const char *stop = longest_stop(&c, s, cluster);
+        printf("%14lld %9.2f %11s %12.0f %6.1f%%  %s\n", (long long)c.o.L, (double)c.f.memory.used / 1e9, time_text(time, c.f.seconds), c.f.tokens_per_s,
+               100 * c.f.mfu_causal, stop);
+        json_options(row, &c.o, &c.f);
+        cJSON_AddStringToObject(row, "stopped_by", stop);
+    } else {
+        printf("%14s  %s\n", "none", why);
+        json_options(row, &c.o, NULL);
+        cJSON_AddStringToObject(row, "why", why);
+    }
+    free(t);
+    return row;
+}
+
+static void longest_all(const ModelOptions *base, const Settings *s, const FlagsGiven *given, const Cluster *cluster) {
+    Trainer *t = (Trainer *)host_alloc(sizeof(Trainer));
+    cJSON *json = cJSON_CreateObject(), *rows = cJSON_AddArrayToObject(json, "longest");
+    forecast_open(t, base, s, cluster);
+    print_model(t);
+    printf("longest  sequences whose arena fits into %.2f GB a rank of %s, %lld ranks, micro-batch %lld\n\n", (double)cluster_memory(cluster) / 1e9, cluster->name,
+           (long long)base->shape.world, (long long)base->B);
+    printf("sp           dp  ring  head        seq-len   GB/rank        step        tok/s     mfu  stopped by\n");
+    for (int i = 0; i < COUNT_OF(SCHEMES); i++)
+        if (!flag_given(given, "sp") || SCHEMES[i] == base->scheme) cJSON_AddItemToArray(rows, longest_row(base, SCHEMES[i], s, given, cluster));
+    report_write(s->json, json);
+    free(t);
+}
+
 #endif

@@ -73,6 +73,8 @@ static inline void simulate(Settings *s, const FlagsGiven *given, Wire alone) {
     options_from_flags(&o, s, given, s->world, place);
     if (s->plan) {
         plan_all(&o, s, given, cluster);
+    } else if (s->max_seq) {
+        longest_all(&o, s, given, cluster);
     } else {
         options_check(&o);
         forecast_open(t, &o, s, cluster);
