@@ -55,6 +55,7 @@ static inline void context_attention_forward(Model *m, AttentionSaved *s) {
         real *arriving = flying[step % 2];
         if (step + 1 < ring->size)
             next = comm_ring_start(&m->fabric, ring, tag(BLOCK_ATTENTION, m->phase, WHAT_ACTIVATION), arriving, kv, kv_count, DTYPE_REAL);
+        if (step == 0) zero_prefetch(&m->zero);
         TokenMap kv_map = ring_visitor(m, step);
         if (step == 0 || causal_pairs(&m->ring_map, &kv_map) > 0)
             attention_forward(&m->dev, out, s->lse, s->q, kv, shape, m->ring_map, kv_map, step > 0);
@@ -103,6 +104,7 @@ static inline RingHome context_attention_backward(Model *m, AttentionSaved *s, a
         real *arriving = flying[step % 2];
         accum *mine = step == 0 ? dkv : share[(step - 1) % 2];
         if (step + 1 < ring->size) next = comm_ring_start(&m->fabric, ring, t, arriving, kv, kv_count, DTYPE_REAL);
+        if (step == 0) zero_prefetch(&m->zero);
         ring_backward_block(m, s, dq, mine, kv, dout, delta, step);
         if (step > 0) {
             comm_wait(&m->fabric, home.home);
@@ -181,6 +183,7 @@ static inline int ring_refuses(const Config *c, const MeshShape *shape, char *wh
 }
 
 static inline void ring_attention_forward(Model *m, AttentionSaved *s, real *out, const real *xn) {
+    zero_prefetch(&m->zero);
     heads_attention_forward(m, s, out, xn);
     if (m->zero.weight[T_O_BIAS]) bias_add(&m->dev, out, m->zero.weight[T_O_BIAS], ring_rows(m), m->config.dim);
 }
@@ -189,6 +192,7 @@ static inline void ring_attention_forward(Model *m, AttentionSaved *s, real *out
 static inline void ring_attention_backward(Model *m, AttentionSaved *s, real *dxn, const real *dout, const real *xn) {
     i64 rows = ring_rows(m);
     ArenaMark mark = arena_mark(&m->arena);
+    zero_prefetch(&m->zero);
     if (m->zero.dweight[T_O_BIAS]) bias_backward(&m->dev, m->zero.dweight[T_O_BIAS], dout, rows, m->config.dim);
     HeadsBackward h = heads_backward(m, s, dout);
     project_q_backward_input(m, dxn, h.dq, rows, m->heads_l);

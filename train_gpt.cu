@@ -314,6 +314,7 @@ static void layers_forward(Model *m, const real **a, real *delta) {
     Zero *z = &m->zero;
     m->phase = PHASE_FORWARD;
     zero_acquire(z, block_embedding());
+    zero_prefetch(z);
     const real *x = m->attention[0].x, *d = NULL;
     embedding_forward(&m->dev, m->attention[0].x, m->tokens, m->stream_map, z->weight[T_WTE], z->weight[T_WPE], m->B, m->config.dim);
     for (int l = 0; l < (int)m->config.layers; l++) {
@@ -361,6 +362,7 @@ static void model_walk(Model *m, accum scale) {
     zero_walk(z, m->schedule, train ? m->uses : head + 1);
     layers_forward(m, &a, delta);
     zero_acquire(z, head);
+    zero_prefetch(z);
     if (train) zero_grad_begin(z, head);
     head_walk(m, a, delta, dx, scale);
     if (train) {

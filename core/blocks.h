@@ -57,6 +57,7 @@ static inline void mlp_body_forward(Model *m, MlpSaved *s, real *out, const real
     ArenaMark mark = arena_mark(&m->arena);
     real *act = take_real(m, MEM_WORKSPACE, rows * ffn_l);
     real *first = m->config.arch == ARCH_LLAMA ? w[T_GATE] : w[T_UP]; /* up's weights follow gate's */
+    zero_prefetch(&m->zero);
     linear_forward(&m->dev, s->pre, xn, first, w[T_UP_BIAS], rows, C, mlp_gates(&m->config) * ffn_l);
     mlp_activation(m, act, s->pre, rows, ffn_l);
     linear_forward(&m->dev, out, act, w[T_DOWN], NULL, rows, ffn_l, C);
@@ -70,6 +71,7 @@ static inline void mlp_body_backward_input(Model *m, MlpSaved *s, real *dxn, rea
     i64 C = m->config.dim;
     ArenaMark mark = arena_mark(&m->arena);
     real *act = take_real(m, MEM_WORKSPACE, rows * ffn_l);
+    zero_prefetch(&m->zero);
     mlp_activation(m, act, s->pre, rows, ffn_l);
     linear_backward_weight(dev, m->zero.dweight[T_DOWN], act, dout, rows, ffn_l, C);
     linear_backward_input(dev, act, dout, w[T_DOWN], rows, ffn_l, C, 0); /* act now holds its gradient */

@@ -6,7 +6,8 @@
    block l, share group g:   chunk   [ q | k | v | o | biases | norm | pad ]      P elements, padded to S ceil(P/S)
                              shards  [ rank 0 | rank 1 | ... | rank S-1 ]         each owns one: weights, gradient, moments
 
-   walk       zero_acquire(block)    wait for its gather, start the gather of the next block in the schedule, point at weights
+   walk       zero_acquire(block)    wait for its gather, point at weights
+              zero_prefetch          start the gather of the next block in the schedule, once the block's own exchange is under way
    backward   zero_grad_begin(block) gradients of the whole block at zero; the walk adds to them
               zero_grad_end(block)   reduce-scatter starts; its sum lands in this rank's shard while the next block computes
 
@@ -247,13 +248,17 @@ static inline void zero_acquire(Zero *z, int block) {
         zero_point_weights(z, &z->block[b->borrowed]);
         z->weight[T_LM_HEAD] = z->weight[T_WTE];
     }
-    if (z->cursor < z->uses && z->fabric->overlap) {
-        Use next = z->schedule[z->cursor];
-        if (slot_kind(z->block[next.block].kind) != slot_kind(b->kind)) {
-            zero_gather(z, next);
-            z->started = z->cursor + 1;
-        }
-    }
+}
+
+/* Start the gather of the block after the one acquired last. Transfers keep the order in which they are asked for, so a block calls this
+   once its own entering exchange is under way, which would otherwise stand behind weights that nobody needs yet. A block that does not
+   call it is correct, too: the next acquire gathers, and waits. */
+static inline void zero_prefetch(Zero *z) {
+    if (z->cursor >= z->uses || z->started > z->cursor || !z->fabric->overlap) return;
+    Use now = z->schedule[z->cursor - 1], next = z->schedule[z->cursor];
+    if (slot_kind(z->block[next.block].kind) == slot_kind(z->block[now.block].kind)) return;
+    zero_gather(z, next);
+    z->started = z->cursor + 1;
 }
 
 /* ---- gradients ----------------------------------------------------------------------------------------------------- */
