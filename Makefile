@@ -55,6 +55,9 @@ MPI := $(and $(call have,$(MPICC)),$(call header,mpi.h))
 DNNL := $(call header,oneapi/dnnl/dnnl.h)
 CJSON := $(call header,cjson/cJSON.h)
 
+NO_NCCL = missing: apt-get install libnccl-dev from NVIDIA's repository - ranks will be staged through MPI
+NO_MPI = missing: apt-get install libopenmpi-dev openmpi-bin - one rank only
+
 MISSING_fp64 = $(if $(MPI),,libopenmpi-dev openmpi-bin) $(if $(CJSON),,libcjson-dev)
 MISSING_sim = $(if $(CJSON),,libcjson-dev)
 MISSING_cuda = $(if $(CJSON),,libcjson-dev)
@@ -68,7 +71,7 @@ all:
 	@echo "MPI     $(if $(MPI),$(call have,$(MPICC)),missing: apt-get install build-essential libopenmpi-dev openmpi-bin)"
 	@echo "cJSON   $(if $(CJSON),$(CJSON),missing: apt-get install libcjson-dev)"
 	@echo "oneDNN  $(if $(DNNL),$(DNNL),missing: apt-get install libdnnl-dev (train_gpt_fp64 does without))"
-	@echo "CUDA    $(if $(NVCC),$(NVCC) for $(CUDA_ARCHS:%=sm_%); NCCL $(if $(NCCL),$(firstword $(NCCL)),missing: apt-get install libnccl-dev from NVIDIA's repository - ranks will be staged through MPI),missing: no nvcc in PATH nor in /usr/local/cuda/bin - no train_gpt for GPUs)"
+	@echo "CUDA    $(if $(NVCC),$(NVCC) for $(CUDA_ARCHS:%=sm_%); NCCL $(if $(NCCL),$(firstword $(NCCL)),$(NO_NCCL)),missing: no nvcc in PATH nor in /usr/local/cuda/bin - no train_gpt for GPUs)"
 	@echo "build   $(if $(strip $(CAN)),$(CAN),nothing: the programs need MPI and cJSON)"
 	$(if $(strip $(CAN)),@$(MAKE) --no-print-directory $(CAN),@exit 1)
 
@@ -96,6 +99,7 @@ build/%_asan: dev/test/%.c | build
 
 train_gpt: train_gpt.cu | build
 	$(if $(NVCC),,$(error $@ needs the CUDA toolkit: nvcc is not in PATH, nor in /usr/local/cuda/bin))$(call need,cuda)$(NVCOMPILE)
+	@$(if $(MPI),$(if $(NCCL),:,echo "NCCL    $(NO_NCCL)"),echo "MPI     $(NO_MPI)")
 
 train_gpt_emu: train_gpt.cu | build
 	$(call need,fp64)$(EMUCOMPILE) -O2 -g -march=native -lcjson

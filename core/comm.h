@@ -131,12 +131,13 @@ static inline void schedule_text(char *out, size_t size, const PlannedCall *c) {
              PHASE_NAMES[c->tag.phase], WHAT_NAMES[c->tag.what]);
 }
 
-/* Stop when a transfer takes longer than the user allows, naming it. */
+/* Stop when a transfer has failed, or takes longer than the user allows, naming it. */
 static inline void fabric_watch(Fabric *f) {
     double now = seconds_now();
-    if (f->timeout_s <= 0 || now - f->watched < 0.1) return;
+    if (now - f->watched < 0.1) return;
     f->watched = now;
-    for (int i = 0; i < COMM_REQUESTS; i++) {
+    links_check(&f->links);
+    for (int i = 0; i < COMM_REQUESTS && f->timeout_s > 0; i++) {
         Request *r = &f->pool[(f->last + 1 + i) % COMM_REQUESTS]; /* the oldest first */
         if (!transfer_pending(&r->transfer) || now - r->began <= f->timeout_s) continue;
         char text[160];

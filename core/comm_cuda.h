@@ -43,12 +43,16 @@ typedef struct {
     Mark began, ended;     /* where the step is traced */
 } Transfer;
 
+#define LINKS 8 /* groups of a mesh, at most */
+
 /* What the transfers of a rank share. */
 typedef struct {
     cudaStream_t stream; /* NULL: staged */
     cudaEvent_t ready;
     ExposedWait *wait;
     int waits, room;
+    void *link[LINKS]; /* the communicators, to be asked how they are */
+    int links;
 } Links;
 
 static inline void transfer_clear(Transfer *t, CommOp op) {
@@ -152,19 +156,22 @@ static inline void *link_open(Links *l, Wire w, int rank, int size) {
     wire_share(w, all, &id, sizeof id);
     NCCL_CHECK(ncclCommInitRank(&comm, size, all[0], rank));
     free(all);
-    return comm;
+    if (l->links == LINKS) FAIL(THIS_RANK, "more than %d NCCL communicators", LINKS);
+    return l->link[l->links++] = comm;
 }
 
 static inline void link_close(void *link) {
     if (link) NCCL_CHECK(ncclCommDestroy((ncclComm_t)link));
 }
 
-/* Stop if something went wrong behind our back. */
-static inline void link_check(void *link) {
-    ncclResult_t state = ncclSuccess;
-    if (!link) return;
-    NCCL_CHECK(ncclCommGetAsyncError((ncclComm_t)link, &state));
-    NCCL_CHECK(state);
+/* Stop if something went wrong behind our back: a link is down, a rank is gone. */
+static inline void links_check(const Links *l) {
+    for (int i = 0; i < l->links; i++) {
+        ncclResult_t state = ncclSuccess;
+        NCCL_CHECK(ncclCommGetAsyncError((ncclComm_t)l->link[i], &state));
+        if (state != ncclSuccess && state != ncclInProgress)
+            FAIL(THIS_RANK, "NCCL failed during a transfer: %s; NCCL_DEBUG=INFO says more, --comm mpi does without NCCL", ncclGetErrorString(state));
+    }
 }
 
 static inline void link_all_gather(Links *l, void *link, void *full, const void *part, i64 bytes) {
@@ -194,7 +201,7 @@ static inline void *link_open(Links *l, Wire w, int rank, int size) {
     return NULL;
 }
 static inline void link_close(void *link) { (void)link; }
-static inline void link_check(void *link) { (void)link; }
+static inline void links_check(const Links *l) { (void)l; }
 static inline void link_all_gather(Links *l, void *link, void *full, const void *part, i64 bytes) { (void)l, (void)link, (void)full, (void)part, (void)bytes; }
 static inline void link_all_to_all(Links *l, void *link, void *recv, const void *send, i64 bytes, int size) {
     (void)l, (void)link, (void)recv, (void)send, (void)bytes, (void)size;

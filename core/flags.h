@@ -176,7 +176,7 @@ static inline void flag_set(Settings *s, const Flag *flag, const char *value) {
         memcpy(field, &value, sizeof value);
         break;
     case FLAG_CHOICE:
-        if (!choice_contains(flag->choices, value)) FAIL(EVERYONE, "--%s %s: must be one of %s", flag->name, value, flag->choices);
+        if (!choice_contains(flag->choices, value)) FAIL(EVERYONE, "--%s %s: must be one of %s (%s)", flag->name, value, flag->choices, flag->help);
         memcpy(field, &value, sizeof value);
         break;
     case FLAG_INT: {

@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# overlap.sh [RATE] - how much of the traffic hides behind computing, over a slow link: two ranks of one thread over TCP on the loopback of a
-# network namespace of this script's own, limited to RATE (default 2gbit) by a token bucket. Needs root and iproute2, else SKIP.
+# overlap.sh [RATE [WORD]] - how much of the traffic hides behind computing, over a slow link: two ranks of one thread over TCP on the loopback of a
+# network namespace of this script's own, limited to RATE (default 2gbit) by a token bucket. Needs root and iproute2, else SKIP. WORD: only
+# the cases whose name holds it. LENGTH and LAYERS make the long cases smaller for a busy machine.
 #
 # For each case the exposed time (comm_exposed_ms: what the walk waits for) with --overlap on against off, medians of the steps after the
 # first two. Sequences are long enough for computing to cover the transfers; what cannot hide is the first gather and the last reduction.
 set -euo pipefail
-rate=${1:-2gbit}
+rate=${1:-2gbit} only=${2:-} LENGTH=${LENGTH:-8192} LAYERS=${LAYERS:-6}
 source "$(dirname "$0")/../../scripts/common.sh"
 if [[ $(id -u) -ne 0 ]] || ! have ip || ! have tc; then
     say "SKIP: a limited link needs root and iproute2 (ip, tc)"
@@ -26,6 +27,7 @@ python3 dev/data/text_to_shards.py --out "$work/data" --val-fraction 0.1 core/*.
 
 case_() { # NAME FLAGS...
     local name=$1 overlap
+    [[ $name == *"$only"* ]] || return 0
     shift
     for overlap in off on; do
         ip netns exec "$space" mpirun --allow-run-as-root --bind-to none --mca btl tcp,self --mca btl_tcp_if_include lo --mca oob_tcp_if_include lo \
@@ -46,8 +48,10 @@ say "two ranks over TCP at $rate, commit $(git rev-parse --short HEAD 2>/dev/nul
 say
 say "| case | MB sent a step | off: step ms | off: exposed ms | on: step ms | on: exposed ms | hidden |"
 say "|---|---|---|---|---|---|---|"
-model=(--model tiny-llama --layers 6 --dim 512 --heads 8 --kv-heads 4 --ffn 1408)
+model=(--model tiny-llama --layers "$LAYERS" --dim 512 --heads 8 --kv-heads 4 --ffn 1408)
 case_ "ZeRO-3, dp 2" "${model[@]}" --dp 2 --seq-len 2048 --batch 2
-case_ "ring 2, zigzag" "${model[@]}" --sp ring --seq-len 8192 --batch 1
-case_ "ulysses 2" "${model[@]}" --sp ulysses --seq-len 8192 --batch 1
-case_ "odysseus 2" "${model[@]}" --sp odysseus --seq-len 8192 --batch 1
+case_ "ring 2, zigzag" "${model[@]}" --sp ring --seq-len "$LENGTH" --batch 1
+case_ "ulysses 2" "${model[@]}" --sp ulysses --seq-len "$LENGTH" --batch 1
+case_ "odysseus 2" "${model[@]}" --sp odysseus --seq-len "$LENGTH" --batch 1
+case_ "tpsp 2" "${model[@]}" --sp tpsp --seq-len "$LENGTH" --batch 1
+case_ "tp 2" "${model[@]}" --sp tp --seq-len "$LENGTH" --batch 1

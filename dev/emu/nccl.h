@@ -1,12 +1,13 @@
 /* nccl.h - the part of NCCL that core/comm_cuda.h uses, on the CPU: calls go into the stream's queue and run there, over MPI.
 
-   A queue runs when something waits for it, so a collective that somebody forgot to order behind its inputs sends old data.       */
+   A queue runs when something waits for it, so a collective that somebody forgot to order behind its inputs sends old data.
+   EMU_NCCL makes this rank fail: init (a communicator), call, later (found only by asking), hang (transfers that never end).      */
 #ifndef ODYSSEUS_EMU_NCCL_H
 #define ODYSSEUS_EMU_NCCL_H
 
 #include <mpi.h>
 
-typedef enum { ncclSuccess = 0, ncclInvalidArgument = 4, ncclInProgress = 7 } ncclResult_t;
+typedef enum { ncclSuccess = 0, ncclSystemError = 2, ncclInProgress = 7 } ncclResult_t;
 typedef enum { ncclInt8 = 0 } ncclDataType_t;
 typedef struct {
     char internal[128];
@@ -15,7 +16,8 @@ typedef struct EmuNccl {
     MPI_Comm comm;
 } *ncclComm_t;
 
-static inline const char *ncclGetErrorString(ncclResult_t r) { return r == ncclSuccess ? "no error" : "invalid argument"; }
+static inline const char *ncclGetErrorString(ncclResult_t r) { return r == ncclSuccess ? "no error" : "unhandled system error"; }
+static inline bool emu_nccl_fails(const char *where) { return getenv("EMU_NCCL") && strcmp(getenv("EMU_NCCL"), where) == 0; }
 
 /* An id is a number that no other communicator of this job has; the ranks of the group are those that present the same one. */
 static inline ncclResult_t ncclGetUniqueId(ncclUniqueId *id) {
@@ -29,6 +31,7 @@ static inline ncclResult_t ncclGetUniqueId(ncclUniqueId *id) {
 
 /* Collective over the ranks with this id alone: they find each other by a tag made of it. */
 static inline ncclResult_t ncclCommInitRank(ncclComm_t *out, int size, ncclUniqueId id, int rank) {
+    if (emu_nccl_fails("init")) return ncclSystemError;
     int root = 0, number = 0, self;
     sscanf(id.internal, "%d %d", &root, &number);
     MPI_Comm_rank(MPI_COMM_WORLD, &self);
@@ -63,10 +66,15 @@ static inline ncclResult_t ncclCommDestroy(ncclComm_t c) {
     delete c;
     return ncclSuccess;
 }
-static inline ncclResult_t ncclCommGetAsyncError(ncclComm_t, ncclResult_t *state) { return *state = ncclSuccess; }
+static inline ncclResult_t ncclCommGetAsyncError(ncclComm_t, ncclResult_t *state) {
+    *state = emu_nccl_fails("later") ? ncclSystemError : ncclSuccess;
+    return ncclSuccess;
+}
 
 static inline ncclResult_t ncclAllGather(const void *part, void *full, size_t count, ncclDataType_t, ncclComm_t c, cudaStream_t s) {
     MPI_Comm comm = c->comm;
+    if (emu_nccl_fails("call")) return ncclSystemError;
+    if (emu_nccl_fails("hang") || emu_nccl_fails("later")) return emu_hangs() = true, ncclSuccess;
     emu_enqueue(s, [=] {
         int rank;
         MPI_Comm_rank(comm, &rank);

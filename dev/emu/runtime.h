@@ -2,7 +2,10 @@
 
    Streams are queues. Nothing in a queue runs until the host waits for it, or work that is waited for needs it through an event: so
    work that forgot to wait for an event meets data that is not there yet, whatever the order of the calls.
-   cudaMalloc poisons with 0xff, and is an allocation of its own: an address sanitizer sees one element too many.                    */
+   cudaMalloc poisons with 0xff, and is an allocation of its own: an address sanitizer sees one element too many.
+
+   The environment says what this host has, and what goes wrong: EMU_DEVICES GPUs of EMU_ARCH (86: sm_86) with EMU_MEMORY MB free, EMU_DRIVER
+   the driver's CUDA version (11080; 0: no driver), EMU_NCCL (nccl.h). The kernels count as built for sm_80 and sm_90.               */
 #ifndef ODYSSEUS_EMU_RUNTIME_H
 #define ODYSSEUS_EMU_RUNTIME_H
 
@@ -10,7 +13,7 @@
 #include <memory>
 #include <time.h>
 
-typedef enum { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorMemoryAllocation = 2, cudaErrorNotReady = 600 } cudaError_t;
+typedef enum { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorMemoryAllocation = 2, cudaErrorInsufficientDriver = 35, cudaErrorNoKernelImageForDevice = 209, cudaErrorNotReady = 600 } cudaError_t;
 typedef enum { cudaMemcpyHostToHost, cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice, cudaMemcpyDefault } cudaMemcpyKind;
 enum { cudaStreamNonBlocking = 1, cudaEventDisableTiming = 2, cudaEventDefault = 0, cudaHostAllocDefault = 0 };
 typedef enum { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 } cudaFuncAttribute;
@@ -36,6 +39,17 @@ static inline const char *cudaGetErrorString(cudaError_t e) {
 }
 static inline cudaError_t cudaGetLastError(void) { return cudaSuccess; }
 static inline cudaError_t cudaPeekAtLastError(void) { return cudaSuccess; }
+
+static inline long emu_setting(const char *name, long otherwise) {
+    const char *value = getenv(name);
+    return value ? atol(value) : otherwise;
+}
+
+/* Has a transfer begun that will never end? Then nothing behind it does. */
+static inline bool &emu_hangs(void) {
+    static bool hangs = false;
+    return hangs;
+}
 
 /* The stream of calls that name none. */
 static inline EmuStream *emu_stream(cudaStream_t s) {
@@ -71,7 +85,9 @@ static inline cudaError_t cudaStreamSynchronize(cudaStream_t s) {
     emu_drain(emu_stream(s), nullptr);
     return cudaSuccess;
 }
-static inline cudaError_t cudaStreamQuery(cudaStream_t s) { return cudaStreamSynchronize(s); } /* time passes: all of it is done by now */
+static inline cudaError_t cudaStreamQuery(cudaStream_t s) { /* time passes: all of it is done by now */
+    return emu_hangs() ? cudaErrorNotReady : cudaStreamSynchronize(s);
+}
 static inline cudaError_t cudaDeviceSynchronize(void) {
     for (EmuStream *s : emu_streams()) emu_drain(s, nullptr);
     return cudaSuccess;
@@ -111,7 +127,7 @@ static inline cudaError_t cudaEventSynchronize(cudaEvent_t e) {
     if (e->point && !e->point->done) emu_drain(e->point->stream, e->point.get());
     return cudaSuccess;
 }
-static inline cudaError_t cudaEventQuery(cudaEvent_t e) { return cudaEventSynchronize(e); } /* time passes: it is reached by now */
+static inline cudaError_t cudaEventQuery(cudaEvent_t e) { return emu_hangs() ? cudaErrorNotReady : cudaEventSynchronize(e); }
 static inline cudaError_t cudaStreamWaitEvent(cudaStream_t s, cudaEvent_t e, unsigned flags) {
     (void)flags;
     std::shared_ptr<EmuPoint> point = e->point;
@@ -167,9 +183,12 @@ static inline cudaError_t cudaMemsetAsync(void *p, int value, size_t bytes, cuda
 }
 
 template <class F> static inline cudaError_t cudaFuncSetAttribute(F, cudaFuncAttribute, int) { return cudaSuccess; }
+enum { EMU_CUDA = 12000 }; /* the runtime's version */
+static inline cudaError_t cudaDriverGetVersion(int *v) { return *v = (int)emu_setting("EMU_DRIVER", EMU_CUDA), cudaSuccess; }
+static inline cudaError_t cudaRuntimeGetVersion(int *v) { return *v = EMU_CUDA, cudaSuccess; }
 static inline cudaError_t cudaGetDeviceCount(int *n) {
-    *n = getenv("EMU_DEVICES") ? atoi(getenv("EMU_DEVICES")) : 64;
-    return cudaSuccess;
+    *n = (int)emu_setting("EMU_DEVICES", 64);
+    return emu_setting("EMU_DRIVER", EMU_CUDA) < EMU_CUDA ? cudaErrorInsufficientDriver : cudaSuccess;
 }
 static inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
 typedef struct {
@@ -180,7 +199,7 @@ typedef struct {
 static inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int) {
     memset(p, 0, sizeof *p);
     snprintf(p->name, sizeof p->name, "emulated GPU");
-    p->major = 8, p->minor = 0, p->multiProcessorCount = 4;
+    p->major = (int)emu_setting("EMU_ARCH", 80) / 10, p->minor = (int)emu_setting("EMU_ARCH", 80) % 10, p->multiProcessorCount = 4;
     p->totalGlobalMem = (size_t)8 << 30;
     return cudaSuccess;
 }
@@ -188,11 +207,16 @@ typedef enum { cudaDevAttrClockRate = 13, cudaDevAttrL2CacheSize = 38 } cudaDevi
 static inline cudaError_t cudaDeviceGetAttribute(int *value, cudaDeviceAttr what, int) {
     return *value = what == cudaDevAttrClockRate ? 1410000 : 40 << 20, cudaSuccess;
 }
-static inline cudaError_t cudaDriverGetVersion(int *v) { return *v = 99000, cudaSuccess; }
-static inline cudaError_t cudaRuntimeGetVersion(int *v) { return *v = 99000, cudaSuccess; }
 static inline cudaError_t cudaMemGetInfo(size_t *available, size_t *total) {
-    *available = *total = (size_t)8 << 30;
+    *available = *total = (size_t)emu_setting("EMU_MEMORY", 8192) * 1000000;
     return cudaSuccess;
+}
+typedef struct {
+    int numRegs;
+} cudaFuncAttributes;
+template <class F> static inline cudaError_t cudaFuncGetAttributes(cudaFuncAttributes *, F) {
+    long arch = emu_setting("EMU_ARCH", 80); /* code runs where major is the same and minor no smaller */
+    return arch / 10 == 8 || arch / 10 == 9 ? cudaSuccess : cudaErrorNoKernelImageForDevice;
 }
 
 /* kernel<<<grid, block, shared, stream>>>(args...): arguments are copied at the call. */

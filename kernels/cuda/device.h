@@ -50,12 +50,16 @@ static inline void device_open(DevicePlace *p, const char *comm) {
         FAIL(EVERYONE, "this host has %d GPUs for more ranks, and NCCL needs a GPU for each; start %d ranks a host, or let ranks share a GPU with --comm mpi",
              p->count, p->count);
     cudaDeviceProp prop;
+    cudaFuncAttributes kernel;
     CUDA_CHECK(cudaSetDevice(p->index));
     CUDA_CHECK(cudaGetDeviceProperties(&prop, p->index));
     CUDA_CHECK(cudaDeviceGetAttribute(&clock_khz, cudaDevAttrClockRate, p->index));
     snprintf(p->name, sizeof p->name, "%s", prop.name);
     p->major = prop.major, p->minor = prop.minor, p->multiprocessors = prop.multiProcessorCount, p->clock_hz = 1e3 * clock_khz;
     if (p->major < 8) FAIL(EVERYONE, "GPU %d is a %s (sm_%d%d); the kernels need sm_80 or later (A100, H100, ...)", p->index, p->name, p->major, p->minor);
+    if (cudaFuncGetAttributes(&kernel, sum_parts_f64_kernel) != cudaSuccess)
+        FAIL(EVERYONE, "this program has no kernels for GPU %d, a %s (sm_%d%d); build it with make -B train_gpt CUDA_ARCHS=%d%d", p->index, p->name, p->major,
+             p->minor, p->major, p->minor);
 }
 
 /* bf16 FLOP/s: multiply-adds of a multiprocessor's tensor cores in a clock, by architecture (NVIDIA's white papers); an unknown one counts
@@ -84,6 +88,7 @@ static inline void device_print(const DevicePlace *p) {
 /* What the user should know about the place. */
 static inline void device_note(const DevicePlace *p) {
     if (p->sharing > 1) printf("note     %d ranks share this GPU: for tests; a rank of its own each is faster\n", p->sharing);
+    if (p->count > 1 && strcmp(COMM_DEFAULT, "mpi") == 0) printf("note     " NCCL_MISSING "\n");
 }
 
 /* Why attention cannot run heads of this size: NULL, it can. */

@@ -19,8 +19,9 @@ static inline i64 accum_size(void) { return (i64)sizeof(accum); }
 #else
 #define COMM_CHOICES "mpi"
 #define COMM_DEFAULT "mpi"
-#define COMM_HELP "mpi, staged through host memory (this program was built without NCCL)"
+#define COMM_HELP "mpi, staged through host memory; " NCCL_MISSING
 #endif
+#define NCCL_MISSING "built without NCCL: apt-get install libnccl-dev from NVIDIA's repository, then make -B train_gpt"
 
 #define BACKEND_FLAGS \
     {NULL, "grad-comm", FLAG_CHOICE, AT(grad_comm), "fp32", 0, 0, "fp32|bf16", "weight gradients on the wire; bf16 ones are still summed in fp32"}, \

@@ -1,0 +1,95 @@
+#!/usr/bin/env bash
+# test_emu_refusals.sh - the CUDA program where it cannot run, under the emulator, whose environment plays the host (dev/emu/runtime.h): each time
+# one line that says what to do, within seconds, and no run directory. Then the program as it is built without NCCL, and without MPI.
+set -uo pipefail
+cd "$(dirname "$0")/../.." || exit 1
+# shellcheck source=scripts/common.sh
+source scripts/common.sh
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+n=0 failed=0
+
+ok() { # ok CONDITION-STATUS TEXT
+    n=$((n + 1))
+    if [ "$1" -eq 0 ]; then echo "ok $n - $2"; else
+        echo "not ok $n - $2"
+        failed=$((failed + 1))
+        sed 's/^/# /' "$work/out" 2>/dev/null | tail -n 12
+    fi
+}
+
+python3 - "$work/tokens.bin" <<'PY'
+import array, sys
+open(sys.argv[1], "wb").write(array.array("i", [20240520, 1, 4000] + [0] * 253).tobytes() + array.array("H", [i * i % 128 for i in range(4000)]).tobytes())
+PY
+small=(--train "$work/tokens.bin" --layers 1 --dim 64 --heads 4 --ffn 176 --vocab 128 --seq-len 64 --batch 4 --steps 1 --peak-tflops 1)
+
+one_line() { # PATTERN CODE: the exit code of an error, one line of it that matches, nothing left
+    local left=0
+    [ ! -e "$work/refused" ] || left=1
+    rm -rf "$work/refused"
+    [ $left -eq 0 ] && [ "$2" -ge 1 ] && [ "$2" -le 127 ] && [ "$2" -ne 124 ] && [ "$(grep -c '^train_gpt: error: ' "$work/out")" -eq 1 ] &&
+        grep -Eq "^train_gpt: error: .*$1" "$work/out"
+}
+
+# refuses RANKS PATTERN [NAME=VALUE...] -- FLAGS...: besides the small run's flags, or instead of them where the first is --dry-run
+refuses() {
+    local ranks=$1 pattern=$2 settings=() flags=("${small[@]}" --out "$work/refused") code=0
+    shift 2
+    while [ "$1" != -- ]; do settings+=("$1") && shift; done
+    shift
+    [ "${1-}" != --dry-run ] || flags=()
+    run_ranks -t 60 "$ranks" env "${settings[@]}" ./train_gpt_emu "${flags[@]}" "$@" >"$work/out" 2>&1 || code=$?
+    one_line "$pattern" $code
+    ok $? "${settings[*]} $*: $(grep -m1 '^train_gpt: error' "$work/out" | cut -c 19-190)"
+}
+
+# second PATTERN NAME=VALUE FLAGS...: of two ranks only the second is in trouble
+second() {
+    local pattern=$1 setting=$2 code=0 own=(env "$2" ./train_gpt_emu "${small[@]}" --out "$work/refused" "${@:3}")
+    run_ranks -t 60 1 ./train_gpt_emu "${own[@]:3}" : -n 1 "${own[@]}" >"$work/out" 2>&1 || code=$?
+    one_line "$pattern" $code
+    ok $? "rank 1 has $setting: $(grep -m1 '^train_gpt: error' "$work/out" | cut -c 19-190)"
+}
+
+refuses 1 'no NVIDIA driver on this host; install it' EMU_DRIVER=0 EMU_DEVICES=0 --
+refuses 1 'the NVIDIA driver knows CUDA 11.8, this program was built with 12.0; update the driver' EMU_DRIVER=11080 --
+refuses 1 'no GPU on this host .*use make train_gpt_cpu' EMU_DEVICES=0 --
+refuses 2 'no GPU on this host' EMU_DEVICES=0 --
+refuses 1 'sm_75.*need sm_80 or later' EMU_ARCH=75 --
+refuses 1 'no kernels for GPU 0.*sm_120.*make -B train_gpt CUDA_ARCHS=120' EMU_ARCH=120 --
+refuses 2 'this host has 1 GPUs for more ranks.*--comm mpi' EMU_DEVICES=1 --
+refuses 1 'heads of 256.*multiples of 8 up to 128; change --heads or --dim' X= -- --dry-run --dim 1024 --heads 4
+refuses 1 'heads of 12 ' X= -- --dry-run --dim 96 --heads 8
+refuses 1 'out of memory: a rank needs .* its share of a GPU is 1\.0 MB .rank 0.; .*or use more ranks' EMU_MEMORY=1 --
+refuses 2 'out of memory: .*the largest that fit: --seq-len [0-9]+, or --micro-batch 2; .*or use more ranks' EMU_MEMORY=35 -- --micro-batch 4
+refuses 2 'its share of a GPU is 10.0 MB' EMU_DEVICES=1 EMU_MEMORY=20 -- --comm mpi
+second 'its share of a GPU is 1.0 MB .rank 1.' EMU_MEMORY=1
+second 'NCCL: ncclCommInitRank.*--comm mpi does without NCCL .rank 1' EMU_NCCL=init
+second 'NCCL: ncclAllGather.*unhandled system error; NCCL_DEBUG=INFO says more.*.rank 1' EMU_NCCL=call
+second 'NCCL failed during a transfer: unhandled system error.*.rank 1' EMU_NCCL=later
+second 'all_gather of [0-9]+ bytes over 2 ranks .other, forward, control. has not ended after .*--comm-timeout.*.rank 1' EMU_NCCL=hang --comm-timeout 1
+
+# ---- built without NCCL, without MPI
+
+build() { "$@" -x c++ -std=c++20 -fopenmp -D_GNU_SOURCE -DODYSSEUS_CUDA -DOMPI_SKIP_MPICXX -Wall -Wextra -Werror -Wno-unused-function -Wno-deprecated-enum-enum-conversion \
+    -O1 train_gpt.cu -lcjson >"$work/out" 2>&1; }
+build mpicxx -o "$work/train_gpt"
+ok $? "it builds without NCCL"
+run_ranks -t 60 2 "$work/train_gpt" "${small[@]}" >"$work/out" 2>&1 && grep -q '^note .*built without NCCL: apt-get install libnccl-dev' "$work/out"
+ok $? "two ranks then train, staged through MPI, and the banner says how to get NCCL"
+code=0
+"$work/train_gpt" "${small[@]}" --comm nccl --out "$work/refused" >"$work/out" 2>&1 || code=$?
+one_line '--comm nccl: must be one of mpi .*built without NCCL: apt-get install libnccl-dev' $code
+ok $? "--comm nccl: $(grep -m1 error "$work/out" | cut -c 19-190)"
+build g++ -DODYSSEUS_NO_MPI -o "$work/train_gpt"
+ok $? "it builds without MPI"
+"$work/train_gpt" "${small[@]}" >"$work/out" 2>&1 && grep -q '^step 1/1' "$work/out"
+ok $? "one rank trains without MPI"
+code=0
+OMPI_COMM_WORLD_SIZE=2 "$work/train_gpt" "${small[@]}" --out "$work/refused" >"$work/out" 2>&1 || code=$?
+one_line 'built without MPI and is one rank; apt-get install' $code
+ok $? "several are refused: $(grep -m1 error "$work/out" | cut -c 19-190)"
+
+echo "1..$n"
+exit $((failed > 0))
