@@ -330,16 +330,12 @@ static inline Request *comm_ring_start(Fabric *f, const Comm *c, Tag t, void *re
     return request_started(f, r);
 }
 
-/* The time of comm_sum_control between ranks that are only imagined. */
-static inline void imagined_sum(Fabric *f, const Comm *c, PlannedCall call, i64 bytes) {
+/* The time of comm_sum_control, `count` doubles a part, between ranks that are only imagined. */
+static inline void imagined_sum(Fabric *f, const Comm *c, PlannedCall call, i64 count) {
     Request *r = request_new(f, call);
-    transfer_all_to_all(f->dev, &f->links, c, &r->transfer, NULL, NULL, bytes);
+    r->count = count, r->type = DTYPE_F64, r->group = c;
+    transfer_all_to_all(f->dev, &f->links, c, &r->transfer, NULL, NULL, count * dtype_size(DTYPE_F64));
     request_trace(f, r);
-    Span *both = r->span;
-    comm_wait(f, r);
-    r = request_new(f, call);
-    transfer_all_gather(f->dev, &f->links, c, &r->transfer, NULL, NULL, bytes);
-    r->span = both;
     comm_wait(f, r);
 }
 
@@ -353,7 +349,7 @@ static inline void comm_sum_control(Fabric *f, const Comm *c, Tag t, double *val
     PlannedCall call = comm_count(f, c, COMM_ALL_REDUCE, t, control_bytes(c, n));
     if (f->dev->plan) return;
     if (f->dev->imagined) {
-        imagined_sum(f, c, call, chunk * (i64)sizeof(double));
+        imagined_sum(f, c, call, chunk);
         return;
     }
     double *buf = f->control, *parts = f->control + all;
