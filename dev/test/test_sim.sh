@@ -118,6 +118,49 @@ $sim --world 64 --model llama2-7b --seq-len 65536 --batch 64 --plan --sp ulysses
     [ "$(grep -cE '^ +[0-9]+  ulysses +4 ' "$work/out")" -gt 3 ] && ! grep -qE '^ +[0-9]+  (tp|tpsp|ring|odysseus) |^ +[0-9]+  ulysses +[^4 ]' "$work/out"
 ok $? "a plan keeps the flags that are given"
 
+# ---- longest sequences, timelines, the README
+
+for more in "--model llama2-7b --batch 1" "--model gpt2-124m --batch 8 --micro-batch 2" "--model llama3-8b --batch 1 --recompute full --ring 2"; do
+    read -ra flags <<<"$more"
+    $sim --world 8 "${flags[@]}" --max-seq --json "$work/longest.json" >"$work/out" 2>&1 && python3 - "$work/longest.json" "$more" $sim >"$work/out" 2>&1 <<'PY'
+import json, subprocess, sys
+path, flags, sim = sys.argv[1], sys.argv[2].split(), sys.argv[3]
+rows = json.load(open(path))["longest"]
+assert [r["sp"] for r in rows] == ["tp", "tpsp", "ulysses", "ring", "odysseus"]
+def forecast(row, length):
+    done = subprocess.run([sim, "--world", "8", *flags, "--sp", row["sp"], "--seq-len", str(length), "--json", path + ".one"], capture_output=True, text=True)
+    return (json.load(open(path + ".one")) if done.returncode == 0 else None), done.stderr
+for row in rows:
+    if "why" in row:
+        assert row["seq_len"] == 0 and row["why"], row
+        continue
+    at, _ = forecast(row, row["seq_len"])
+    assert at["fits"] and at["mem_bytes"] == row["mem_bytes"], (row, at)
+    more, why = forecast(row, row["seq_len"] + 16)  # 16 is a multiple of every unit of 8 ranks
+    assert (more and not more["fits"]) or (row["stopped_by"] == "--max-pos" and "positions gpt2 has learned" in why), (row, more, why)
+PY
+    ok $? "--max-seq: the length fits and the next one does not: $more"
+done
+$sim --world 4 --model tiny-llama --seq-len 1024 --sp ulysses --trace "$work/trace.json" --json "$work/traced.json" >"$work/out" 2>&1 &&
+    python3 - "$work/trace.json" "$work/traced.json" >"$work/out" 2>&1 <<'PY'
+import json, sys
+events, forecast = json.load(open(sys.argv[1]))["traceEvents"], json.load(open(sys.argv[2]))
+spans = [e for e in events if e["ph"] == "X"]
+step = [e for e in spans if e["cat"] == "step"]
+assert len(step) == 1 and abs(step[0]["dur"] - 1e3 * forecast["step_ms"]) < 0.01, (step, forecast["step_ms"])
+for name, row in forecast["computing"].items():
+    mine = [e for e in spans if e["cat"] == name]
+    assert len(mine) == row["calls"], (name, len(mine), row["calls"])
+for name, row in forecast["communicating"].items():
+    mine = [e for e in spans if e["cat"] == "comm" and e["name"] == name]
+    assert len(mine) == row["calls"] and abs(sum(e["dur"] for e in mine) - 1e3 * row["ms"]) < 0.01 * (row["calls"] + 1), (name, len(mine), row)
+assert {e["args"]["layer"] for e in spans if "layer" in e["args"]} == set(range(4))
+PY
+ok $? "--trace: the spans of the modelled step are its operations and transfers, its length the forecast's"
+awk '/^<!-- simulator flags -->/{on=1;next} /^<!-- end of simulator flags -->/{on=0} on' README.md | grep -v '^```' | grep . >"$work/readme"
+$sim --help | sed -n '/^Simulator/,/^$/p' | grep . | diff "$work/readme" - >"$work/out"
+ok $? "README's flags of the simulator are --help's"
+
 # ---- wrong inputs
 
 cluster() { # cluster LINE...: the A100's file with these lines in place of the fields they name, at their place
