@@ -171,11 +171,11 @@ cluster() { # cluster LINE...: the A100's file with these lines in place of the 
 bad=(--cluster "$work/bad.cluster" --world 8)
 line_of() { grep -nE "^$1 " kernels/sim/clusters/a100-80gb-nvlink.cluster | cut -d: -f1; }
 cluster 'gemm 1e9=1.2 # test'
-refuses "bad.cluster, line $(line_of gemm), gemm: 1.2 is not possible: it must be from 0 to 1" "${bad[@]}"
+refuses "bad.cluster, line $(line_of gemm), gemm: 1.2 is not possible: it must be from 1e-06 to 1" "${bad[@]}"
 cluster 'gemm 1e9=0.5 1e8=0.6 # test'
 refuses "line $(line_of gemm), gemm: sizes must ascend" "${bad[@]}"
 cluster 'norm 1e9=0 # test'
-refuses "line $(line_of norm), norm: a fraction of 0" "${bad[@]}"
+refuses "line $(line_of norm), norm: 0 is not possible" "${bad[@]}"
 cluster 'bandwidth 2039e9'
 refuses "line $(line_of bandwidth), bandwidth: the figure has no source" "${bad[@]}"
 cluster 'bandwidth fast # test'

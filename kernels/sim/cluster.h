@@ -69,14 +69,14 @@ static const ClusterField CLUSTER_FIELDS[] = {
     {"launch", FIELD_NUMBER, CLUSTER(launch), 0, 1, NULL, NULL, "seconds of the host an operation"},
     {"step", FIELD_NUMBER, CLUSTER(step), 0, 100, NULL, "0", "seconds of the host a step, besides"},
     {"slowdown", FIELD_NUMBER, CLUSTER(slowdown), 1, 100, NULL, "1", "of products and attention while bytes are moving"},
-    {"gemm", FIELD_CURVE, CLUSTER(gemm), 0, 1, NULL, NULL, "fraction of the peak, by FLOP of the product"},
-    {"attention-forward", FIELD_CURVE, CLUSTER(attention_forward), 0, 1, NULL, NULL, "fraction of the peak, by keys of the block"},
-    {"attention-backward", FIELD_CURVE, CLUSTER(attention_backward), 0, 1, NULL, NULL, "likewise"},
-    {"norm", FIELD_CURVE, CLUSTER(norm), 0, 1, NULL, NULL, "fraction of the bandwidth, by bytes"},
-    {"pointwise", FIELD_CURVE, CLUSTER(pointwise), 0, 1, NULL, NULL, "likewise"},
-    {"embedding", FIELD_CURVE, CLUSTER(embedding), 0, 1, NULL, NULL, "likewise"},
-    {"classifier", FIELD_CURVE, CLUSTER(classifier), 0, 1, NULL, NULL, "likewise"},
-    {"optimizer", FIELD_CURVE, CLUSTER(optimizer), 0, 1, NULL, NULL, "likewise"},
+    {"gemm", FIELD_CURVE, CLUSTER(gemm), 1e-6, 1, NULL, NULL, "fraction of the peak, by FLOP of the product"},
+    {"attention-forward", FIELD_CURVE, CLUSTER(attention_forward), 1e-6, 1, NULL, NULL, "fraction of the peak, by keys of the block"},
+    {"attention-backward", FIELD_CURVE, CLUSTER(attention_backward), 1e-6, 1, NULL, NULL, "likewise"},
+    {"norm", FIELD_CURVE, CLUSTER(norm), 1e-6, 1, NULL, NULL, "fraction of the bandwidth, by bytes"},
+    {"pointwise", FIELD_CURVE, CLUSTER(pointwise), 1e-6, 1, NULL, NULL, "likewise"},
+    {"embedding", FIELD_CURVE, CLUSTER(embedding), 1e-6, 1, NULL, NULL, "likewise"},
+    {"classifier", FIELD_CURVE, CLUSTER(classifier), 1e-6, 1, NULL, NULL, "likewise"},
+    {"optimizer", FIELD_CURVE, CLUSTER(optimizer), 1e-6, 1, NULL, NULL, "likewise"},
     {"ranks-per-node", FIELD_NUMBER, CLUSTER(ranks_per_node), 1, 1 << 20, NULL, NULL, "neighbours in the world's order"},
     {"inside", FIELD_LINK, CLUSTER(inside), 1, 1e16, NULL, NULL, "links of a node: alpha=seconds beta=bytes/s overlap=fraction"},
     {"between", FIELD_LINK, CLUSTER(between), 1, 1e16, NULL, NULL, "a rank's share of the links between nodes, likewise"},
@@ -120,7 +120,6 @@ static inline void cluster_curve_point(const ClusterLine *w, Curve *c, const cha
     if (c->points && at <= c->at[c->points - 1]) CLUSTER_FAIL(w, "sizes must ascend, %s does not", size);
     c->at[c->points] = at;
     c->value[c->points] = cluster_number(w, value, w->field->min, w->field->max);
-    if (c->value[c->points] <= 0) CLUSTER_FAIL(w, "a fraction of %s would take for ever", value);
     c->points++;
 }
 
