@@ -61,7 +61,7 @@ static void print_forecast(const Forecast *f, const Trainer *t) {
     if (f->imbalance > 1.001)
         printf("slowest  rank %d (ring rank %d): its attention is %.2f times the mean; the others wait\n", f->rank, (int)(f->rank / o->shape.head), f->imbalance);
     fit_text(fits, sizeof fits, f);
-    printf("step     %s | %.0f tok/s | %.0f tok/s a rank | mfu %.1f%% causal, %.1f%% full\n", time_text(time, f->seconds), f->tokens_per_s,
+    printf("step     %s | %.0f tok/s | %.4g tok/s a rank | mfu %.1f%% causal, %.1f%% full\n", time_text(time, f->seconds), f->tokens_per_s,
            f->tokens_per_s / (double)o->shape.world, 100 * f->mfu_causal, 100 * f->mfu_full);
     printf("memory   %s\n", fits);
     print_op_classes(f);
