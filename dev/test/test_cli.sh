@@ -2,20 +2,8 @@
 # test_cli.sh - the program as people meet it: refusals, dry runs, run directories, repeated bits. TAP, run from the repository's root
 # by scripts/test.sh after the binaries are built.
 set -uo pipefail
-cd "$(dirname "$0")/../.."
-source scripts/common.sh
-work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
-n=0 failed=0
-
-ok() { # ok CONDITION-STATUS TEXT
-    n=$((n + 1))
-    if [ "$1" -eq 0 ]; then echo "ok $n - $2"; else
-        echo "not ok $n - $2"
-        failed=$((failed + 1))
-        sed 's/^/# /' "$work/out" 2>/dev/null | tail -n 5
-    fi
-}
+# shellcheck source=dev/test/tap.sh
+source "$(dirname "$0")/tap.sh"
 
 # refuses RANKS PATTERN ARGS...: exit code 1..127, one line of error that matches, within seconds, and no run directory left
 refuses() {
@@ -257,5 +245,4 @@ awk '/^<!-- flags -->/{on=1;next} /^<!-- end of flags -->/{on=0} on' README.md |
 diff "$work/readme" "$work/help" >"$work/out"
 ok $? "README's flags are --help's"
 
-echo "1..$n"
-exit $((failed > 0))
+checks_done

@@ -2,21 +2,8 @@
 # test_emu_refusals.sh - the CUDA program where it cannot run, under the emulator, whose environment plays the host (dev/emu/runtime.h): each time
 # one line that says what to do, within seconds, and no run directory. Then the program as it is built without NCCL, and without MPI.
 set -uo pipefail
-cd "$(dirname "$0")/../.." || exit 1
-# shellcheck source=scripts/common.sh
-source scripts/common.sh
-work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
-n=0 failed=0
-
-ok() { # ok CONDITION-STATUS TEXT
-    n=$((n + 1))
-    if [ "$1" -eq 0 ]; then echo "ok $n - $2"; else
-        echo "not ok $n - $2"
-        failed=$((failed + 1))
-        sed 's/^/# /' "$work/out" 2>/dev/null | tail -n 12
-    fi
-}
+# shellcheck source=dev/test/tap.sh
+source "$(dirname "$0")/tap.sh"
 
 python3 - "$work/tokens.bin" <<'PY'
 import array, sys
@@ -91,5 +78,4 @@ OMPI_COMM_WORLD_SIZE=2 "$work/train_gpt" "${small[@]}" --out "$work/refused" >"$
 one_line 'built without MPI and is one rank; apt-get install' $code
 ok $? "several are refused: $(grep -m1 error "$work/out" | cut -c 19-190)"
 
-echo "1..$n"
-exit $((failed > 0))
+checks_done

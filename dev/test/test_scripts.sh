@@ -2,21 +2,10 @@
 # test_scripts.sh - the runs that people copy, end to end at toy size, as they meet them: arithmetic, tables, resumption, wrong inputs,
 # Slurm and host files with stand-ins for srun and for the hosts, quickstart's choice of a program. TAP, run by scripts/test.sh.
 set -uo pipefail
-cd "$(dirname "$0")/../.." || exit 1
+# shellcheck source=dev/test/tap.sh
+source "$(dirname "$0")/tap.sh"
 root=$PWD
 program=./train_gpt_emu # the CUDA program; quickstart's branches below run the CPU's, for their longer sequences
-work=$(mktemp -d) && [ -d "$work" ] || exit 1 # stand-ins for system programs are written below it
-trap 'rm -rf "$work"' EXIT
-n=0 failed=0
-
-ok() { # ok CONDITION-STATUS TEXT
-    n=$((n + 1))
-    if [ "$1" -eq 0 ]; then echo "ok $n - $2"; else
-        echo "not ok $n - $2"
-        failed=$((failed + 1))
-        sed 's/^/# /' "$work/out" 2>/dev/null | tail -n 12
-    fi
-}
 
 script() { # [NAME=VALUE...] COMMAND...: run it with these settings; output in $work/out
     env PROGRAM="$program" "$@" >"$work/out" 2>&1
@@ -270,5 +259,4 @@ ok $? "quickstart: with a GPU and no nvcc the CPU trains, and it says why"
 quick 2 GPUS=2 TOOLKIT=1 && made '2 GPUs on this machine: building train_gpt for them, some minutes' && has '^training .* 2 ranks; 2 GPUs, with ./train_gpt$' && ! has 'building train_gpt_cpu'
 ok $? "quickstart: with a GPU and the toolkit ./train_gpt trains"
 
-echo "1..$n"
-exit $((failed > 0))
+checks_done

@@ -1,21 +1,9 @@
 #!/usr/bin/env bash
 # test_sim.sh - the simulator as people meet it: the same tables as the real programs, the original's benchmark, plans, refusals. TAP.
 set -uo pipefail
-cd "$(dirname "$0")/../.."
-source scripts/common.sh
-work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
-n=0 failed=0
+# shellcheck source=dev/test/tap.sh
+source "$(dirname "$0")/tap.sh"
 sim=./train_gpt_sim
-
-ok() { # ok CONDITION-STATUS TEXT
-    n=$((n + 1))
-    if [ "$1" -eq 0 ]; then echo "ok $n - $2"; else
-        echo "not ok $n - $2"
-        failed=$((failed + 1))
-        sed 's/^/# /' "$work/out" 2>/dev/null | tail -n 5
-    fi
-}
 
 # refuses PATTERN ARGS...: exit code 1, one line of error that matches, nothing else on stderr
 refuses() {
@@ -218,5 +206,4 @@ refuses '--plan, --max-seq and --dry-run exclude' --world 8 --plan --dry-run
 refuses '--json .*cannot write into' --world 8 --json "$work/nowhere/x.json"
 refuses '--plan: nothing fits. Closest is --sp .*GB more than' --world 2 --model llama2-13b --seq-len 4096 --batch 1 --plan
 refuses 'a head axis of 64 cannot split 32 query heads' --world 64 --model llama2-7b --sp ulysses
-echo "1..$n"
-[ $failed -eq 0 ]
+checks_done

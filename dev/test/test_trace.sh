@@ -1,20 +1,8 @@
 #!/usr/bin/env bash
 # test_trace.sh - the timeline of --trace: whole, on the CPU and in the emulated CUDA program, and of no influence. TAP. What is checked: check_trace.py.
 set -uo pipefail
-# shellcheck source=scripts/common.sh
-source "$(dirname "$0")/../../scripts/common.sh"
-work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
-n=0 failed=0
-
-ok() { # STATUS TEXT; what went wrong is in $work/out
-    n=$((n + 1))
-    if [[ $1 -eq 0 ]]; then say "ok $n - $2"; else
-        say "not ok $n - $2"
-        failed=$((failed + 1))
-        sed 's/^/# /' "$work/out" | tail -n 14
-    fi
-}
+# shellcheck source=dev/test/tap.sh
+source "$(dirname "$0")/tap.sh"
 
 python3 dev/data/text_to_shards.py --out "$work" README.md >/dev/null || exit 1
 small=(--train "$work/train_*.bin" --layers 2 --dim 32 --heads 2 --ffn 64 --seq-len 16 --batch 2 --selfcheck off --log-every 100)
@@ -62,5 +50,4 @@ refuses '--trace .*cannot write into .*/nowhere' --trace "$work/nowhere/trace.js
 refuses '--trace .* is a directory' --trace "$work/none" --steps 1
 refuses 'times the peak' --trace "$work/none/trace.json" --steps 3 --peak-tflops 1e-6
 
-say "1..$n"
-exit $((failed > 0))
+checks_done

@@ -32,7 +32,8 @@ static void print_op_classes(const Forecast *f) {
     for (int i = 0; i < OP_CLASSES; i++) {
         char time[32];
         if (!f->op_calls[i]) continue;
-        printf("  %-12s %12lld %12s %8.1f%%", OP_CLASS_NAMES[i], (long long)f->op_calls[i], time_text(time, f->op_seconds[i]), 100 * f->op_seconds[i] / f->seconds);
+        printf("  %-12s %12lld %12s %8.1f%%", OP_CLASS_NAMES[i], (long long)f->op_calls[i], time_text(time, f->op_seconds[i]),
+               100 * f->op_seconds[i] / f->seconds);
         if (i == OP_GEMM || i == OP_ATTENTION) printf(" %12.2f %12s\n", f->op_flop[i] / f->op_seconds[i] / 1e12, "");
         else printf(" %12s %12.1f\n", "", f->op_bytes[i] / f->op_seconds[i] / 1e9);
     }
@@ -59,7 +60,8 @@ static void print_forecast(const Forecast *f, const Trainer *t) {
     printf("cluster  %s: %lld ranks on %lld nodes, peak %.4g TFLOP/s a rank in %s, overlap %s\n", c->name, (long long)o->shape.world,
            (long long)ceil_div(o->shape.world, (i64)c->ranks_per_node), t->peak / 1e12, REAL_NAME, t->settings->overlap);
     if (f->imbalance > 1.001)
-        printf("slowest  rank %d (ring rank %d): its attention is %.2f times the mean; the others wait\n", f->rank, (int)(f->rank / o->shape.head), f->imbalance);
+        printf("slowest  rank %d (ring rank %d): its attention is %.2f times the mean; the others wait\n", f->rank, (int)(f->rank / o->shape.head),
+               f->imbalance);
     fit_text(fits, sizeof fits, f);
     printf("step     %s | %.0f tok/s | %.4g tok/s a rank | mfu %.1f%% causal, %.1f%% full\n", time_text(time, f->seconds), f->tokens_per_s,
            f->tokens_per_s / (double)o->shape.world, 100 * f->mfu_causal, 100 * f->mfu_full);

@@ -40,8 +40,10 @@ static void take_cluster(const Cluster *c, Settings *s) {
     program->gpu = cluster_says(c->device, "gpu");
     for (int d = 0; d < SIM_DTYPE_COUNT; d++)
         if (s->dtype ? strcmp(SIM_DTYPES[d].name, s->dtype) == 0 : cluster_says(c->dtype, SIM_DTYPES[d].name)) program->dtype = d;
-    if (program->gpu && strncmp(REAL_NAME, "bf16", 4) != 0) FAIL(EVERYONE, "--dtype %s: train_gpt computes in bf16 on GPUs; fp32 and fp64 are of CPU clusters", REAL_NAME);
-    if (!program->gpu && strcmp(REAL_NAME, "bf16") == 0) FAIL(EVERYONE, "--dtype bf16: the CPU programs compute in fp32 and fp64; %s is a cluster of CPUs", c->name);
+    if (program->gpu && strncmp(REAL_NAME, "bf16", 4) != 0)
+        FAIL(EVERYONE, "--dtype %s: train_gpt computes in bf16 on GPUs; fp32 and fp64 are of CPU clusters", REAL_NAME);
+    if (!program->gpu && strcmp(REAL_NAME, "bf16") == 0)
+        FAIL(EVERYONE, "--dtype bf16: the CPU programs compute in fp32 and fp64; %s is a cluster of CPUs", c->name);
     if (device_peak_of(c) <= 0) FAIL(EVERYONE, "--dtype %s: cluster %s gives no peak in it (%s)", REAL_NAME, c->name, c->path);
     const char *comm = program->gpu ? "nccl" : "mpi";
     if (s->comm && strcmp(s->comm, comm) != 0) FAIL(EVERYONE, "--comm %s is not modelled on %s; its links are those of --comm %s", s->comm, c->name, comm);
@@ -51,7 +53,8 @@ static void take_cluster(const Cluster *c, Settings *s) {
 /* Flags of a training that a model of one cannot honour. */
 static void refuse_flags(const Settings *s, const FlagsGiven *given) {
     if (s->threads) FAIL(EVERYONE, "--threads: the ranks of a cluster are as its file says; leave it out");
-    if (s->init_only || s->dump_grads || s->out) FAIL(EVERYONE, "--init-only, --dump-grads and --out need numbers, and the simulator computes none; leave them out");
+    if (s->init_only || s->dump_grads || s->out)
+        FAIL(EVERYONE, "--init-only, --dump-grads and --out need numbers, and the simulator computes none; leave them out");
     if (!s->world) FAIL(EVERYONE, "--world N is missing: the ranks of the modelled world");
     if ((s->plan != 0) + (s->max_seq != 0) + (s->dry_run != 0) > 1) FAIL(EVERYONE, "--plan, --max-seq and --dry-run exclude each other; keep one");
     if (s->max_seq && flag_given(given, "seq-len")) FAIL(EVERYONE, "--max-seq looks for the --seq-len; leave one of them out");
