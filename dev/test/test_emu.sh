@@ -60,8 +60,10 @@ for model in gpt2 llama; do
         run_case $model referee 1 ./train_gpt_fp64 $flags
         run_case $model single 1 "$program" $flags
         for scheme in tp tpsp ulysses ring odysseus; do
-            for ranks in 2 4; do run_case $model $scheme-$ranks $ranks "$program" $flags --sp $scheme; done
+            for ranks in 1 2 4; do run_case $model $scheme-$ranks $ranks "$program" $flags --sp $scheme; done
         done
+        run_case $model ulysses-ring2-2 2 "$program" $flags --sp ulysses --ring 2
+        run_case $model tpsp-ring2-stripe-2 2 "$program" $flags --sp tpsp --ring 2 --ring-layout stripe
         run_case $model ulysses-ring2-4 4 "$program" $flags --sp ulysses --ring 2
         run_case $model tpsp-ring2-stripe-4 4 "$program" $flags --sp tpsp --ring 2 --ring-layout stripe
         run_case $model odysseus-dp2-recompute-4 4 "$program" $flags --sp odysseus --dp 2 --recompute full

@@ -50,7 +50,8 @@ static void micro_steps_need_the_same(const Scheme *scheme) {
     trainer_plan(&t);
     i64 planned = arena_bytes(&t.model.arena);
     model_free(&t.model);
-    check(options_bytes(&t.options) == planned && micro_steps(&t.options) == 6, "%s: %lld bytes, as in a run of 6 micro-steps", scheme->name, (long long)planned);
+    check(options_bytes(&t.options) == planned && micro_steps(&t.options) == 6, "%s: %lld bytes, as in a run of 6 micro-steps", scheme->name,
+          (long long)planned);
 }
 
 static void advice(const char *name, ModelOptions o, i64 bytes, const char *expected) {
