@@ -817,9 +817,8 @@ static void train(Trainer *t) {
 
 /* ---- from flags to a trainer ---------------------------------------------------------------------------------------------------------- */
 
-static inline void print_help(void) {
-    printf("train_gpt - trains GPT-2 and Llama on long sequences under five sequence-parallel schemes (%s build)\n\n"
-           "usage: mpirun -np N ./train_gpt_... --train \"data/train_*.bin\" [flags]\n\n", REAL_NAME);
+static inline void print_help(const char *what, const char *usage) {
+    printf("%s\n\nusage: %s\n\n", what, usage);
     flags_help(stdout);
     printf("\nPresets of --model\n ");
     for (int i = 0; i < COUNT_OF(PRESETS); i++) printf(" %s", PRESETS[i].name);
@@ -1016,7 +1015,9 @@ int main(int argc, char **argv) {
     Wire world = wire_start(&argc, &argv);
     flags_parse(&settings, &given, argc, argv);
     if (settings.help) {
-        if (wire_rank(world) == 0) print_help();
+        if (wire_rank(world) == 0)
+            print_help("train_gpt - trains GPT-2 and Llama on long sequences under five sequence-parallel schemes (" REAL_NAME " build)",
+                       "mpirun -np N ./train_gpt_... --train \"data/train_*.bin\" [flags]");
     } else {
         Trainer *trainer = (Trainer *)host_alloc(sizeof(Trainer));
         run(trainer, &settings, &given, world);

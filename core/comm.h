@@ -28,7 +28,7 @@ typedef struct {
     int rank, size;
     Wire wire;
     void *link; /* the backend's own way between devices; NULL: by the wire */
-    i64 inner, stride; /* member i is `i / inner * stride + i % inner` ranks of the world behind member 0: who shares a node with whom */
+    i64 world, inner, stride; /* of `world` ranks, member i stands i / inner * stride + i % inner behind member 0: who shares a node with whom */
 } Comm;
 
 #ifdef ODYSSEUS_CUDA

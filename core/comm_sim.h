@@ -3,10 +3,11 @@
    start   begins when the comm stream is free, the compute stream has come this far and the host has asked for it
    wait    the compute stream waits for its end; what it waits is exposed
 
-   A group has n ranks, k of them on each of m nodes; a part is p bytes; a hop takes alpha + p / beta, inside a node or between nodes
-     all-gather   a ring through all ranks                     (n-1) p / min(beta inside, k beta between)     one node: beta inside
-     all-to-all   everybody to everybody: within the node and out of it at once      max((k-1) p / beta inside, (n-k) p / beta between)
-     ring         one hop, as slow as the slowest of the ring                                  p / beta
+   A group has n ranks, on each of its m nodes k of them; a part is p bytes; a hop takes alpha + p / beta, inside a node or between nodes.
+   Of the ports of a node each rank has its share; where groups of one axis lie differently on the nodes, the worst off sets the pace.
+     all-gather   a ring through all ranks                     (n-1) p / min(beta inside, least k x share)     one node: beta inside
+     all-to-all   everybody to everybody: within the node and out of it at once      max((k-1) p / beta inside, (n - least k) p / share)
+     ring         one hop, as slow as the slowest of the ring        p / beta; a port, or what is left of the ports if more ranks cross
      latency      of the first two: (n-m) alpha inside + (m-1) alpha between, as the bytes of a ring pass them
    A reduce-scatter is an all-to-all and a sum, an all-reduce that and an all-gather, as in comm.h.
 
@@ -52,12 +53,44 @@ static inline int transfer_pending(Transfer *t) {
     return 0;
 }
 
-/* Ranks of the group that share a node, and nodes it spans. Groups begin with a node. */
-static inline i64 group_near(const Cluster *c, const Comm *g) {
-    i64 node = (i64)c->ranks_per_node;
-    if (g->inner == g->size) return i64_min(g->size, node);
-    return i64_min(g->size, i64_max(1, node / g->stride) * i64_min(g->inner, node));
+/* One group of an axis, whose member 0 is rank `base`; `leaving` counts by node. */
+static inline void group_add(GroupPlace *p, i64 base, i64 node, i64 *leaving) {
+    i64 nodes = 1, run = 0;
+    for (i64 i = 0; i < p->size; i++) {
+        i64 after = (i + 1) % p->size;
+        i64 at = (base + i / p->inner * p->stride + i % p->inner) / node, next = (base + after / p->inner * p->stride + after % p->inner) / node;
+        run++;
+        if (next != at) p->leaving = i64_max(p->leaving, ++leaving[at]);
+        if (next == at && after) continue;
+        p->least = i64_min(p->least, run), p->most = i64_max(p->most, run);
+        nodes += after != 0, run = 0;
+    }
+    p->nodes = i64_max(p->nodes, nodes);
 }
+
+/* All groups of `g`'s axis on the nodes of a cluster. */
+static inline GroupPlace group_look(const Cluster *c, const Comm *g) {
+    i64 node = (i64)c->ranks_per_node;
+    GroupPlace p = {g->size, g->inner, g->stride, g->size, 1, 1, 0};
+    i64 *leaving = (i64 *)host_alloc(sizeof(i64) * (size_t)(g->world / node + 1));
+    for (i64 period = 0; period < g->world; period += g->size / g->inner * g->stride)
+        for (i64 base = period; base < period + g->stride; base += g->inner) group_add(&p, base, node, leaving);
+    free(leaving);
+    return p;
+}
+
+/* The same, remembered: a mesh has few axes. */
+static inline const GroupPlace *group_place(Device *dev, const Comm *g) {
+    DeviceState *s = &dev->state;
+    for (int i = 0; i < s->places; i++)
+        if (s->place[i].size == g->size && s->place[i].inner == g->inner && s->place[i].stride == g->stride) return &s->place[i];
+    if (s->places == GROUP_PLACES) FAIL(THIS_RANK, "more than %d axes", GROUP_PLACES);
+    s->place[s->places] = group_look(s->cluster, g);
+    return &s->place[s->places++];
+}
+
+/* Bytes/s that each rank has between nodes while all of them use the ports. */
+static inline double port_share(const Cluster *c) { return c->between.beta * cluster_ports(c) / c->ranks_per_node; }
 
 /* The compute stream does nothing for the sake of a transfer. */
 static inline void compute_waits(DeviceState *s, CommOp op, double seconds) {
@@ -84,33 +117,31 @@ static inline void transfer_wait(Device *dev, Links *l, Transfer *t) {
 /* What bytes take within nodes and between them, and the latency of a ring through all ranks. */
 static inline void transfer_group(Device *dev, const Comm *g, Transfer *t, double inside_bytes, double between_bytes, double beta) {
     const Cluster *c = dev->state.cluster;
-    i64 near_ranks = group_near(c, g), nodes = ceil_div(g->size, near_ranks);
+    i64 nodes = group_place(dev, g)->nodes;
     double latency = (double)(g->size - nodes) * c->inside.alpha + (double)(nodes - 1) * c->between.alpha;
     double seconds = nodes == 1 ? inside_bytes / c->inside.beta : fmax(inside_bytes / c->inside.beta, between_bytes / beta);
     transfer_begin(dev, t, nodes == 1 ? &c->inside : &c->between, latency + seconds);
 }
 
 static inline void transfer_all_gather(Device *dev, Links *l, const Comm *g, Transfer *t, void *full, const void *part, i64 bytes) {
-    const Cluster *c = dev->state.cluster;
     double sent = (double)(g->size - 1) * (double)bytes;
     (void)l, (void)full, (void)part;
-    transfer_group(dev, g, t, sent, sent, (double)group_near(c, g) * c->between.beta);
+    transfer_group(dev, g, t, sent, sent, (double)group_place(dev, g)->least * port_share(dev->state.cluster));
 }
 
 static inline void transfer_all_to_all(Device *dev, Links *l, const Comm *g, Transfer *t, void *recv, const void *send, i64 bytes) {
-    const Cluster *c = dev->state.cluster;
-    double near_ranks = (double)group_near(c, g), part = (double)bytes;
+    const GroupPlace *p = group_place(dev, g);
     (void)l, (void)recv, (void)send;
-    transfer_group(dev, g, t, (near_ranks - 1) * part, ((double)g->size - near_ranks) * part, c->between.beta);
+    transfer_group(dev, g, t, (double)(p->most - 1) * (double)bytes, (double)(g->size - p->least) * (double)bytes, port_share(dev->state.cluster));
 }
 
 static inline void transfer_ring(Device *dev, Links *l, const Comm *g, Transfer *t, void *recv, const void *send, i64 bytes) {
     const Cluster *c = dev->state.cluster;
+    const GroupPlace *p = group_place(dev, g);
     (void)l, (void)recv, (void)send;
-    double inside = c->inside.alpha + (double)bytes / c->inside.beta, between = c->between.alpha + (double)bytes / c->between.beta;
-    i64 near_ranks = group_near(c, g);
-    const LinkModel *link = near_ranks == g->size || (near_ranks > 1 && inside > between) ? &c->inside : &c->between;
-    transfer_begin(dev, t, link, link == &c->inside ? inside : between);
+    double inside = c->inside.alpha + (double)bytes / c->inside.beta;
+    double between = p->leaving ? c->between.alpha + (double)bytes / (c->between.beta * fmin(1, cluster_ports(c) / (double)p->leaving)) : 0;
+    transfer_begin(dev, t, between > inside ? &c->between : &c->inside, fmax(inside, between));
 }
 
 #endif

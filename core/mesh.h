@@ -29,8 +29,8 @@ typedef struct {
 #define MESH_GROUPS 5
 
 /* One axis: with a wire, split it off; without (a dry run), only its shape is known. */
-static inline Comm mesh_axis(Wire base, int imagined, i64 colour, i64 rank, i64 size, i64 inner, i64 stride) {
-    Comm c = {(int)rank, (int)size, wire_none(), NULL, inner, stride};
+static inline Comm mesh_axis(Wire base, int imagined, i64 colour, i64 rank, i64 size, i64 world, i64 inner, i64 stride) {
+    Comm c = {(int)rank, (int)size, wire_none(), NULL, world, inner, stride};
     if (!imagined) c.wire = wire_split(base, (int)colour, (int)rank);
     return c;
 }
@@ -45,11 +45,11 @@ static inline void mesh_init(Mesh *m, MeshShape shape, Wire base, int imagined, 
     m->rank = rank, m->dp_rank = (int)d, m->ring_rank = (int)r, m->head_rank = (int)h;
     m->kv_replicas = H > kv_heads ? H / kv_heads : 1;
     i64 reps = m->kv_replicas;
-    m->world = mesh_axis(base, imagined, 0, rank, shape.world, shape.world, shape.world);
-    m->head = mesh_axis(base, imagined, rank / H, h, H, H, H);
-    m->ring = mesh_axis(base, imagined, d * H + h, r, R, 1, H);
-    m->split = mesh_axis(base, imagined, h, d * R + r, shape.dp * R, 1, H);
-    m->kv = mesh_axis(base, imagined, h / reps, (d * R + r) * reps + h % reps, shape.dp * R * reps, reps, H);
+    m->world = mesh_axis(base, imagined, 0, rank, shape.world, shape.world, shape.world, shape.world);
+    m->head = mesh_axis(base, imagined, rank / H, h, H, shape.world, H, H);
+    m->ring = mesh_axis(base, imagined, d * H + h, r, R, shape.world, 1, H);
+    m->split = mesh_axis(base, imagined, h, d * R + r, shape.dp * R, shape.world, 1, H);
+    m->kv = mesh_axis(base, imagined, h / reps, (d * R + r) * reps + h % reps, shape.dp * R * reps, shape.world, reps, H);
 }
 
 /* The five groups, always in this order. */

@@ -173,8 +173,8 @@ int main(int argc, char **argv) {
     for (int overlap = 0; overlap < 2; overlap++) {
         memset(&t, 0, sizeof t);
         fabric_init(&t.fabric, &device, &ledger, ranks, overlap, "mpi");
-        t.world = mesh_axis(everyone, 0, 0, rank, ranks, ranks, ranks);
-        t.half = mesh_axis(everyone, 0, rank % 2, rank / 2, (ranks + 1 - rank % 2) / 2, 1, 2);
+        t.world = mesh_axis(everyone, 0, 0, rank, ranks, ranks, ranks, ranks);
+        t.half = mesh_axis(everyone, 0, rank % 2, rank / 2, (ranks + 1 - rank % 2) / 2, ranks, 1, 2);
         real **reals[] = {&t.a, &t.b, &t.c};
         accum **accums[] = {&t.x, &t.y, &t.z};
         for (int i = 0; i < 3; i++) {

@@ -175,7 +175,7 @@ refuses "line $(line_of inside), inside: -3 is not possible" "${bad[@]}"
 cluster 'inside alpha=1e-6 gamma=3 # test'
 refuses "line $(line_of inside), inside: 'gamma=3'" "${bad[@]}"
 cluster 'inside alpha=1e-6 # test'
-refuses 'each need a beta' "${bad[@]}"
+refuses 'each need alpha .seconds., beta' "${bad[@]}"
 cluster 'peak bf16 312e12 # test'
 refuses "line $(line_of peak), peak: 'bf16' must be written as key=value" "${bad[@]}"
 cluster 'peak int8=312e12 # test'
@@ -194,7 +194,13 @@ cluster && sed -i 's/^norm /norms /' "$work/bad.cluster"
 refuses "line $(line_of norm): no field is called 'norms'" "${bad[@]}"
 head -c 100000 /dev/zero | tr '\0' x >"$work/bad.cluster"
 refuses 'line 1: longer than' "${bad[@]}"
-refuses 'neither a file nor one of' --cluster nowhere --world 8
+refuses 'neither a file nor one of.* a100-80gb-nvlink .*h200' --cluster nowhere --world 8
+cluster 'inside alpha=1e-6 beta=1e11 overlap=1 beta=1e12 # test'
+refuses "line $(line_of inside), inside: beta is given twice" "${bad[@]}"
+cluster 'peak bf16=1e12 bf16=1e13 # test'
+refuses "line $(line_of peak), peak: bf16 is given twice" "${bad[@]}"
+cluster 'inside alpha=1e-6 beta=1e11 # test'
+refuses 'each need alpha .seconds., beta .* overlap' "${bad[@]}"
 refuses "cannot read it: Is a directory" --cluster "$work/" --world 8
 refuses '--world N is missing' --model llama2-7b
 refuses '--dtype fp32: train_gpt computes in bf16' --world 8 --dtype fp32
@@ -204,6 +210,9 @@ refuses '--threads: the ranks of a cluster' --world 8 --threads 2
 refuses '--out need numbers' --world 8 --out "$work/run"
 refuses '--plan, --max-seq and --dry-run exclude' --world 8 --plan --dry-run
 refuses '--json .*cannot write into' --world 8 --json "$work/nowhere/x.json"
+refuses '--world 100000: the simulator takes up to 65536' --world 100000
+refuses '--peak-tflops 1: the forecast runs at' --world 8 --model llama2-7b --peak-tflops 1
+refuses '--max-seq: nothing can run: --sp [a-z]*: the shortest sequence needs .*GB more than' --world 2 --model llama2-13b --batch 1 --max-seq
 refuses '--plan: nothing fits. Closest is --sp .*GB more than' --world 2 --model llama2-13b --seq-len 4096 --batch 1 --plan
 refuses 'a head axis of 64 cannot split 32 query heads' --world 64 --model llama2-7b --sp ulysses
 checks_done

@@ -147,19 +147,33 @@ static void test_slowest(const Cluster *c) {
           zigzag.op_flop[OP_ATTENTION]);
 }
 
-/* Where the members of a group are: mesh 2 x 2 x 4 on nodes of 4, and of 8. */
-static void test_groups(const Cluster *c) {
+/* Where the members of a mesh's groups are, against counting by hand: least, most, nodes, leaving for world, head, ring, split, kv. */
+static void test_groups(const Cluster *cluster, MeshShape shape, i64 kv_heads, i64 node, const i64 expected[MESH_GROUPS][4]) {
     Mesh m;
-    MeshShape shape = {16, 2, 2, 4};
-    Cluster wide = *c;
-    wide.ranks_per_node = 8;
-    mesh_init(&m, shape, wire_none(), 1, 0, 2);
-    const i64 four[MESH_GROUPS] = {4, 4, 1, 1, 2}, eight[MESH_GROUPS] = {8, 4, 2, 2, 4};
+    Cluster c = *cluster;
     const char *const names[MESH_GROUPS] = {"world", "head", "ring", "split", "kv"};
+    c.ranks_per_node = (double)node;
+    mesh_init(&m, shape, wire_none(), 1, 0, kv_heads);
     for (int g = 0; g < MESH_GROUPS; g++) {
-        check(group_near(c, mesh_group(&m, g)) == four[g], "%s: %lld on a node of 4", names[g], (long long)group_near(c, mesh_group(&m, g)));
-        check(group_near(&wide, mesh_group(&m, g)) == eight[g], "%s: %lld on a node of 8", names[g], (long long)group_near(&wide, mesh_group(&m, g)));
+        if (mesh_group(&m, g)->size == 1) continue;
+        GroupPlace p = group_look(&c, mesh_group(&m, g));
+        const i64 *e = expected[g];
+        check(p.least == e[0] && p.most == e[1] && p.nodes == e[2] && p.leaving == e[3],
+              "%lld ranks, nodes of %lld, %s: %lld to %lld a node, %lld nodes, %lld leave one", (long long)shape.world, (long long)node, names[g],
+              (long long)p.least, (long long)p.most, (long long)p.nodes, (long long)p.leaving);
     }
+}
+
+static void test_places(const Cluster *c) {
+    const i64 even[MESH_GROUPS][4] = {{4, 4, 4, 1}, {4, 4, 1, 0}, {1, 1, 2, 4}, {1, 1, 4, 4}, {2, 2, 4, 2}};
+    const i64 wide[MESH_GROUPS][4] = {{8, 8, 2, 1}, {4, 4, 1, 0}, {2, 2, 1, 0}, {2, 2, 2, 4}, {4, 4, 2, 2}};
+    const i64 nine[MESH_GROUPS][4] = {{1, 8, 2, 1}, {0}, {0}, {1, 8, 2, 1}, {1, 8, 2, 1}};     /* 0..7 | 8 */
+    const i64 threes[MESH_GROUPS][4] = {{8, 8, 3, 1}, {1, 3, 2, 2}, {0}, {2, 3, 3, 3}, {2, 3, 3, 3}}; /* heads 6 7 | 8; split 0 3 6 | 9 12 15 | 18 21 */
+    MeshShape sixteen = {16, 2, 2, 4}, alone = {9, 9, 1, 1}, odd = {24, 8, 1, 3};
+    test_groups(c, sixteen, 2, 4, even);
+    test_groups(c, sixteen, 2, 8, wide);
+    test_groups(c, alone, 1, 8, nine);
+    test_groups(c, odd, 3, 8, threes);
 }
 
 static void test_curve(void) {
@@ -172,7 +186,7 @@ int main(void) {
     Cluster c;
     test_curve();
     test_cluster(&c);
-    test_groups(&c);
+    test_places(&c);
     for (int i = 0; i < COUNT_OF(RUNS); i++) {
         test_floor(&c, RUNS[i]);
         test_no_links(&c, RUNS[i]);

@@ -8,6 +8,8 @@
 #ifndef ODYSSEUS_SIM_CLUSTER_H
 #define ODYSSEUS_SIM_CLUSTER_H
 
+#include <dirent.h>
+
 #define CURVE_POINTS 16
 
 typedef struct {
@@ -30,8 +32,8 @@ typedef struct Cluster {
     double slowdown;                         /* of products and attention while bytes are moving */
     Curve gemm, attention_forward, attention_backward;                /* fraction of the peak, by FLOP of a product; by keys of a query */
     Curve norm, pointwise, embedding, classifier, optimizer;         /* fraction of the bandwidth, by bytes */
-    double ranks_per_node;
-    LinkModel inside, between;               /* from rank to rank of a node; of different nodes */
+    double ranks_per_node, ports;            /* of a node: ranks; ports to other nodes, 0: one a rank */
+    LinkModel inside, between;               /* from rank to rank of a node; of a port, between nodes */
 } Cluster;
 
 /* The curve at `x` > 0: between points linear in log(x), beyond them constant. */
@@ -78,8 +80,9 @@ static const ClusterField CLUSTER_FIELDS[] = {
     {"classifier", FIELD_CURVE, CLUSTER(classifier), 1e-6, 1, NULL, NULL, "likewise"},
     {"optimizer", FIELD_CURVE, CLUSTER(optimizer), 1e-6, 1, NULL, NULL, "likewise"},
     {"ranks-per-node", FIELD_NUMBER, CLUSTER(ranks_per_node), 1, 1 << 20, NULL, NULL, "neighbours in the world's order"},
+    {"ports-per-node", FIELD_NUMBER, CLUSTER(ports), 0, 1 << 20, NULL, "0", "ports to other nodes, which its ranks share; 0: one a rank"},
     {"inside", FIELD_LINK, CLUSTER(inside), 1, 1e16, NULL, NULL, "links of a node: alpha=seconds beta=bytes/s overlap=fraction"},
-    {"between", FIELD_LINK, CLUSTER(between), 1, 1e16, NULL, NULL, "a rank's share of the links between nodes, likewise"},
+    {"between", FIELD_LINK, CLUSTER(between), 1, 1e16, NULL, NULL, "a port between nodes, likewise"},
 };
 
 /* ---- reading ------------------------------------------------------------------------------------------------------------------ */
@@ -128,6 +131,7 @@ static inline void cluster_peak(const ClusterLine *w, double *peak, const char *
     const char *value = cluster_pair(w, word, &key);
     for (int d = 0; d < SIM_DTYPE_COUNT; d++)
         if ((int)strlen(SIM_DTYPES[d].name) == key && strncmp(SIM_DTYPES[d].name, word, (size_t)key) == 0) {
+            if (peak[d] > 0) CLUSTER_FAIL(w, "%s is given twice; keep one", SIM_DTYPES[d].name);
             peak[d] = cluster_number(w, value, w->field->min, w->field->max);
             return;
         }
@@ -137,10 +141,10 @@ static inline void cluster_peak(const ClusterLine *w, double *peak, const char *
 static inline void cluster_link(const ClusterLine *w, LinkModel *l, const char *word) {
     int key;
     const char *value = cluster_pair(w, word, &key);
-    if (strncmp(word, "alpha=", 6) == 0) l->alpha = cluster_number(w, value, 0, 1000);
-    else if (strncmp(word, "beta=", 5) == 0) l->beta = cluster_number(w, value, w->field->min, w->field->max);
-    else if (strncmp(word, "overlap=", 8) == 0) l->overlap = cluster_number(w, value, 0, 1);
-    else CLUSTER_FAIL(w, "'%s': %s", word, w->field->unit);
+    double *part = strncmp(word, "alpha=", 6) == 0 ? &l->alpha : strncmp(word, "beta=", 5) == 0 ? &l->beta : strncmp(word, "overlap=", 8) == 0 ? &l->overlap : NULL;
+    if (!part) CLUSTER_FAIL(w, "'%s': %s", word, w->field->unit);
+    if (*part >= 0) CLUSTER_FAIL(w, "%.*s is given twice; keep one", key, word);
+    *part = cluster_number(w, value, part == &l->beta ? w->field->min : 0, part == &l->beta ? w->field->max : part == &l->alpha ? 1000 : 1);
 }
 
 /* One word of a field's values. */
@@ -194,10 +198,16 @@ static inline void cluster_check(Cluster *c, const int *seen) {
         if (!seen[i] && !f->fallback) FAIL(EVERYONE, "%s: the field %s is missing (%s)", c->path, f->name, f->unit);
         if (!seen[i]) cluster_word(&w, c, f->fallback);
     }
-    if (c->inside.beta <= 0 || c->between.beta <= 0) FAIL(EVERYONE, "%s: inside and between each need a beta, in bytes/s", c->path);
+    const LinkModel *links[] = {&c->inside, &c->between};
+    for (int i = 0; i < 2; i++)
+        if (links[i]->alpha < 0 || links[i]->beta < 0 || links[i]->overlap < 0)
+            FAIL(EVERYONE, "%s: inside and between each need alpha (seconds), beta (bytes/s) and overlap (a fraction)", c->path);
     if (c->reserved >= c->memory) FAIL(EVERYONE, "%s: reserved %g leaves nothing of memory %g", c->path, c->reserved, c->memory);
-    if (c->ranks_per_node != floor(c->ranks_per_node)) FAIL(EVERYONE, "%s: ranks-per-node %g must be a whole number", c->path, c->ranks_per_node);
+    if (c->ranks_per_node != floor(c->ranks_per_node) || c->ports != floor(c->ports))
+        FAIL(EVERYONE, "%s: ranks-per-node and ports-per-node must be whole numbers", c->path);
 }
+
+static inline double cluster_ports(const Cluster *c) { return c->ports > 0 ? c->ports : c->ranks_per_node; }
 
 /* Is the first word of `choice` (a place in a table of choices) `word`? */
 static inline int cluster_says(const char *choice, const char *word) {
@@ -213,20 +223,33 @@ static inline void cluster_directory(char *out, size_t size) {
     snprintf(out, size, "%s/kernels/sim/clusters", slash ? program : ".");
 }
 
+/* Stop, naming the clusters that there are. */
+static inline void cluster_unknown(const char *name, const char *directory) {
+    char names[1024] = "";
+    if (strcmp(name, "this-machine") == 0) FAIL(EVERYONE, "--cluster this-machine: not measured yet; ./train_gpt_sim --calibrate does it");
+    DIR *d = opendir(directory);
+    for (struct dirent *e; d && (e = readdir(d)) != NULL;) {
+        const char *end = strstr(e->d_name, ".cluster");
+        if (end && strlen(names) < 800) snprintf(names + strlen(names), sizeof names - strlen(names), " %.*s", (int)(end - e->d_name), e->d_name);
+    }
+    if (d) closedir(d);
+    FAIL(EVERYONE, "--cluster %s: neither a file nor one of%s (in %s)", name, names, directory);
+}
+
 /* Read the cluster called `name`, or the file of that name. */
 static inline void cluster_read(Cluster *c, const char *name) {
     char directory[2560];
     int seen[COUNT_OF(CLUSTER_FIELDS)] = {0};
     memset(c, 0, sizeof *c);
     cluster_directory(directory, sizeof directory);
-    snprintf(c->path, sizeof c->path, "%s", name);
-    FILE *f = strchr(name, '/') || strchr(name, '.') ? fopen(c->path, "r") : NULL;
+    c->inside.alpha = c->inside.beta = c->inside.overlap = c->between.alpha = c->between.beta = c->between.overlap = -1; /* not given yet */
+    snprintf(c->path, sizeof c->path, "%s/%.256s.cluster", directory, name);
+    FILE *f = strchr(name, '/') ? NULL : fopen(c->path, "r");
     if (!f) {
-        snprintf(c->path, sizeof c->path, "%s/%.256s.cluster", directory, name);
+        snprintf(c->path, sizeof c->path, "%s", name);
         f = fopen(c->path, "r");
     }
-    if (!f && strcmp(name, "this-machine") == 0) FAIL(EVERYONE, "--cluster this-machine: not measured yet; ./train_gpt_sim --calibrate does it");
-    if (!f) FAIL(EVERYONE, "--cluster %s: neither a file nor one of %s: %s", name, directory, strerror(errno));
+    if (!f) cluster_unknown(name, directory);
     const char *last = strrchr(c->path, '/');
     snprintf(c->name, sizeof c->name, "%.*s", (int)strcspn(last ? last + 1 : c->path, "."), last ? last + 1 : c->path);
     ClusterLine w = {c->path, 0, NULL};

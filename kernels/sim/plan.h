@@ -65,7 +65,7 @@ static void plan_mesh(Plan *p, ModelOptions o) {
     }
 }
 
-/* Every mesh of one scheme. With a head axis of 1 all schemes are one and the same: the one without a head axis stands for them. */
+/* Every mesh of one scheme. */
 static void plan_scheme(Plan *p, ModelOptions o, const Scheme *scheme) {
     i64 world = o.shape.world, given_ring = p->settings->ring;
     o.scheme = scheme;
@@ -74,7 +74,7 @@ static void plan_scheme(Plan *p, ModelOptions o, const Scheme *scheme) {
         for (i64 ring = 1; ring <= world / dp; ring++) {
             if (world / dp % ring != 0 || (flag_given(p->given, "ring") && ring != given_ring)) continue;
             i64 head = world / dp / ring;
-            if (scheme->ring_takes_all ? head > 1 : head == 1 && !flag_given(p->given, "sp")) continue;
+            if (scheme->ring_takes_all && head > 1) continue;
             o.shape.dp = dp, o.shape.ring = ring, o.shape.head = head;
             plan_mesh(p, o);
         }
@@ -114,7 +114,8 @@ static void print_plans(const Plan *p, const Trainer *t) {
            (long long)i64_min(PLAN_ROWS, p->candidates));
     printf("      sp           dp  ring  head  layout      micro       step        tok/s     mfu   exposed   GB/rank\n");
     for (i64 i = 0; i < i64_min(PLAN_ROWS, p->candidates); i++) print_candidate(i + 1, &p->candidate[i]);
-    if (p->candidates > PLAN_ROWS) printf("      ... and %lld more%s\n", (long long)(p->candidates - PLAN_ROWS), t->settings->json ? "" : "; --json FILE has all");
+    if (p->candidates > PLAN_ROWS)
+        printf("      ... and %lld more%s\n", (long long)(p->candidates - PLAN_ROWS), t->settings->json ? "" : "; --json FILE has all");
     if (p->refusals) printf("\nrefused\n");
     for (i64 i = 0; i < p->refusals; i++) {
         const MeshShape *s = &p->refusal[i].o.shape;
@@ -142,10 +143,11 @@ static cJSON *json_plans(const Plan *p) {
 static void plan_fail(const Plan *p) {
     if (!p->candidates) FAIL(EVERYONE, "--plan: no scheme and mesh can run this; the first reason: %s", p->refusals ? p->refusal[0].why : "no mesh");
     const Candidate *c = &p->candidate[0];
-    char fits[256];
+    char fits[256], advice[512];
     fit_text(fits, sizeof fits, &c->f);
-    FAIL(EVERYONE, "--plan: nothing fits. Closest is --sp %s --dp %lld --ring %lld --micro-batch %lld, which %s. More ranks, a shorter --seq-len%s would help",
-         c->o.scheme->name, (long long)c->o.shape.dp, (long long)c->o.shape.ring, (long long)c->o.B, fits, c->o.recompute ? "" : " or --recompute full");
+    memory_advice(&c->o, c->f.available, advice, sizeof advice);
+    FAIL(EVERYONE, "--plan: nothing fits. Closest is --sp %s --dp %lld --ring %lld --ring-layout %s --micro-batch %lld, which %s. There, %s", c->o.scheme->name,
+         (long long)c->o.shape.dp, (long long)c->o.shape.ring, RING_LAYOUT_NAMES[c->o.layout], (long long)c->o.B, fits, advice);
 }
 
 /* --plan: `base` holds what the flags say. */
@@ -183,14 +185,14 @@ static MeshShape scheme_shape(const Scheme *scheme, const Settings *s, const Fla
     return m;
 }
 
-/* What keeps the sequence from being longer than in `c`: the category of memory that grows most with it, or the model. */
+/* What keeps the sequence from being longer than in `c`: the category of memory that grows most with it, or that the model has no more
+   positions (what else refuses long sequences does so far beyond any memory). */
 static const char *longest_stop(const Candidate *c, const Settings *s, const Cluster *cluster) {
     Trainer *t = (Trainer *)host_alloc(sizeof(Trainer));
     ModelOptions o = c->o;
-    char why[1024];
     int most = 0;
     o.L *= 2;
-    if (options_refuse(&o, why, sizeof why)) {
+    if (o.config.arch == ARCH_GPT2 && o.L > o.config.max_pos) {
         free(t);
         return "--max-pos";
     }
@@ -216,7 +218,13 @@ static cJSON *longest_row(const ModelOptions *base, const Scheme *scheme, const 
     c.o.L = sequence_unit(&c.o);
     int refused = options_refuse(&c.o, why, sizeof why);
     c.o.L = refused ? 0 : longest_sequence(&c.o, cluster_memory(cluster));
-    if (!refused && !c.o.L) snprintf(why, sizeof why, "not even the shortest sequence fits into %.2f GB", (double)cluster_memory(cluster) / 1e9);
+    if (!refused && !c.o.L) {
+        ModelOptions shortest = c.o;
+        shortest.L = sequence_unit(&shortest);
+        double need = (double)options_bytes(&shortest), room = (double)cluster_memory(cluster);
+        snprintf(why, sizeof why, "the shortest sequence needs %.2f GB, %.2f GB more than the %.2f GB there are", need / 1e9, (need - room) / 1e9, room / 1e9);
+        cJSON_AddNumberToObject(row, "lacks_bytes", need - room);
+    }
     printf("%-9s %5lld %5lld %5lld ", scheme->name, (long long)c.o.shape.dp, (long long)c.o.shape.ring, (long long)c.o.shape.head);
     if (c.o.L) {
         forecast_open(t, &c.o, s, cluster);
@@ -236,6 +244,21 @@ static cJSON *longest_row(const ModelOptions *base, const Scheme *scheme, const 
     return row;
 }
 
+/* Has any row a length? If not, the closest row's reason: that which lacks the least memory, else the first. */
+static int longest_any(const cJSON *rows, char *closest, size_t size) {
+    double least = 1e300;
+    const cJSON *row;
+    closest[0] = 0;
+    cJSON_ArrayForEach(row, rows) {
+        const cJSON *why = cJSON_GetObjectItem(row, "why"), *lacks = cJSON_GetObjectItem(row, "lacks_bytes");
+        if (!why) return 1;
+        if (closest[0] && !(lacks && lacks->valuedouble < least)) continue;
+        if (lacks) least = lacks->valuedouble;
+        snprintf(closest, size, "--sp %s: %s", cJSON_GetObjectItem(row, "sp")->valuestring, why->valuestring);
+    }
+    return 0;
+}
+
 static void longest_all(const ModelOptions *base, const Settings *s, const FlagsGiven *given, const Cluster *cluster) {
     Trainer *t = (Trainer *)host_alloc(sizeof(Trainer));
     cJSON *json = cJSON_CreateObject(), *rows = cJSON_AddArrayToObject(json, "longest");
@@ -246,7 +269,10 @@ static void longest_all(const ModelOptions *base, const Settings *s, const Flags
     printf("sp           dp  ring  head        seq-len   GB/rank        step        tok/s     mfu  stopped by\n");
     for (int i = 0; i < COUNT_OF(SCHEMES); i++)
         if (!flag_given(given, "sp") || SCHEMES[i] == base->scheme) cJSON_AddItemToArray(rows, longest_row(base, SCHEMES[i], s, given, cluster));
+    char closest[1024];
+    int any = longest_any(rows, closest, sizeof closest);
     report_write(s->json, json);
+    if (!any) FAIL(EVERYONE, "--max-seq: nothing can run: %s", closest);
     free(t);
 }
 

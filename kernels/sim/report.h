@@ -51,6 +51,13 @@ static void print_comm(const Forecast *f) {
     printf("  %-14s %10s %12s %9s   %.1f%% of the step\n", "exposed in all", "", "", time_text(exposed, f->exposed), 100 * f->exposed / f->seconds);
 }
 
+/* What is neither computing nor waiting for bytes: the compute stream waits for the host. */
+static double host_share(const Forecast *f) {
+    double seconds = f->seconds - f->exposed;
+    for (int i = 0; i < OP_CLASSES; i++) seconds -= f->op_seconds[i];
+    return fmax(seconds, 0);
+}
+
 /* The whole forecast; the arena and the ledger are the program's own tables. */
 static void print_forecast(const Forecast *f, const Trainer *t) {
     const ModelOptions *o = &t->options;
@@ -67,6 +74,7 @@ static void print_forecast(const Forecast *f, const Trainer *t) {
            f->tokens_per_s / (double)o->shape.world, 100 * f->mfu_causal, 100 * f->mfu_full);
     printf("memory   %s\n", fits);
     print_op_classes(f);
+    if (host_share(f) > 1e-3 * f->seconds) printf("  %-12s %12s %12s %8.1f%%\n", "host's pace", "", time_text(time, host_share(f)), 100 * host_share(f) / f->seconds);
     if (o->shape.world > 1) print_comm(f);
     printf("\n");
     arena_print(stdout, &t->model.arena);
@@ -116,6 +124,7 @@ static cJSON *json_forecast(const Forecast *f, const Trainer *t) {
     json_options(json, &t->options, f);
     cJSON_AddNumberToObject(json, "slowest_rank", f->rank);
     cJSON_AddNumberToObject(json, "imbalance", f->imbalance);
+    cJSON_AddNumberToObject(json, "host_ms", 1e3 * host_share(f));
     cJSON *ops = cJSON_AddObjectToObject(json, "computing"), *comm = cJSON_AddObjectToObject(json, "communicating"), *memory;
     for (int i = 0; i < OP_CLASSES; i++) {
         cJSON *row = cJSON_AddObjectToObject(ops, OP_CLASS_NAMES[i]);

@@ -55,6 +55,7 @@ static void refuse_flags(const Settings *s, const FlagsGiven *given) {
     if (s->threads) FAIL(EVERYONE, "--threads: the ranks of a cluster are as its file says; leave it out");
     if (s->init_only || s->dump_grads || s->out)
         FAIL(EVERYONE, "--init-only, --dump-grads and --out need numbers, and the simulator computes none; leave them out");
+    if (s->world > 65536) FAIL(EVERYONE, "--world %lld: the simulator takes up to 65536 ranks", (long long)s->world);
     if (!s->world) FAIL(EVERYONE, "--world N is missing: the ranks of the modelled world");
     if ((s->plan != 0) + (s->max_seq != 0) + (s->dry_run != 0) > 1) FAIL(EVERYONE, "--plan, --max-seq and --dry-run exclude each other; keep one");
     if (s->max_seq && flag_given(given, "seq-len")) FAIL(EVERYONE, "--max-seq looks for the --seq-len; leave one of them out");
@@ -83,6 +84,9 @@ static inline void simulate(Settings *s, const FlagsGiven *given, Wire alone) {
         forecast_open(t, &o, s, cluster);
         if (s->trace) trace_init(&t->trace, 1);
         forecast_step(&f, t, s->trace != NULL);
+        if (f.mfu_causal > 1)
+            FAIL(EVERYONE, "--peak-tflops %g: the forecast runs at %.2f times that; the cluster's peak is %g", s->peak_tflops, f.mfu_causal,
+                 device_peak_of(cluster) / 1e12);
         if (s->trace) timeline_write(&t->trace, alone, s->trace);
         trace_free(&t->trace);
         if (s->dry_run) print_model(t), print_mesh(t), print_plan(t);
@@ -101,7 +105,8 @@ int main(int argc, char **argv) {
     if (ranks && atoi(ranks) > 1) FAIL(EVERYONE, "%s ranks were started; the simulator is one process for a world of any size: leave mpirun out", ranks);
     Wire alone = wire_start(&argc, &argv);
     flags_parse(&settings, &given, argc, argv);
-    if (settings.help) print_help();
+    if (settings.help) print_help("train_gpt_sim - what a training of train_gpt would take on a machine that is described in a file: nothing is computed",
+                                  "./train_gpt_sim --cluster NAME --world N [flags]; flags of data, learning and output have no effect");
     else if (settings.calibrate) calibrate(&settings);
     else simulate(&settings, &given, alone);
     return 0;

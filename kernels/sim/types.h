@@ -58,6 +58,16 @@ typedef double Mark;
 
 struct Cluster;
 
+/* How the groups of one axis of the mesh lie on the nodes. */
+typedef struct {
+    i64 size, inner, stride; /* which axis */
+    i64 least, most;         /* ranks of a group on one node: the fewest and the most that occur */
+    i64 nodes;               /* that a group spans, at most */
+    i64 leaving;             /* ranks of one node whose next in the group is on another, at most */
+} GroupPlace;
+
+#define GROUP_PLACES 8
+
 /* The modelled clocks of one rank, in seconds from the start, and where the time went. `host` asks for operations, the compute stream
    runs them, the comm stream moves bytes; on a CPU the host is the compute stream. */
 typedef struct {
@@ -66,6 +76,8 @@ typedef struct {
     double op_seconds[8];                                  /* by OpClass: time on the compute stream */
     double comm_seconds[COMM_OPS], comm_exposed[COMM_OPS]; /* on the links; of that, what the compute stream waited for */
     double exposed;                                        /* since links_exposed last asked */
+    GroupPlace place[GROUP_PLACES];                        /* of the axes met so far */
+    int places;
 } DeviceState;
 
 #endif
