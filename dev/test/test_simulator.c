@@ -135,6 +135,17 @@ static void test_repeat(const Cluster *c, const char *flags) {
     free(t);
 }
 
+/* Bytes under way slow products down, and only where they are under way beside them. */
+static void test_slowdown(const Cluster *c) {
+    const char *run = "--world 4 --sp ring --seq-len 16384";
+    Cluster plain = *c, slowed = *c;
+    plain.slowdown = 1, slowed.slowdown = 2;
+    double before = forecast_of(&plain, run, "").seconds, now = forecast_of(&slowed, run, "").seconds;
+    double off_before = forecast_of(&plain, run, "--overlap off").seconds, off_now = forecast_of(&slowed, run, "--overlap off").seconds;
+    check(now > before * 1.001, "%s: products twice as slow beside transfers: %.6f s, before %.6f s", run, now, before);
+    check(off_now == off_before, "%s: without overlap nothing is beside them: %.6f s, before %.6f s", run, off_now, off_before);
+}
+
 static void test_slowest(const Cluster *c) {
     const char *run = "--world 8 --sp ring --seq-len 16384";
     Forecast zigzag = forecast_of(c, run, ""), contiguous = forecast_of(c, run, "--ring-layout contiguous"), stripe = forecast_of(c, run, "--ring-layout stripe");
@@ -198,5 +209,6 @@ int main(void) {
     test_repeat(&c, "--world 4 --sp ulysses --dp 2 --batch 32 --seq-len 8192");
     test_repeat(&c, "--world 4 --sp ring --batch 16 --seq-len 8192");
     test_slowest(&c);
+    test_slowdown(&c);
     return checks_done();
 }
