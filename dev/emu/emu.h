@@ -10,7 +10,8 @@
               permutation every round; a warp runs ahead as far as it can, or (odd seeds beyond 1) threads take turns. A missing barrier
               gives other results under another seed
    poison     shared memory starts as 0xff (NaN in bf16 and fp32); what cp.async brings lands only when it is waited for
-   reports    a barrier or warp operation that some threads do not reach, with the file:line where each waits; copies never waited for
+   reports    a barrier or warp operation that some threads do not reach, with the file:line where each waits; copies never waited for;
+              an ldmatrix whose rows share banks
    sanitizer  built with -fsanitize=address,undefined every array of shared memory has red zones around it, a copy under way is poisoned
               until it lands, and a misaligned vector access is an error: out of bounds, too early and misaligned come with file:line
 
@@ -120,7 +121,18 @@ struct EmuBlock {
     uint64_t random;
 };
 
-enum { EMU_SHARED = 232448, EMU_STACK = 256 << 10, EMU_REDZONE = 256 }; /* shared: what a block of sm_90 may have */
+enum { EMU_SHARED = 232448, EMU_STACK = 256 << 10, EMU_REDZONE = 256 }; /* shared: the most that a block of any GPU may have */
+
+static inline long emu_setting(const char *name, long otherwise) {
+    const char *value = getenv(name);
+    return value ? atol(value) : otherwise;
+}
+
+/* Bytes of shared memory that a block of the host's GPU may have (CUDA C++ Programming Guide, compute capabilities). */
+static inline int emu_shared_most(void) {
+    static const long arch = emu_setting("EMU_ARCH", 80);
+    return arch == 80 || arch == 87 ? 166912 : arch / 10 == 9 || arch / 10 == 10 ? EMU_SHARED : 101376;
+}
 
 static inline EmuBlock *&emu_block(void) {
     static thread_local EmuBlock *block = nullptr;
@@ -450,7 +462,7 @@ static inline void emu_grid(const char *kernel, dim3 grid, dim3 block, size_t dy
     unsigned threads = block.x * block.y * block.z;
     if (threads == 0 || threads > 1024 || threads % 32 != 0) emu_fail("a block must have 32, 64, ... 1024 threads", where);
     if (grid.x == 0 || grid.y == 0 || grid.z == 0 || grid.y > 65535 || grid.z > 65535) emu_fail("an empty grid, or one of more than 65535 in y or z", where);
-    if (dynamic > EMU_SHARED) emu_fail("more than 227 KB of shared memory", where);
+    if (dynamic > (size_t)emu_shared_most()) emu_fail("more shared memory than a block of this GPU has", where);
     uint64_t blocks = (uint64_t)grid.x * grid.y * grid.z;
 #pragma omp parallel
     {

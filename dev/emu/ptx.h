@@ -8,6 +8,7 @@
 
 static inline int thread_anew(void) { return (int)threadIdx.x; }
 static inline int block_anew(void) { return (int)blockIdx.x; }
+static inline int value_anew(int x) { return x; }
 
 static inline float emu_bf16(unsigned bits) { return __uint_as_float(bits << 16); }
 
@@ -45,10 +46,21 @@ static inline void mma_bf16_16816(float d[4], const uint32_t a[4], const uint32_
 struct EmuLdmatrix {
     uint32_t *r;
     const char *row;
+    uintptr_t at; /* where the row came from */
+    EmuWhere where;
 };
+/* Eight rows are read at once if they lie in eight different groups of four banks; if not, the hardware takes turns: right, but slow. */
+static inline void emu_banks(void **arg, int first) {
+    for (int i = first; i < first + 8; i++)
+        for (int j = first; j < i; j++) {
+            const EmuLdmatrix *a = (EmuLdmatrix *)arg[i], *b = (EmuLdmatrix *)arg[j];
+            if (a->at != b->at && a->at / 16 % 8 == b->at / 16 % 8) emu_fail("rows of this ldmatrix lie in the same banks of shared memory", a->where);
+        }
+}
 template <bool TRANSPOSED> static inline void emu_ldmatrix_all(void **arg) {
     for (int m = 0; m < 4; m++) {
         uint16_t tile[8][8];
+        emu_banks(arg, 8 * m);
         for (int i = 0; i < 8; i++) memcpy(tile[i], ((EmuLdmatrix *)arg[8 * m + i])->row, 16);
         for (int l = 0; l < 32; l++) {
             int i = l / 4, j = 2 * (l % 4);
@@ -61,7 +73,7 @@ template <bool TRANSPOSED> static inline void emu_ldmatrix_all(void **arg) {
 template <bool TRANSPOSED> static inline __attribute__((always_inline)) void emu_ldmatrix(uint32_t r[4], const void *row, EmuWhere where) {
     if ((uintptr_t)row % 16) emu_fail("ldmatrix reads rows of 16 bytes, aligned to 16", where);
     uint4 mine = *(const uint4 *)row;
-    EmuLdmatrix m = {r, (const char *)&mine};
+    EmuLdmatrix m = {r, (const char *)&mine, (uintptr_t)row, where};
     emu_warp(&m, emu_ldmatrix_all<TRANSPOSED>, where);
 }
 static inline void ldmatrix_x4(uint32_t r[4], const void *row, EMU_HERE) { emu_ldmatrix<false>(r, row, {file, line}); }

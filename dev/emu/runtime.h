@@ -5,7 +5,7 @@
    cudaMalloc poisons with 0xff, and is an allocation of its own: an address sanitizer sees one element too many.
 
    The environment says what this host has, and what goes wrong: EMU_DEVICES GPUs of EMU_ARCH (86: sm_86) with EMU_MEMORY MB free, EMU_DRIVER
-   the driver's CUDA version (11080; 0: no driver), EMU_NCCL (nccl.h). The kernels count as built for sm_80 and sm_90.               */
+   the driver's CUDA version (11080; 0: no driver), EMU_NCCL (nccl.h). The kernels count as built for EMU_BUILT (80) and what comes after. */
 #ifndef ODYSSEUS_EMU_RUNTIME_H
 #define ODYSSEUS_EMU_RUNTIME_H
 
@@ -43,11 +43,6 @@ static inline const char *cudaGetErrorString(cudaError_t e) {
 static inline cudaError_t cudaGetLastError(void) { return cudaSuccess; }
 static inline cudaError_t cudaPeekAtLastError(void) { return cudaSuccess; }
 
-static inline long emu_setting(const char *name, long otherwise) {
-    const char *value = getenv(name);
-    return value ? atol(value) : otherwise;
-}
-
 /* Has a transfer begun that will never end? Then nothing behind it does. */
 static inline bool &emu_hangs(void) {
     static bool hangs = false;
@@ -84,6 +79,8 @@ static inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t *s, unsigned fl
     emu_streams().push_back(*s);
     return cudaSuccess;
 }
+static inline cudaError_t cudaDeviceGetStreamPriorityRange(int *lowest, int *highest) { return *lowest = *highest = 0, cudaSuccess; }
+static inline cudaError_t cudaStreamCreateWithPriority(cudaStream_t *s, unsigned flags, int) { return cudaStreamCreateWithFlags(s, flags); }
 static inline cudaError_t cudaStreamSynchronize(cudaStream_t s) {
     emu_drain(emu_stream(s), nullptr);
     return cudaSuccess;
@@ -206,9 +203,10 @@ static inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int) {
     p->totalGlobalMem = (size_t)8 << 30;
     return cudaSuccess;
 }
-typedef enum { cudaDevAttrClockRate = 13, cudaDevAttrL2CacheSize = 38 } cudaDeviceAttr;
+typedef enum { cudaDevAttrClockRate = 13, cudaDevAttrL2CacheSize = 38, cudaDevAttrMaxSharedMemoryPerBlockOptin = 97 } cudaDeviceAttr;
 static inline cudaError_t cudaDeviceGetAttribute(int *value, cudaDeviceAttr what, int) {
-    return *value = what == cudaDevAttrClockRate ? 1410000 : 40 << 20, cudaSuccess;
+    *value = what == cudaDevAttrClockRate ? 1410000 : what == cudaDevAttrL2CacheSize ? 40 << 20 : emu_shared_most();
+    return cudaSuccess;
 }
 static inline cudaError_t cudaMemGetInfo(size_t *available, size_t *total) {
     *available = *total = (size_t)emu_setting("EMU_MEMORY", 8192) * 1000000;
@@ -218,8 +216,7 @@ typedef struct {
     int numRegs;
 } cudaFuncAttributes;
 template <class F> static inline cudaError_t cudaFuncGetAttributes(cudaFuncAttributes *, F) {
-    long arch = emu_setting("EMU_ARCH", 80); /* code runs where major is the same and minor no smaller */
-    return arch / 10 == 8 || arch / 10 == 9 ? cudaSuccess : cudaErrorNoKernelImageForDevice;
+    return emu_setting("EMU_ARCH", 80) >= emu_setting("EMU_BUILT", 80) ? cudaSuccess : cudaErrorNoKernelImageForDevice;
 }
 
 /* kernel<<<grid, block, shared, stream>>>(args...): arguments are copied at the call. */

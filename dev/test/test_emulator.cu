@@ -9,7 +9,7 @@ enum { BLOCK = 64, GRID = 3, N = BLOCK * GRID };
 
 /* ---- kernels --------------------------------------------------------------------------------------------------------------- */
 
-enum Fault { SOUND, NO_BARRIER, RETURNS_EARLY, OTHER_BARRIER, LANE_MISSING, LANE_ELSEWHERE, NEVER_WAITED, READ_EARLY, UNWRITTEN, MISALIGNED, OVERRUN };
+enum Fault { SOUND, NO_BARRIER, RETURNS_EARLY, OTHER_BARRIER, LANE_MISSING, LANE_ELSEWHERE, NEVER_WAITED, READ_EARLY, UNWRITTEN, MISALIGNED, SAME_BANKS, OVERRUN };
 
 /* out[i] = the sum over its warp of in[mirror of i in the block]: through shared memory, filled by cp.async, and a shuffle. */
 template <Fault FAULT> __global__ void mirror_sum(float *out, const float *in) {
@@ -24,9 +24,9 @@ template <Fault FAULT> __global__ void mirror_sum(float *out, const float *in) {
     else if (FAULT != NO_BARRIER) __syncthreads();
     float v = FAULT == UNWRITTEN ? bf16_float(tile[i]) : s[BLOCK - 1 - i + (FAULT == OVERRUN ? 64 : 0)];
     if (FAULT == READ_EARLY) cp_async_wait<0>();
-    if (FAULT == MISALIGNED) {
+    if (FAULT == MISALIGNED || FAULT == SAME_BANKS) {
         uint32_t r[4];
-        ldmatrix_x4(r, tile + 8 * lane + 1);
+        ldmatrix_x4(r, tile + (FAULT == MISALIGNED ? 8 * lane + 1 : 32 * (lane % 8)));
         v += (float)r[0];
     }
     if (FAULT == LANE_MISSING && lane == 5) return;
@@ -158,6 +158,7 @@ int main(void) {
     check_reported<LANE_ELSEWHERE>("lanes at different shuffles", "different operations");
     check_reported<NEVER_WAITED>("a copy never waited for", NEVER_WAITED_SAYS);
     check_reported<MISALIGNED>("a misaligned row of ldmatrix", "aligned");
+    check_reported<SAME_BANKS>("rows of ldmatrix in the same banks", "same banks");
 #if defined(__SANITIZE_ADDRESS__)
     check_reported<OVERRUN>("an index past the end of shared memory", "use-after-poison");
     check_reported<READ_EARLY>("a copy read before it was waited for", "use-after-poison");
