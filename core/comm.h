@@ -31,6 +31,9 @@ typedef struct {
     i64 world, inner, stride; /* of `world` ranks, member i stands i / inner * stride + i % inner behind member 0: who shares a node with whom */
 } Comm;
 
+/* The world's rank of member 0 of the group in which the world's `rank` is member c->rank. */
+static inline i64 comm_first(const Comm *c, i64 rank) { return rank - (c->rank / c->inner * c->stride + c->rank % c->inner); }
+
 #ifdef ODYSSEUS_CUDA
 #include "comm_cuda.h"
 #elif defined ODYSSEUS_SIM
@@ -131,7 +134,15 @@ static inline void schedule_text(char *out, size_t size, const PlannedCall *c) {
              PHASE_NAMES[c->tag.phase], WHAT_NAMES[c->tag.what]);
 }
 
-/* Stop when a transfer has failed, or takes longer than the user allows, naming it. */
+/* Stop when `c`, under way for so many seconds, takes longer than the user allows. */
+static inline void fabric_overdue(const Fabric *f, const PlannedCall *c, double seconds) {
+    if (f->timeout_s <= 0 || seconds <= f->timeout_s) return;
+    char text[160];
+    schedule_text(text, sizeof text, c);
+    FAIL(THIS_RANK, "%s has not ended after %.1f s (--comm-timeout): a rank is gone, hangs, or has taken another way", text, seconds);
+}
+
+/* Stop when a transfer has failed or takes too long, naming it. */
 static inline void fabric_watch(Fabric *f) {
     double now = seconds_now();
     if (now - f->watched < 0.1) return;
@@ -139,10 +150,7 @@ static inline void fabric_watch(Fabric *f) {
     links_check(&f->links);
     for (int i = 0; i < COMM_REQUESTS && f->timeout_s > 0; i++) {
         Request *r = &f->pool[(f->last + 1 + i) % COMM_REQUESTS]; /* the oldest first */
-        if (!transfer_pending(&r->transfer) || now - r->began <= f->timeout_s) continue;
-        char text[160];
-        schedule_text(text, sizeof text, &r->call);
-        FAIL(THIS_RANK, "%s has not ended after %g s (--comm-timeout): a rank is gone, hangs, or has taken another way", text, now - r->began);
+        if (transfer_pending(&r->transfer)) fabric_overdue(f, &r->call, now - r->began);
     }
 }
 
@@ -342,6 +350,13 @@ static inline void imagined_sum(Fabric *f, const Comm *c, PlannedCall call, i64 
 /* What comm_sum_control puts on the wire for n values: chunks of ceil(n / ranks) doubles, as an all-reduce. */
 static inline i64 control_bytes(const Comm *c, int n) { return c->size == 1 ? 0 : 2 * (c->size - 1) * ceil_div(n, c->size) * (i64)sizeof(double); }
 
+/* The host waits for its own numbers on the wire. */
+static inline void control_wait(Fabric *f, WireRequest *r, const PlannedCall *call) {
+    double began = seconds_now();
+    if (f->timeout_s <= 0) wire_wait(r);
+    else while (!wire_test(r)) fabric_overdue(f, call, seconds_now() - began);
+}
+
 /* values (n <= CONTROL_VALUES, host doubles) = their sum over ranks, in rank order: losses, norms, counts. */
 static inline void comm_sum_control(Fabric *f, const Comm *c, Tag t, double *values, int n) {
     if (c->size == 1) return;
@@ -359,7 +374,7 @@ static inline void comm_sum_control(Fabric *f, const Comm *c, Tag t, double *val
     Span *wait = f->dev->trace ? comm_span(f, SPAN_WAIT, &call, device_mark(f->dev)) : NULL;
     WireRequest request = wire_request_none();
     wire_all_to_all(c->wire, &request, parts, buf, chunk * (i64)sizeof(double));
-    wire_wait(&request);
+    control_wait(f, &request, &call);
     for (i64 i = 0; i < chunk; i++) {
         double sum = 0;
         for (int p = 0; p < c->size; p++) sum += parts[p * chunk + i];
@@ -367,7 +382,7 @@ static inline void comm_sum_control(Fabric *f, const Comm *c, Tag t, double *val
     }
     request = wire_request_none();
     wire_all_gather(c->wire, &request, buf, buf + c->rank * chunk, chunk * (i64)sizeof(double), c->rank);
-    wire_wait(&request);
+    control_wait(f, &request, &call);
     if (wait) { /* the host waits, and the device has nothing to do: one span is the transfer and the wait */
         span_close(wait, device_mark(f->dev));
         span_close(comm_span(f, SPAN_TRANSFER, &call, wait->from), wait->to);

@@ -18,6 +18,9 @@
 #else
 #include "../dev/emu/nccl.h"
 #endif
+#if NCCL_VERSION_CODE < NCCL_VERSION(2, 18, 1)
+#error "NCCL 2.18.1 or later is needed, whose communicators can be split"
+#endif
 #define NCCL_CHECK(call) \
     do { \
         ncclResult_t nccl_result = (call); \
@@ -51,7 +54,7 @@ typedef struct {
     cudaEvent_t ready;
     ExposedWait *wait;
     int waits, room;
-    void *link[LINKS]; /* the communicators, to be asked how they are */
+    void *link[LINKS]; /* the communicators; the first is the world's */
     int links;
 } Links;
 
@@ -146,23 +149,29 @@ static inline double links_exposed(Links *l) {
 
 #ifdef ODYSSEUS_NCCL
 
-/* The groups of `size` ranks on wire `w` as an NCCL communicator; collective. */
-static inline void *link_open(Links *l, Wire w, int rank, int size) {
-    if (!l->stream || size == 1) return NULL;
-    ncclUniqueId id, *all = (ncclUniqueId *)host_alloc(sizeof id * (size_t)size);
-    ncclComm_t comm;
-    memset(&id, 0, sizeof id);
-    if (rank == 0) NCCL_CHECK(ncclGetUniqueId(&id));
-    wire_share(w, all, &id, sizeof id);
-    NCCL_CHECK(ncclCommInitRank(&comm, size, all[0], rank));
-    free(all);
+/* NCCL's way between the devices of group `c`, in which rank `rank` of the world calls; NULL: there is none. Collective over the world,
+   whose own group comes first: the others are split from it and share its buffers. */
+static inline void *link_open(Links *l, const Comm *c, int rank) {
+    if (!l->stream || c->size == 1) return NULL;
+    if (l->links && c->size == c->world) return l->link[0];
     if (l->links == LINKS) FAIL(THIS_RANK, "more than %d NCCL communicators", LINKS);
+    ncclComm_t comm;
+    if (l->links == 0) {
+        ncclUniqueId id, *all = (ncclUniqueId *)host_alloc(sizeof id * (size_t)c->size);
+        memset(&id, 0, sizeof id);
+        if (rank == 0) NCCL_CHECK(ncclGetUniqueId(&id));
+        wire_share(c->wire, all, &id, sizeof id);
+        NCCL_CHECK(ncclCommInitRank(&comm, c->size, all[0], rank));
+        free(all);
+    } else {
+        ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
+        config.splitShare = 1;
+        NCCL_CHECK(ncclCommSplit((ncclComm_t)l->link[0], (int)comm_first(c, rank), c->rank, &comm, &config));
+    }
     return l->link[l->links++] = comm;
 }
 
-static inline void link_close(void *link) {
-    if (link) NCCL_CHECK(ncclCommDestroy((ncclComm_t)link));
-}
+static inline void link_close(void *link) { NCCL_CHECK(ncclCommDestroy((ncclComm_t)link)); }
 
 /* Stop if something went wrong behind our back: a link is down, a rank is gone. */
 static inline void links_check(const Links *l) {
@@ -196,8 +205,8 @@ static inline void link_ring(Links *l, void *link, void *recv, const void *send,
 
 #else
 
-static inline void *link_open(Links *l, Wire w, int rank, int size) {
-    (void)l, (void)w, (void)rank, (void)size;
+static inline void *link_open(Links *l, const Comm *c, int rank) {
+    (void)l, (void)c, (void)rank;
     return NULL;
 }
 static inline void link_close(void *link) { (void)link; }
@@ -214,11 +223,14 @@ static inline void link_ring(Links *l, void *link, void *recv, const void *send,
 
 /* ---- what comm.h calls ---- */
 
-/* `comm`: the user's --comm. A device that is only imagined has no streams. */
+/* `comm`: the user's --comm. A device that is only imagined has no streams. Transfers come first where both streams have work: a product
+   fills the GPU, and what waits for the transfer waits longer. */
 static inline void links_open(Links *l, Device *dev, const char *comm) {
     memset(l, 0, sizeof *l);
     if (!dev->state.stream || !comm || strcmp(comm, "nccl") != 0) return;
-    CUDA_CHECK(cudaStreamCreateWithFlags(&l->stream, cudaStreamNonBlocking));
+    int lowest, highest;
+    CUDA_CHECK(cudaDeviceGetStreamPriorityRange(&lowest, &highest));
+    CUDA_CHECK(cudaStreamCreateWithPriority(&l->stream, cudaStreamNonBlocking, highest));
     CUDA_CHECK(cudaEventCreateWithFlags(&l->ready, cudaEventDisableTiming));
 }
 
@@ -230,6 +242,7 @@ static inline void links_close(Links *l) {
     free(l->wait);
     if (l->stream) {
         CUDA_CHECK(cudaStreamSynchronize(l->stream));
+        while (l->links) link_close(l->link[--l->links]);
         CUDA_CHECK(cudaEventDestroy(l->ready));
         CUDA_CHECK(cudaStreamDestroy(l->stream));
     }
@@ -241,15 +254,14 @@ static inline void transfer_poll(Device *dev, Transfer *t) {
     if (t->on_wire && wire_test(&t->wire)) transfer_arrived(dev, t);
 }
 
-/* Is the device still at it? */
-static inline int transfer_pending(Transfer *t) { return t->launched && cudaEventQuery(t->done) == cudaErrorNotReady; }
+/* Is the device, or the wire, still at it? */
+static inline int transfer_pending(Transfer *t) { return t->on_wire || (t->launched && cudaEventQuery(t->done) == cudaErrorNotReady); }
 
 static inline void transfer_wait(Device *dev, Links *l, Transfer *t) {
     if (t->flying) {
         transfer_join(dev, l, t);
     } else if (t->to) {
-        wire_wait(&t->wire);
-        transfer_arrived(dev, t);
+        while (t->on_wire) device_poll(dev); /* comm.h looks at the time, too */
         CUDA_CHECK(cudaMemcpyAsync(t->to, t->received, (size_t)t->bytes, cudaMemcpyHostToDevice, dev->state.stream));
         t->to = NULL;
     }

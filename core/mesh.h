@@ -62,15 +62,12 @@ static inline Comm *mesh_group(Mesh *m, int i) {
 static inline void mesh_link(Mesh *m, Fabric *f) {
     for (int i = 0; i < MESH_GROUPS; i++) {
         Comm *c = mesh_group(m, i);
-        c->link = link_open(&f->links, c->wire, c->rank, c->size);
+        c->link = link_open(&f->links, c, m->rank);
     }
 }
 
 static inline void mesh_free(Mesh *m) {
-    for (int i = 0; i < MESH_GROUPS; i++) {
-        link_close(mesh_group(m, i)->link);
-        wire_free(&mesh_group(m, i)->wire);
-    }
+    for (int i = 0; i < MESH_GROUPS; i++) wire_free(&mesh_group(m, i)->wire);
 }
 
 #endif

@@ -9,6 +9,12 @@
 
 typedef enum { ncclSuccess = 0, ncclSystemError = 2, ncclInProgress = 7 } ncclResult_t;
 typedef enum { ncclInt8 = 0 } ncclDataType_t;
+#define NCCL_VERSION(major, minor, patch) ((major) * 10000 + (minor) * 100 + (patch))
+#define NCCL_VERSION_CODE NCCL_VERSION(2, 18, 1)
+typedef struct {
+    int splitShare;
+} ncclConfig_t;
+#define NCCL_CONFIG_INITIALIZER {0}
 typedef struct {
     char internal[128];
 } ncclUniqueId;
@@ -19,44 +25,22 @@ typedef struct EmuNccl {
 static inline const char *ncclGetErrorString(ncclResult_t r) { return r == ncclSuccess ? "no error" : "unhandled system error"; }
 static inline bool emu_nccl_fails(const char *where) { return getenv("EMU_NCCL") && strcmp(getenv("EMU_NCCL"), where) == 0; }
 
-/* An id is a number that no other communicator of this job has; the ranks of the group are those that present the same one. */
+/* The ranks that present the same id are the world: the program makes one communicator so, and splits the others from it. */
 static inline ncclResult_t ncclGetUniqueId(ncclUniqueId *id) {
-    static int next = 0;
-    int rank;
-    MPI_Comm_rank(MPI_COMM_WORLD, &rank);
-    memset(id, 0, sizeof *id);
-    snprintf(id->internal, sizeof id->internal, "%d %d", rank, ++next);
+    memset(id, 1, sizeof *id);
     return ncclSuccess;
 }
-
-/* Collective over the ranks with this id alone: they find each other by a tag made of it. */
 static inline ncclResult_t ncclCommInitRank(ncclComm_t *out, int size, ncclUniqueId id, int rank) {
-    if (emu_nccl_fails("init")) return ncclSystemError;
-    int root = 0, number = 0, self;
-    sscanf(id.internal, "%d %d", &root, &number);
-    MPI_Comm_rank(MPI_COMM_WORLD, &self);
-    int tag = 1000 + number;
-    std::vector<int> members((size_t)size);
-    int mine[2] = {rank, self};
-    if (self == root) { /* rank 0 of the group made the id: it collects who the others are, and tells them */
-        members[0] = self;
-        for (int i = 1; i < size; i++) {
-            int other[2];
-            MPI_Recv(other, 2, MPI_INT, MPI_ANY_SOURCE, tag, MPI_COMM_WORLD, MPI_STATUS_IGNORE);
-            members[(size_t)other[0]] = other[1];
-        }
-        for (int i = 1; i < size; i++) MPI_Send(members.data(), size, MPI_INT, members[(size_t)i], tag, MPI_COMM_WORLD);
-    } else {
-        MPI_Send(mine, 2, MPI_INT, root, tag, MPI_COMM_WORLD);
-        MPI_Recv(members.data(), size, MPI_INT, root, tag, MPI_COMM_WORLD, MPI_STATUS_IGNORE);
-    }
-    MPI_Group world, group;
-    MPI_Comm_group(MPI_COMM_WORLD, &world);
-    MPI_Group_incl(world, size, members.data(), &group);
+    int ranks, self;
+    MPI_Comm_size(MPI_COMM_WORLD, &ranks), MPI_Comm_rank(MPI_COMM_WORLD, &self);
+    if (emu_nccl_fails("init") || size != ranks || rank != self || id.internal[0] != 1) return ncclSystemError;
     *out = new EmuNccl();
-    MPI_Comm_create_group(MPI_COMM_WORLD, group, tag, &(*out)->comm);
-    MPI_Group_free(&group);
-    MPI_Group_free(&world);
+    MPI_Comm_dup(MPI_COMM_WORLD, &(*out)->comm);
+    return ncclSuccess;
+}
+static inline ncclResult_t ncclCommSplit(ncclComm_t c, int color, int key, ncclComm_t *out, ncclConfig_t *) {
+    *out = new EmuNccl();
+    MPI_Comm_split(c->comm, color, key, &(*out)->comm);
     return ncclSuccess;
 }
 

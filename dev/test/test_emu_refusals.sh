@@ -9,7 +9,7 @@ python3 - "$work/tokens.bin" <<'PY'
 import array, sys
 open(sys.argv[1], "wb").write(array.array("i", [20240520, 1, 4000] + [0] * 253).tobytes() + array.array("H", [i * i % 128 for i in range(4000)]).tobytes())
 PY
-small=(--train "$work/tokens.bin" --layers 1 --dim 64 --heads 4 --ffn 176 --vocab 128 --seq-len 64 --batch 4 --steps 1 --peak-tflops 1)
+small=(--train "$work/tokens.bin" --layers 1 --dim 64 --heads 4 --ffn 176 --vocab 128 --seq-len 64 --batch 4 --peak-tflops 1 --steps 1)
 
 one_line() { # PATTERN CODE: the exit code of an error, one line of it that matches, nothing left
     local left=0
@@ -44,7 +44,7 @@ refuses 1 'the NVIDIA driver knows CUDA 11.8, this program was built with 12.0; 
 refuses 1 'no GPU on this host .*use make train_gpt_cpu' EMU_DEVICES=0 --
 refuses 2 'no GPU on this host' EMU_DEVICES=0 --
 refuses 1 'sm_75.*need sm_80 or later' EMU_ARCH=75 --
-refuses 1 'no kernels for GPU 0.*sm_120.*make -B train_gpt CUDA_ARCHS=120' EMU_ARCH=120 --
+refuses 1 'no kernels for GPU 0.*sm_80.*make -B train_gpt CUDA_ARCHS=80' EMU_ARCH=80 EMU_BUILT=90 --
 refuses 2 'this host has 1 GPUs for more ranks.*--comm mpi' EMU_DEVICES=1 --
 refuses 1 'heads of 256.*multiples of 8 up to 128; change --heads or --dim' X= -- --dry-run --dim 1024 --heads 4
 refuses 1 'heads of 12 ' X= -- --dry-run --dim 96 --heads 8
@@ -56,6 +56,17 @@ second 'NCCL: ncclCommInitRank.*--comm mpi does without NCCL .rank 1' EMU_NCCL=i
 second 'NCCL: ncclAllGather.*unhandled system error; NCCL_DEBUG=INFO says more.*.rank 1' EMU_NCCL=call
 second 'NCCL failed during a transfer: unhandled system error.*.rank 1' EMU_NCCL=later
 second 'all_gather of [0-9]+ bytes over 2 ranks .other, forward, control. has not ended after .*--comm-timeout.*.rank 1' EMU_NCCL=hang --comm-timeout 1
+
+# A rank that stands still, where the wire is MPI: the other one says what it waited for.
+run_ranks -t 120 2 ./train_gpt_emu "${small[@]::${#small[@]}-1}" 1000000 --log-every 1 --comm mpi --comm-timeout 3 >"$work/out" 2>&1 &
+launched=$!
+for _ in $(seq 100); do ! grep -q '^step 2/' "$work/out" || break; sleep 0.2; done
+pkill -STOP -n -f 'train_gpt_emu.*--steps 1000000'
+code=0
+wait $launched || code=$?
+[ $code -ge 1 ] && [ $code -ne 124 ] && grep -Eq '^train_gpt: error: [a-z_]+ of [0-9]+ bytes over 2 ranks .*has not ended after 3\.[0-9] s .--comm-timeout' "$work/out" &&
+    ! pgrep -f 'train_gpt_emu.*--steps 1000000' >/dev/null
+ok $? "a rank stands still: $(grep -m1 '^train_gpt: error' "$work/out" | cut -c 19-190)"
 
 # ---- built without NCCL, without MPI
 
