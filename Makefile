@@ -1,7 +1,7 @@
 # make                  what this machine can build, after saying what it found and what is missing
 # make train_gpt_cpu    fp32 on CPU ranks (MPI, OpenMP, oneDNN)
 # make train_gpt_fp64   every real is a double: the referee (needs no oneDNN)
-# make train_gpt        bf16 on GPUs (CUDA toolkit, MPI): sm_80 and sm_90
+# make train_gpt        bf16 on GPUs (CUDA toolkit, MPI): sm_80 and sm_90, and PTX for what comes after
 # make train_gpt_emu    the same program on the CPU, under the emulator of dev/emu: for tests
 # make build/bench_cuda what this GPU does at best, and what each kernel gets of it (dev/gpu_check.sh)
 # make tests            dev/test/test_*.c -> build/test_*_fp32, build/test_*_fp64 (scripts/test.sh runs them)
@@ -24,8 +24,9 @@ FP64 = -DODYSSEUS_FP64 -lcjson -lm
 # The CUDA program, by nvcc: a warning is an error, and so is a kernel that spills registers (dev/registers.sh; table: build/registers_*.txt).
 NVCC = $(or $(shell command -v nvcc 2>/dev/null),$(wildcard /usr/local/cuda/bin/nvcc))
 CUDA_ARCHS = 80 90
+NVPTX = -gencode arch=compute_$(lastword $(CUDA_ARCHS)),code=compute_$(lastword $(CUDA_ARCHS))
 NVCCFLAGS = -std=c++20 -O3 -DODYSSEUS_CUDA -D_GNU_SOURCE -Werror all-warnings -Xcompiler -Wall,-Wextra,-Werror,-Wno-unused-function,-fopenmp \
-	-Xptxas -v $(foreach a,$(CUDA_ARCHS),-gencode arch=compute_$(a),code=sm_$(a)) --threads 0
+	-Xptxas -v $(foreach a,$(CUDA_ARCHS),-gencode arch=compute_$(a),code=sm_$(a)) $(NVPTX) --threads 0
 MPIFLAGS = $(if $(MPI),$(shell $(MPICXX) --showme:compile 2>/dev/null) -DOMPI_SKIP_MPICXX,-DODYSSEUS_NO_MPI)
 MPILIBS = $(if $(MPI),$(foreach f,$(shell $(MPICXX) --showme:link 2>/dev/null),$(if $(filter -Wl% -pthread,$(f)),-Xcompiler $(f),$(f))))
 NCCL = $(wildcard $(patsubst %/bin/nvcc,%/include/nccl.h,$(realpath $(NVCC))) /usr/include/nccl.h)

@@ -40,13 +40,26 @@ static inline AttentionShape ring_attention_shape(const Model *m) {
 
 static inline i64 ring_kv_count(const Model *m) { return ring_rows(m) * 2 * m->kv_heads_l * m->config.head_dim; }
 
+/* Does this rank see anything of the keys that are here at `step`? Its own come first, of which every query sees one. */
+static inline int ring_sees(const Model *m, i64 step) {
+    TokenMap kv_map = ring_visitor(m, step);
+    return step == 0 || causal_pairs(&m->ring_map, &kv_map) > 0;
+}
+
+/* The last step at which it does: there sums are rounded. */
+static inline i64 ring_last_step(const Model *m) {
+    i64 step = m->mesh.shape.ring - 1;
+    while (!ring_sees(m, step)) step--;
+    return step;
+}
+
 /* s->out, s->lse from s->q, s->kv: causal attention over the whole sequence, of which this rank holds its ring-local part. */
 static inline void context_attention_forward(Model *m, AttentionSaved *s) {
     const Comm *ring = &m->mesh.ring;
     AttentionShape shape = ring_attention_shape(m);
-    i64 kv_count = ring_kv_count(m), out_count = ring_rows(m) * m->heads_l * m->config.head_dim;
+    i64 kv_count = ring_kv_count(m), out_count = ring_rows(m) * m->heads_l * m->config.head_dim, last = ring_last_step(m);
     ArenaMark mark = arena_mark(&m->arena);
-    accum *out = real_is_accum() ? (accum *)s->out : take_accum(m, MEM_WORKSPACE, out_count);
+    accum *out = real_is_accum() ? (accum *)s->out : ring->size > 1 ? take_accum(m, MEM_WORKSPACE, out_count) : NULL;
     real *flying[2] = {NULL, NULL};
     for (int i = 0; i < 2 && i < ring->size - 1; i++) flying[i] = take_real(m, MEM_COMM, kv_count);
     const real *kv = s->kv;
@@ -56,71 +69,77 @@ static inline void context_attention_forward(Model *m, AttentionSaved *s) {
         if (step + 1 < ring->size)
             next = comm_ring_start(&m->fabric, ring, tag(BLOCK_ATTENTION, m->phase, WHAT_ACTIVATION), arriving, kv, kv_count, DTYPE_REAL);
         if (step == 0) zero_prefetch(&m->zero);
-        TokenMap kv_map = ring_visitor(m, step);
-        if (step == 0 || causal_pairs(&m->ring_map, &kv_map) > 0)
-            attention_forward(&m->dev, out, s->lse, s->q, kv, shape, m->ring_map, kv_map, step > 0);
+        if (ring_sees(m, step))
+            attention_forward(&m->dev, out, step == last ? s->out : NULL, s->lse, s->q, kv, shape, m->ring_map, ring_visitor(m, step), step > 0);
         comm_wait(&m->fabric, next);
         kv = arriving;
     }
-    convert(&m->dev, s->out, out, out_count);
     arena_release(&m->arena, mark);
 }
 
-/* One stop of the backward ring: dkv (accum, zeroed here) = this rank's share of the gradient of `kv`; adds to dq. */
-static inline void ring_backward_block(Model *m, AttentionSaved *s, accum *dq, accum *dkv, const real *kv, const real *dout, const accum *delta, int step) {
-    TokenMap kv_map = ring_visitor(m, step);
-    zero_fill(&m->dev, dkv, ring_kv_count(m) * accum_size());
-    if (step == 0 || causal_pairs(&m->ring_map, &kv_map) > 0)
-        attention_backward(&m->dev, dq, dkv, s->q, kv, dout, s->lse, delta, ring_attention_shape(m), m->ring_map, kv_map);
-}
-
-/* The last hop of the backward ring, under way: what the other ranks found for this rank's own keys and values. */
+/* The backward ring: its sums, and the last hop, under way: what the other ranks found for this rank's own keys and values. */
 typedef struct {
+    real *dq, *dkv;      /* the results */
+    accum *dq_sum;       /* while it is being added to */
+    accum *dkv_sum;      /* this rank's own share; NULL where that is all, and dkv has it */
+    accum *arrived;
     Request *home;
-    accum *dkv, *arrived;
-    i64 count;
+    i64 count;           /* of kv */
 } RingHome;
 
-/* dq (L/R, B, heads_l, HS), accum, for dout like s->out. dkv (L/R, B, 2, kv_heads_l, HS), accum, is complete only after
-   context_attention_home; its buffers live in the caller's mark. What has come from the ranks behind is added only after this rank's own
-   share is computed, and the last hop flies while the caller works on dq: the transfers hide. */
-static inline RingHome context_attention_backward(Model *m, AttentionSaved *s, accum *dq, accum *dkv, const real *dout) {
+/* One stop: mine (accum; NULL: the result itself) = this rank's share of the gradient of `kv`; adds to dq. */
+static inline void ring_backward_block(Model *m, AttentionSaved *s, RingHome *h, accum *mine, const real *kv, const real *dout, const accum *delta,
+                                       i64 step) {
+    if (ring_sees(m, step))
+        attention_backward(&m->dev, h->dq_sum, step == ring_last_step(m) ? h->dq : NULL, mine, mine ? NULL : h->dkv, s->q, kv, dout, s->lse, delta,
+                           ring_attention_shape(m), m->ring_map, ring_visitor(m, step), step > 0);
+    else zero_fill(&m->dev, mine, h->count * accum_size());
+}
+
+/* dq (L/R, B, heads_l, HS) for dout like s->out. dkv (L/R, B, 2, kv_heads_l, HS) is complete only after context_attention_home; the buffers
+   of its sums live in the caller's mark. What has come from the ranks behind is added only after this rank's own share is computed, and
+   the last hop flies while the caller works on dq: the transfers hide. */
+static inline RingHome context_attention_backward(Model *m, AttentionSaved *s, real *dq, real *dkv, const real *dout) {
     const Comm *ring = &m->mesh.ring;
     i64 kv_count = ring_kv_count(m), rows_heads = ring_rows(m) * m->heads_l;
     Tag t = tag(BLOCK_ATTENTION, PHASE_BACKWARD, WHAT_ACTIVATION);
+    RingHome h = {dq, dkv, (accum *)dq, (accum *)dkv, NULL, NULL, kv_count};
+    if (!real_is_accum()) h.dq_sum = take_accum(m, MEM_WORKSPACE, rows_heads * m->config.head_dim);
+    if (!real_is_accum()) h.dkv_sum = ring->size > 1 ? take_accum(m, MEM_WORKSPACE, kv_count) : NULL;
     accum *delta = take_accum(m, MEM_WORKSPACE, rows_heads);
     real *flying[2] = {NULL, NULL};
     accum *share[2] = {NULL, NULL};
-    RingHome home = {NULL, dkv, ring->size > 1 ? take_accum(m, MEM_COMM, kv_count) : NULL, kv_count};
+    if (ring->size > 1) h.arrived = take_accum(m, MEM_COMM, kv_count);
     for (int i = 0; i < 2 && i < ring->size - 1; i++) {
         flying[i] = take_real(m, MEM_COMM, kv_count);
         share[i] = take_accum(m, MEM_COMM, kv_count);
     }
     attention_delta(&m->dev, delta, s->out, dout, rows_heads, m->config.head_dim);
-    zero_fill(&m->dev, dq, rows_heads * m->config.head_dim * accum_size());
     const real *kv = s->kv;
     for (int step = 0; step < ring->size; step++) {
         Request *next = NULL;
         real *arriving = flying[step % 2];
-        accum *mine = step == 0 ? dkv : share[(step - 1) % 2];
+        accum *mine = step == 0 ? h.dkv_sum : share[(step - 1) % 2];
         if (step + 1 < ring->size) next = comm_ring_start(&m->fabric, ring, t, arriving, kv, kv_count, DTYPE_REAL);
         if (step == 0) zero_prefetch(&m->zero);
-        ring_backward_block(m, s, dq, mine, kv, dout, delta, step);
+        ring_backward_block(m, s, &h, mine, kv, dout, delta, step);
         if (step > 0) {
-            comm_wait(&m->fabric, home.home);
-            if (step > 1) sum_parts(&m->dev, mine, home.arrived, 1, kv_count, kv_count, DTYPE_ACCUM, 1);
-            home.home = comm_ring_start(&m->fabric, ring, t, home.arrived, mine, kv_count, DTYPE_ACCUM);
+            comm_wait(&m->fabric, h.home);
+            if (step > 1) sum_parts(&m->dev, mine, h.arrived, 1, kv_count, kv_count, DTYPE_ACCUM, 1);
+            h.home = comm_ring_start(&m->fabric, ring, t, h.arrived, mine, kv_count, DTYPE_ACCUM);
         }
         comm_wait(&m->fabric, next);
         kv = arriving;
     }
-    return home;
+    return h;
 }
 
 /* Wait for the last hop and complete dkv. */
-static inline void context_attention_home(Model *m, RingHome *home) {
-    comm_wait(&m->fabric, home->home);
-    if (home->arrived) sum_parts(&m->dev, home->dkv, home->arrived, 1, home->count, home->count, DTYPE_ACCUM, 1);
+static inline void context_attention_home(Model *m, RingHome *h) {
+    comm_wait(&m->fabric, h->home);
+    if (!h->arrived) return;
+    sum_parts(&m->dev, h->dkv_sum, h->arrived, 1, h->count, h->count, DTYPE_ACCUM, 1);
+    convert(&m->dev, h->dkv, h->dkv_sum, h->count);
 }
 
 /* ---- attention of this rank's heads over its ring-local tokens ------------------------------------------------------------ */
@@ -140,7 +159,6 @@ static inline void heads_attention_forward(Model *m, AttentionSaved *s, real *ou
 /* Backward up to the projections: gradients of q and kv before rotation, the latter complete after heads_backward_home. */
 typedef struct {
     real *dq, *dkv; /* (L/R, B, heads_l, HS), (L/R, B, 2, kv_heads_l, HS), of the caller's mark */
-    accum *dkv_sum;
     RingHome home;
     ArenaMark inner; /* of all else, which goes with heads_backward_home */
 } HeadsBackward;
@@ -153,12 +171,9 @@ static inline HeadsBackward heads_backward(Model *m, AttentionSaved *s, const re
     h.dq = take_real(m, MEM_WORKSPACE, rows * NQ), h.dkv = take_real(m, MEM_WORKSPACE, rows * NKV);
     h.inner = arena_mark(&m->arena);
     real *dattended = take_real(m, MEM_WORKSPACE, rows * NQ);
-    accum *dq_sum = real_is_accum() ? (accum *)h.dq : take_accum(m, MEM_WORKSPACE, rows * NQ);
-    h.dkv_sum = real_is_accum() ? (accum *)h.dkv : take_accum(m, MEM_WORKSPACE, rows * NKV);
     linear_backward_weight(&m->dev, m->zero.dweight[T_O], s->out, dout, rows, NQ, m->config.dim);
     linear_backward_input(&m->dev, dattended, dout, m->zero.weight[T_O], rows, NQ, m->config.dim, 0);
-    h.home = context_attention_backward(m, s, dq_sum, h.dkv_sum, dattended);
-    convert(&m->dev, h.dq, dq_sum, rows * NQ);
+    h.home = context_attention_backward(m, s, h.dq, h.dkv, dattended);
     queries_unpack(&m->dev, h.dq, h.dq, m->rope, rows, m->B, m->heads_l, HS, 1);
     return h;
 }
@@ -167,7 +182,6 @@ static inline HeadsBackward heads_backward(Model *m, AttentionSaved *s, const re
 static inline void heads_backward_home(Model *m, HeadsBackward *h) {
     i64 rows = ring_rows(m), HS = m->config.head_dim;
     context_attention_home(m, &h->home);
-    convert(&m->dev, h->dkv, h->dkv_sum, rows * 2 * m->kv_heads_l * HS);
     kv_unpack(&m->dev, h->dkv, h->dkv, m->rope, rows, m->B, m->kv_heads_l, HS, 1);
     arena_release(&m->arena, h->inner);
 }

@@ -71,20 +71,16 @@ static inline void ulysses_attention_backward(Model *m, AttentionSaved *s, real 
     ArenaMark mark = arena_mark(&m->arena);
     real *dq = take_real(m, MEM_WORKSPACE, rows * c->dim), *dkv = take_real(m, MEM_WORKSPACE, rows * 2 * c->kv_heads * HS);
     real *q_parts = take_real(m, MEM_COMM, N * q_part), *kv_parts = take_real(m, MEM_COMM, N * kv_part), *dout_heads = take_real(m, MEM_COMM, N * q_part);
-    accum *dq_sum = take_accum(m, MEM_WORKSPACE, N * q_part), *dkv_sum = take_accum(m, MEM_WORKSPACE, N * kv_part);
-    real *dq_heads = real_is_accum() ? (real *)dq_sum : take_real(m, MEM_WORKSPACE, N * q_part);
-    real *dkv_heads = real_is_accum() ? (real *)dkv_sum : take_real(m, MEM_WORKSPACE, N * kv_part);
+    real *dq_heads = take_real(m, MEM_WORKSPACE, N * q_part), *dkv_heads = take_real(m, MEM_WORKSPACE, N * kv_part);
     linear_backward_input(&m->dev, dq, dout, m->zero.weight[T_O], rows, c->dim, c->dim, 0); /* by tokens, in dq's place until that is made */
     parts_split(&m->dev, q_parts, dq, N, rows, m->heads_l * HS);
     Request *flying = comm_all_to_all_start(&m->fabric, head, t, dout_heads, q_parts, q_part, DTYPE_REAL);
     linear_backward_weight(&m->dev, g[T_O], s->out_local, dout, rows, c->dim, c->dim);
     if (g[T_O_BIAS]) bias_backward(&m->dev, g[T_O_BIAS], dout, rows, c->dim);
     comm_wait(&m->fabric, flying);
-    RingHome home = context_attention_backward(m, s, dq_sum, dkv_sum, dout_heads);
-    convert(&m->dev, dq_heads, dq_sum, N * q_part);
+    RingHome home = context_attention_backward(m, s, dq_heads, dkv_heads, dout_heads);
     flying = comm_all_to_all_start(&m->fabric, head, t, q_parts, dq_heads, q_part, DTYPE_REAL);
     context_attention_home(m, &home);
-    convert(&m->dev, dkv_heads, dkv_sum, N * kv_part);
     Request *kv_flying = comm_all_to_all_start(&m->fabric, head, t, kv_parts, dkv_heads, kv_part, DTYPE_REAL);
     comm_wait(&m->fabric, flying);
     queries_unpack(&m->dev, dq, q_parts, m->rope, rows, m->B, c->heads, HS, N);

@@ -6,6 +6,7 @@ set -euo pipefail
 # kernel (a part of its mangled name), most bytes stored, why that is left
 LISTED='
 attention_backward_kernelILi128ELi64ELi128E 64 the accumulators of dK and dV take 255 registers less a handful; a few addresses wait in local memory outside the inner loop
+attention_backward_kernelILi64ELi128ELi128E 16 likewise: four words, read once a step
 attention_forward_kernelILi128ELi128ELi64E 32 the output tile and S take nearly all registers; stored once before the loop
 '
 

@@ -259,13 +259,15 @@ static inline void parts_split(Device *dev, real *out, const real *in, i64 parts
    q (Tq, B, heads, head_dim)  kv (Tk, B, 2, kv_heads, head_dim)  out (Tq, B, heads, head_dim), lse (Tq, B, heads) in accum.
    merge = 0: out = softmax(S) V, lse = log sum exp(S); a row that may see nothing gets out 0, lse -inf.
    merge = 1: the new block joins what out and lse hold, as if both had been one softmax. Nothing but tiles is stored:
-   O(Tq) memory. Tiles that the mask empties are skipped. Dao 2023, arXiv:2307.08691; merge: Liu et al. 2023, arXiv:2310.01889 */
-static inline void attention_forward(Device *dev, accum *out, accum *lse, const real *q, const real *kv, AttentionShape s, TokenMap q_map,
-                                     TokenMap kv_map, int merge) {
-    double pairs = causal_pairs(&q_map, &kv_map) * (double)(s.B * s.heads);
-    OPERATION(dev, OP_ATTENTION, 4.0 * pairs * s.head_dim,
-              1.0 * s.B * s.head_dim * (real_size() * (s.Tq * s.heads + 2.0 * s.Tk * s.kv_heads) + accum_size() * s.Tq * s.heads),
-              attention_forward_run(dev, out, lse, q, kv, s, q_map, kv_map, merge));
+   O(Tq) memory. Tiles that the mask empties are skipped.
+   rounded: NULL, or where the result goes in real, instead of to out (which only merge then reads): no pass over memory for it. Where
+   real is accum, it is out itself. Dao 2023, arXiv:2307.08691; merge: Liu et al. 2023, arXiv:2310.01889 */
+static inline void attention_forward(Device *dev, accum *out, real *rounded, accum *lse, const real *q, const real *kv, AttentionShape s,
+                                     TokenMap q_map, TokenMap kv_map, int merge) {
+    double pairs = causal_pairs(&q_map, &kv_map) * (double)(s.B * s.heads), queries = (double)(s.Tq * s.heads), keys = 2.0 * (double)(s.Tk * s.kv_heads);
+    double result = (rounded ? real_size() : accum_size()) + (merge ? accum_size() : 0);
+    OPERATION(dev, OP_ATTENTION, 4.0 * pairs * s.head_dim, (double)(s.B * s.head_dim) * (real_size() * (queries + keys) + result * queries),
+              attention_forward_run(dev, out, rounded, lse, q, kv, s, q_map, kv_map, merge));
 }
 
 /* delta (Tq, B, heads) = rowsum(out * dout) over head_dim, for attention_backward */
@@ -274,14 +276,18 @@ static inline void attention_delta(Device *dev, accum *delta, const real *out, c
               attention_delta_run(dev, delta, out, dout, rows_heads, head_dim));
 }
 
-/* Gradients of one block, P recomputed from the final lse of all blocks: dq (Tq, B, heads, head_dim) +=,
-   dkv (Tk, B, 2, kv_heads, head_dim) +=, both accum; dout (Tq, B, heads, head_dim), lse and delta (Tq, B, heads). */
-static inline void attention_backward(Device *dev, accum *dq, accum *dkv, const real *q, const real *kv, const real *dout, const accum *lse,
-                                      const accum *delta, AttentionShape s, TokenMap q_map, TokenMap kv_map) {
-    double pairs = causal_pairs(&q_map, &kv_map) * (double)(s.B * s.heads);
+/* Gradients of one block, P recomputed from the final lse of all blocks: dq (Tq, B, heads, head_dim) =, or += where `add`,
+   dkv (Tk, B, 2, kv_heads, head_dim) =, both accum; dout (Tq, B, heads, head_dim), lse and delta (Tq, B, heads).
+   dq_rounded, dkv_rounded: NULL, or where the result goes in real, instead of to dq (where it is summed all the same) and to dkv (which may
+   be NULL then). Where real is accum, they are those buffers themselves. */
+static inline void attention_backward(Device *dev, accum *dq, real *dq_rounded, accum *dkv, real *dkv_rounded, const real *q, const real *kv,
+                                      const real *dout, const accum *lse, const accum *delta, AttentionShape s, TokenMap q_map, TokenMap kv_map,
+                                      int add) {
+    double pairs = causal_pairs(&q_map, &kv_map) * (double)(s.B * s.heads), queries = (double)(s.Tq * s.heads), keys = 2.0 * (double)(s.Tk * s.kv_heads);
+    double of_q = (dq_rounded ? real_size() : accum_size()) + (add ? accum_size() : 0), of_kv = dkv_rounded ? real_size() : accum_size();
     OPERATION(dev, OP_ATTENTION, 10.0 * pairs * s.head_dim,
-              1.0 * s.B * s.head_dim * (real_size() + accum_size()) * (2.0 * s.Tq * s.heads + 2.0 * s.Tk * s.kv_heads),
-              attention_backward_run(dev, dq, dkv, q, kv, dout, lse, delta, s, q_map, kv_map));
+              (double)(s.B * s.head_dim) * (real_size() * (2 * queries + keys) + of_q * queries + of_kv * keys),
+              attention_backward_run(dev, dq, dq_rounded, dkv, dkv_rounded, q, kv, dout, lse, delta, s, q_map, kv_map, add));
 }
 
 /* ---- MLP ----------------------------------------------------------------------------------------------------------- */
@@ -318,7 +324,7 @@ static inline void classifier(Device *dev, double *loss_sum, real *logits, const
 
 /* ---- between host and device ------------------------------------------------------------------------------------------- */
 
-/* dst (device) = src (host), `bytes` of it; done on return */
+/* dst (device) = src (host), `bytes` of it, in the order of the operations; src is free on return */
 static inline void copy_in(Device *dev, void *dst, const void *src, i64 bytes) {
     OPERATION(dev, OP_POINTWISE, 0, 1.0 * bytes, copy_in_run(dev, dst, src, bytes));
 }

@@ -100,8 +100,8 @@ static void run_attention(Bench *b, i64 T, int backward) {
     real *q = numbers(b, n), *kv = numbers(b, 2 * n), *dout = numbers(b, n);
     accum *out = (accum *)numbers(b, n), *lse = (accum *)numbers(b, T * HEADS), *delta = (accum *)numbers(b, T * HEADS);
     accum *dq = (accum *)numbers(b, n), *dkv = (accum *)numbers(b, 2 * n);
-    if (backward) attention_backward(&b->dev, dq, dkv, q, kv, dout, lse, delta, s, map, map);
-    else attention_forward(&b->dev, out, lse, q, kv, s, map, map, 0);
+    if (backward) attention_backward(&b->dev, dq, NULL, dkv, NULL, q, kv, dout, lse, delta, s, map, map, 0);
+    else attention_forward(&b->dev, out, NULL, lse, q, kv, s, map, map, 0);
 }
 static void run_attention_forward(Bench *b, i64 T) { run_attention(b, T, 0); }
 static void run_attention_backward(Bench *b, i64 T) { run_attention(b, T, 1); }

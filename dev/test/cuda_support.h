@@ -170,6 +170,9 @@ static inline Device test_device(i64 scratch_bytes) {
     cudaDeviceProp p;
     CUDA_CHECK(cudaGetDeviceProperties(&p, 0));
     dev.state.multiprocessors = p.multiProcessorCount;
+    int shared;
+    CUDA_CHECK(cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, 0));
+    dev.state.shared_bytes = shared;
     return dev;
 }
 

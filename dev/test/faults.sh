@@ -125,6 +125,7 @@ fault 'final norm bias gradient dropped' train_gpt.cu 's/dx \+ own, g\[T_NORM\],
 fault 'positions of the embedding gradient' train_gpt.cu 's/z->dweight\[T_WPE\], dx/NULL, dx/' test_gradients 1
 emulated 'cuda: a barrier is missing' kernels/cuda/attention_forward.cuh 's@__syncthreads\(\); /\* V\(j\).*@@' test_cuda_attention small
 emulated 'cuda: another swizzle on one side' kernels/cuda/attention_backward.cuh 's/int first = swizzle<COLS>\(row, col\);/int first = swizzle<COLS>(row + 1, col) - COLS;/' test_cuda_attention small
+emulated 'cuda: rows not swizzled: right, but in the same banks' kernels/cuda/attention.cuh 's/\(\(\(col >> 3\) \^ \(row \& 7\)\) << 3\)/(col >> 3 << 3)/' test_cuda_attention small
 emulated 'cuda: a copy is not waited for' kernels/cuda/attention_forward.cuh 's/cp_async_wait<0>\(\);//' test_cuda_attention small
 emulated 'cuda: a tail one short' kernels/cuda/reduce.cuh 's/i < left \? bf16_float/i < left - 1 ? bf16_float/' test_cuda_ops
 emulated 'cuda: the order of sums in dq not kept' kernels/cuda/attention_backward.cuh 's/counter_wait\(/if (0) counter_wait(/' test_cuda_attention

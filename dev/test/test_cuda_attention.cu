@@ -6,7 +6,8 @@
    where many keys average out: bound 4e-3 for out and dv, 6e-3 for dq and dk (dP - delta cancels besides); lse has no bf16 in it.
 
    case   a block of queries at positions of a map against blocks of keys (one, or all steps of a ring), merged one after another
-   then   the same bits a second time and under other schedules of the threads
+   then   the same bits a second time and under other schedules of the threads; the results written in bf16 are those in fp32, rounded
+   last   the backward tiles of GPUs whose blocks have 99 KB of shared memory
 
    `small` as an argument: fewer and smaller cases, for sanitizers.                                                               */
 #include "cuda_support.h"
@@ -15,11 +16,13 @@
 #define GRADIENT_BOUND 6e-3
 #define LSE_BOUND 2e-6
 
+static i64 shared_most = (i64)1 << 40; /* bytes that a block may have, if the device lets it */
+
 typedef struct {
     AttentionShape s; /* Tq of the queries, Tk of all keys */
     TokenMap q_map, kv_map[8];
-    int blocks;
-    double *q, *kv, *dout, *dq, *dkv; /* inputs; dq and dkv: what is there before */
+    int blocks, add; /* add: to what is in dq */
+    double *q, *kv, *dout, *dq; /* inputs; dq: what is there before */
     double *out, *lse, *delta;        /* the reference's; then the gradients */
     double *want_dq, *want_dkv;
 } Case;
@@ -93,8 +96,9 @@ static void reference(Case *c) {
 
 typedef struct {
     const real *q, *kv, *dout;
-    const accum *final_lse, *delta, *dq_before, *dkv_before;
+    const accum *final_lse, *delta, *dq_before;
     accum *out, *lse, *dq, *dkv;
+    real *out_rounded, *dq_rounded, *dkv_rounded; /* NULL, or where results go instead */
 } Buffers;
 
 static void *device_copy(const void *src, i64 bytes) { return upload_bytes(download_bytes(src, bytes), bytes); }
@@ -103,7 +107,7 @@ static Buffers upload_case(Case *c) {
     Buffers d;
     memset(&d, 0, sizeof d);
     d.q = upload_real(c->q, q_elements(c)), d.kv = upload_real(c->kv, kv_elements(c)), d.dout = upload_real(c->dout, q_elements(c));
-    d.dq_before = upload_accum(c->dq, q_elements(c)), d.dkv_before = upload_accum(c->dkv, kv_elements(c));
+    d.dq_before = upload_accum(c->dq, q_elements(c));
     return d;
 }
 
@@ -114,21 +118,23 @@ static void run_forward(Device *dev, const Case *c, Buffers *d) {
     for (int i = 0; i < c->blocks; i++) {
         AttentionShape s = c->s;
         s.Tk = c->kv_map[i].count;
-        attention_forward(dev, d->out, d->lse, d->q, d->kv + first * s.B * 2 * s.kv_heads * s.head_dim, s, c->q_map, c->kv_map[i], i > 0);
+        attention_forward(dev, d->out, i + 1 == c->blocks ? d->out_rounded : NULL, d->lse, d->q, d->kv + first * s.B * 2 * s.kv_heads * s.head_dim, s,
+                          c->q_map, c->kv_map[i], i > 0);
         first += s.Tk;
     }
     CUDA_CHECK(cudaDeviceSynchronize());
 }
 
 static void run_backward(Device *dev, const Case *c, Buffers *d) {
-    d->dq = (accum *)device_copy(d->dq_before, q_elements(c) * (i64)sizeof(accum));
-    d->dkv = (accum *)device_copy(d->dkv_before, kv_elements(c) * (i64)sizeof(accum));
+    d->dq = c->add ? (accum *)device_copy(d->dq_before, q_elements(c) * (i64)sizeof(accum)) : unset_accum(q_elements(c));
+    d->dkv = unset_accum(kv_elements(c));
     i64 first = 0;
     for (int i = 0; i < c->blocks; i++) {
         AttentionShape s = c->s;
         s.Tk = c->kv_map[i].count;
         i64 at = first * s.B * 2 * s.kv_heads * s.head_dim;
-        attention_backward(dev, d->dq, d->dkv + at, d->q, d->kv + at, d->dout, d->final_lse, d->delta, s, c->q_map, c->kv_map[i]);
+        attention_backward(dev, d->dq, i + 1 == c->blocks ? d->dq_rounded : NULL, d->dkv + at, d->dkv_rounded ? d->dkv_rounded + at : NULL, d->q, d->kv + at,
+                           d->dout, d->final_lse, d->delta, s, c->q_map, c->kv_map[i], c->add || i > 0);
         first += s.Tk;
     }
     CUDA_CHECK(cudaDeviceSynchronize());
@@ -157,11 +163,24 @@ static double *half_of(const Case *c, const double *dkv, int half) {
     return x;
 }
 
-/* What was added: the buffer less what was there before. */
-static double *added(const accum *device, const double *before, i64 n) {
-    double *x = download_accum(device, n);
-    for (i64 i = 0; i < n; i++) x[i] -= before[i];
-    return x;
+/* How many of the rounded numbers are not exactly those of the fp32 result, rounded. */
+static i64 rounded_wrong(const real *rounded, const accum *sum, i64 n) {
+    const real *r = (const real *)download_bytes(rounded, n * (i64)sizeof(real));
+    const accum *x = (const accum *)download_bytes(sum, n * (i64)sizeof(accum));
+    i64 wrong = 0;
+    for (i64 i = 0; i < n; i++) wrong += r[i].bits != bf16_round(x[i]).bits;
+    return wrong;
+}
+
+/* The same again, with the results in bf16: out and dq of the last block, dkv of each. */
+static void check_rounded(Device *dev, const Case *c, const Buffers *d, const char *name) {
+    Buffers e = *d;
+    i64 nq = q_elements(c), nkv = kv_elements(c);
+    e.out_rounded = unset_real(nq), e.dq_rounded = unset_real(nq), e.dkv_rounded = unset_real(nkv);
+    run_forward(dev, c, &e), run_backward(dev, c, &e);
+    i64 out = rounded_wrong(e.out_rounded, d->out, nq), dq = rounded_wrong(e.dq_rounded, d->dq, nq), dkv = rounded_wrong(e.dkv_rounded, d->dkv, nkv);
+    check(out + dq + dkv == 0 && same_bits(d->lse, e.lse, q_rows(c) * (i64)sizeof(accum)), "%s: rounded results, %lld of out, %lld of dq, %lld of dkv differ", name,
+          (long long)out, (long long)dq, (long long)dkv);
 }
 
 static void check_forward(const Case *c, const Buffers *d, const char *name) {
@@ -184,7 +203,8 @@ static double gradient_distance(const double *got, const double *want, i64 n) {
 }
 
 static void check_backward(const Case *c, const Buffers *d, const char *name) {
-    double *dq = added(d->dq, c->dq, q_elements(c)), *dkv = added(d->dkv, c->dkv, kv_elements(c));
+    double *dq = download_accum(d->dq, q_elements(c)), *dkv = download_accum(d->dkv, kv_elements(c));
+    for (i64 i = 0; c->add && i < q_elements(c); i++) dq[i] -= c->dq[i];
     i64 half = kv_elements(c) / 2;
     double far_q = gradient_distance(dq, c->want_dq, q_elements(c));
     double far_k = gradient_distance(half_of(c, dkv, 0), half_of(c, c->want_dkv, 0), half);
@@ -197,17 +217,20 @@ static void check_backward(const Case *c, const Buffers *d, const char *name) {
 
 /* Run the case; `again`: a second time and under the other schedules. */
 static void run_case(Case *c, int again, const char *name) {
+    static int cases;
+    c->add = cases++ % 2;
     c->q = randoms(q_elements(c), 2), c->kv = randoms(kv_elements(c), 2), c->dout = randoms(q_elements(c), 1);
-    c->dq = randoms(q_elements(c), 1e-2), c->dkv = randoms(kv_elements(c), 1e-2);
+    c->dq = randoms(q_elements(c), 1e-2);
     c->out = zeros(q_elements(c)), c->lse = zeros(q_rows(c)), c->delta = zeros(q_rows(c));
     c->want_dq = zeros(q_elements(c)), c->want_dkv = zeros(kv_elements(c));
     Buffers d = upload_case(c);
     reference(c);
     Device dev = test_device(i64_max(16, attention_scratch_bytes(&c->s)));
+    dev.state.shared_bytes = i64_min(dev.state.shared_bytes, shared_most);
     d.final_lse = upload_accum(c->lse, q_rows(c)), d.delta = upload_accum(c->delta, q_rows(c));
     set_schedule(0);
     run_forward(&dev, c, &d), run_backward(&dev, c, &d);
-    check_forward(c, &d, name), check_backward(c, &d, name);
+    check_forward(c, &d, name), check_backward(c, &d, name), check_rounded(&dev, c, &d, name);
     for (int i = 0; again && i < COUNT_OF(SCHEDULES); i++) {
         Buffers e = d;
         set_schedule(SCHEDULES[i]);
@@ -307,6 +330,17 @@ int main(int argc, char **argv) {
             }
         test_ring(RING_ZIGZAG, 1160, 2, 1, 64, 1, 1, 1); /* chunks of 290: several tiles in each run */
         test_ring(RING_STRIPE, 1160, 2, 0, 64, 1, 1, 0);
+    }
+    shared_most = 101376; /* sm_86, sm_89, sm_120 */
+    test_block(64, 2, 1, 1, 0, 130, 0, 200, 1);
+    test_block(128, 2, 1, 1, 0, 130, 0, 200, 1);
+    test_block(80, 1, 1, 2, 5, 33, 0, 130, 0);
+    if (!small) {
+        for (int layout = RING_ZIGZAG; layout <= RING_STRIPE; layout++)
+            for (int rank = 0; rank < 2; rank++) {
+                test_ring((RingLayout)layout, 520, 2, rank, 64, 2, 1, 0);
+                test_ring((RingLayout)layout, 520, 2, rank, 128, 2, 2, rank == 1);
+            }
     }
     printf("# worst: out %.2g, lse %.2g, dq %.2g, dk %.2g, dv %.2g, delta %.2g\n", worst_out, worst_lse, worst_dq, worst_dk, worst_dv, worst_delta);
     return checks_done();

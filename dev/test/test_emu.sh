@@ -71,6 +71,7 @@ for model in gpt2 llama; do
             run_case $model ulysses-staged-2 2 "$program" $flags --sp ulysses --comm mpi
             run_case $model ring-no-overlap-2 2 "$program" $flags --sp ring --overlap off
             run_case $model odysseus-grads-bf16-4 4 "$program" $flags --sp odysseus --grad-comm bf16
+            EMU_ARCH=86 run_case $model odysseus-sm86-2 2 "$program" $flags --sp odysseus # less shared memory: other tiles
         fi
         run_case $model again 4 "$program" $flags --sp ulysses --ring 2
         echo ulysses-ring2-4 >"$work/$model/again/of"

@@ -508,6 +508,11 @@ static void scatter(real *x, const real *y, TokenMap map, i64 width) {
     for (i64 t = 0; t < map.count; t++) memcpy(x + token_position(&map, t) * width, y + t * width, sizeof(real) * (size_t)width);
 }
 
+static void scatter_add(real *x, const real *y, TokenMap map, i64 width) {
+    for (i64 t = 0; t < map.count; t++)
+        for (i64 i = 0; i < width; i++) x[token_position(&map, t) * width + i] += y[t * width + i];
+}
+
 static const char *const LAYOUT_NAMES[] = {"zigzag", "contiguous", "stripe"};
 
 /* A ring of R ranks: every query block meets every KV block, its own first as in the ring; the sum of it all must be attention over
@@ -526,17 +531,17 @@ static void test_ring(RingLayout layout, int R, i64 L, i64 B, i64 heads, i64 kv_
     for (int r = 0; r < R; r++) {
         TokenMap qm = token_map(layout, L, R, r);
         real *q_r = gather(q, qm, wq), *dout_r = gather(dout, qm, wq), *out_r = unset(block.nq), *lse_r = unset(block.nrow);
-        real *delta_r = unset(block.nrow), *dq_r = filled(block.nq, 0);
+        real *delta_r = unset(block.nrow), *dq_r = unset(block.nq);
         for (int step = 0; step < R; step++) {
             TokenMap km = token_map(layout, L, R, (r - step + R) % R);
-            attention_forward(&dev, out_r, lse_r, q_r, gather(kv, km, wkv), block.s, qm, km, step > 0);
+            attention_forward(&dev, out_r, NULL, lse_r, q_r, gather(kv, km, wkv), block.s, qm, km, step > 0);
         }
         attention_delta(&dev, delta_r, out_r, dout_r, block.nrow, HS);
         for (int step = 0; step < R; step++) {
             TokenMap km = token_map(layout, L, R, (r - step + R) % R);
-            real *dkv_s = gather(dkv, km, wkv);
-            attention_backward(&dev, dq_r, dkv_s, q_r, gather(kv, km, wkv), dout_r, lse_r, delta_r, block.s, qm, km);
-            scatter(dkv, dkv_s, km, wkv);
+            real *dkv_s = unset(block.nkv);
+            attention_backward(&dev, dq_r, NULL, dkv_s, NULL, q_r, gather(kv, km, wkv), dout_r, lse_r, delta_r, block.s, qm, km, step > 0);
+            scatter_add(dkv, dkv_s, km, wkv);
         }
         scatter(out, out_r, qm, wq), scatter(lse, lse_r, qm, wrow), scatter(dq, dq_r, qm, wq);
     }
@@ -556,14 +561,14 @@ static void test_ring(RingLayout layout, int R, i64 L, i64 B, i64 heads, i64 kv_
 static void test_block(TokenMap qm, TokenMap km, i64 B, i64 heads, i64 kv_heads, i64 HS) {
     Device dev = device_with(2);
     Sizes z = sizes_of(B, qm.count, km.count, heads, kv_heads, HS);
-    real *q = randoms(z.nq, 1), *kv = randoms(z.nkv, 1), *out = unset(z.nq), *lse = unset(z.nrow), *dq = randoms(z.nq, 1), *dkv = randoms(z.nkv, 1);
-    double *want_out = doubles(NULL, z.nq), *want_lse = doubles(NULL, z.nrow), *want_dq = doubles(dq, z.nq), *want_dkv = doubles(dkv, z.nkv);
+    real *q = randoms(z.nq, 1), *kv = randoms(z.nkv, 1), *out = unset(z.nq), *lse = unset(z.nrow), *dq = randoms(z.nq, 1), *dkv = unset(z.nkv);
+    double *want_out = doubles(NULL, z.nq), *want_lse = doubles(NULL, z.nrow), *want_dq = doubles(dq, z.nq), *want_dkv = doubles(NULL, z.nkv);
     real *dout = randoms(z.nq, 1), *delta = unset(z.nrow);
     naive_attention(want_out, want_lse, doubles(q, z.nq), doubles(kv, z.nkv), z.s, qm, km);
     naive_attention_backward(want_dq, want_dkv, doubles(q, z.nq), doubles(kv, z.nkv), doubles(dout, z.nq), z.s, qm, km);
-    attention_forward(&dev, out, lse, q, kv, z.s, qm, km, 0);
+    attention_forward(&dev, out, NULL, lse, q, kv, z.s, qm, km, 0);
     attention_delta(&dev, delta, out, dout, z.nrow, HS);
-    attention_backward(&dev, dq, dkv, q, kv, dout, lse, delta, z.s, qm, km);
+    attention_backward(&dev, dq, NULL, dkv, NULL, q, kv, dout, lse, delta, z.s, qm, km, 1);
     i64 blind = 0, wrong = 0;
     for (i64 i = 0; i < z.nrow; i++) {
         if (want_lse[i] > -INFINITY) continue;
@@ -586,7 +591,7 @@ static void test_block(TokenMap qm, TokenMap km, i64 B, i64 heads, i64 kv_heads,
     TokenMap before = whole(qm.count), after = token_map_slice(whole(1 << 20), (1 << 20) - km.count, km.count);
     for (i64 i = 0; i < z.nrow; i += 3) lse2[i] = -(real)INFINITY;
     real *lse3 = copy_of(lse2, z.nrow);
-    attention_forward(&dev, out2, lse2, q, kv, z.s, before, after, 1);
+    attention_forward(&dev, out2, NULL, lse2, q, kv, z.s, before, after, 1);
     wrong = 0;
     for (i64 i = 0; i < z.nrow; i++)
         for (i64 d = 0; d < HS; d++) wrong += out2[i * HS + d] != (i % 3 == 0 ? 0 : out[i * HS + d]);
@@ -605,7 +610,7 @@ static void test_merge_extremes(void) {
         real *q = filled(z.nq, 100), *kv = filled(z.nkv, 0), *out = filled(z.nq, 0.5), *lse = filled(z.nrow, 1e4 * sides[c][0]);
         for (i64 j = 0; j < T; j++)
             for (i64 d = 0; d < HS; d++) kv[j * 2 * HS + d] = (real)(25 * sides[c][1]), kv[(j * 2 + 1) * HS + d] = (real)0.25;
-        attention_forward(&dev, out, lse, q, kv, z.s, token_map_slice(whole(100), 50, T), whole(T), 1); /* all T keys visible, weight 4 : 1 */
+        attention_forward(&dev, out, NULL, lse, q, kv, z.s, token_map_slice(whole(100), 50, T), whole(T), 1); /* all T keys visible, weight 4 : 1 */
         double old = sides[c][0] > sides[c][1] ? 1 : sides[c][0] < sides[c][1] ? 0 : 0.2, weight = old == 1 ? 1 : old == 0 ? 4 : 5;
         double want = 0.5 * old + 0.25 * (1 - old), want_lse = 1e4 * (sides[c][0] > sides[c][1] ? sides[c][0] : sides[c][1]) + log(weight);
         double off = 0, off_lse = 0;
@@ -862,7 +867,7 @@ static double loss_classifier(Problem *p) {
 
 static double loss_attention(Problem *p) {
     Device dev = device_with(1);
-    attention_forward(&dev, p->scratch, p->lse, p->x, p->y, p->z.s, p->map, p->map, 0);
+    attention_forward(&dev, p->scratch, NULL, p->lse, p->x, p->y, p->z.s, p->map, p->map, 0);
     return weighted(p->scratch, p->dout, p->z.nq);
 }
 
@@ -929,10 +934,10 @@ static void test_gradients_attention(void) {
     Problem p = problem(1, 1, 0);
     p.z = sizes_of(2, 7, 7, 4, 2, 6), p.map = whole(7);
     p.x = randoms(p.z.nq, 1), p.y = randoms(p.z.nkv, 1), p.dout = randoms(p.z.nq, 1), p.scratch = unset(p.z.nq), p.lse = unset(p.z.nrow);
-    real *delta = unset(p.z.nrow), *dq = filled(p.z.nq, 0), *dkv = filled(p.z.nkv, 0);
+    real *delta = unset(p.z.nrow), *dq = unset(p.z.nq), *dkv = unset(p.z.nkv);
     loss_attention(&p);
     attention_delta(&dev, delta, p.scratch, p.dout, p.z.nrow, 6);
-    attention_backward(&dev, dq, dkv, p.x, p.y, p.dout, p.lse, delta, p.z.s, p.map, p.map);
+    attention_backward(&dev, dq, NULL, dkv, NULL, p.x, p.y, p.dout, p.lse, delta, p.z.s, p.map, p.map, 0);
     check_gradient("attention dq", &p, p.x, p.z.nq, dq, loss_attention);
     check_gradient("attention dkv", &p, p.y, p.z.nkv, dkv, loss_attention);
     double inv_freq[3] = {1, 0.3, 0.1};
@@ -973,9 +978,9 @@ static real *one_of_each(int threads, i64 *n_out) {
     memcpy(at, sums, sizeof sums), at += 4; /* two doubles take four floats */
     real *q = randoms(z.nq, 1), *kv = randoms(z.nkv, 1), *dout = randoms(z.nq, 1);
     real *out = at, *dq = out + z.nq, *dkv = dq + z.nq, *lse = dkv + z.nkv, *delta = lse + z.nrow, *table = delta + z.nrow;
-    attention_forward(&dev, out, lse, q, kv, z.s, map, map, 0);
+    attention_forward(&dev, out, NULL, lse, q, kv, z.s, map, map, 0);
     attention_delta(&dev, delta, out, dout, z.nrow, 16);
-    attention_backward(&dev, dq, dkv, q, kv, dout, lse, delta, z.s, map, map);
+    attention_backward(&dev, dq, NULL, dkv, NULL, q, kv, dout, lse, delta, z.s, map, map, 0);
     double inv_freq[8] = {1, 0.5, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001};
     rope_table(&dev, table, map, inv_freq, 16);
     heads_unpack(&dev, table + T * 16, kv, q, kv, table, T * 2, 2, 4, 2, 16, 1);
@@ -1017,15 +1022,15 @@ static void poll_each(int threads, i64 counts[4]) {
     dev.poll = count_poll, dev.poll_arg = (void *)&polls;
     i64 T = 1024, V = 1000, rows = 1200, IC = 1000, OC = 1000;
     Sizes z = sizes_of(1, T, T, 2, 1, 16);
-    real *q = randoms(z.nq, 1), *kv = randoms(z.nkv, 1), *out = unset(z.nq), *lse = unset(z.nrow), *dq = filled(z.nq, 0), *dkv = filled(z.nkv, 0);
+    real *q = randoms(z.nq, 1), *kv = randoms(z.nkv, 1), *out = unset(z.nq), *lse = unset(z.nrow), *dq = unset(z.nq), *dkv = unset(z.nkv);
     real *logits = randoms(600 * V, 1);
     int32_t *targets = (int32_t *)take(600 * 4);
     memset(targets, 0, 600 * 4);
     double loss = 0;
     polls = 0;
-    attention_forward(&dev, out, lse, q, kv, z.s, whole(T), whole(T), 0);
+    attention_forward(&dev, out, NULL, lse, q, kv, z.s, whole(T), whole(T), 0);
     counts[0] = polls - 1;
-    attention_backward(&dev, dq, dkv, q, kv, q, lse, lse, z.s, whole(T), whole(T));
+    attention_backward(&dev, dq, NULL, dkv, NULL, q, kv, q, lse, lse, z.s, whole(T), whole(T), 0);
     counts[1] = polls - counts[0] - 2;
     classifier(&dev, &loss, logits, targets, (accum)1, 600, V, 1);
     counts[2] = polls - counts[0] - counts[1] - 3;
@@ -1048,7 +1053,7 @@ static void test_poll_and_plan(void) {
     plan.plan = 1;
     AdamW a = {0, 0, 0, 0, 0, 0, 1};
     linear_forward(&plan, NULL, NULL, NULL, NULL, 10, 20, 30);
-    attention_forward(&plan, NULL, NULL, NULL, NULL, z.s, whole(T), whole(T), 0);
+    attention_forward(&plan, NULL, NULL, NULL, NULL, NULL, z.s, whole(T), whole(T), 0);
     adamw(&plan, NULL, NULL, NULL, NULL, NULL, 100, a);
     check(plan.flop[OP_GEMM] == 12000 && plan.flop[OP_ATTENTION] == 4.0 * 2 * 16 * (1024.0 * 1025 / 2) && plan.calls[OP_OPTIMIZER] == 1,
           "a planned walk counts and touches nothing");

@@ -139,9 +139,11 @@ static inline void attention_forward_tile(accum *out, accum *lse, const real *q,
     forward_end(&w, out, lse, rows, s);
 }
 
-/* Tiles write to places of their own, so threads take them as they come; the last queries, which see most, go first. */
-static inline void attention_forward_run(Device *dev, accum *out, accum *lse, const real *q, const real *kv, AttentionShape s, TokenMap q_map,
-                                         TokenMap kv_map, int merge) {
+/* Tiles write to places of their own, so threads take them as they come; the last queries, which see most, go first. Nothing is left to
+   round: `rounded` is out. */
+static inline void attention_forward_run(Device *dev, accum *out, real *rounded, accum *lse, const real *q, const real *kv, AttentionShape s,
+                                         TokenMap q_map, TokenMap kv_map, int merge) {
+    (void)rounded;
     i64 tiles = tile_count(&q_map, ATTENTION_QUERIES), items = tiles * s.B * s.heads;
 #pragma omp parallel for num_threads(dev->threads) schedule(dynamic, 1)
     for (i64 item = 0; item < items; item++) {
@@ -206,9 +208,13 @@ static inline void attention_backward_tile(const AttentionGradient *g, TokenTile
 }
 
 /* The waves of the header. A wave ends when all its pairs are done (the barrier at the end of `omp for`). */
-static inline void attention_backward_run(Device *dev, accum *dq, accum *dkv, const real *q, const real *kv, const real *dout, const accum *lse,
-                                          const accum *delta, AttentionShape s, TokenMap q_map, TokenMap kv_map) {
+static inline void attention_backward_run(Device *dev, accum *dq, real *dq_rounded, accum *dkv, real *dkv_rounded, const real *q, const real *kv,
+                                          const real *dout, const accum *lse, const accum *delta, AttentionShape s, TokenMap q_map, TokenMap kv_map,
+                                          int add) {
+    (void)dq_rounded, (void)dkv_rounded;
     AttentionGradient g = {dq, dkv, q, kv, dout, lse, delta, s};
+    zero_fill_run(dev, dkv, s.Tk * kv_stride(&s) * accum_size());
+    if (!add) zero_fill_run(dev, dq, s.Tq * q_stride(&s) * accum_size());
     i64 q_tiles = tile_count(&q_map, ATTENTION_QUERIES), kv_tiles = tile_count(&kv_map, ATTENTION_KEYS);
     i64 waves = i64_max(q_tiles, kv_tiles), heads = s.B * s.kv_heads;
 #pragma omp parallel num_threads(dev->threads)

@@ -206,4 +206,17 @@ __device__ __forceinline__ void lanes_trade(float v[4]) {
 __device__ __forceinline__ int traded_row(int thread) { return thread % 32 / 4 + 8 * (thread & 1); }
 __device__ __forceinline__ int traded_col(int thread) { return thread % 4 / 2 * 4; }
 
+/* Of two pieces side by side, traded: this lane's row of the one (lanes 0, 1 of four) or of the other (lanes 2, 3), rounded, whole. */
+__device__ __forceinline__ bf16x8 lanes_round(const float a[4], const float b[4]) {
+    bool right = threadIdx.x & 2;
+    uint32_t a0 = bf16x2_round(a[0], a[1]), a1 = bf16x2_round(a[2], a[3]), b0 = bf16x2_round(b[0], b[1]), b1 = bf16x2_round(b[2], b[3]);
+    uint32_t x = __shfl_xor_sync(0xffffffffu, right ? a0 : b0, 2), y = __shfl_xor_sync(0xffffffffu, right ? a1 : b1, 2);
+    uint32_t word[4] = {right ? x : a0, right ? y : a1, right ? b0 : x, right ? b1 : y};
+    bf16x8 out;
+    memcpy(&out, word, sizeof out);
+    return out;
+}
+/* Its first column, of the sixteen. */
+__device__ __forceinline__ int rounded_col(int thread) { return thread % 4 / 2 * 8; }
+
 #endif

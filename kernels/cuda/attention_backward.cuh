@@ -7,8 +7,8 @@
                             |  dV += P^T dout
          dout(next) sets out|  dQ = dS K                    16 x 8 pieces; then this tile's turn in dq, below
                             |  dK += dS^T Q                 while the old dq is on its way from memory
-                               dq = old + scale dQ
-     dkv += scale dK, dV
+                               dq = old + scale dQ         the first turn has no old, the last one may round to bf16
+     dkv = scale dK, dV
 
    The order of sums. Many KV tiles add to one dq tile. They do so by turns, KV tile 0 first, 1 next, ...: a counter in scratch per dq
    tile holds whose turn it is. Positions ascend from tile to tile, so a query tile that sees KV tile j sees 0 .. j-1 too, and j's turn is
@@ -23,14 +23,16 @@
    What a block added is seen by the next once it has passed the counter on: after every thread's __threadfence, in the middle of its
    next step, when the stores have long been made. No float atomics: the order, and so the bits, are the same on every run.
 
-   dkv has one writer. Rows whose lse is -inf (they saw nothing) and rows past the tile's end get P = 0.
+   dkv has one writer. Rows whose lse is -inf (they saw nothing) and rows past the tile's end get P = 0. Query tiles that see no key at all
+   have no turns: the block of KV tile 0 writes them.
 
    Dao 2023, arXiv:2307.08691
 
-   layouts   q, dout (Tq, B, heads, HS), kv (Tk, B, 2, kv_heads, HS) bf16; dq, dkv alike in fp32; lse, delta (Tq, B, heads) fp32
+   layouts   q, dout (Tq, B, heads, HS), kv (Tk, B, 2, kv_heads, HS) bf16; dq, dkv alike in fp32, or rounded; lse, delta (Tq, B, heads) fp32
    cost      10 pairs HS FLOP; dq is read and written once per pair of tiles, in 16-byte accesses, mostly in L2
    scratch   one int per (B, head, query tile)
    shared    d64, 128 x 128: 145 KB    d128, 64 x 128: 144.5 KB    8 warps, one block on a multiprocessor
+             d64,  64 x 128: 88.5 KB   d128, 64 x 64:  96.5 KB     where a block has 99 KB at most: sm_86, sm_89, sm_120
    registers 255; d128 on sm_80 spills 26 bytes, a few words a step                                                         */
 #ifndef ODYSSEUS_CUDA_ATTENTION_BACKWARD_H
 #define ODYSSEUS_CUDA_ATTENTION_BACKWARD_H
@@ -71,6 +73,7 @@ static inline void attention_delta_run(Device *dev, accum *delta, const real *ou
 
 typedef struct {
     float *dq, *dkv;
+    bf16 *dq_rounded, *dkv_rounded; /* not NULL: the result goes here instead */
     const bf16 *q, *kv, *dout;
     const float *lse, *delta;
     int *turns; /* (heads of all sequences, query tiles): how many KV tiles have added */
@@ -78,7 +81,7 @@ typedef struct {
     int rows, q_step, kv_step;     /* from token to token: rows of lse, elements of q, of kv */
     float scale, scale_log2;
     AttentionMap q_map, kv_map;
-    int q_tiles;
+    int q_tiles, add; /* add: to what is in dq */
     AttentionOrder order; /* KV tiles of KV heads */
 } AttentionBackward;
 
@@ -173,34 +176,89 @@ template <int COLS, int MT, int NT> __device__ __forceinline__ void tile_store(b
                 *(Bf16Pair *)(tile + (first ^ (8 * n)) + (16 * m + 8 * half) * COLS) = bf16x2_round(x[m][n][2 * half], x[m][n][2 * half + 1]);
 }
 
-/* to += factor x for a warp's accumulators: begin to read what is there ... */
+/* What a warp's accumulators will be added to: begin to read it, or zeros ... */
 template <int MT, int NT>
-__device__ __forceinline__ void rows_read(floatx4 (&old)[MT][NT], const float *from, int step, int row, int rows, int col, int width) {
+__device__ __forceinline__ void rows_read(floatx4 (&old)[MT][NT], const float *from, bool zeros, int step, int row, int rows, int col, int width) {
     int thread = thread_anew(), r = row + traded_row(thread);
     unsigned at = (unsigned)(r * step + col + traded_col(thread));
     UNROLL
     for (int m = 0; m < MT; m++)
         UNROLL
         for (int n = 0; n < NT; n++) {
-            if (r + 16 * m < rows && col + 8 * n < width)
-                old[m][n] = *(const floatx4 *)(from + at + (unsigned)(16 * m * step) + 8 * n);
+            if (zeros) old[m][n].v[0] = old[m][n].v[1] = old[m][n].v[2] = old[m][n].v[3] = 0;
+            else if (r + 16 * m < rows && col + 8 * n < width) old[m][n] = *(const floatx4 *)(from + at + (unsigned)(16 * m * step) + 8 * n);
         }
 }
-/* ... and later add and write. */
-template <int MT, int NT>
-__device__ __forceinline__ void rows_write(float *to, floatx4 (&old)[MT][NT], float (&x)[MT][NT][4], float factor, int step, int row, int rows,
-                                           int col, int width) {
-    int thread = thread_anew(), r = row + traded_row(thread);
-    unsigned at = (unsigned)(r * step + col + traded_col(thread));
+/* ... and later x = old + factor x, traded. */
+template <int MT, int NT> __device__ __forceinline__ void rows_add(float (&x)[MT][NT][4], const floatx4 (&old)[MT][NT], float factor) {
     UNROLL
     for (int m = 0; m < MT; m++)
         UNROLL
         for (int n = 0; n < NT; n++) {
             lanes_trade(x[m][n]);
             UNROLL
-            for (int e = 0; e < 4; e++) old[m][n].v[e] += factor * x[m][n][e];
-            if (r + 16 * m < rows && col + 8 * n < width) *(floatx4 *)(to + at + (unsigned)(16 * m * step) + 8 * n) = old[m][n];
+            for (int e = 0; e < 4; e++) x[m][n][e] = old[m][n].v[e] + factor * x[m][n][e];
         }
+}
+/* Traded accumulators to memory, in fp32 or rounded. */
+template <int MT, int NT>
+__device__ __forceinline__ void rows_write(float *to, const float (&x)[MT][NT][4], int step, int row, int rows, int col, int width) {
+    int thread = thread_anew(), r = row + traded_row(thread);
+    unsigned at = (unsigned)(r * step + col + traded_col(thread));
+    UNROLL
+    for (int m = 0; m < MT; m++)
+        UNROLL
+        for (int n = 0; n < NT; n++) {
+            floatx4 v;
+            for (int e = 0; e < 4; e++) v.v[e] = x[m][n][e];
+            if (r + 16 * m < rows && col + 8 * n < width) *(floatx4 *)(to + at + (unsigned)(16 * m * step) + 8 * n) = v;
+        }
+}
+template <int MT, int NT>
+__device__ __forceinline__ void rows_write(bf16 *to, const float (&x)[MT][NT][4], int step, int row, int rows, int col, int width) {
+    static_assert(NT % 2 == 0, "two pieces side by side");
+    int thread = thread_anew(), r = row + traded_row(thread), c = col + rounded_col(thread);
+    unsigned at = (unsigned)(r * step + c);
+    UNROLL
+    for (int m = 0; m < MT; m++)
+        UNROLL
+        for (int n = 0; n < NT; n += 2) {
+            bf16x8 v = lanes_round(x[m][n], x[m][n + 1]);
+            if (r + 16 * m < rows && c + 8 * n < width) *(bf16x8 *)(to + at + (unsigned)(16 * m * step) + 8 * n) = v;
+        }
+}
+
+/* dK or dV, complete: factor x in the place of its tile in dkv. */
+template <int MT, int NT>
+__device__ __forceinline__ void kv_write(const AttentionBackward &a, i64 at, float (&x)[MT][NT][4], float factor, int row, int rows, int col) {
+    UNROLL
+    for (int m = 0; m < MT; m++)
+        UNROLL
+        for (int n = 0; n < NT; n++) {
+            UNROLL
+            for (int e = 0; e < 4; e++) x[m][n][e] *= factor;
+            lanes_trade(x[m][n]);
+        }
+    if (a.dkv_rounded) rows_write(a.dkv_rounded + at, x, a.kv_step, row, rows, col, a.head_dim);
+    else rows_write(a.dkv + at, x, a.kv_step, row, rows, col, a.head_dim);
+}
+
+/* Query tile i sees nothing: its gradient is what it was, or zero. */
+template <int BM, int THREADS> __device__ __forceinline__ void unseen_rows(const AttentionBackward &a, int i, int head) {
+    AttentionTile tile = attention_tile<BM>(a.q_map, i);
+    int chunks = a.head_dim / 8;
+    for (int c = thread_anew(); c < tile.count * a.group * chunks; c += THREADS) {
+        int r = c / chunks / a.group, h = c / chunks % a.group;
+        i64 at = ((i64)(tile.first + r) * a.rows + head + h) * a.head_dim + c % chunks * 8;
+        float x[8];
+        UNROLL
+        for (int e = 0; e < 8; e++) x[e] = a.add ? a.dq[at + e] : 0;
+        UNROLL
+        for (int e = 0; e < 8; e++) {
+            if (a.dq_rounded) a.dq_rounded[at + e] = bf16_round(x[e]);
+            else a.dq[at + e] = x[e];
+        }
+    }
 }
 
 /* Where a tile of K begins in kv, and of dK in dkv. */
@@ -224,19 +282,21 @@ __global__ void __launch_bounds__(256, 1) attention_backward_kernel(AttentionBac
 
     BackwardStep step;
     step.i = a.q_tiles - 1, step.h = 0;
-    if (tile_last(attention_tile<BM>(a.q_map, step.i)) < kv.position) return; /* no query sees this tile */
-    tile_fetch<BN, HD, THREADS>(k, a.kv + kv_at, a.kv_step, kv.count, a.head_dim, thread_anew());
-    tile_fetch<BN, HD, THREADS>(v, a.kv + kv_at + a.kv_heads * a.head_dim, a.kv_step, kv.count, a.head_dim, thread_anew());
-    step_fetch<BM, HD, THREADS>(a, queries, a.q, step, head);
-    step_fetch<BM, HD, THREADS>(a, dout, a.dout, step, head);
+    bool more = tile_last(attention_tile<BM>(a.q_map, step.i)) >= kv.position; /* else no query sees this tile */
+    float value = 0;
+    if (more) {
+        tile_fetch<BN, HD, THREADS>(k, a.kv + kv_at, a.kv_step, kv.count, a.head_dim, thread_anew());
+        tile_fetch<BN, HD, THREADS>(v, a.kv + kv_at + a.kv_heads * a.head_dim, a.kv_step, kv.count, a.head_dim, thread_anew());
+        step_fetch<BM, HD, THREADS>(a, queries, a.q, step, head);
+        step_fetch<BM, HD, THREADS>(a, dout, a.dout, step, head);
+        value = step_value<BM>(a, step, head);
+        if ((int)threadIdx.x < 2 * BM) lse[threadIdx.x] = value;
+    }
     cp_async_commit();
-    float value = step_value<BM>(a, step, head);
-    if ((int)threadIdx.x < 2 * BM) lse[threadIdx.x] = value;
 
     float dk[T::KV_M / 16][T::KV_N / 8][4], dv[T::KV_M / 16][T::KV_N / 8][4];
     warp_zero(dk), warp_zero(dv);
     int turn = -1; /* of the dq tile that this block added to last */
-    bool more = true;
     for (int parity = 0; more; parity ^= 1) {
         cp_async_wait<0>();
         __syncthreads(); /* this step's tiles and rows are here, all are done with the last step's */
@@ -254,8 +314,8 @@ __global__ void __launch_bounds__(256, 1) attention_backward_kernel(AttentionBac
             float s[T::S_M / 16][T::S_N / 8][4], dp[T::S_M / 16][T::S_N / 8][4];
             warp_zero(s);
             warp_multiply<false, true, HD, HD, HD>(s, q, row, k, col, thread_anew(), thread_anew());
-            AttentionTile tile = attention_tile<BM>(a.q_map, step.i);
-            if (tile_is_masked<BN>(tile, kv)) mask_tile(s, tile, kv, lane_row, lane_col);
+            AttentionTile tile = attention_tile<BM>(a.q_map, step.i), keys = attention_tile<BN>(a.kv_map, value_anew(j));
+            if (tile_is_masked<BN>(tile, keys)) mask_tile(s, tile, keys, lane_row, lane_col);
             probabilities(s, lse, lane_row, a.scale_log2);
             tile_store<BN>(p, s, lane_row, lane_col);
             warp_zero(dp);
@@ -275,30 +335,34 @@ __global__ void __launch_bounds__(256, 1) attention_backward_kernel(AttentionBac
         cp_async_commit();
         {
             int warp = thread_anew() / 32, row = warp % Q_ROWS * T::Q_M, col = warp / Q_ROWS * T::Q_N;
-            int rows = attention_tile<BM>(a.q_map, step.i).count;
-            float *to = a.dq + step_row<BM>(a, step, head) * a.head_dim, dq[T::Q_M / 16][T::Q_N / 8][4];
+            float dq[T::Q_M / 16][T::Q_N / 8][4];
             floatx4 old[T::Q_M / 16][T::Q_N / 8];
             warp_zero(dq);
             warp_multiply<false, false, BN, BN, HD>(dq, ds, row, k, col, thread_anew(), thread_anew());
-            rows_read(old, to, a.q_step, row, rows, col, a.head_dim);
+            rows_read(old, a.dq + step_row<BM>(a, step, head) * a.head_dim, j == 0 && !a.add, a.q_step, row, attention_tile<BM>(a.q_map, step.i).count, col,
+                      a.head_dim);
             warp_multiply<true, false, BM, BN, HD>(dk, ds, T::kv_row(), q, T::kv_col(), thread_anew(), thread_anew());
-            rows_write(to, old, dq, a.scale, a.q_step, row, rows, col, a.head_dim);
+            rows_add(dq, old, a.scale);
+            step.i = value_anew(step.i);
+            AttentionTile tile = attention_tile<BM>(a.q_map, step.i);
+            i64 at = step_row<BM>(a, step, head) * a.head_dim;
+            /* the last turn: no later KV tile is seen */
+            if (a.dq_rounded && (j + 1 == a.order.tiles || tile_last(tile) < attention_tile<BN>(a.kv_map, j + 1).position))
+                rows_write(a.dq_rounded + at, dq, a.q_step, row, tile.count, col, a.head_dim);
+            else rows_write(a.dq + at, dq, a.q_step, row, tile.count, col, a.head_dim);
         }
         step = next;
     }
     cp_async_wait<0>();
     __threadfence();
     __syncthreads();
-    if (threadIdx.x == 0) counter_add(a.turns + turn, 1);
+    if (turn >= 0 && threadIdx.x == 0) counter_add(a.turns + turn, 1);
     attention_block(a.order, block_anew(), &j, &kv_head);
+    for (; j == 0 && step.i >= 0; step.i--) unseen_rows<BM, THREADS>(a, step.i, kv_head * a.group);
     kv = attention_tile<BN>(a.kv_map, j);
-    floatx4 old[T::KV_M / 16][T::KV_N / 8];
-    float *to = a.dkv + kv_begin(a, kv, kv_head);
-    rows_read(old, to, a.kv_step, T::kv_row(), kv.count, T::kv_col(), a.head_dim);
-    rows_write(to, old, dk, a.scale, a.kv_step, T::kv_row(), kv.count, T::kv_col(), a.head_dim);
-    to += a.kv_heads * a.head_dim;
-    rows_read(old, to, a.kv_step, T::kv_row(), kv.count, T::kv_col(), a.head_dim);
-    rows_write(to, old, dv, 1, a.kv_step, T::kv_row(), kv.count, T::kv_col(), a.head_dim);
+    kv_at = kv_begin(a, kv, kv_head);
+    kv_write(a, kv_at, dk, a.scale, T::kv_row(), kv.count, T::kv_col());
+    kv_write(a, kv_at + a.kv_heads * a.head_dim, dv, 1, T::kv_row(), kv.count, T::kv_col());
 }
 
 /* ---- launch ---- */
@@ -308,7 +372,6 @@ static inline void attention_backward_launch(Device *dev, AttentionBackward a, i
     typedef BackwardTile<HD, BM, BN, S_ROWS, KV_ROWS, Q_ROWS> Tile;
     i64 q_tiles = ceil_div(q_map->run[0].count, BM) + ceil_div(q_map->run[1].count, BM);
     i64 kv_tiles = ceil_div(kv_map->run[0].count, BN) + ceil_div(kv_map->run[1].count, BN);
-    if (q_tiles == 0 || kv_tiles == 0) return;
     a.q_map = attention_map(q_map, BM), a.kv_map = attention_map(kv_map, BN), a.q_tiles = (int)q_tiles;
     /* Q, dout and dq of a KV head's group. At least eight heads at a time: blocks of one head follow each other by a step, and many of
        them in flight would wait at their beginning. */
@@ -325,17 +388,23 @@ static inline void attention_backward_launch(Device *dev, AttentionBackward a, i
 }
 
 /* The one place that picks a kernel: a path for sm_90a (wgmma, TMA) would branch off here. */
-static inline void attention_backward_run(Device *dev, accum *dq, accum *dkv, const real *q, const real *kv, const real *dout, const accum *lse,
-                                          const accum *delta, AttentionShape s, TokenMap q_map, TokenMap kv_map) {
+static inline void attention_backward_run(Device *dev, accum *dq, real *dq_rounded, accum *dkv, real *dkv_rounded, const real *q, const real *kv,
+                                          const real *dout, const accum *lse, const accum *delta, AttentionShape s, TokenMap q_map, TokenMap kv_map,
+                                          int add) {
     attention_check(&s, &q_map, &kv_map);
+    if (q_map.count == 0 || kv_map.count == 0) FAIL(THIS_RANK, "attention backward: a block of %lld queries and %lld keys; it needs both", (long long)q_map.count, (long long)kv_map.count);
     AttentionBackward a;
     memset(&a, 0, sizeof a);
-    a.dq = dq, a.dkv = dkv, a.q = q, a.kv = kv, a.dout = dout, a.lse = lse, a.delta = delta;
+    a.dq = dq, a.dkv = dkv, a.dq_rounded = dq_rounded, a.dkv_rounded = dkv_rounded, a.add = add, a.q = q, a.kv = kv, a.dout = dout, a.lse = lse, a.delta = delta;
     a.kv_heads = (int)s.kv_heads, a.group = (int)(s.heads / s.kv_heads), a.head_dim = (int)s.head_dim;
     a.rows = (int)(s.B * s.heads), a.q_step = a.rows * a.head_dim, a.kv_step = (int)(s.B * 2 * s.kv_heads * s.head_dim);
     a.scale = (float)(1 / sqrt((double)s.head_dim)), a.scale_log2 = (float)(1.44269504088896340736 / sqrt((double)s.head_dim));
-    if (backward_queries(s.head_dim) == 128) attention_backward_launch<64, 128, 128, 4, 4, 4>(dev, a, s.B * s.kv_heads, &q_map, &kv_map);
-    else attention_backward_launch<128, 64, 128, 2, 4, 2>(dev, a, s.B * s.kv_heads, &q_map, &kv_map);
+    i64 heads = s.B * s.kv_heads, shared = dev->state.shared_bytes;
+    if (s.head_dim <= 64 && BackwardTile<64, 128, 128, 4, 4, 4>::SHARED_BYTES <= shared)
+        attention_backward_launch<64, 128, 128, 4, 4, 4>(dev, a, heads, &q_map, &kv_map);
+    else if (s.head_dim <= 64) attention_backward_launch<64, 64, 128, 2, 4, 4>(dev, a, heads, &q_map, &kv_map);
+    else if (BackwardTile<128, 64, 128, 2, 4, 2>::SHARED_BYTES <= shared) attention_backward_launch<128, 64, 128, 2, 4, 2>(dev, a, heads, &q_map, &kv_map);
+    else attention_backward_launch<128, 64, 64, 4, 4, 2>(dev, a, heads, &q_map, &kv_map);
 }
 
 #endif

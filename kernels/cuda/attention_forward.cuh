@@ -10,11 +10,12 @@
 
    c = log2(e) / sqrt(head_dim), so that one multiply-add and one ex2 make an element of P; the maximum is kept in those units.
    K and V have one buffer each and are copy groups of their own: while one is multiplied the other flies. Blocks of the last
-   queries, which see most, go first. merge = 1: maximum = lse, sum = 1, out = out to begin with, all in fp32.
+   queries, which see most, go first. merge = 1: maximum = lse, sum = 1, out = out to begin with, all in fp32. The last block of a row
+   of merges, often the only one, writes bf16 at once.
 
    Dao 2023, arXiv:2307.08691; merge of blocks: Liu, Zaharia, Abbeel 2023, arXiv:2310.01889
 
-   layouts   q (Tq, B, heads, HS), kv (Tk, B, 2, kv_heads, HS) bf16; out as q, lse (Tq, B, heads) fp32
+   layouts   q (Tq, B, heads, HS), kv (Tk, B, 2, kv_heads, HS), rounded as q, bf16; out as q, lse (Tq, B, heads) fp32
    cost      4 pairs HS FLOP; reads KV once per query tile, from L2 where it can
    shared    d64, 128 x 128: 48 KB    d128, 128 x 64: 64 KB    4 warps, two blocks on a multiprocessor
    registers 255; d128 on sm_90 spills 5 words, of which one pointer is read back in the loop                                     */
@@ -25,6 +26,7 @@
 
 typedef struct {
     float *out, *lse;
+    bf16 *rounded; /* not NULL: the result goes here instead of to out */
     const bf16 *q, *kv;
     int heads, kv_heads, group, head_dim, merge; /* group: query heads of a KV head */
     int rows, q_step, kv_step;                   /* from token to token: rows of lse, elements of q, of kv */
@@ -158,13 +160,24 @@ __device__ __forceinline__ void softmax_end(const AttentionForward &a, i64 at, i
             for (int d = 0; d < DT; d++) out[m][d][2 * half] *= inverse, out[m][d][2 * half + 1] *= inverse;
         }
         int row = warp_row + 16 * m + traded_row((int)threadIdx.x);
-        float *to = a.out + (at + row * step) * a.head_dim + traded_col((int)threadIdx.x);
         UNROLL
-        for (int d = 0; d < DT; d++) {
-            lanes_trade(out[m][d]);
-            floatx4 x;
-            for (int e = 0; e < 4; e++) x.v[e] = out[m][d][e];
-            if (row < count && 8 * d < a.head_dim) *(floatx4 *)(to + 8 * d) = x;
+        for (int d = 0; d < DT; d++) lanes_trade(out[m][d]);
+        if (a.rounded) {
+            int col = rounded_col((int)threadIdx.x);
+            bf16 *to = a.rounded + (at + row * step) * a.head_dim + col;
+            UNROLL
+            for (int d = 0; d < DT; d += 2) {
+                bf16x8 x = lanes_round(out[m][d], out[m][d + 1]);
+                if (row < count && 8 * d + col < a.head_dim) *(bf16x8 *)(to + 8 * d) = x;
+            }
+        } else {
+            float *to = a.out + (at + row * step) * a.head_dim + traded_col((int)threadIdx.x);
+            UNROLL
+            for (int d = 0; d < DT; d++) {
+                floatx4 x;
+                for (int e = 0; e < 4; e++) x.v[e] = out[m][d][e];
+                if (row < count && 8 * d < a.head_dim) *(floatx4 *)(to + 8 * d) = x;
+            }
         }
     }
 }
@@ -181,7 +194,7 @@ template <int HD, int BM, int BN, int WARPS> __global__ void __launch_bounds__(3
     attention_block(a.order, block_anew(), &i, &head);
     AttentionTile tile = attention_tile<BM>(a.q_map, a.order.tiles - 1 - i);
     int tiles = tiles_until<BN>(a.kv_map, tile_last(tile));
-    if (tiles == 0 && a.merge) return; /* nothing joins */
+    if (tiles == 0 && a.merge && !a.rounded) return; /* nothing joins */
     int b = head / a.heads, h = head - b * a.heads, warp_row = (int)threadIdx.x / 32 * 16 * MT, lane_row = warp_row + (int)threadIdx.x % 32 / 4;
     i64 at = (i64)tile.first * a.rows + head;
     const bf16 *keys = a.kv + ((i64)b * 2 * a.kv_heads + h / a.group) * a.head_dim;
@@ -232,12 +245,12 @@ static inline void attention_forward_launch(Device *dev, AttentionForward a, con
 }
 
 /* The one place that picks a kernel: a path for sm_90a (wgmma, TMA) would branch off here. */
-static inline void attention_forward_run(Device *dev, accum *out, accum *lse, const real *q, const real *kv, AttentionShape s, TokenMap q_map,
-                                         TokenMap kv_map, int merge) {
+static inline void attention_forward_run(Device *dev, accum *out, real *rounded, accum *lse, const real *q, const real *kv, AttentionShape s,
+                                         TokenMap q_map, TokenMap kv_map, int merge) {
     attention_check(&s, &q_map, &kv_map);
     AttentionForward a;
     memset(&a, 0, sizeof a);
-    a.out = out, a.lse = lse, a.q = q, a.kv = kv, a.merge = merge;
+    a.out = out, a.rounded = rounded, a.lse = lse, a.q = q, a.kv = kv, a.merge = merge;
     a.heads = (int)s.heads, a.kv_heads = (int)s.kv_heads, a.group = (int)(s.heads / s.kv_heads), a.head_dim = (int)s.head_dim;
     a.rows = (int)(s.B * s.heads), a.q_step = a.rows * a.head_dim, a.kv_step = (int)(s.B * 2 * s.kv_heads * s.head_dim);
     a.scale_log2 = (float)(1.44269504088896340736 / sqrt((double)s.head_dim));

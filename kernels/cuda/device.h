@@ -15,6 +15,7 @@ typedef struct {
     int sharing;       /* ranks on this rank's GPU */
     char name[256];
     int major, minor, multiprocessors;
+    i64 shared_bytes; /* of shared memory, for one block */
     double clock_hz;
 } DevicePlace;
 
@@ -37,7 +38,7 @@ static inline DevicePlace device_place(int local, int locals, int threads) {
 
 /* Look at the GPU, or say why there is none, or why it cannot be used with --comm `comm`. */
 static inline void device_open(DevicePlace *p, const char *comm) {
-    int driver = 0, runtime = 0, clock_khz = 0;
+    int driver = 0, runtime = 0, clock_khz = 0, shared = 0;
     if (!p->count) {
         cudaDriverGetVersion(&driver), cudaRuntimeGetVersion(&runtime);
         if (driver == 0) FAIL(EVERYONE, "no NVIDIA driver on this host; install it, or use make train_gpt_cpu");
@@ -54,8 +55,9 @@ static inline void device_open(DevicePlace *p, const char *comm) {
     CUDA_CHECK(cudaSetDevice(p->index));
     CUDA_CHECK(cudaGetDeviceProperties(&prop, p->index));
     CUDA_CHECK(cudaDeviceGetAttribute(&clock_khz, cudaDevAttrClockRate, p->index));
+    CUDA_CHECK(cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, p->index));
     snprintf(p->name, sizeof p->name, "%s", prop.name);
-    p->major = prop.major, p->minor = prop.minor, p->multiprocessors = prop.multiProcessorCount, p->clock_hz = 1e3 * clock_khz;
+    p->major = prop.major, p->minor = prop.minor, p->multiprocessors = prop.multiProcessorCount, p->clock_hz = 1e3 * clock_khz, p->shared_bytes = shared;
     if (p->major < 8) FAIL(EVERYONE, "GPU %d is a %s (sm_%d%d); the kernels need sm_80 or later (A100, H100, ...)", p->index, p->name, p->major, p->minor);
     if (cudaFuncGetAttributes(&kernel, sum_parts_f64_kernel) != cudaSuccess)
         FAIL(EVERYONE, "this program has no kernels for GPU %d, a %s (sm_%d%d); build it with make -B train_gpt CUDA_ARCHS=%d%d", p->index, p->name, p->major,
@@ -102,7 +104,7 @@ static inline void device_init(Device *dev, const DevicePlace *p, int imagined) 
     dev->imagined = imagined;
     dev->threads = p->threads;
     if (imagined) return;
-    dev->state.multiprocessors = p->multiprocessors;
+    dev->state.multiprocessors = p->multiprocessors, dev->state.shared_bytes = p->shared_bytes;
     CUDA_CHECK(cudaSetDevice(p->index));
     CUDA_CHECK(cudaStreamCreateWithFlags(&dev->state.stream, cudaStreamNonBlocking));
     dev->state.gemm = gemm_open();
@@ -170,6 +172,12 @@ static inline void marks_free(MarkPool *p) {
 static inline void device_free(Device *dev) {
     device_finish(dev);
     marks_free(&dev->state.marks);
+    for (int i = 0; i < PINNED_SLOTS; i++) {
+        if (!dev->state.pinned[i].host) continue;
+        CUDA_CHECK(cudaFreeHost(dev->state.pinned[i].host));
+        CUDA_CHECK(cudaEventDestroy(dev->state.pinned[i].done));
+        dev->state.pinned[i].host = NULL;
+    }
     gemm_close(dev->state.gemm);
     if (dev->state.stream) CUDA_CHECK(cudaStreamDestroy(dev->state.stream));
     dev->state.stream = NULL, dev->state.gemm = NULL;
@@ -185,9 +193,29 @@ static inline void device_scratch(Device *dev, void *scratch, i64 bytes) {
     dev->state.scratch_bytes = bytes;
 }
 
+/* The next slot of pinned memory, once the device has read what was in it. */
+static inline PinnedSlot *pinned_slot(Device *dev) {
+    PinnedSlot *slot = &dev->state.pinned[dev->state.pinned_next++ % PINNED_SLOTS];
+    cudaError_t state = cudaSuccess;
+    if (!slot->host) {
+        if (cudaMallocHost(&slot->host, PINNED_BYTES) != cudaSuccess) FAIL(THIS_RANK, "out of pinned host memory: %d bytes to copy through", PINNED_BYTES);
+        CUDA_CHECK(cudaEventCreateWithFlags(&slot->done, cudaEventDisableTiming));
+    } else {
+        while ((state = cudaEventQuery(slot->done)) == cudaErrorNotReady) device_poll(dev);
+    }
+    CUDA_CHECK(state);
+    return slot;
+}
+
+/* Through pinned memory, in the stream's order: the host goes on, and may overwrite `src`. */
 static inline void copy_in_run(Device *dev, void *dst, const void *src, i64 bytes) {
-    CUDA_CHECK(cudaMemcpyAsync(dst, src, (size_t)bytes, cudaMemcpyHostToDevice, dev->state.stream));
-    device_finish(dev);
+    for (i64 at = 0; at < bytes; at += PINNED_BYTES) {
+        size_t n = (size_t)i64_min(PINNED_BYTES, bytes - at);
+        PinnedSlot *slot = pinned_slot(dev);
+        memcpy(slot->host, (const char *)src + at, n);
+        CUDA_CHECK(cudaMemcpyAsync((char *)dst + at, slot->host, n, cudaMemcpyHostToDevice, dev->state.stream));
+        CUDA_CHECK(cudaEventRecord(slot->done, dev->state.stream));
+    }
 }
 
 static inline void copy_out_run(Device *dev, void *dst, const void *src, i64 bytes) {

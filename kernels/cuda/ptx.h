@@ -27,6 +27,12 @@ __device__ __forceinline__ void mma_bf16_16816(float d[4], const uint32_t a[4], 
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
+/* x, but what follows from it is computed anew: it holds no registers between here and where it was computed before. */
+__device__ __forceinline__ int value_anew(int x) {
+    asm volatile("" : "+r"(x));
+    return x;
+}
+
 /* Four 8 x 8 tiles of bf16 from shared memory: lanes 8i..8i+7 give the rows (16 bytes each) of tile i, which becomes r[i]. */
 __device__ __forceinline__ void ldmatrix_x4(uint32_t r[4], const void *row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];\n"

@@ -25,7 +25,7 @@ static inline i64 accum_size(void) { return (i64)sizeof(accum); }
 
 #define BACKEND_FLAGS \
     {NULL, "grad-comm", FLAG_CHOICE, AT(grad_comm), "fp32", 0, 0, "fp32|bf16", "weight gradients on the wire; bf16 ones are still summed in fp32"}, \
-    {NULL, "comm-timeout", FLAG_REAL, AT(comm_timeout), "600", 0, 1e9, NULL, "seconds that one collective over NCCL may take before the run stops; 0: any"},
+    {NULL, "comm-timeout", FLAG_REAL, AT(comm_timeout), "600", 0, 1e9, NULL, "seconds that one collective may take before the run stops; 0: any"},
 
 #define BACKEND_GROUP /* a group of flags of its own: none */
 
@@ -44,6 +44,13 @@ typedef struct {
     cudaStream_t idle;   /* has nothing to do: an event in it is when the host asked */
 } MarkPool;
 
+/* Pinned memory that copies from the host go through, slot after slot: tokens and targets of two micro-batches may be under way. */
+enum { PINNED_SLOTS = 4, PINNED_BYTES = 4 << 20 };
+typedef struct {
+    void *host;
+    cudaEvent_t done; /* the device has read it */
+} PinnedSlot;
+
 /* What the backend keeps of a rank's GPU. Every operation runs on `stream`, in the order of the calls, and may use `scratch`, which the
    next operation overwrites. */
 typedef struct {
@@ -51,8 +58,11 @@ typedef struct {
     char *scratch;
     i64 scratch_bytes;
     int multiprocessors;
+    i64 shared_bytes; /* that a block may ask for */
     struct GemmState *gemm; /* gemm.cuh's handle and plans */
     MarkPool marks;
+    PinnedSlot pinned[PINNED_SLOTS];
+    unsigned pinned_next;
 } DeviceState;
 
 #endif
