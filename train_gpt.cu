@@ -121,9 +121,11 @@ static void model_keep_layer(Model *m, AttentionSaved *a, MlpSaved *p) {
 }
 
 /* Rows of logits held at once: some 64 MB of them, a quarter of the own ones; every chunk reads all of the head's weights, so
-   not below 128 (half of the own ones) for the quarter's sake. */
+   not below 128 (half of the own ones) for the quarter's sake. Every chunk also adds to the weights' gradient in accum: r rows give 2r FLOP
+   for each 8 bytes of it. A GPU, which is where real is bf16, does some 300 FLOP while a byte comes and another goes: it wants
+   thousands of rows. */
 static i64 model_head_rows(const Model *m) {
-    i64 budget = ((i64)64 << 20) / (m->config.vocab * real_size()), own = own_rows(m);
+    i64 budget = ((i64)(real_is_accum() ? 64 : 256) << 20) / (m->config.vocab * real_size()), own = own_rows(m);
     i64 share = i64_max(ceil_div(own, 4), i64_min(ceil_div(own, 2), 128));
     return i64_max(1, i64_min(i64_max(budget, 64), share));
 }
