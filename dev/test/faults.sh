@@ -81,9 +81,11 @@ S="test_schemes 4 1 2 4"
 SHIFTED='s/^( *)(dataset_column\(d, sequence, \&m->own_map, 1, targets, b, m->B\);)/\1\2 for (i64 i = 0; i < m->T_own; i++) targets[i * m->B + b] = tokens[(m->own_first + (i + 1) % m->T_own) * m->B + b];/'
 # shellcheck disable=SC2086
 {
-fault 'ring: blocks are not merged' ring.h 's/kv_map, step > 0\)/kv_map, 0)/' $S
+fault 'ring: blocks are not merged' ring.h '0,/ring_visitor\(m, step\), step > 0\)/s//ring_visitor(m, step), 0)/' $S
+fault 'ring: query gradients of earlier blocks are lost' ring.h 's/^( +ring_attention_shape\(m\), m->ring_map, ring_visitor\(m, step\)), step > 0/\1, 0/' $S
+fault 'ring: a share that nobody made is sent on' ring.h 's/^ +else zero_fill\(.*$//' $S
 fault 'ring: the exchange is skipped' ring.h '0,/kv = arriving;/s//kv = s->kv;/' $S
-fault 'ring: gradients never come home' ring.h 's/if \(home->arrived\) sum_parts\(.*$//' $S
+fault 'ring: gradients never come home' ring.h 's/^    sum_parts\(\&m->dev, h->dkv_sum.*$//' $S
 fault 'ring: visitors taken for their neighbours' ring.h 's/ring_rank - steps \+ R/ring_rank - steps + 1 + R/' $S
 fault 'zigzag: second chunk shifted' core/positions.h 's/2 \* ranks - 1 - rank/2 * ranks - 2 - rank/' $S
 fault 'stripe: contiguous instead' core/positions.h 's/layout == RING_CONTIGUOUS\)/layout != RING_ZIGZAG)/' test_positions 1
@@ -127,6 +129,10 @@ emulated 'cuda: a barrier is missing' kernels/cuda/attention_forward.cuh 's@__sy
 emulated 'cuda: another swizzle on one side' kernels/cuda/attention_backward.cuh 's/int first = swizzle<COLS>\(row, col\);/int first = swizzle<COLS>(row + 1, col) - COLS;/' test_cuda_attention small
 emulated 'cuda: rows not swizzled: right, but in the same banks' kernels/cuda/attention.cuh 's/\(\(\(col >> 3\) \^ \(row \& 7\)\) << 3\)/(col >> 3 << 3)/' test_cuda_attention small
 emulated 'cuda: a copy is not waited for' kernels/cuda/attention_forward.cuh 's/cp_async_wait<0>\(\);//' test_cuda_attention small
+emulated 'cuda: what was summed does not shrink with the base' kernels/cuda/attention_forward.cuh 's/sum\[m\]\[half\] \*= shrink;//' test_cuda_attention small
+emulated 'cuda: a base that is never raised' kernels/cuda/attention_forward.cuh 's/top\[m\]\[half\] \+ 8;/top[m][half] + 1e9f;/' test_cuda_attention small
+emulated 'cuda: a sum of gradients rounded before its last turn' kernels/cuda/attention_backward.cuh 's/step->last \&\& a.dq_rounded/a.dq_rounded/' test_cuda_attention small
+emulated 'cuda: queries that see nothing keep what was there' kernels/cuda/attention_backward.cuh 's/i < steps\[n % STEPS\].h/i < 0/' test_cuda_attention small
 emulated 'cuda: a tail one short' kernels/cuda/reduce.cuh 's/i < left \? bf16_float/i < left - 1 ? bf16_float/' test_cuda_ops
 emulated 'cuda: the order of sums in dq not kept' kernels/cuda/attention_backward.cuh 's/counter_wait\(/if (0) counter_wait(/' test_cuda_attention
 caught 'self-check: attention exchange skipped' ring.h '0,/kv = arriving;/s//kv = s->kv;/' 'self-check: .*but none of the' 4 --sp ring --selfcheck on

@@ -16,6 +16,7 @@
 #define GRADIENT_BOUND 6e-3
 #define LSE_BOUND 2e-6
 
+static int steep; /* 1: the last keys are small, the first ones large: the running maximum rises and rises */
 static i64 shared_most = (i64)1 << 40; /* bytes that a block may have, if the device lets it */
 
 typedef struct {
@@ -220,6 +221,9 @@ static void run_case(Case *c, int again, const char *name) {
     static int cases;
     c->add = cases++ % 2;
     c->q = randoms(q_elements(c), 2), c->kv = randoms(kv_elements(c), 2), c->dout = randoms(q_elements(c), 1);
+    i64 token = kv_elements(c) / c->s.Tk, half = c->s.kv_heads * c->s.head_dim;
+    for (i64 i = 0; steep && i < kv_elements(c); i++)
+        if (i / half % 2 == 0) c->kv[i] *= 20 * (1 - (double)(i / token) / (double)c->s.Tk);
     c->dq = randoms(q_elements(c), 1e-2);
     c->out = zeros(q_elements(c)), c->lse = zeros(q_rows(c)), c->delta = zeros(q_rows(c));
     c->want_dq = zeros(q_elements(c)), c->want_dkv = zeros(kv_elements(c));
@@ -261,7 +265,7 @@ static void test_block(i64 HS, i64 heads, i64 kv_heads, i64 B, i64 q_first, i64 
     c.s.B = B, c.s.Tq = Tq, c.s.Tk = Tk, c.s.heads = heads, c.s.kv_heads = kv_heads, c.s.head_dim = HS;
     c.q_map = run_of(q_first, 1, Tq), c.kv_map[0] = run_of(kv_first, 1, Tk), c.blocks = 1;
     char name[160];
-    snprintf(name, sizeof name, "head dim %lld, heads %lld:%lld, B %lld, queries %lld+%lld, keys %lld+%lld", (long long)HS, (long long)heads,
+    snprintf(name, sizeof name, "%shead dim %lld, heads %lld:%lld, B %lld, queries %lld+%lld, keys %lld+%lld", steep ? "steep, " : "", (long long)HS, (long long)heads,
              (long long)kv_heads, (long long)B, (long long)q_first, (long long)Tq, (long long)kv_first, (long long)Tk);
     run_case(&c, again, name);
 }
@@ -315,6 +319,10 @@ int main(int argc, char **argv) {
     test_block(64, 1, 1, 1, 0, 7, 50, 33, 0);   /* no row sees anything */
     test_ring(RING_ZIGZAG, 264, 2, 1, 64, 1, 1, 0);
     test_ring(RING_STRIPE, 264, 2, 0, 128, 1, 1, 0);
+    steep = 1;
+    test_block(64, 1, 1, 1, 200, 130, 0, 330, 0);
+    test_block(128, 2, 1, 1, 200, 130, 0, 330, 0);
+    steep = 0;
     if (!small) {
         static const i64 LENGTHS[] = {1, 7, 33, 130, 200, 257};
         for (int i = 0; i < COUNT_OF(LENGTHS); i++) test_block(64, 4, 1, 1, 0, LENGTHS[i], 0, LENGTHS[i], i == 5);

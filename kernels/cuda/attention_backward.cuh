@@ -20,8 +20,8 @@
         j = 1         3    2    1             with a lower index, as the counters' protocol wants
         j = 2              3    2
 
-   What a block added is seen by the next once it has passed the counter on: after every thread's __threadfence, in the middle of its
-   next step, when the stores have long been made. No float atomics: the order, and so the bits, are the same on every run.
+   What a block added is seen by the next once it has passed the counter on: one thread does, behind a barrier of the block, in the middle of
+   its next step, when the stores have long been made. No float atomics: the order, and so the bits, are the same on every run.
 
    dkv has one writer. Rows whose lse is -inf (they saw nothing) and rows past the tile's end get P = 0. Query tiles that see no key at all
    have no turns: the block of KV tile 0 writes them.
@@ -33,7 +33,7 @@
    scratch   one int per (B, head, query tile)
    shared    d64, 128 x 128: 145 KB    d128, 64 x 128: 144.5 KB    8 warps, one block on a multiprocessor
              d64,  64 x 128: 88.5 KB   d128, 64 x 64:  96.5 KB     where a block has 99 KB at most: sm_86, sm_89, sm_120
-   registers 255; d128 on sm_80 spills 26 bytes, a few words a step                                                         */
+   registers 255 (194 to 230 of the smaller tiles), no spills                                                                */
 #ifndef ODYSSEUS_CUDA_ATTENTION_BACKWARD_H
 #define ODYSSEUS_CUDA_ATTENTION_BACKWARD_H
 
@@ -85,10 +85,15 @@ typedef struct {
     AttentionOrder order; /* KV tiles of KV heads */
 } AttentionBackward;
 
-/* One step of a block: a query tile of a query head. */
+/* One step of a block: a query tile of a query head. One thread makes them, two steps ahead, in shared memory, where the others read what they
+   need when they need it: it is the same for all, and their registers are full. */
 typedef struct {
-    int i, h; /* index of the tile; query head within the group */
+    i64 row;                     /* of lse and delta, where the tile begins */
+    int i, h;                    /* index of the tile, query head within the group; i < 0: no step, h the tiles before the last one, unseen */
+    int position, stride, count; /* of the tile's tokens */
+    int last;                    /* no later KV tile is seen: the sum is complete */
 } BackwardStep;
+enum { STEPS = 4 }; /* the last one, this one, the next, and the one after it, which is being made */
 
 /* Tiles in shared memory, and which part of each product a warp has. The eight warps stand in S_ROWS rows for S and dP, in KV_ROWS for dK
    and dV, in Q_ROWS for dQ. */
@@ -97,41 +102,49 @@ template <int HD, int BM, int BN, int S_ROWS, int KV_ROWS, int Q_ROWS> struct Ba
     static constexpr int S_M = BM / S_ROWS, S_N = BN * S_ROWS / WARPS;   /* rows and columns of one warp */
     static constexpr int KV_M = BN / KV_ROWS, KV_N = HD * KV_ROWS / WARPS;
     static constexpr int Q_M = BM / Q_ROWS, Q_N = HD * Q_ROWS / WARPS;
-    static constexpr int SHARED_BYTES = (2 * BN * HD + 3 * BM * HD + 2 * BM * BN) * (int)sizeof(bf16) + 2 * BM * (int)sizeof(float);
+    static constexpr int SHARED_BYTES = (2 * BN * HD + 3 * BM * HD + 2 * BM * BN) * (int)sizeof(bf16) + 2 * BM * (int)sizeof(float) +
+                                        STEPS * (int)sizeof(BackwardStep);
     static __device__ __forceinline__ int kv_row(void) { return thread_anew() / 32 % KV_ROWS * KV_M; }
     static __device__ __forceinline__ int kv_col(void) { return thread_anew() / 32 / KV_ROWS * KV_N; }
     static_assert(2 * BM <= THREADS, "a thread for every lse and delta of a tile");
 };
 
-/* The step after this one, if there is one: all heads of the group, then the query tile before. */
-template <int BM> __device__ __forceinline__ bool step_next(const AttentionBackward &a, BackwardStep *s, int kv_position) {
-    if (++s->h < a.group) return true;
-    s->h = 0;
-    return --s->i >= 0 && tile_last(attention_tile<BM>(a.q_map, s->i)) >= kv_position;
+/* The step of query tile i and head h of the group, if the tile sees KV tile j: it becomes `s`. `head` is the group's first, of all sequences. */
+template <int BM, int BN> __device__ __forceinline__ void step_make(const AttentionBackward &a, BackwardStep *s, int i, int h, int j, int head) {
+    AttentionTile tile = attention_tile<BM>(a.q_map, i < 0 ? 0 : i), kv = attention_tile<BN>(a.kv_map, j), after = attention_tile<BN>(a.kv_map, j + 1);
+    bool seen = i >= 0 && tile_last(tile) >= kv.position;
+    s->row = (i64)tile.first * a.rows + head + h;
+    s->i = seen ? i : -1, s->h = seen ? h : i + 1;
+    s->position = tile.position, s->stride = tile.stride, s->count = tile.count;
+    s->last = j + 1 == a.order.tiles || tile_last(tile) < after.position;
 }
 
-/* Row of lse and delta where a step begins; `head` is the group's first, of all sequences. */
-template <int BM> __device__ __forceinline__ i64 step_row(const AttentionBackward &a, BackwardStep s, int head) {
-    return (i64)attention_tile<BM>(a.q_map, s.i).first * a.rows + head + s.h;
+/* The step after `s`: all heads of the group, then the query tile before. */
+template <int BM, int BN> __device__ __forceinline__ void step_after(const AttentionBackward &a, BackwardStep *next, const BackwardStep *s, int j, int head) {
+    bool same = s->h + 1 < a.group;
+    if (s->i < 0) *next = *s;
+    else step_make<BM, BN>(a, next, same ? s->i : s->i - 1, same ? s->h + 1 : 0, j, head);
 }
 
 /* Begin to bring a step's tile of q or dout. */
 template <int BM, int HD, int THREADS>
-__device__ __forceinline__ void step_fetch(const AttentionBackward &a, bf16 *tile, const bf16 *from, BackwardStep s, int head) {
-    int rows = attention_tile<BM>(a.q_map, s.i).count;
-    tile_fetch<BM, HD, THREADS>(tile, from + step_row<BM>(a, s, head) * a.head_dim, a.q_step, rows, a.head_dim, thread_anew());
+__device__ __forceinline__ void step_fetch(const AttentionBackward &a, bf16 *tile, const bf16 *from, const BackwardStep *s) {
+    tile_fetch<BM, HD, THREADS>(tile, from + s->row * a.head_dim, a.q_step, s->count, a.head_dim, thread_anew());
 }
 
 /* This thread's element of the step's rows: lse in units of log2 for the first BM threads, delta for the next BM. */
-template <int BM> __device__ __forceinline__ float step_value(const AttentionBackward &a, BackwardStep s, int head) {
+template <int BM> __device__ __forceinline__ float step_value(const AttentionBackward &a, const BackwardStep *s) {
     int row = (int)threadIdx.x % BM;
     bool is_lse = (int)threadIdx.x < BM;
-    if ((int)threadIdx.x >= 2 * BM || row >= attention_tile<BM>(a.q_map, s.i).count) return is_lse ? INFINITY : 0;
-    i64 at = step_row<BM>(a, s, head) + (i64)row * a.rows;
+    if ((int)threadIdx.x >= 2 * BM || row >= s->count) return is_lse ? INFINITY : 0;
+    i64 at = s->row + (i64)row * a.rows;
     if (!is_lse) return a.delta[at];
     float lse = a.lse[at];
     return lse == -INFINITY ? INFINITY : lse * LOG2_E;
 }
+
+/* Whose turn it is with a step's tile of dq. */
+__device__ __forceinline__ int *step_turn(const AttentionBackward &a, const BackwardStep *s, int head) { return a.turns + (head + s->h) * a.q_tiles + s->i; }
 
 /* Scores become probabilities: 2^(c s - lse), 0 for a score of -inf. */
 template <int MT, int NT> __device__ __forceinline__ void probabilities(float (&s)[MT][NT][4], const float *lse, int row, float scale_log2) {
@@ -185,8 +198,8 @@ __device__ __forceinline__ void rows_read(floatx4 (&old)[MT][NT], const float *f
     for (int m = 0; m < MT; m++)
         UNROLL
         for (int n = 0; n < NT; n++) {
-            if (zeros) old[m][n].v[0] = old[m][n].v[1] = old[m][n].v[2] = old[m][n].v[3] = 0;
-            else if (r + 16 * m < rows && col + 8 * n < width) old[m][n] = *(const floatx4 *)(from + at + (unsigned)(16 * m * step) + 8 * n);
+            old[m][n].v[0] = old[m][n].v[1] = old[m][n].v[2] = old[m][n].v[3] = 0;
+            if (!zeros && r + 16 * m < rows && col + 8 * n < width) old[m][n] = *(const floatx4 *)(from + at + (unsigned)(16 * m * step) + 8 * n);
         }
 }
 /* ... and later x = old + factor x, traded. */
@@ -274,48 +287,50 @@ __global__ void __launch_bounds__(256, 1) attention_backward_kernel(AttentionBac
     SHARED_DYNAMIC(bf16, shared);
     bf16 *k = shared, *v = k + BN * HD, *queries = v + BN * HD, *dout = queries + 2 * BM * HD, *p = dout + BM * HD, *ds = p + BM * BN;
     float *lse = (float *)(ds + BM * BN), *delta = lse + BM;
+    BackwardStep *steps = (BackwardStep *)(delta + BM);
     int j, kv_head;
     attention_block(a.order, block_anew(), &j, &kv_head);
-    AttentionTile kv = attention_tile<BN>(a.kv_map, j);
     int head = kv_head * a.group; /* the group's first query head */
-    i64 kv_at = kv_begin(a, kv, kv_head);
-
-    BackwardStep step;
-    step.i = a.q_tiles - 1, step.h = 0;
-    bool more = tile_last(attention_tile<BM>(a.q_map, step.i)) >= kv.position; /* else no query sees this tile */
+    if (threadIdx.x == 0) {
+        step_make<BM, BN>(a, steps, a.q_tiles - 1, 0, j, head);
+        step_after<BM, BN>(a, steps + 1, steps, j, head);
+    }
+    __syncthreads();
     float value = 0;
-    if (more) {
-        tile_fetch<BN, HD, THREADS>(k, a.kv + kv_at, a.kv_step, kv.count, a.head_dim, thread_anew());
-        tile_fetch<BN, HD, THREADS>(v, a.kv + kv_at + a.kv_heads * a.head_dim, a.kv_step, kv.count, a.head_dim, thread_anew());
-        step_fetch<BM, HD, THREADS>(a, queries, a.q, step, head);
-        step_fetch<BM, HD, THREADS>(a, dout, a.dout, step, head);
-        value = step_value<BM>(a, step, head);
+    if (steps->i >= 0) { /* else no query sees this tile */
+        AttentionTile kv = attention_tile<BN>(a.kv_map, j);
+        const bf16 *keys = a.kv + kv_begin(a, kv, kv_head);
+        tile_fetch<BN, HD, THREADS>(k, keys, a.kv_step, kv.count, a.head_dim, thread_anew());
+        tile_fetch<BN, HD, THREADS>(v, keys + a.kv_heads * a.head_dim, a.kv_step, kv.count, a.head_dim, thread_anew());
+        step_fetch<BM, HD, THREADS>(a, queries, a.q, steps);
+        step_fetch<BM, HD, THREADS>(a, dout, a.dout, steps);
+        value = step_value<BM>(a, steps);
         if ((int)threadIdx.x < 2 * BM) lse[threadIdx.x] = value;
     }
     cp_async_commit();
 
     float dk[T::KV_M / 16][T::KV_N / 8][4], dv[T::KV_M / 16][T::KV_N / 8][4];
     warp_zero(dk), warp_zero(dv);
-    int turn = -1; /* of the dq tile that this block added to last */
-    for (int parity = 0; more; parity ^= 1) {
+    unsigned n = 0; /* steps done */
+    for (; steps[n % STEPS].i >= 0; n++) {
+        const BackwardStep *step = steps + n % STEPS, *next = steps + (n + 1) % STEPS, *done = steps + (n + STEPS - 1) % STEPS;
         cp_async_wait<0>();
         __syncthreads(); /* this step's tiles and rows are here, all are done with the last step's */
-        const bf16 *q = queries + parity * BM * HD;
-        BackwardStep next = step;
-        more = step_next<BM>(a, &next, kv.position);
-        if (more) {
-            step_fetch<BM, HD, THREADS>(a, queries + (parity ^ 1) * BM * HD, a.q, next, head);
-            value = step_value<BM>(a, next, head);
+        const bf16 *q = queries + n % 2 * BM * HD;
+        if (next->i >= 0) {
+            step_fetch<BM, HD, THREADS>(a, queries + (n + 1) % 2 * BM * HD, a.q, next);
+            value = step_value<BM>(a, next);
         }
         cp_async_commit();
+        if (threadIdx.x == THREADS - 32) step_after<BM, BN>(a, steps + (n + 2) % STEPS, next, j, head);
         {
             int thread = thread_anew(), warp = thread / 32, lane = thread % 32;
             int row = warp % S_ROWS * T::S_M, col = warp / S_ROWS * T::S_N, lane_row = row + lane / 4, lane_col = col + lane % 4 * 2;
             float s[T::S_M / 16][T::S_N / 8][4], dp[T::S_M / 16][T::S_N / 8][4];
             warp_zero(s);
             warp_multiply<false, true, HD, HD, HD>(s, q, row, k, col, thread_anew(), thread_anew());
-            AttentionTile tile = attention_tile<BM>(a.q_map, step.i), keys = attention_tile<BN>(a.kv_map, value_anew(j));
-            if (tile_is_masked<BN>(tile, keys)) mask_tile(s, tile, keys, lane_row, lane_col);
+            AttentionTile tile = {0, step->position, step->stride, step->count}, kv = attention_tile<BN>(a.kv_map, value_anew(j));
+            if (tile_is_masked<BN>(tile, kv)) mask_tile(s, tile, kv, lane_row, lane_col);
             probabilities(s, lse, lane_row, a.scale_log2);
             tile_store<BN>(p, s, lane_row, lane_col);
             warp_zero(dp);
@@ -323,15 +338,13 @@ __global__ void __launch_bounds__(256, 1) attention_backward_kernel(AttentionBac
             score_gradients(dp, s, delta, lane_row);
             tile_store<BN>(ds, dp, lane_row, lane_col);
         }
-        if (turn >= 0) __threadfence(); /* the last step's dq, before its turn is passed on */
-        __syncthreads();           /* P and dS are written, lse and delta read */
-        if (turn >= 0 && threadIdx.x == 0) counter_add(a.turns + turn, 1);
-        if (more && (int)threadIdx.x < 2 * BM) lse[threadIdx.x] = value;
+        __syncthreads(); /* P and dS are written, lse and delta read */
+        if (n > 0 && threadIdx.x == 0) counter_add(step_turn(a, done, head), 1);
+        if (next->i >= 0 && (int)threadIdx.x < 2 * BM) lse[threadIdx.x] = value;
         warp_multiply<true, false, BM, BN, HD>(dv, p, T::kv_row(), dout, T::kv_col(), thread_anew(), thread_anew());
-        turn = (head + step.h) * a.q_tiles + step.i;
-        if (threadIdx.x == 0) counter_wait(a.turns + turn, j);
+        if (threadIdx.x == 0) counter_wait(step_turn(a, step, head), j);
         __syncthreads(); /* all are done with dout; it is this block's turn */
-        if (more) step_fetch<BM, HD, THREADS>(a, dout, a.dout, next, head);
+        if (next->i >= 0) step_fetch<BM, HD, THREADS>(a, dout, a.dout, next);
         cp_async_commit();
         {
             int warp = thread_anew() / 32, row = warp % Q_ROWS * T::Q_M, col = warp / Q_ROWS * T::Q_N;
@@ -339,28 +352,20 @@ __global__ void __launch_bounds__(256, 1) attention_backward_kernel(AttentionBac
             floatx4 old[T::Q_M / 16][T::Q_N / 8];
             warp_zero(dq);
             warp_multiply<false, false, BN, BN, HD>(dq, ds, row, k, col, thread_anew(), thread_anew());
-            rows_read(old, a.dq + step_row<BM>(a, step, head) * a.head_dim, j == 0 && !a.add, a.q_step, row, attention_tile<BM>(a.q_map, step.i).count, col,
-                      a.head_dim);
+            rows_read(old, a.dq + step->row * a.head_dim, j == 0 && !a.add, a.q_step, row, step->count, col, a.head_dim);
             warp_multiply<true, false, BM, BN, HD>(dk, ds, T::kv_row(), q, T::kv_col(), thread_anew(), thread_anew());
             rows_add(dq, old, a.scale);
-            step.i = value_anew(step.i);
-            AttentionTile tile = attention_tile<BM>(a.q_map, step.i);
-            i64 at = step_row<BM>(a, step, head) * a.head_dim;
-            /* the last turn: no later KV tile is seen */
-            if (a.dq_rounded && (j + 1 == a.order.tiles || tile_last(tile) < attention_tile<BN>(a.kv_map, j + 1).position))
-                rows_write(a.dq_rounded + at, dq, a.q_step, row, tile.count, col, a.head_dim);
-            else rows_write(a.dq + at, dq, a.q_step, row, tile.count, col, a.head_dim);
+            if (step->last && a.dq_rounded) rows_write(a.dq_rounded + step->row * a.head_dim, dq, a.q_step, row, step->count, col, a.head_dim);
+            else rows_write(a.dq + step->row * a.head_dim, dq, a.q_step, row, step->count, col, a.head_dim);
         }
-        step = next;
     }
     cp_async_wait<0>();
-    __threadfence();
     __syncthreads();
-    if (turn >= 0 && threadIdx.x == 0) counter_add(a.turns + turn, 1);
+    if (n > 0 && threadIdx.x == 0) counter_add(step_turn(a, steps + (n + STEPS - 1) % STEPS, head), 1);
     attention_block(a.order, block_anew(), &j, &kv_head);
-    for (; j == 0 && step.i >= 0; step.i--) unseen_rows<BM, THREADS>(a, step.i, kv_head * a.group);
-    kv = attention_tile<BN>(a.kv_map, j);
-    kv_at = kv_begin(a, kv, kv_head);
+    for (int i = 0; j == 0 && i < steps[n % STEPS].h; i++) unseen_rows<BM, THREADS>(a, i, kv_head * a.group);
+    AttentionTile kv = attention_tile<BN>(a.kv_map, j);
+    i64 kv_at = kv_begin(a, kv, kv_head);
     kv_write(a, kv_at, dk, a.scale, T::kv_row(), kv.count, T::kv_col());
     kv_write(a, kv_at + a.kv_heads * a.head_dim, dv, 1, T::kv_row(), kv.count, T::kv_col());
 }

@@ -18,7 +18,7 @@
    layouts   q (Tq, B, heads, HS), kv (Tk, B, 2, kv_heads, HS), rounded as q, bf16; out as q, lse (Tq, B, heads) fp32
    cost      4 pairs HS FLOP; reads KV once per query tile, from L2 where it can
    shared    d64, 128 x 128: 48 KB    d128, 128 x 64: 64 KB    4 warps, two blocks on a multiprocessor
-   registers 255; d128 on sm_90 spills 5 words, of which one pointer is read back in the loop                                     */
+   registers 255, no spills                                                                                                         */
 #ifndef ODYSSEUS_CUDA_ATTENTION_FORWARD_H
 #define ODYSSEUS_CUDA_ATTENTION_FORWARD_H
 
@@ -38,23 +38,45 @@ typedef struct {
 #define LOG2_E 1.44269504088896340736f
 #define LN_2 0.69314718055994530942f
 
-/* One tile of scores becomes e^(score - maximum); maximum and sum go on, what was summed under the old maximum shrinks.
-   Four lanes share a row: they agree on the maximum here, their sums are added at the end. While a row has seen nothing its maximum
-   is -inf; 0 stands in for it, so that no inf - inf arises. */
+/* One tile of scores becomes 2^(score - base), and the sum goes on. `top` is the base, at first the maximum: any number will do that keeps the
+   powers within bounds, so it stays until a score is 2^8 times too large for it, and what was summed shrinks then. That takes a multiplication
+   for every accumulator, and is rare after the first tiles. The warp decides for all its rows.
+   Four lanes share a row: they agree on its maximum here, their sums are added at the end. While a row has seen nothing its top is -inf; 0
+   stands in for it, so that no inf - inf arises. */
 template <int MT, int NT, int DT>
 __device__ __forceinline__ void softmax_tile(float (&s)[MT][NT][4], float (&out)[MT][DT][4], float (&top)[MT][2], float (&sum)[MT][2],
                                              float scale) {
+    float high[MT][2];
+    bool grown = false;
     UNROLL
     for (int m = 0; m < MT; m++)
         UNROLL
         for (int half = 0; half < 2; half++) {
-            float high = s[m][0][2 * half];
+            float x = s[m][0][2 * half];
             UNROLL
-            for (int n = 0; n < NT; n++) high = fmaxf(high, fmaxf(s[m][n][2 * half], s[m][n][2 * half + 1]));
-            high = fmaxf(high, __shfl_xor_sync(0xffffffffu, high, 1));
-            high = fmaxf(high, __shfl_xor_sync(0xffffffffu, high, 2));
-            float now = fmaxf(top[m][half], high * scale), base = now == -INFINITY ? 0 : now, shrink = fast_exp2(top[m][half] - base), part = 0;
-            top[m][half] = now;
+            for (int n = 0; n < NT; n++) x = fmaxf(x, fmaxf(s[m][n][2 * half], s[m][n][2 * half + 1]));
+            x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 1));
+            x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 2));
+            high[m][half] = x * scale;
+            grown |= high[m][half] > top[m][half] + 8;
+        }
+    if (__any_sync(0xffffffffu, grown)) {
+        UNROLL
+        for (int m = 0; m < MT; m++)
+            UNROLL
+            for (int half = 0; half < 2; half++) {
+                float now = fmaxf(top[m][half], high[m][half]), shrink = fast_exp2(top[m][half] - (now == -INFINITY ? 0 : now));
+                top[m][half] = now;
+                sum[m][half] *= shrink;
+                UNROLL
+                for (int d = 0; d < DT; d++) out[m][d][2 * half] *= shrink, out[m][d][2 * half + 1] *= shrink;
+            }
+    }
+    UNROLL
+    for (int m = 0; m < MT; m++)
+        UNROLL
+        for (int half = 0; half < 2; half++) {
+            float base = top[m][half] == -INFINITY ? 0 : top[m][half], part = 0;
             UNROLL
             for (int n = 0; n < NT; n++)
                 UNROLL
@@ -62,9 +84,7 @@ __device__ __forceinline__ void softmax_tile(float (&s)[MT][NT][4], float (&out)
                     s[m][n][e] = fast_exp2(fmaf(s[m][n][e], scale, -base));
                     part += s[m][n][e];
                 }
-            sum[m][half] = sum[m][half] * shrink + part;
-            UNROLL
-            for (int d = 0; d < DT; d++) out[m][d][2 * half] *= shrink, out[m][d][2 * half + 1] *= shrink;
+            sum[m][half] += part;
         }
 }
 
@@ -197,12 +217,12 @@ template <int HD, int BM, int BN, int WARPS> __global__ void __launch_bounds__(3
     if (tiles == 0 && a.merge && !a.rounded) return; /* nothing joins */
     int b = head / a.heads, h = head - b * a.heads, warp_row = (int)threadIdx.x / 32 * 16 * MT, lane_row = warp_row + (int)threadIdx.x % 32 / 4;
     i64 at = (i64)tile.first * a.rows + head;
-    const bf16 *keys = a.kv + ((i64)b * 2 * a.kv_heads + h / a.group) * a.head_dim;
+    int keys = (b * 2 * a.kv_heads + h / a.group) * a.head_dim; /* where this head's begin within a token of kv */
 
     if (tiles > 0) {
         AttentionTile kv = attention_tile<BN>(a.kv_map, tiles - 1);
         tile_fetch<BM, HD, THREADS>(q, a.q + at * a.head_dim, a.q_step, tile.count, a.head_dim, (int)threadIdx.x);
-        tile_fetch<BN, HD, THREADS>(k, keys + (i64)kv.first * a.kv_step, a.kv_step, kv.count, a.head_dim, (int)threadIdx.x);
+        tile_fetch<BN, HD, THREADS>(k, a.kv + keys + (i64)kv.first * a.kv_step, a.kv_step, kv.count, a.head_dim, (int)threadIdx.x);
         cp_async_commit();
     }
     float out[MT][DT][4], top[MT][2], sum[MT][2];
@@ -211,7 +231,7 @@ template <int HD, int BM, int BN, int WARPS> __global__ void __launch_bounds__(3
         cp_async_wait<0>();
         __syncthreads(); /* K(j) is here, all are done with V(j+1) */
         AttentionTile kv = attention_tile<BN>(a.kv_map, j);
-        tile_fetch<BN, HD, THREADS>(v, keys + a.kv_heads * a.head_dim + (i64)kv.first * a.kv_step, a.kv_step, kv.count, a.head_dim, (int)threadIdx.x);
+        tile_fetch<BN, HD, THREADS>(v, a.kv + keys + a.kv_heads * a.head_dim + (i64)kv.first * a.kv_step, a.kv_step, kv.count, a.head_dim, (int)threadIdx.x);
         cp_async_commit();
         float s[MT][NT][4];
         warp_zero(s);
@@ -221,7 +241,7 @@ template <int HD, int BM, int BN, int WARPS> __global__ void __launch_bounds__(3
         __syncthreads(); /* V(j) is here, all are done with K(j) */
         if (j > 0) {
             AttentionTile next = attention_tile<BN>(a.kv_map, j - 1);
-            tile_fetch<BN, HD, THREADS>(k, keys + (i64)next.first * a.kv_step, a.kv_step, next.count, a.head_dim, (int)threadIdx.x);
+            tile_fetch<BN, HD, THREADS>(k, a.kv + keys + (i64)next.first * a.kv_step, a.kv_step, next.count, a.head_dim, (int)threadIdx.x);
         }
         cp_async_commit();
         softmax_tile(s, out, top, sum, a.scale_log2);

@@ -62,9 +62,10 @@ __device__ __forceinline__ float fast_log2(float x) {
     return y;
 }
 
-/* Blocks take turns through a counter in global memory: what a block wrote before counter_add (one thread, after a __syncthreads and a
-   __threadfence) is seen by a block after counter_wait (one thread, before a __syncthreads). A block may wait only for blocks with a
-   lower index, which the hardware has started before. */
+/* Blocks take turns through a counter in global memory: what a block wrote before counter_add (one thread, after a __syncthreads) is seen by
+   a block after counter_wait (one thread, before a __syncthreads). A release carries along what its thread has come to know of by the
+   barrier, the writes of the whole block, so that one thread's fence does for all (PTX ISA, "Memory Consistency Model", causality order). A
+   block may wait only for blocks with a lower index, which the hardware has started before. */
 __device__ __forceinline__ void counter_wait(const int *counter, int value) {
     int seen;
     do asm volatile("ld.acquire.gpu.global.s32 %0, [%1];\n" : "=r"(seen) : "l"(counter) : "memory");
