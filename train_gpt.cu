@@ -584,7 +584,7 @@ static void check_memory(Trainer *t, Wire world) {
     const Model *m = &t->model;
     int ranks = wire_size(world), poorest = 0;
     i64 available = device_memory_available(), *share = (i64 *)host_alloc(sizeof(i64) * (size_t)ranks);
-    i64 need = arena_bytes(&m->arena), mine = available ? available / t->place.sharing : ARENA_MOST; /* 0: not known */
+    i64 need = arena_bytes(&m->arena), mine = available ? i64_max(available / t->place.sharing - DEVICE_RESERVE, 0) : ARENA_MOST; /* 0: not known */
     wire_share(world, share, &mine, sizeof mine);
     for (int r = 1; r < ranks; r++)
         if (share[r] < share[poorest]) poorest = r;
@@ -966,6 +966,16 @@ static void check_writable(const char *flag, const char *path) {
     if (is_directory(path)) FAIL(EVERYONE, "--%s %s is a directory; name a file", flag, path);
 }
 
+/* How many ranks have this rank's device, where it can be told from others. */
+static void place_share(DevicePlace *p, Wire world) {
+    int ranks = wire_size(world), same = 0;
+    uint64_t *all = (uint64_t *)host_alloc(sizeof(uint64_t) * (size_t)ranks);
+    wire_share(world, all, &p->identity, sizeof p->identity);
+    for (int r = 0; r < ranks; r++) same += all[r] == p->identity;
+    if (p->identity) p->sharing = same;
+    free(all);
+}
+
 static inline void run(Trainer *t, Settings *s, const FlagsGiven *given, Wire world) {
     int local, locals, rank = wire_rank(world);
     wire_local(world, &local, &locals);
@@ -974,7 +984,7 @@ static inline void run(Trainer *t, Settings *s, const FlagsGiven *given, Wire wo
     check_flags(s, given);
     if (s->dump_grads && rank == 0) check_writable("dump-grads", s->dump_grads);
     if (s->trace && rank == 0) check_writable("trace", s->trace);
-    if (!s->dry_run) device_open(&t->place, s->comm);
+    if (!s->dry_run) device_open(&t->place), place_share(&t->place, world), device_check_comm(&t->place, s->comm);
     options_from_flags(&t->options, s, given, s->world ? s->world : wire_size(world), t->place);
     options_check(&t->options);
     t->parameters = config_parameters(&t->options.config);

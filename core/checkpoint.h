@@ -207,7 +207,7 @@ static inline void weight_fill(Zero *z, const Tensor *t, WeightFill *f) {
 /* The initial weights of `seed`: the same fp32 numbers on every mesh and in every build. Threads take tensors as they come: each
    number depends on its place alone. */
 static inline void zero_initialise(Zero *z, i64 seed) {
-#pragma omp parallel for num_threads(z->dev->threads) schedule(dynamic, 1)
+#pragma omp parallel for num_threads(z->dev->host_threads) schedule(dynamic, 1)
     for (int i = 0; i < z->tensors; i++) {
         const Tensor *t = &z->tensor[i];
         char name[HF_NAME_MAX];

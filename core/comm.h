@@ -90,7 +90,7 @@ typedef struct {
     Links links;
     double timeout_s;  /* a transfer that takes longer ends the run; 0: none does */
     double watched;    /* when fabric_watch last looked */
-    int last;          /* request handed out last: they go round, so that old ones can still be asked */
+    int last;          /* request handed out last: where transfers linger they go round, so that old ones can still be asked */
     Request pool[COMM_REQUESTS];
     double *control;   /* host buffer of comm_sum_control, 2 * CONTROL_VALUES * ranks */
 } Fabric;
@@ -244,8 +244,9 @@ static inline void comm_wait(Fabric *f, Request *r) {
 
 /* A free request; in plan mode one that is never on the wire, so that the walk is the same. */
 static inline Request *request_new(Fabric *f, PlannedCall call) {
+    int before = links_linger(&f->links) ? f->last : -1;
     for (int i = 1; i <= COMM_REQUESTS; i++) {
-        int next = (f->last + i) % COMM_REQUESTS;
+        int next = (before + i) % COMM_REQUESTS;
         Request *r = &f->pool[next];
         if (r->active) continue;
         f->last = next;

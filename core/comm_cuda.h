@@ -135,6 +135,9 @@ static inline void transfer_join(Device *dev, Links *l, Transfer *t) {
     t->flying = 0;
 }
 
+/* Does a transfer go on after the host has waited for it? */
+static inline int links_linger(const Links *l) { return l->stream != NULL; }
+
 /* Seconds that the compute stream has waited since the last call; the device must be done with them. */
 static inline double links_exposed(Links *l) {
     double sum = 0;

@@ -58,22 +58,23 @@ static inline double label_hash(i64 b, i64 position, i64 token) {
     return (double)(hash_pair(hash_pair((uint64_t)b + 1, (uint64_t)position), (uint64_t)(token + 2)) >> 40);
 }
 
-/* Hashes of this rank's rows of the stream after the last layer, in out (own rows). Returns whether all of it is finite. */
+/* Hashes of this rank's rows of the stream after the last layer, in out (own rows); some megabytes of them come at once. Returns whether all of it is finite. */
 static inline int selfcheck_rows(Model *m, uint64_t *out) {
-    i64 C = m->config.dim, bytes = C * (i64)sizeof(real);
+    i64 C = m->config.dim, bytes = C * (i64)sizeof(real), most = i64_max(1, ((i64)16 << 20) / bytes);
     int finite = 1;
-    real *row = (real *)host_alloc((size_t)round_up(bytes, 8));
+    real *rows = (real *)host_alloc((size_t)(most * bytes + 8));
     for (i64 r = 0; r < own_rows(m); r++) {
-        copy_out(&m->dev, row, m->final_x + r * C, bytes);
+        const real *row = rows + r % most * C;
+        if (r % most == 0) copy_out(&m->dev, rows, m->final_x + r * C, i64_min(most, own_rows(m) - r) * bytes);
         out[r] = 0;
         for (i64 i = 0; i < C; i++) finite &= isfinite(real_value(row[i])) != 0;
-        for (i64 i = 0; i < round_up(bytes, 8); i += 8) {
-            uint64_t word;
-            memcpy(&word, (const char *)row + i, 8);
+        for (i64 i = 0; i < bytes; i += 8) {
+            uint64_t word = 0;
+            memcpy(&word, (const char *)row + i, (size_t)i64_min(8, bytes - i));
             out[r] = hash_pair(out[r], word);
         }
     }
-    free(row);
+    free(rows);
     return finite;
 }
 

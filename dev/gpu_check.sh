@@ -2,9 +2,9 @@
 # gpu_check.sh [--no-gpu-table] [FOLDER] - one command for a machine with a GPU: build, prove, measure; a table last. Under 9 minutes.
 #
 #   build     train_gpt and the kernel tests for this GPU alone; train_gpt_fp64, the referee; bench_cuda
-#   prove     every kernel test on the device; then, side by side, compute-sanitizer over small cases, and tiny models under every scheme on
-#             1, 2 and 4 ranks of this one GPU against the referee
+#   prove     every kernel test on the device; tiny models under every scheme on 1, 2 and 4 ranks of this one GPU against the referee
 #   measure   kernels against this GPU's own ceilings, attention and whole steps against PyTorch in the same run
+#   sanitize  compute-sanitizer over small cases, with the time that is left
 #
 # A step that fails stands as FAILED in the table and makes the exit code 1; what is missing or found no time (BUDGET seconds in all) stands
 # as SKIPPED with the reason. results.json and results.md go to FOLDER (default dev/bench/results/DATE-GPU), logs to build/gpu_check.
@@ -103,30 +103,7 @@ step build 240 make -k -s -j "$(nproc)" CUDA_ARCHS="$arch" "${targets[@]}" || tr
 
 for test in "${tests[@]}"; do step "$test" 90 "build/${test}_cuda" || true; done
 
-sanitize() { # over every kernel once, and the tests that take the word `small`
-    local tool test cases=("bench_cuda --toy")
-    BUDGET=$((SECONDS + 150 < BUDGET ? SECONDS + 150 : BUDGET)) # its own
-    if ! have compute-sanitizer; then
-        skip compute-sanitizer "it is not in PATH: it comes with the CUDA toolkit"
-        return
-    fi
-    if timeout 60 compute-sanitizer build/bench_cuda --toy ceilings-only 2>&1 | grep -q 'Device not supported'; then
-        skip compute-sanitizer "it says 'Device not supported' on this machine"
-        return
-    fi
-    for test in "${tests[@]}"; do
-        if grep -q '"small"' "dev/test/$test.cu"; then cases+=("${test}_cuda small"); fi
-    done
-    for tool in memcheck racecheck; do
-        for test in "${cases[@]}"; do
-            # shellcheck disable=SC2086
-            step "$tool ${test%% *}" 60 compute-sanitizer --tool $tool --error-exitcode 9 build/$test || true
-        done
-    done
-}
-sanitize &
-if [[ $world -eq 0 ]]; then skip schemes "$need"; else step schemes 180 bash dev/test/test_emu.sh ./train_gpt --comm mpi || true; fi
-wait
+if [[ $world -eq 0 ]]; then skip schemes "$need"; else step schemes 240 bash dev/test/test_emu.sh ./train_gpt --comm mpi || true; fi
 
 # ---- measure --------------------------------------------------------------------------------------------------------------------
 
@@ -138,6 +115,7 @@ python3 -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/n
 peer() { # NAME SECONDS ARGUMENTS...
     local name=$1 most=$2
     shift 2
+    if [[ $1 == step && $train -eq 0 ]]; then skip "$name" "nothing of ours to hold it against: $need" && return; fi
     if [[ -n $no_torch ]]; then skip "$name" "$no_torch" && return; fi
     step "$name" "$most" python3 dev/bench/torch_peer.py "$@" || true
     grep '^{' "$work/${name// /_}.txt" >>$work/torch.jsonl || true
@@ -171,7 +149,7 @@ PY
     wait $watch 2>/dev/null || true
 }
 
-# random tokens below 32000, enough for both
+# random tokens below 32000, enough for both; GPT-2's vocabulary is padded to a multiple of 64 on both sides
 python3 - $work/tokens.bin <<'PY'
 import array, random, sys
 random.seed(7)
@@ -181,10 +159,34 @@ PY
 # sequences at once: what fits
 gpt=32 llama=2
 [[ $memory -ge 70000 ]] || gpt=8 llama=1
-ours gpt2-124m --model gpt2-124m --seq-len 1024 --batch 64 --micro-batch $gpt
+ours gpt2-124m --model gpt2-124m --vocab 50304 --seq-len 1024 --batch 64 --micro-batch $gpt
 peer "torch gpt2-124m" 120 step gpt2-124m --micro $gpt
 ours llama-1b --model llama2-7b --layers 16 --dim 2048 --heads 16 --kv-heads 8 --ffn 8192 --seq-len 8192 --batch 4 --micro-batch $llama
 peer "torch llama-1b" 150 step llama-1b --micro $llama
+
+# ---- sanitize -------------------------------------------------------------------------------------------------------------------
+
+sanitize() { # over every kernel once, and the tests that take the word `small`
+    local tool test cases=("bench_cuda --toy")
+    if ! have compute-sanitizer; then
+        skip compute-sanitizer "it is not in PATH: it comes with the CUDA toolkit"
+        return
+    fi
+    if timeout 60 compute-sanitizer build/bench_cuda --toy ceilings-only 2>&1 | grep -q 'Device not supported'; then
+        skip compute-sanitizer "it says 'Device not supported' on this machine"
+        return
+    fi
+    for test in "${tests[@]}"; do
+        if grep -q '"small"' "dev/test/$test.cu"; then cases+=("${test}_cuda small"); fi
+    done
+    for tool in memcheck racecheck; do
+        for test in "${cases[@]}"; do
+            # shellcheck disable=SC2086
+            step "$tool ${test%% *}" 60 compute-sanitizer --tool $tool --error-exitcode 9 build/$test || true
+        done
+    done
+}
+sanitize
 
 # ---- the table ------------------------------------------------------------------------------------------------------------------
 

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # registers.sh FILE - what ptxas -v said of every kernel: registers, shared memory, spills, as a table; exit code 1 if a kernel spills registers
-# to local memory and is not listed below with the reason.
+# to local memory on sm_80 or sm_90, for which the kernels are written, and is not listed below with the reason.
 set -euo pipefail
 
 # kernel (a part of its mangled name), most bytes stored, why that is left
 LISTED='
-attention_backward_kernelILi128ELi64ELi128E 96 nvcc 13.0: none on sm_80 to sm_90; at the limit of 255 registers other targets and versions let accumulators wait in memory, once a step
+attention_backward_kernelILi128ELi64ELi128E 96 nvcc 13.0: none; at the limit of 255 registers another ptxas may let accumulators wait in memory, once a step
 attention_backward_kernelILi64ELi128ELi128E 96 likewise
 attention_forward_kernelILi128ELi128ELi64E 32 likewise
 attention_forward_kernelILi64ELi128ELi128E 32 likewise
@@ -26,7 +26,7 @@ awk -v listed="$LISTED" '
         for (i = 1; i <= NF; i++) { if ($(i + 1) ~ /^registers/) regs = $i; if ($(i + 1) == "bytes" && $(i + 2) ~ /^smem/) shared = $i }
         printf "%-6s %5d %7d %6d %6d  %s\n", arch, regs, shared, stores, loads, kernel
         if (stores + loads > 0) {
-            ok = 0
+            ok = arch != "sm_80" && arch != "sm_90"
             for (j = 1; j <= k; j++) if (index(kernel, name[j]) && stores <= most[j]) ok = 1
             if (!ok) bad = bad sprintf("%s on %s spills %d bytes and is not listed in dev/registers.sh\n", kernel, arch, stores)
         }

@@ -46,7 +46,8 @@ typedef struct {
 /* A device: what operations need to run and what they leave behind. One per rank. */
 typedef struct {
     DeviceState state;            /* the backend's own */
-    int threads;                  /* OpenMP threads of this rank */
+    int threads;                  /* OpenMP threads that compute for this rank */
+    int host_threads;             /* the same where the host works, whatever the device is */
     int plan;                     /* 1: count, do not compute (dry run, and the walk that sizes the arena) */
     int imagined;                 /* 1: no memory, no data and no other ranks stand behind it (dry run, simulator) */
     void (*poll)(void *);         /* called between tiles by the calling thread, so that communication moves on */

@@ -319,7 +319,7 @@ int main(int argc, char **argv) {
         else words++;
     }
     place = device_place(0, 1, 0);
-    device_open(&place, "mpi");
+    device_open(&place);
     device_init(&dev, &place, 0);
     CUDA_CHECK(cudaDeviceGetAttribute(&l2, cudaDevAttrL2CacheSize, place.index));
     l2_bytes = l2;

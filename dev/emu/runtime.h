@@ -193,11 +193,15 @@ static inline cudaError_t cudaGetDeviceCount(int *n) {
 static inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
 typedef struct {
     char name[256];
+    struct {
+        char bytes[16];
+    } uuid;
     int major, minor, multiProcessorCount;
     size_t totalGlobalMem;
 } cudaDeviceProp;
-static inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int) {
+static inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int device) {
     memset(p, 0, sizeof *p);
+    memset(p->uuid.bytes, (int)emu_setting("EMU_UUID", 1 + device), sizeof p->uuid.bytes); /* EMU_UUID: what this process sees is another GPU than what others do */
     snprintf(p->name, sizeof p->name, "emulated GPU");
     p->major = (int)emu_setting("EMU_ARCH", 80) / 10, p->minor = (int)emu_setting("EMU_ARCH", 80) % 10, p->multiProcessorCount = 4;
     p->totalGlobalMem = (size_t)8 << 30;

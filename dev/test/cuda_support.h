@@ -54,6 +54,7 @@ static inline void release_all(void) {
 static inline void *upload_bytes(const void *src, i64 bytes) {
     void *p = device_take(bytes);
     if (bytes > 0) CUDA_CHECK(cudaMemcpy(p, src, (size_t)bytes, cudaMemcpyHostToDevice));
+    CUDA_CHECK(cudaDeviceSynchronize()); /* the copy may return before it has ended, and the tests' stream does not wait for it */
     return p;
 }
 static inline void *download_bytes(const void *src, i64 bytes) {

@@ -19,13 +19,14 @@ one_line() { # PATTERN CODE: the exit code of an error, one line of it that matc
         grep -Eq "^train_gpt: error: .*$1" "$work/out"
 }
 
-# refuses RANKS PATTERN [NAME=VALUE...] -- FLAGS...: besides the small run's flags, or instead of them where the first is --dry-run
+# refuses RANKS PATTERN [NAME=VALUE...] -- FLAGS...: besides the small run's flags, or instead of them where the first is --dry-run or --train
 refuses() {
     local ranks=$1 pattern=$2 settings=() flags=("${small[@]}" --out "$work/refused") code=0
     shift 2
     while [ "$1" != -- ]; do settings+=("$1") && shift; done
     shift
     [ "${1-}" != --dry-run ] || flags=()
+    [ "${1-}" != --train ] || flags=(--out "$work/refused")
     run_ranks -t 60 "$ranks" env "${settings[@]}" ./train_gpt_emu "${flags[@]}" "$@" >"$work/out" 2>&1 || code=$?
     one_line "$pattern" $code
     ok $? "${settings[*]} $*: $(grep -m1 '^train_gpt: error' "$work/out" | cut -c 19-190)"
@@ -45,17 +46,22 @@ refuses 1 'no GPU on this host .*use make train_gpt_cpu' EMU_DEVICES=0 --
 refuses 2 'no GPU on this host' EMU_DEVICES=0 --
 refuses 1 'sm_75.*need sm_80 or later' EMU_ARCH=75 --
 refuses 1 'no kernels for GPU 0.*sm_80.*make -B train_gpt CUDA_ARCHS=80' EMU_ARCH=80 EMU_BUILT=90 --
-refuses 2 'this host has 1 GPUs for more ranks.*--comm mpi' EMU_DEVICES=1 --
+refuses 2 '2 ranks of this host have the same GPU .each sees 1.*--comm mpi' EMU_DEVICES=1 --
 refuses 1 'heads of 256.*multiples of 8 up to 128; change --heads or --dim' X= -- --dry-run --dim 1024 --heads 4
 refuses 1 'heads of 12 ' X= -- --dry-run --dim 96 --heads 8
-refuses 1 'out of memory: a rank needs .* its share of a GPU is 1\.0 MB .rank 0.; .*or use more ranks' EMU_MEMORY=1 --
-refuses 2 'out of memory: .*the largest that fit: --seq-len [0-9]+, or --micro-batch 2; .*or use more ranks' EMU_MEMORY=35 -- --micro-batch 4
-refuses 2 'its share of a GPU is 10.0 MB' EMU_DEVICES=1 EMU_MEMORY=20 -- --comm mpi
-second 'its share of a GPU is 1.0 MB .rank 1.' EMU_MEMORY=1
+refuses 1 'out of memory: a rank needs .* its share of a GPU, less 512 MiB for CUDA and NCCL, is 1\.1 MB .rank 0.; .*or use more ranks' EMU_MEMORY=538 --
+refuses 2 'out of memory: .*the largest that fit: --seq-len [0-9]+, or --micro-batch 2; .*or use more ranks' EMU_MEMORY=580 -- --train "$work/tokens.bin" --layers 1 --dim 64 --heads 4 --seq-len 1024 --batch 4 --micro-batch 4
+refuses 2 'its share of a GPU, .* is 10.1 MB' EMU_DEVICES=1 EMU_MEMORY=1094 -- --comm mpi
+second 'its share of a GPU, .* is 1.1 MB .rank 1.' EMU_MEMORY=538
 second 'NCCL: ncclCommInitRank.*--comm mpi does without NCCL .rank 1' EMU_NCCL=init
 second 'NCCL: ncclAllGather.*unhandled system error; NCCL_DEBUG=INFO says more.*.rank 1' EMU_NCCL=call
 second 'NCCL failed during a transfer: unhandled system error.*.rank 1' EMU_NCCL=later
 second 'all_gather of [0-9]+ bytes over 2 ranks .other, forward, control. has not ended after .*--comm-timeout.*.rank 1' EMU_NCCL=hang --comm-timeout 1
+
+# Two ranks that see one GPU each, as a launcher gives it to them: not the same one.
+alone=(env EMU_DEVICES=1 ./train_gpt_emu "${small[@]}")
+run_ranks -t 60 1 env EMU_UUID=1 "${alone[@]}" : -n 1 env EMU_UUID=2 "${alone[@]}" >"$work/out" 2>&1 && grep -q '^step 1/1' "$work/out" && ! grep -q 'share this GPU' "$work/out"
+ok $? "two ranks, each of which sees a GPU of its own, train over NCCL"
 
 # A rank that stands still, where the wire is MPI: the other one says what it waited for.
 run_ranks -t 120 2 ./train_gpt_emu "${small[@]::${#small[@]}-1}" 1000000 --log-every 1 --comm mpi --comm-timeout 3 >"$work/out" 2>&1 &

@@ -50,7 +50,7 @@ static void open_flags(Trainer *t, const Cluster *c, const char *flags, const ch
     for (char *word; (word = strtok_r(rest, " ", &rest)) != NULL;) argv[argc++] = word;
     flags_parse(&s, &given, argc, argv);
     take_cluster(c, &s);
-    DevicePlace place = {c, 1, 1};
+    DevicePlace place = {c, 1, 1, 0};
     options_from_flags(&o, &s, &given, s.world, place);
     options_check(&o);
     forecast_open(t, &o, &s, c);

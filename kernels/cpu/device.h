@@ -15,12 +15,13 @@ typedef struct {
     int threads;  /* that it will use */
     int sharing;  /* ranks on this host */
     double share; /* cores this rank can count on: less than one when ranks outnumber cores */
+    uint64_t identity; /* 0: the host itself, whose ranks are known */
 } DevicePlace;
 
 /* Threads and cores of rank `local` among `locals` ranks on this host; `threads` 0: decide. */
 static inline DevicePlace device_place(int local, int locals, int threads) {
     (void)local;
-    DevicePlace p = {(int)sysconf(_SC_NPROCESSORS_ONLN), 0, threads, locals, 0};
+    DevicePlace p = {(int)sysconf(_SC_NPROCESSORS_ONLN), 0, threads, locals, 0, 0};
     cpu_set_t set;
     p.mask = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : p.cores;
     p.share = (double)p.cores / locals;
@@ -31,7 +32,8 @@ static inline DevicePlace device_place(int local, int locals, int threads) {
 }
 
 /* Look at the device; a host is always there. */
-static inline void device_open(DevicePlace *p, const char *comm) { (void)p, (void)comm; }
+static inline void device_open(DevicePlace *p) { p->identity = 0; }
+static inline void device_check_comm(const DevicePlace *p, const char *comm) { (void)p, (void)comm; }
 
 /* The number that follows `key` in a small system file, times `unit`; 0 where there is none. */
 static inline i64 system_number(const char *path, const char *key, i64 unit) {
@@ -55,7 +57,7 @@ static inline i64 device_memory_available(void) {
 static inline void device_init(Device *dev, const DevicePlace *p, int imagined) {
     memset(dev, 0, sizeof *dev);
     dev->imagined = imagined;
-    dev->threads = p->threads;
+    dev->threads = dev->host_threads = p->threads;
     omp_set_num_threads(p->threads);
 }
 
@@ -119,6 +121,7 @@ static inline void copy_out_run(Device *dev, void *dst, const void *src, i64 byt
 
 /* ---- the arena's memory: an inaccessible range, of which the first part becomes real ---- */
 
+#define DEVICE_RESERVE 0
 #define MEMORY_OWNER "host"
 
 /* NULL: no range of this size. */

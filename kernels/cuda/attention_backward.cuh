@@ -342,7 +342,7 @@ __global__ void __launch_bounds__(256, 1) attention_backward_kernel(AttentionBac
         if (n > 0 && threadIdx.x == 0) counter_add(step_turn(a, done, head), 1);
         if (next->i >= 0 && (int)threadIdx.x < 2 * BM) lse[threadIdx.x] = value;
         warp_multiply<true, false, BM, BN, HD>(dv, p, T::kv_row(), dout, T::kv_col(), thread_anew(), thread_anew());
-        if (threadIdx.x == 0) counter_wait(step_turn(a, step, head), j);
+        if (threadIdx.x == THREADS / 2) counter_wait(step_turn(a, step, head), j); /* another warp than the one that has just fenced */
         __syncthreads(); /* all are done with dout; it is this block's turn */
         if (next->i >= 0) step_fetch<BM, HD, THREADS>(a, dout, a.dout, next);
         cp_async_commit();
@@ -378,10 +378,10 @@ static inline void attention_backward_launch(Device *dev, AttentionBackward a, i
     i64 q_tiles = ceil_div(q_map->run[0].count, BM) + ceil_div(q_map->run[1].count, BM);
     i64 kv_tiles = ceil_div(kv_map->run[0].count, BN) + ceil_div(kv_map->run[1].count, BN);
     a.q_map = attention_map(q_map, BM), a.kv_map = attention_map(kv_map, BN), a.q_tiles = (int)q_tiles;
-    /* Q, dout and dq of a KV head's group. At least eight heads at a time: blocks of one head follow each other by a step, and many of
-       them in flight would wait at their beginning. */
+    /* Q, dout and dq of a KV head's group. Blocks of one head follow each other by a step, so that they share what they read; many of them
+       in flight would wait at their beginning, hence a head for every four multiprocessors at least. */
     double bytes = 8.0 * (double)q_map->count * a.head_dim * a.group;
-    a.order = attention_order(kv_heads, kv_tiles, bytes, 8);
+    a.order = attention_order(kv_heads, kv_tiles, bytes, i64_max(8, dev->state.multiprocessors / 4));
     i64 scratch = (i64)a.rows * q_tiles * (i64)sizeof(int);
     if (scratch > dev->state.scratch_bytes)
         FAIL(THIS_RANK, "attention backward: %lld bytes of scratch are needed, there are %lld", (long long)scratch,

@@ -40,7 +40,7 @@ typedef struct {
 
 /* One tile of scores becomes 2^(score - base), and the sum goes on. `top` is the base, at first the maximum: any number will do that keeps the
    powers within bounds, so it stays until a score is 2^8 times too large for it, and what was summed shrinks then. That takes a multiplication
-   for every accumulator, and is rare after the first tiles. The warp decides for all its rows.
+   for every accumulator, and is rare after the first tiles. A warp skips it if no row of its needs it, but no row's bits depend on another's.
    Four lanes share a row: they agree on its maximum here, their sums are added at the end. While a row has seen nothing its top is -inf; 0
    stands in for it, so that no inf - inf arises. */
 template <int MT, int NT, int DT>
@@ -65,7 +65,8 @@ __device__ __forceinline__ void softmax_tile(float (&s)[MT][NT][4], float (&out)
         for (int m = 0; m < MT; m++)
             UNROLL
             for (int half = 0; half < 2; half++) {
-                float now = fmaxf(top[m][half], high[m][half]), shrink = fast_exp2(top[m][half] - (now == -INFINITY ? 0 : now));
+                float now = high[m][half] > top[m][half] + 8 ? high[m][half] : top[m][half];
+                float shrink = fast_exp2(top[m][half] - (now == -INFINITY ? 0 : now)); /* 1 for a row that stays */
                 top[m][half] = now;
                 sum[m][half] *= shrink;
                 UNROLL

@@ -1,6 +1,6 @@
 /* device.h - a GPU as a device: which one a rank gets, its stream and memory, copies, its peak, its time.
 
-   ranks of a host share its GPUs in turn: local rank r takes GPU r modulo their number
+   ranks of a host share its GPUs in turn: local rank r takes GPU r modulo the number that it sees; whose GPUs have one UUID share it
    memory     a range of addresses is reserved (cuMemAddressReserve), the plan laid out in it, then as much mapped as the plan needs:
               device memory is the arena and the CUDA context, nothing else. A dry run reserves host addresses and needs no GPU
    peak       bf16 multiply-adds of a multiprocessor and clock x multiprocessors x clock                                          */
@@ -10,16 +10,19 @@
 #include <sys/mman.h>
 
 typedef struct {
-    int index, count;  /* of this host's GPUs: this rank's, and all */
+    int index, count;  /* of this host's GPUs: this rank's, and all that it sees */
     int threads;       /* of the host: one launches, the GPU computes */
+    int host_threads;  /* what the host has for this rank where it works itself, on initial weights */
     int sharing;       /* ranks on this rank's GPU */
+    uint64_t identity; /* of that GPU */
     char name[256];
     int major, minor, multiprocessors;
     i64 shared_bytes; /* of shared memory, for one block */
     double clock_hz;
 } DevicePlace;
 
-#define MEMORY_OWNER "GPU"
+#define DEVICE_RESERVE ((i64)512 << 20) /* what CUDA and NCCL take when they are first used: code that loads late, buffers of links */
+#define MEMORY_OWNER "GPU, less 512 MiB for CUDA and NCCL,"
 #define PEAK_ORIGIN "by its clock"
 
 /* The GPU of rank `local` among `locals` ranks on this host; nothing is opened yet. `threads` is of the CPU builds. */
@@ -28,6 +31,7 @@ static inline DevicePlace device_place(int local, int locals, int threads) {
     memset(&p, 0, sizeof p);
     if (threads) FAIL(EVERYONE, "--threads is for the CPU builds; this one computes on a GPU");
     p.threads = 1;
+    p.host_threads = (int)i64_max(1, sysconf(_SC_NPROCESSORS_ONLN) / locals);
     cudaError_t e = cudaGetDeviceCount(&p.count);
     if (e != cudaSuccess) p.count = 0;
     if (!p.count) return p;
@@ -36,8 +40,8 @@ static inline DevicePlace device_place(int local, int locals, int threads) {
     return p;
 }
 
-/* Look at the GPU, or say why there is none, or why it cannot be used with --comm `comm`. */
-static inline void device_open(DevicePlace *p, const char *comm) {
+/* Look at the GPU, or say why there is none. */
+static inline void device_open(DevicePlace *p) {
     int driver = 0, runtime = 0, clock_khz = 0, shared = 0;
     if (!p->count) {
         cudaDriverGetVersion(&driver), cudaRuntimeGetVersion(&runtime);
@@ -47,9 +51,6 @@ static inline void device_open(DevicePlace *p, const char *comm) {
                  driver / 1000, driver % 1000 / 10, runtime / 1000, runtime % 1000 / 10);
         FAIL(EVERYONE, "no GPU on this host (is CUDA_VISIBLE_DEVICES empty?); use make train_gpt_cpu to train without one");
     }
-    if (strcmp(comm, "nccl") == 0 && p->sharing > 1)
-        FAIL(EVERYONE, "this host has %d GPUs for more ranks, and NCCL needs a GPU for each; start %d ranks a host, or let ranks share a GPU with --comm mpi",
-             p->count, p->count);
     cudaDeviceProp prop;
     cudaFuncAttributes kernel;
     CUDA_CHECK(cudaSetDevice(p->index));
@@ -57,11 +58,19 @@ static inline void device_open(DevicePlace *p, const char *comm) {
     CUDA_CHECK(cudaDeviceGetAttribute(&clock_khz, cudaDevAttrClockRate, p->index));
     CUDA_CHECK(cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, p->index));
     snprintf(p->name, sizeof p->name, "%s", prop.name);
+    memcpy(&p->identity, prop.uuid.bytes, sizeof p->identity);
     p->major = prop.major, p->minor = prop.minor, p->multiprocessors = prop.multiProcessorCount, p->clock_hz = 1e3 * clock_khz, p->shared_bytes = shared;
     if (p->major < 8) FAIL(EVERYONE, "GPU %d is a %s (sm_%d%d); the kernels need sm_80 or later (A100, H100, ...)", p->index, p->name, p->major, p->minor);
     if (cudaFuncGetAttributes(&kernel, sum_parts_f64_kernel) != cudaSuccess)
         FAIL(EVERYONE, "this program has no kernels for GPU %d, a %s (sm_%d%d); build it with make -B train_gpt CUDA_ARCHS=%d%d", p->index, p->name, p->major,
              p->minor, p->major, p->minor);
+}
+
+/* Can ranks reach each other by --comm `comm` from where they are? p->sharing is known. */
+static inline void device_check_comm(const DevicePlace *p, const char *comm) {
+    if (strcmp(comm, "nccl") == 0 && p->sharing > 1)
+        FAIL(EVERYONE, "%d ranks of this host have the same GPU (each sees %d), and NCCL needs a GPU for each; start as many ranks a host as it has GPUs, or let "
+                       "them share with --comm mpi", p->sharing, p->count);
 }
 
 /* bf16 FLOP/s: multiply-adds of a multiprocessor's tensor cores in a clock, by architecture (NVIDIA's white papers); an unknown one counts
@@ -102,8 +111,9 @@ static inline const char *device_refuses_heads(i64 head_dim) { return cuda_refus
 static inline void device_init(Device *dev, const DevicePlace *p, int imagined) {
     memset(dev, 0, sizeof *dev);
     dev->imagined = imagined;
-    dev->threads = p->threads;
+    dev->threads = p->threads, dev->host_threads = p->host_threads;
     if (imagined) return;
+    dev->state.index = p->index;
     dev->state.multiprocessors = p->multiprocessors, dev->state.shared_bytes = p->shared_bytes;
     CUDA_CHECK(cudaSetDevice(p->index));
     CUDA_CHECK(cudaStreamCreateWithFlags(&dev->state.stream, cudaStreamNonBlocking));
@@ -207,8 +217,9 @@ static inline PinnedSlot *pinned_slot(Device *dev) {
     return slot;
 }
 
-/* Through pinned memory, in the stream's order: the host goes on, and may overwrite `src`. */
+/* Through pinned memory, in the stream's order: the host goes on, and may overwrite `src`. Not of the first thread alone, one at a time. */
 static inline void copy_in_run(Device *dev, void *dst, const void *src, i64 bytes) {
+    CUDA_CHECK(cudaSetDevice(dev->state.index)); /* a thread's own setting */
     for (i64 at = 0; at < bytes; at += PINNED_BYTES) {
         size_t n = (size_t)i64_min(PINNED_BYTES, bytes - at);
         PinnedSlot *slot = pinned_slot(dev);

@@ -130,7 +130,9 @@ static inline void gemm(Device *dev, GemmShape s, const real *a, const real *b, 
 
 static inline void linear_forward_run(Device *dev, real *out, const real *inp, const real *weight, const real *bias, i64 rows, i64 IC, i64 OC) {
     GemmShape s = {OC, rows, IC, IC, IC, OC, 1, 0, 0, 0, 0, 0};
-    gemm(dev, s, weight, inp, out, bias);
+    int fused = aligned_to(bias, 16); /* what the epilogue may count on is nowhere said; ours are */
+    gemm(dev, s, weight, inp, out, fused ? bias : NULL);
+    if (!fused) bias_add_run(dev, out, bias, rows, OC);
 }
 
 static inline void linear_backward_input_run(Device *dev, real *dinp, const real *dout, const real *weight, i64 rows, i64 IC, i64 OC, int add) {

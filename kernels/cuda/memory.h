@@ -12,7 +12,11 @@
 static inline void *driver_function(const char *name) {
     void *function = NULL;
     cudaDriverEntryPointQueryResult found;
+#if CUDART_VERSION >= 12050
     CUDA_CHECK(cudaGetDriverEntryPointByVersion(name, &function, 12000, cudaEnableDefault, &found));
+#else
+    CUDA_CHECK(cudaGetDriverEntryPoint(name, &function, cudaEnableDefault, &found));
+#endif
     if (found != cudaDriverEntryPointSuccess || !function) FAIL(THIS_RANK, "the NVIDIA driver has no %s; update it", name);
     return function;
 }

@@ -57,6 +57,7 @@ typedef struct {
     cudaStream_t stream;
     char *scratch;
     i64 scratch_bytes;
+    int index; /* of the GPU on this host */
     int multiprocessors;
     i64 shared_bytes; /* that a block may ask for */
     struct GemmState *gemm; /* gemm.cuh's handle and plans */

@@ -7,8 +7,10 @@
 typedef struct {
     const Cluster *cluster;
     int threads, sharing; /* one process, one rank */
+    uint64_t identity;
 } DevicePlace;
 
+#define DEVICE_RESERVE 0 /* the cluster says it */
 #define MEMORY_OWNER "rank"
 #define PEAK_ORIGIN "the cluster's"
 
@@ -20,12 +22,13 @@ static inline int device_is_synchronous(void) { return !sim_program()->gpu; }
 
 /* The trainer's own way to a device: a modelled one is placed by the simulator's main. */
 static inline DevicePlace device_place(int local, int locals, int threads) {
-    DevicePlace p = {NULL, 1, locals};
+    DevicePlace p = {NULL, 1, locals, 0};
     (void)local, (void)threads;
     return p;
 }
 
-static inline void device_open(DevicePlace *p, const char *comm) { (void)p, (void)comm; }
+static inline void device_open(DevicePlace *p) { (void)p; }
+static inline void device_check_comm(const DevicePlace *p, const char *comm) { (void)p, (void)comm; }
 
 /* Bytes that the arena of a rank may have. */
 static inline i64 cluster_memory(const Cluster *c) { return (i64)(c->memory - c->reserved); }
@@ -34,7 +37,7 @@ static inline i64 device_memory_available(void) { return 0; }
 /* All clocks at zero. */
 static inline void device_init(Device *dev, const DevicePlace *p, int imagined) {
     memset(dev, 0, sizeof *dev);
-    dev->threads = p->threads;
+    dev->threads = dev->host_threads = p->threads;
     dev->imagined = imagined;
     dev->state.cluster = p->cluster;
 }

@@ -73,7 +73,7 @@ static inline void simulate(Settings *s, const FlagsGiven *given, Wire alone) {
     refuse_flags(s, given);
     cluster_read(cluster, s->cluster);
     take_cluster(cluster, s);
-    DevicePlace place = {cluster, 1, 1};
+    DevicePlace place = {cluster, 1, 1, 0};
     options_from_flags(&o, s, given, s->world, place);
     if (s->plan) {
         plan_all(&o, s, given, cluster);
