@@ -120,12 +120,15 @@ static void model_keep_layer(Model *m, AttentionSaved *a, MlpSaved *p) {
     p->pre = take_real(m, kept, mlp_rows * mlp_gates(&m->config) * m->config.ffn / head);
 }
 
+/* From a row of logits to the next: GPT-2 has 50257 words, and each row shall begin at a whole cache line. */
+static inline i64 head_step(const Model *m) { return round_up(m->config.vocab, 64); }
+
 /* Rows of logits held at once: some 64 MB of them, a quarter of the own ones; every chunk reads all of the head's weights, so
    not below 128 (half of the own ones) for the quarter's sake. Every chunk also adds to the weights' gradient in accum: r rows give 2r FLOP
    for each 8 bytes of it. A GPU, which is where real is bf16, does some 300 FLOP while a byte comes and another goes: it wants
    thousands of rows. */
 static i64 model_head_rows(const Model *m) {
-    i64 budget = ((i64)(real_is_accum() ? 64 : 256) << 20) / (m->config.vocab * real_size()), own = own_rows(m);
+    i64 budget = ((i64)(real_is_accum() ? 64 : 256) << 20) / (head_step(m) * real_size()), own = own_rows(m);
     i64 share = i64_max(ceil_div(own, 4), i64_min(ceil_div(own, 2), 128));
     return i64_max(1, i64_min(i64_max(budget, 64), share));
 }
@@ -275,19 +278,19 @@ static void mlp_block_backward(Model *m, int l, real *dx) {
    its own gradient and the head's weights get theirs. */
 static void head_chunks(Model *m, real *xn, accum scale) {
     Device *dev = &m->dev;
-    i64 C = m->config.dim, V = m->config.vocab;
+    i64 C = m->config.dim, V = m->config.vocab, step = head_step(m);
     ArenaMark mark = arena_mark(&m->arena);
-    real *logits = take_real(m, MEM_LOGITS, m->head_rows * V);
+    real *logits = take_real(m, MEM_LOGITS, m->head_rows * step);
     for (i64 row = 0; row < own_rows(m); row += m->head_rows) {
         i64 rows = i64_min(m->head_rows, own_rows(m) - row);
         real *x = xn + row * C;
         part_begin(dev, BLOCK_HEAD, -1, PHASE_FORWARD);
-        linear_forward(dev, logits, x, m->zero.weight[T_LM_HEAD], NULL, rows, C, V);
-        classifier(dev, m->sums, logits, m->targets + row, scale, rows, V, scale != 0);
+        linear_forward_apart(dev, logits, step, x, m->zero.weight[T_LM_HEAD], NULL, rows, C, V);
+        classifier(dev, m->sums, logits, step, m->targets + row, scale, rows, V, scale != 0);
         if (scale == 0) continue;
         part_begin(dev, BLOCK_HEAD, -1, PHASE_BACKWARD);
-        linear_backward_weight(dev, m->zero.dweight[T_LM_HEAD], x, logits, rows, C, V);
-        linear_backward_input(dev, x, logits, m->zero.weight[T_LM_HEAD], rows, C, V, 0);
+        linear_backward_weight_apart(dev, m->zero.dweight[T_LM_HEAD], x, logits, step, rows, C, V);
+        linear_backward_input_apart(dev, x, logits, step, m->zero.weight[T_LM_HEAD], rows, C, V, 0);
     }
     arena_release(&m->arena, mark);
 }

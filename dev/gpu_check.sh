@@ -149,7 +149,7 @@ PY
     wait $watch 2>/dev/null || true
 }
 
-# random tokens below 32000, enough for both; GPT-2's vocabulary is padded to a multiple of 64 on both sides
+# random tokens below 32000, enough for both
 python3 - $work/tokens.bin <<'PY'
 import array, random, sys
 random.seed(7)
@@ -159,7 +159,7 @@ PY
 # sequences at once: what fits
 gpt=32 llama=2
 [[ $memory -ge 70000 ]] || gpt=8 llama=1
-ours gpt2-124m --model gpt2-124m --vocab 50304 --seq-len 1024 --batch 64 --micro-batch $gpt
+ours gpt2-124m --model gpt2-124m --seq-len 1024 --batch 64 --micro-batch $gpt
 peer "torch gpt2-124m" 120 step gpt2-124m --micro $gpt
 ours llama-1b --model llama2-7b --layers 16 --dim 2048 --heads 16 --kv-heads 8 --ffn 8192 --seq-len 8192 --batch 4 --micro-batch $llama
 peer "torch llama-1b" 150 step llama-1b --micro $llama

@@ -32,7 +32,7 @@ KERNELS = [
 ]
 # name, what the table calls it, FLOP a token: 6 parameters + 6 layers d L
 STEPS = [
-    ("step_gpt2-124m", "step of GPT-2 124M, 64 x 1024", 6 * (12 * 12 * 768**2 + 50304 * 768) + 6 * 12 * 768 * 1024),
+    ("step_gpt2-124m", "step of GPT-2 124M, 64 x 1024", 6 * (12 * 12 * 768**2 + 50257 * 768) + 6 * 12 * 768 * 1024),
     ("step_llama-1b", "step of a 1B Llama, 4 x 8192", 6 * (16 * (3 * 2048**2 + 3 * 2048 * 8192) + 32000 * 2048) + 6 * 16 * 2048 * 8192),
 ]
 

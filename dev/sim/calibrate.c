@@ -142,7 +142,7 @@ static void run_classifier(Bench *b, i64 rows) {
     int32_t *targets = (int32_t *)numbers(b, rows);
     double loss = 0;
     for (i64 i = 0; i < rows; i++) targets[i] = (int32_t)(i * 2654435761u % WORDS);
-    classifier(&b->dev, &loss, logits, targets, (accum)1, rows, WORDS, 1);
+    classifier(&b->dev, &loss, logits, WORDS, targets, (accum)1, rows, WORDS, 1);
 }
 
 static void run_optimizer(Bench *b, i64 n) {

@@ -415,14 +415,23 @@ static void test_classifier(i64 rows, i64 V, double size) {
     }
     NAME("classifier, rows %lld, V %lld, logits to %g", LL(rows), LL(V), size);
     Results r = under_schedules(classifier_scratch_bytes(rows), name, [&](Device *dev, Results *r) {
-        double start[2] = {0.5, 0.5};
+        double start[3] = {0.5, 0.5, 0.5};
         real *logits = upload_real(x, n), *kept = upload_real(x, n);
-        double *sums = upload_f64(start, 2);
-        classifier(dev, sums, logits, targets, (accum)0.125, rows, V, 1);
-        classifier(dev, sums + 1, kept, targets, (accum)0.125, rows, V, 0);
-        result(r, 0, logits, 2 * n), result(r, 1, sums, 16), result(r, 2, kept, 2 * n);
+        double *sums = upload_f64(start, 3);
+        i64 step = round_up(V, 64);
+        real *apart = unset_real(rows * step), *again = unset_real(n);
+        for (i64 row = 0; row < rows; row++) CUDA_CHECK(cudaMemcpy(apart + row * step, logits + row * V, (size_t)V * 2, cudaMemcpyDeviceToDevice));
+        CUDA_CHECK(cudaDeviceSynchronize());
+        classifier(dev, sums, logits, V, targets, (accum)0.125, rows, V, 1);
+        classifier(dev, sums + 1, kept, V, targets, (accum)0.125, rows, V, 0);
+        classifier(dev, sums + 2, apart, step, targets, (accum)0.125, rows, V, 1);
+        CUDA_CHECK(cudaDeviceSynchronize());
+        for (i64 row = 0; row < rows; row++) CUDA_CHECK(cudaMemcpy(again + row * V, apart + row * step, (size_t)V * 2, cudaMemcpyDeviceToDevice));
+        result(r, 0, logits, 2 * n), result(r, 1, sums, 24), result(r, 2, kept, 2 * n), result(r, 3, again, 2 * n);
     });
-    double *sums = download_f64((double *)r.p[1], 2), *all = copy_of(want, n), *got = download_real((real *)r.p[0], n);
+    double *sums = download_f64((double *)r.p[1], 3), *all = copy_of(want, n), *got = download_real((real *)r.p[0], n);
+    check_close(download_real((real *)r.p[3], n), got, n, BF16_ROUND, BF16_ROUND, "dlogits of rows apart of %s", name); /* sums in another order */
+    check(fabs(sums[2] - sums[0]) <= 1e-6 * fabs(sums[0]), "loss of rows apart of %s: %.9g", name, sums[2]);
     check_close(got, all, n, BF16_MOST, BF16_MOST, "dlogits of %s", name);
     for (i64 row = 0; row < rows; row++) /* the onehot hides the rest: once more without it. A few logits carry the norm */
         if (t[row] >= 0) got[row * V + t[row]] = all[row * V + t[row]] = 0;

@@ -98,7 +98,7 @@ static void test_linear_shape(i64 rows, i64 IC, i64 OC) {
     Device dev = device_with(2);
     real *inp = randoms(rows * IC, 1), *weight = randoms(OC * IC, 1), *bias = randoms(OC, 1), *dout = randoms(rows * OC, 1);
     real *out = unset(rows * OC), *plain = unset(rows * OC), *dinp = unset(rows * IC), *dinp_add = randoms(rows * IC, 1);
-    real *dweight = randoms(OC * IC, 1);
+    real *dweight = randoms(OC * IC, 1), *dweight_apart = copy_of(dweight, OC * IC);
     double *want = doubles(NULL, rows * OC), *want_plain = doubles(NULL, rows * OC), *want_dinp = doubles(NULL, rows * IC);
     double *want_add = doubles(dinp_add, rows * IC), *want_dweight = doubles(dweight, OC * IC);
     for (i64 r = 0; r < rows; r++)
@@ -118,6 +118,16 @@ static void test_linear_shape(i64 rows, i64 IC, i64 OC) {
     linear_backward_input(&dev, dinp, dout, weight, rows, IC, OC, 0);
     linear_backward_input(&dev, dinp_add, dout, weight, rows, IC, OC, 1);
     linear_backward_weight(&dev, dweight, inp, dout, rows, IC, OC);
+    i64 step = OC + 5; /* the same with rows apart, and no numbers between them */
+    real *apart = filled(rows * step, NAN), *wide = filled(rows * step, NAN), *dinp_apart = unset(rows * IC);
+    for (i64 r = 0; r < rows; r++) memcpy(wide + r * step, dout + r * OC, sizeof(real) * (size_t)OC);
+    linear_forward_apart(&dev, apart, step, inp, weight, bias, rows, IC, OC);
+    linear_backward_input_apart(&dev, dinp_apart, wide, step, weight, rows, IC, OC, 0);
+    linear_backward_weight_apart(&dev, dweight_apart, inp, wide, step, rows, IC, OC);
+    i64 between = 0;
+    for (i64 r = 0; r < rows; r++)
+        for (i64 i = OC; i < step; i++) between += !isnan(apart[r * step + i]);
+    for (i64 r = 0; r < rows; r++) memmove(apart + r * OC, apart + r * step, sizeof(real) * (size_t)OC);
     char text[96];
     snprintf(text, sizeof text, "rows %lld, IC %lld, OC %lld", (long long)rows, (long long)IC, (long long)OC);
     check_close(out, want, rows * OC, 2 + sqrt((double)IC), "linear_forward with bias, %s", text);
@@ -125,6 +135,10 @@ static void test_linear_shape(i64 rows, i64 IC, i64 OC) {
     check_close(dinp, want_dinp, rows * IC, 2 + sqrt((double)OC), "linear_backward_input, %s", text);
     check_close(dinp_add, want_add, rows * IC, 2 + sqrt((double)OC), "linear_backward_input adding, %s", text);
     check_close(dweight, want_dweight, OC * IC, 2 + sqrt((double)rows), "linear_backward_weight, %s", text);
+    check_close(apart, want, rows * OC, 2 + sqrt((double)IC), "linear_forward, rows apart, %s", text);
+    check_close(dinp_apart, want_dinp, rows * IC, 2 + sqrt((double)OC), "linear_backward_input, rows apart, %s", text);
+    check_close(dweight_apart, want_dweight, OC * IC, 2 + sqrt((double)rows), "linear_backward_weight, rows apart, %s", text);
+    check(between == 0, "linear_forward writes nothing between rows that lie apart, %s", text);
     release_all();
 }
 
@@ -722,7 +736,8 @@ static void test_swiglu(void) {
 static void test_classifier_case(i64 rows, i64 V, double size, int backward) {
     Device dev = device_with(2);
     accum scale = (accum)0.125;
-    real *logits = randoms(rows * V, size), *kept = copy_of(logits, rows * V);
+    i64 step = V + 3;
+    real *logits = randoms(rows * V, size), *kept = copy_of(logits, rows * V), *apart = filled(rows * step, NAN);
     int32_t *targets = (int32_t *)take(rows * 4);
     for (i64 r = 0; r < rows; r++) targets[r] = r % 5 == 2 ? -100 : (int32_t)((uniform() + 1) / 2 * (double)V);
     for (i64 r = 2; r < rows; r += 5) logits[r * V] = kept[r * V] = (real)NAN; /* an ignored row may hold anything */
@@ -735,7 +750,13 @@ static void test_classifier_case(i64 rows, i64 V, double size, int backward) {
         for (i64 i = 0; i < V; i++) want[r * V + i] = (double)scale * (exp(logits[r * V + i] - top) / sum - (i == targets[r]));
         want_loss += log(sum) + top - logits[r * V + targets[r]];
     }
-    classifier(&dev, &loss, logits, targets, scale, rows, V, backward);
+    for (i64 r = 0; r < rows; r++) memcpy(apart + r * step, logits + r * V, sizeof(real) * (size_t)V);
+    classifier(&dev, &loss, logits, V, targets, scale, rows, V, backward);
+    double loss_apart = 1.5;
+    i64 wrong = 0;
+    classifier(&dev, &loss_apart, apart, step, targets, scale, rows, V, backward);
+    for (i64 r = 0; r < rows; r++) wrong += memcmp(apart + r * step, logits + r * V, sizeof(real) * (size_t)V) != 0;
+    check(wrong == 0 && loss_apart == loss, "classifier of rows that lie apart: %lld of %lld differ", (long long)wrong, (long long)rows);
     /* rows' losses are doubles; a row's sum of exponentials is off by sqrt(V)/2 + 1 ulp, its difference from the maximum by `size` of them */
     double k = 4 + sqrt((double)V), bound = fmax(k * epsilon(), 1e-13) * fmax(1, want_loss);
     check(fabs(loss - want_loss) <= bound, "classifier loss %.17g, expected %.17g, within %.2g, rows %lld, V %lld, size %g", loss, want_loss, bound,
@@ -861,7 +882,7 @@ static double loss_classifier(Problem *p) {
     Device dev = device_with(1);
     double loss = 0;
     memcpy(p->scratch, p->x, sizeof(real) * (size_t)(p->rows * p->C));
-    classifier(&dev, &loss, p->scratch, p->targets, (accum)1, p->rows, p->C, 0);
+    classifier(&dev, &loss, p->scratch, p->C, p->targets, (accum)1, p->rows, p->C, 0);
     return loss;
 }
 
@@ -924,7 +945,7 @@ static void test_gradients_rows(void) {
     check_gradient("swiglu", &p, p.x, 2 * n, dx, loss_swiglu);
     double loss = 0;
     real *logits = copy_of(p.x, n);
-    classifier(&dev, &loss, logits, p.targets, (accum)1, rows, C, 1);
+    classifier(&dev, &loss, logits, C, p.targets, (accum)1, rows, C, 1);
     check_gradient("classifier", &p, p.x, n, logits, loss_classifier);
     release_all();
 }
@@ -973,7 +994,7 @@ static real *one_of_each(int threads, i64 *n_out) {
     swiglu_backward(&dev, at, y, x, rows / 2, C), at += n;
     memcpy(at, x, sizeof(real) * (size_t)n);
     double sums[2] = {0, 0};
-    classifier(&dev, &sums[0], at, tokens, (accum)0.5, rows, C, 1), at += n;
+    classifier(&dev, &sums[0], at, C, tokens, (accum)0.5, rows, C, 1), at += n;
     sum_squares(&dev, &sums[1], x, n);
     memcpy(at, sums, sizeof sums), at += 4; /* two doubles take four floats */
     real *q = randoms(z.nq, 1), *kv = randoms(z.nkv, 1), *dout = randoms(z.nq, 1);
@@ -1032,7 +1053,7 @@ static void poll_each(int threads, i64 counts[4]) {
     counts[0] = polls - 1;
     attention_backward(&dev, dq, NULL, dkv, NULL, q, kv, q, lse, lse, z.s, whole(T), whole(T), 0);
     counts[1] = polls - counts[0] - 2;
-    classifier(&dev, &loss, logits, targets, (accum)1, 600, V, 1);
+    classifier(&dev, &loss, logits, V, targets, (accum)1, 600, V, 1);
     counts[2] = polls - counts[0] - counts[1] - 3;
     linear_forward(&dev, unset(rows * OC), filled(rows * IC, 0), filled(OC * IC, 0), NULL, rows, IC, OC);
     counts[3] = polls - counts[0] - counts[1] - counts[2] - 4;

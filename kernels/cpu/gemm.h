@@ -120,20 +120,20 @@ static inline void gemm(Device *dev, char ta, char tb, i64 M, i64 N, i64 K, cons
 
 /* ---- the three products of a linear layer ---- */
 
-static inline void linear_forward_run(Device *dev, real *out, const real *inp, const real *weight, const real *bias, i64 rows, i64 IC, i64 OC) {
+static inline void linear_forward_run(Device *dev, real *out, i64 step, const real *inp, const real *weight, const real *bias, i64 rows, i64 IC, i64 OC) {
     if (bias) { /* the sum starts from the bias: one pass over `out` less than adding it behind */
 #pragma omp parallel for num_threads(dev->threads) if (rows * OC > SERIAL_BELOW)
-        for (i64 r = 0; r < rows; r++) memcpy(out + r * OC, bias, sizeof(real) * (size_t)OC);
+        for (i64 r = 0; r < rows; r++) memcpy(out + r * step, bias, sizeof(real) * (size_t)OC);
     }
-    gemm(dev, 'N', 'T', rows, OC, IC, inp, IC, weight, IC, bias ? (real)1 : (real)0, out, OC);
+    gemm(dev, 'N', 'T', rows, OC, IC, inp, IC, weight, IC, bias ? (real)1 : (real)0, out, step);
 }
 
-static inline void linear_backward_input_run(Device *dev, real *dinp, const real *dout, const real *weight, i64 rows, i64 IC, i64 OC, int add) {
-    gemm(dev, 'N', 'N', rows, IC, OC, dout, OC, weight, IC, add ? (real)1 : (real)0, dinp, IC);
+static inline void linear_backward_input_run(Device *dev, real *dinp, const real *dout, i64 step, const real *weight, i64 rows, i64 IC, i64 OC, int add) {
+    gemm(dev, 'N', 'N', rows, IC, OC, dout, step, weight, IC, add ? (real)1 : (real)0, dinp, IC);
 }
 
-static inline void linear_backward_weight_run(Device *dev, accum *dweight, const real *inp, const real *dout, i64 rows, i64 IC, i64 OC) {
-    gemm(dev, 'T', 'N', OC, IC, rows, dout, OC, inp, IC, (real)1, dweight, IC);
+static inline void linear_backward_weight_run(Device *dev, accum *dweight, const real *inp, const real *dout, i64 step, i64 rows, i64 IC, i64 OC) {
+    gemm(dev, 'T', 'N', OC, IC, rows, dout, step, inp, IC, (real)1, dweight, IC);
 }
 
 #endif

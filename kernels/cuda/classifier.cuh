@@ -4,7 +4,7 @@
    one comes; warps and block join the pairs in order. Second pass, backwards through the row, so that what was read last is still in L1
    and the rest in L2: dlogit = scale (exp(logit - largest) / sum - onehot).
 
-   Rows of an odd V begin anywhere: up to 7 logits to the first multiple of 16 bytes and up to 7 after the last go one by one.
+   Rows of an odd V that are neighbours begin anywhere: up to 7 logits to the first multiple of 16 bytes and up to 7 after the last go one by one.
    The rows' losses wait in scratch and are added by one block, in a fixed order, in double.
    Cost: one read and one write of memory, the second read is served by the caches (a row of V = 50257 is 100 KB).              */
 #ifndef ODYSSEUS_CUDA_CLASSIFIER_CUH
@@ -30,13 +30,13 @@ __device__ __forceinline__ void softmax_add(Softmax *s, float x) {
 }
 
 template <int THREADS>
-__global__ void __launch_bounds__(THREADS) classifier_kernel(double *losses, real *logits, const int32_t *targets, accum scale, i64 V, int backward) {
+__global__ void __launch_bounds__(THREADS) classifier_kernel(double *losses, real *logits, i64 apart, const int32_t *targets, accum scale, i64 V, int backward) {
     constexpr int WARPS = THREADS / WARP;
     SHARED(float, tops, WARPS);
     SHARED(float, sums, WARPS);
     i64 row = blockIdx.x;
     int t = (int)threadIdx.x, target = targets[row];
-    real *x = logits + row * V;
+    real *x = logits + row * apart;
     i64 head = min((i64)((16 - (uintptr_t)x % 16) % 16 / sizeof(real)), V), chunks = (V - head) / 8, tail = head + chunks * 8;
     if (target < 0) {
         if (t == 0) losses[row] = 0;
@@ -92,12 +92,13 @@ __global__ void __launch_bounds__(THREADS) classifier_kernel(double *losses, rea
     }
 }
 
-static inline void classifier_run(Device *dev, double *loss_sum, real *logits, const int32_t *targets, accum scale, i64 rows, i64 V, int backward) {
+static inline void classifier_run(Device *dev, double *loss_sum, real *logits, i64 step, const int32_t *targets, accum scale, i64 rows, i64 V,
+                                  int backward) {
     if (rows == 0) return;
     if (V < 1 || !aligned_to(logits, sizeof(real))) FAIL(THIS_RANK, "classifier: a vocabulary of %lld is not taken", (long long)V);
     double *losses = (double *)scratch_take(dev, classifier_scratch_bytes(rows), "classifier");
-    if (V > 8192) LAUNCH(classifier_kernel<1024>, blocks_for(rows, 1), 1024, 0, dev->state.stream, losses, logits, targets, scale, V, backward);
-    else LAUNCH(classifier_kernel<BLOCK>, blocks_for(rows, 1), BLOCK, 0, dev->state.stream, losses, logits, targets, scale, V, backward);
+    if (V > 8192) LAUNCH(classifier_kernel<1024>, blocks_for(rows, 1), 1024, 0, dev->state.stream, losses, logits, step, targets, scale, V, backward);
+    else LAUNCH(classifier_kernel<BLOCK>, blocks_for(rows, 1), BLOCK, 0, dev->state.stream, losses, logits, step, targets, scale, V, backward);
     LAUNCH(doubles_sum_kernel, 1, 1024, 0, dev->state.stream, loss_sum, losses, rows);
 }
 
