@@ -72,11 +72,10 @@ static inline void mlp_body_backward_input(Model *m, MlpSaved *s, real *dxn, rea
     ArenaMark mark = arena_mark(&m->arena);
     real *act = take_real(m, MEM_WORKSPACE, rows * ffn_l);
     zero_prefetch(&m->zero);
-    mlp_activation(m, act, s->pre, rows, ffn_l);
-    linear_backward_weight(dev, m->zero.dweight[T_DOWN], act, dout, rows, ffn_l, C);
-    linear_backward_input(dev, act, dout, w[T_DOWN], rows, ffn_l, C, 0); /* act now holds its gradient */
+    linear_backward_input(dev, act, dout, w[T_DOWN], rows, ffn_l, C, 0); /* its gradient, until the next makes it itself */
     if (m->config.arch == ARCH_LLAMA) swiglu_backward(dev, dpre, act, s->pre, rows, ffn_l);
     else gelu_backward(dev, dpre, act, s->pre, rows * ffn_l);
+    linear_backward_weight(dev, m->zero.dweight[T_DOWN], act, dout, rows, ffn_l, C);
     linear_backward_input(dev, dxn, dpre, m->config.arch == ARCH_LLAMA ? w[T_GATE] : w[T_UP], rows, C, mlp_gates(&m->config) * ffn_l, 0);
     arena_release(&m->arena, mark);
 }

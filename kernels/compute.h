@@ -313,9 +313,10 @@ static inline void gelu_forward(Device *dev, real *out, const real *pre, i64 n) 
     OPERATION(dev, OP_POINTWISE, 8.0 * n, 2.0 * real_size() * n, gelu_forward_run(dev, out, pre, n));
 }
 
-/* dpre = dout gelu'(pre); dpre may alias dout */
-static inline void gelu_backward(Device *dev, real *dpre, const real *dout, const real *pre, i64 n) {
-    OPERATION(dev, OP_POINTWISE, 12.0 * n, 3.0 * real_size() * n, gelu_backward_run(dev, dpre, dout, pre, n));
+/* act holds the gradient of gelu(pre) and becomes gelu(pre) again, which the weights behind it need and nobody has kept; dpre is the gradient
+   of pre. Nothing aliases. */
+static inline void gelu_backward(Device *dev, real *dpre, real *act, const real *pre, i64 n) {
+    OPERATION(dev, OP_POINTWISE, 14.0 * n, 4.0 * real_size() * n, gelu_backward_run(dev, dpre, act, pre, n));
 }
 
 /* out (rows, I) = silu(gate) up, pre (rows, 2, I) holds gate then up. Shazeer 2020, arXiv:2002.05202 */
@@ -323,9 +324,9 @@ static inline void swiglu_forward(Device *dev, real *out, const real *pre, i64 r
     OPERATION(dev, OP_POINTWISE, 5.0 * rows * I, 3.0 * real_size() * rows * I, swiglu_forward_run(dev, out, pre, rows, I));
 }
 
-/* dpre (rows, 2, I) from dout (rows, I) and pre; dpre does not alias */
-static inline void swiglu_backward(Device *dev, real *dpre, const real *dout, const real *pre, i64 rows, i64 I) {
-    OPERATION(dev, OP_POINTWISE, 10.0 * rows * I, 5.0 * real_size() * rows * I, swiglu_backward_run(dev, dpre, dout, pre, rows, I));
+/* The same for SwiGLU: act (rows, I) holds its gradient and becomes itself again; dpre (rows, 2, I) from that and pre */
+static inline void swiglu_backward(Device *dev, real *dpre, real *act, const real *pre, i64 rows, i64 I) {
+    OPERATION(dev, OP_POINTWISE, 12.0 * rows * I, 6.0 * real_size() * rows * I, swiglu_backward_run(dev, dpre, act, pre, rows, I));
 }
 
 /* ---- loss ---------------------------------------------------------------------------------------------------------- */

@@ -217,9 +217,9 @@ static void bench_mlp(void) {
     int sets = sets_for(6.0 * (double)n);
     Reals pre = reals(sets, 2 * n), out = reals(sets, n), dpre = reals(sets, 2 * n);
     bandwidth("swiglu_forward", 6.0 * (double)n, sets, [&](int i) { swiglu_forward(&dev, out.set[i], pre.set[i], rows, I); });
-    bandwidth("swiglu_backward", 10.0 * (double)n, sets, [&](int i) { swiglu_backward(&dev, dpre.set[i], out.set[i], pre.set[i], rows, I); });
+    bandwidth("swiglu_backward", 12.0 * (double)n, sets, [&](int i) { swiglu_backward(&dev, dpre.set[i], out.set[i], pre.set[i], rows, I); });
     bandwidth("gelu_forward", 4.0 * (double)n, sets, [&](int i) { gelu_forward(&dev, out.set[i], pre.set[i], n); });
-    bandwidth("gelu_backward", 6.0 * (double)n, sets, [&](int i) { gelu_backward(&dev, dpre.set[i], out.set[i], pre.set[i], n); });
+    bandwidth("gelu_backward", 8.0 * (double)n, sets, [&](int i) { gelu_backward(&dev, dpre.set[i], out.set[i], pre.set[i], n); });
     accum *dbias = accums(1, I, -0.5, 0.5).set[0];
     bandwidth("bias_backward", 2.0 * (double)n, sets, [&](int i) { bias_backward(&dev, dbias, out.set[i], rows, I); });
 }

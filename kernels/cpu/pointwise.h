@@ -23,13 +23,14 @@ static inline void gelu_forward_run(Device *dev, real *out, const real *pre, i64
     }
 }
 
-static inline void gelu_backward_run(Device *dev, real *dpre, const real *dout, const real *pre, i64 n) {
+static inline void gelu_backward_run(Device *dev, real *dpre, real *act, const real *pre, i64 n) {
 #pragma omp parallel for simd num_threads(dev->threads) if (parallel : n > SERIAL_BELOW)
     for (i64 i = 0; i < n; i++) {
         real x = pre[i], complement;
         real s = sigmoid_pair(GELU_SCALE * (x + GELU_CUBIC * x * x * x), &complement);
         real slope = GELU_SCALE * ((real)1 + (real)3 * GELU_CUBIC * x * x);
-        dpre[i] = dout[i] * (s + x * s * complement * slope);
+        dpre[i] = act[i] * (s + x * s * complement * slope);
+        act[i] = x * s;
     }
 }
 
@@ -46,16 +47,17 @@ static inline void swiglu_forward_run(Device *dev, real *out, const real *pre, i
     }
 }
 
-static inline void swiglu_backward_run(Device *dev, real *dpre, const real *dout, const real *pre, i64 rows, i64 I) {
+static inline void swiglu_backward_run(Device *dev, real *dpre, real *act, const real *pre, i64 rows, i64 I) {
 #pragma omp parallel for num_threads(dev->threads) if (rows * I > SERIAL_BELOW)
     for (i64 r = 0; r < rows; r++) {
-        const real *gate = pre + r * 2 * I, *up = gate + I, *d = dout + r * I;
-        real *dgate = dpre + r * 2 * I, *dup = dgate + I;
+        const real *gate = pre + r * 2 * I, *up = gate + I;
+        real *dgate = dpre + r * 2 * I, *dup = dgate + I, *a = act + r * I;
 #pragma omp simd
         for (i64 i = 0; i < I; i++) {
             real complement, s = sigmoid_pair(gate[i], &complement);
-            dgate[i] = d[i] * up[i] * s * ((real)1 + gate[i] * complement);
-            dup[i] = d[i] * gate[i] * s;
+            dgate[i] = a[i] * up[i] * s * ((real)1 + gate[i] * complement);
+            dup[i] = a[i] * gate[i] * s;
+            a[i] = gate[i] * s * up[i];
         }
     }
 }

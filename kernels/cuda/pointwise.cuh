@@ -38,19 +38,21 @@ template <int W> __global__ void __launch_bounds__(BLOCK) gelu_forward_kernel(re
     store_real<W>(out + i, y, n - i);
 }
 
-template <int W> __global__ void __launch_bounds__(BLOCK) gelu_backward_kernel(real *dpre, const real *dout, const real *pre, i64 n) {
+template <int W> __global__ void __launch_bounds__(BLOCK) gelu_backward_kernel(real *dpre, real *act, const real *pre, i64 n) {
     i64 i = grid_thread() * W;
     if (i >= n) return;
     float x[W], d[W];
     load_real<W>(x, pre + i, n - i);
-    load_real<W>(d, dout + i, n - i);
+    load_real<W>(d, act + i, n - i);
     UNROLL
     for (int e = 0; e < W; e++) {
         float complement, s = sigmoid_pair(GELU_SCALE * (x[e] + GELU_CUBIC * x[e] * x[e] * x[e]), &complement);
         float slope = GELU_SCALE * (1.0f + 3.0f * GELU_CUBIC * x[e] * x[e]);
         d[e] *= s + x[e] * s * complement * slope;
+        x[e] *= s;
     }
     store_real<W>(dpre + i, d, n - i);
+    store_real<W>(act + i, x, n - i);
 }
 
 static inline void gelu_forward_run(Device *dev, real *out, const real *pre, i64 n) {
@@ -59,11 +61,11 @@ static inline void gelu_forward_run(Device *dev, real *out, const real *pre, i64
     else LAUNCH(gelu_forward_kernel<1>, blocks_for(n, BLOCK), BLOCK, 0, dev->state.stream, out, pre, n);
 }
 
-static inline void gelu_backward_run(Device *dev, real *dpre, const real *dout, const real *pre, i64 n) {
+static inline void gelu_backward_run(Device *dev, real *dpre, real *act, const real *pre, i64 n) {
     if (n == 0) return;
-    if (aligned_to(dpre, 16) && aligned_to(dout, 16) && aligned_to(pre, 16))
-        LAUNCH(gelu_backward_kernel<8>, blocks_for(n, 8 * BLOCK), BLOCK, 0, dev->state.stream, dpre, dout, pre, n);
-    else LAUNCH(gelu_backward_kernel<1>, blocks_for(n, BLOCK), BLOCK, 0, dev->state.stream, dpre, dout, pre, n);
+    if (aligned_to(dpre, 16) && aligned_to(act, 16) && aligned_to(pre, 16))
+        LAUNCH(gelu_backward_kernel<8>, blocks_for(n, 8 * BLOCK), BLOCK, 0, dev->state.stream, dpre, act, pre, n);
+    else LAUNCH(gelu_backward_kernel<1>, blocks_for(n, BLOCK), BLOCK, 0, dev->state.stream, dpre, act, pre, n);
 }
 
 /* One item: W neighbours of a row of I. pre and dpre hold gate then up. */
@@ -82,20 +84,22 @@ template <int W> __global__ void __launch_bounds__(BLOCK) swiglu_forward_kernel(
     store_real<W>(out + i, up, W);
 }
 
-template <int W> __global__ void __launch_bounds__(BLOCK) swiglu_backward_kernel(real *dpre, const real *dout, const real *pre, i64 rows, i64 I) {
+template <int W> __global__ void __launch_bounds__(BLOCK) swiglu_backward_kernel(real *dpre, real *act, const real *pre, i64 rows, i64 I) {
     i64 i = grid_thread() * W;
     if (i >= rows * I) return;
     i64 r = quotient(i / W, I / W);
     float gate[W], up[W], d[W];
     load_real<W>(gate, pre + i + r * I, W);
     load_real<W>(up, pre + i + (r + 1) * I, W);
-    load_real<W>(d, dout + i, W);
+    load_real<W>(d, act + i, W);
     UNROLL
     for (int e = 0; e < W; e++) {
-        float complement, s = sigmoid_pair(gate[e], &complement), g = gate[e];
+        float complement, s = sigmoid_pair(gate[e], &complement), g = gate[e], a = up[e] * (g * s);
         gate[e] = d[e] * up[e] * s * (1.0f + g * complement);
         up[e] = d[e] * g * s;
+        d[e] = a;
     }
+    store_real<W>(act + i, d, W);
     store_real<W>(dpre + i + r * I, gate, W);
     store_real<W>(dpre + i + (r + 1) * I, up, W);
 }
@@ -107,11 +111,11 @@ static inline void swiglu_forward_run(Device *dev, real *out, const real *pre, i
     else LAUNCH(swiglu_forward_kernel<1>, blocks_for(rows * I, BLOCK), BLOCK, 0, dev->state.stream, out, pre, rows, I);
 }
 
-static inline void swiglu_backward_run(Device *dev, real *dpre, const real *dout, const real *pre, i64 rows, i64 I) {
+static inline void swiglu_backward_run(Device *dev, real *dpre, real *act, const real *pre, i64 rows, i64 I) {
     if (rows * I == 0) return;
-    if (I % 8 == 0 && aligned_to(dpre, 16) && aligned_to(dout, 16) && aligned_to(pre, 16))
-        LAUNCH(swiglu_backward_kernel<8>, blocks_for(rows * I, 8 * BLOCK), BLOCK, 0, dev->state.stream, dpre, dout, pre, rows, I);
-    else LAUNCH(swiglu_backward_kernel<1>, blocks_for(rows * I, BLOCK), BLOCK, 0, dev->state.stream, dpre, dout, pre, rows, I);
+    if (I % 8 == 0 && aligned_to(dpre, 16) && aligned_to(act, 16) && aligned_to(pre, 16))
+        LAUNCH(swiglu_backward_kernel<8>, blocks_for(rows * I, 8 * BLOCK), BLOCK, 0, dev->state.stream, dpre, act, pre, rows, I);
+    else LAUNCH(swiglu_backward_kernel<1>, blocks_for(rows * I, BLOCK), BLOCK, 0, dev->state.stream, dpre, act, pre, rows, I);
 }
 
 /* ---- bias ---- */
