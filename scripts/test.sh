@@ -94,7 +94,10 @@ done
 require_packages
 targets=(train_gpt_cpu train_gpt_fp64 train_gpt_emu train_gpt_sim)
 for line in "${lines[@]}"; do
-    case ${line%% *} in *_fp32 | *_fp64 | *_sim | *_asan | *_emu | *_emuasan) targets+=("build/${line%% *}") ;; esac
+    case ${line%% *} in
+    *_fp32 | *_fp64 | *_sim | *_asan | *_emu | *_emuasan) targets+=("build/${line%% *}") ;;
+    test_gpu_check.sh) targets+=(build/bench_cuda_emu) ;;
+    esac
 done
 mapfile -t targets < <(printf '%s\n' "${targets[@]}" | sort -u)
 mkdir -p build/log
