@@ -15,8 +15,9 @@
 #   yield          with more ranks than cores, a rank that waits lets the others work; OpenMP threads sleep instead of spinning,
 #                  and otherwise spin for some 20 us only: as fast on idle cores, up to 20 times as fast on busy ones
 #   no rsh agent   on one host nobody is called, yet mpirun stops where ssh is not installed
-#   no tcp         on one host nothing uses it, yet it complains about networks
+#   no networks    on one host nothing uses them, yet Open MPI complains about some (tcp) and sleeps for a second when it closes others (ofi)
 #   no CMA         ranks copy through shared memory; reading each other's memory is forbidden in many containers, and crashes there
+#   kill at once   mpirun sleeps two seconds between the signals that end the other ranks of a failed one, which have nothing to save
 #   quiet          a failing program has said why in one line; mpirun would add fifteen
 
 here=$PWD # where the user stands: what file names of theirs are relative to
@@ -127,7 +128,7 @@ run_ranks() {
         if [[ -n ${HOSTFILE-} ]]; then options+=(--hostfile "$HOSTFILE" --map-by slot)
         else
             options+=(--oversubscribe)
-            settings+=(OMPI_MCA_plm_rsh_agent= PRTE_MCA_plm_ssh_agent= OMPI_MCA_btl=^tcp)
+            settings+=(OMPI_MCA_plm_rsh_agent= PRTE_MCA_plm_ssh_agent= OMPI_MCA_pml=ob1 OMPI_MCA_btl=^tcp,ofi,openib,uct OMPI_MCA_odls_base_sigkill_timeout=0)
         fi
     fi
     if [[ $launcher == srun || -n ${HOSTFILE-} ]]; then : # how many cores the ranks of a host share is not known here

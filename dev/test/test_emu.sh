@@ -50,9 +50,8 @@ run_case() { # MODEL CASE RANKS PROGRAM FLAGS...
     mv "$out/run/metrics.jsonl" "$out/run/comm.json" "$out"
 }
 
-for model in gpt2 llama; do
-    flags=$GPT
-    [[ $model == gpt2 ]] || flags=$LLAMA
+run_model() { # MODEL FLAGS...
+    local model=$1 flags=${*:2}
     # shellcheck disable=SC2086
     {
         initial_weights "$work/$model-weights" $flags
@@ -67,7 +66,7 @@ for model in gpt2 llama; do
         run_case $model ulysses-ring2-4 4 "$program" $flags --sp ulysses --ring 2
         run_case $model tpsp-ring2-stripe-4 4 "$program" $flags --sp tpsp --ring 2 --ring-layout stripe
         run_case $model odysseus-dp2-recompute-4 4 "$program" $flags --sp odysseus --dp 2 --recompute full
-        if [[ $* != *--comm* ]]; then
+        if [[ $COMMON != *--comm* ]]; then
             run_case $model ulysses-staged-2 2 "$program" $flags --sp ulysses --comm mpi
             run_case $model ring-no-overlap-2 2 "$program" $flags --sp ring --overlap off
             run_case $model odysseus-grads-bf16-4 4 "$program" $flags --sp odysseus --grad-comm bf16
@@ -76,6 +75,15 @@ for model in gpt2 llama; do
         run_case $model again 4 "$program" $flags --sp ulysses --ring 2
         echo ulysses-ring2-4 >"$work/$model/again/of"
     }
-done
+}
+
+# The models side by side, and the ranks that wait let the others work: four ranks alone do not fill the cores.
+export OMP_WAIT_POLICY=passive OMPI_MCA_mpi_yield_when_idle=1
+# shellcheck disable=SC2086
+run_model gpt2 $GPT &
+gpt2=$!
+# shellcheck disable=SC2086
+run_model llama $LLAMA
+wait $gpt2
 
 python3 dev/test/check_runs.py "$work"
