@@ -65,7 +65,7 @@ fi
 where="$(nproc) cores"
 if [[ $program == ./train_gpt_cpu ]]; then
     say "building train_gpt_cpu"
-    make --no-print-directory train_gpt_cpu
+    make --no-print-directory -s train_gpt_cpu
 else # bf16 keeps 8 bits: curves of different schemes drift apart by roundings
     tolerance=(--tolerance 1e-2)
     if [[ $program == ./train_gpt ]]; then where="$gpus GPUs, with $program"; else where+=", with $program"; fi
