@@ -31,8 +31,8 @@
    layouts   q, dout (Tq, B, heads, HS), kv (Tk, B, 2, kv_heads, HS) bf16; dq, dkv alike in fp32, or rounded; lse, delta (Tq, B, heads) fp32
    cost      10 pairs HS FLOP; dq is read and written once per pair of tiles, in 16-byte accesses, mostly in L2
    scratch   one int per (B, head, query tile)
-   shared    d64, 128 x 128: 145 KB    d128, 64 x 128: 144.5 KB    8 warps, one block on a multiprocessor
-             d64,  64 x 128: 88.5 KB   d128, 64 x 64:  96.5 KB     where a block has 99 KB at most: sm_86, sm_89, sm_120
+   shared    d64, 128 x 128: 145.1 KB  d128, 64 x 128: 144.6 KB    8 warps, one block on a multiprocessor
+             d64,  64 x 128: 88.6 KB   d128, 64 x 64:  96.6 KB     where a block has 99 KB at most: sm_86, sm_89, sm_120
    registers 255 (194 to 230 of the smaller tiles), no spills                                                                */
 #ifndef ODYSSEUS_CUDA_ATTENTION_BACKWARD_H
 #define ODYSSEUS_CUDA_ATTENTION_BACKWARD_H
