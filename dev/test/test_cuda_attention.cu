@@ -305,7 +305,7 @@ static void test_head_dims(void) {
 }
 
 int main(int argc, char **argv) {
-    if (no_device()) return 0;
+    need_device();
     int small = argc > 1 && strcmp(argv[1], "small") == 0;
     test_head_dims();
     for (i64 HS = 8; HS <= 128; HS += small ? 56 : 24) test_delta(77, HS);

@@ -490,7 +490,7 @@ static void test_adamw(i64 n, i64 step) {
 }
 
 int main(void) {
-    if (no_device()) return 0;
+    need_device();
     static const i64 sizes[] = {0, 1, 7, 8, 2049, 5000};
     for (int i = 0; i < COUNT_OF(sizes); i++) {
         test_gelu(sizes[i], i == 4);

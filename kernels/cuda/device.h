@@ -217,7 +217,7 @@ static inline PinnedSlot *pinned_slot(Device *dev) {
     return slot;
 }
 
-/* Through pinned memory, in the stream's order: the host goes on, and may overwrite `src`. Not of the first thread alone, one at a time. */
+/* Through pinned memory, in the stream's order: the host goes on, and may overwrite `src`. Any thread of the host, one at a time. */
 static inline void copy_in_run(Device *dev, void *dst, const void *src, i64 bytes) {
     CUDA_CHECK(cudaSetDevice(dev->state.index)); /* a thread's own setting */
     for (i64 at = 0; at < bytes; at += PINNED_BYTES) {
