@@ -1,6 +1,6 @@
 # make                  what this machine can build, after saying what it found and what is missing
-# make train_gpt_cpu    fp32 on CPU ranks (MPI, OpenMP, oneDNN)
-# make train_gpt_fp64   every real is a double: the referee (needs no oneDNN)
+# make train_gpt_cpu    fp32 on CPU ranks (MPI, OpenMP)
+# make train_gpt_fp64   every real is a double: the referee
 # make train_gpt        bf16 on GPUs (CUDA toolkit, MPI): sm_80 and sm_90, and PTX for what comes after
 # make train_gpt_emu    the same program on the CPU, under the emulator of dev/emu: for tests
 # make build/bench_cuda what this GPU does at best, and what each kernel gets of it (dev/gpu_check.sh)
@@ -18,7 +18,7 @@ CFLAGS = -std=c11 $(OPT) -fopenmp -fno-math-errno -ffp-contract=fast -D_GNU_SOUR
 CXXFLAGS = -std=c++20 -fopenmp -fsyntax-only -D_GNU_SOURCE -Wall -Wextra -Werror -DOMPI_SKIP_MPICXX -DMPICH_SKIP_MPICXX
 COMPILE = $(MPICC) -x c $(CFLAGS) -MMD -MP -MF build/$(@F).d $< -o $@
 SIMCOMPILE = $(CPP) -x c $(filter-out -march=native,$(CFLAGS)) -DODYSSEUS_SIM -DODYSSEUS_NO_MPI -MMD -MP -MF build/$(@F).d $< -o $@ -lcjson -lm
-FP32 = -ldnnl -lcjson -lm
+FP32 = -lcjson -lm
 FP64 = -DODYSSEUS_FP64 -lcjson -lm
 
 # The CUDA program, by nvcc: a warning is an error, and so is a kernel that spills registers (dev/registers.sh; table: build/registers_*.txt).
@@ -53,31 +53,28 @@ have = $(shell command -v $(1) 2>/dev/null)
 CPP := $(firstword $(foreach cc,$(MPICC) gcc cc,$(if $(call have,$(cc)),$(cc))))
 header = $(if $(CPP),$(shell echo '\#include <$(1)>' | $(CPP) -E -x c - >/dev/null 2>&1 && echo $(1)))
 MPI := $(and $(call have,$(MPICC)),$(call header,mpi.h))
-DNNL := $(call header,oneapi/dnnl/dnnl.h)
 CJSON := $(call header,cjson/cJSON.h)
 
 NO_NCCL = missing: apt-get install libnccl-dev from NVIDIA's repository - ranks will be staged through MPI
 NO_MPI = missing: apt-get install libopenmpi-dev openmpi-bin - one rank only
 
-MISSING_fp64 = $(if $(MPI),,libopenmpi-dev openmpi-bin) $(if $(CJSON),,libcjson-dev)
+MISSING_cpu = $(if $(MPI),,libopenmpi-dev openmpi-bin) $(if $(CJSON),,libcjson-dev)
 MISSING_sim = $(if $(CJSON),,libcjson-dev)
 MISSING_cuda = $(if $(CJSON),,libcjson-dev)
-MISSING_fp32 = $(MISSING_fp64) $(if $(DNNL),,libdnnl-dev)
 need = $(if $(strip $(MISSING_$(1))),$(error $@ needs packages that are not installed: apt-get install build-essential $(strip $(MISSING_$(1)))))
-CAN = $(if $(strip $(MISSING_fp32)),,train_gpt_cpu) $(if $(strip $(MISSING_fp64)),,train_gpt_fp64) $(if $(and $(CPP),$(CJSON)),train_gpt_sim) $(if $(and $(NVCC),$(CJSON)),train_gpt)
+CAN = $(if $(strip $(MISSING_cpu)),,train_gpt_cpu train_gpt_fp64) $(if $(and $(CPP),$(CJSON)),train_gpt_sim) $(if $(and $(NVCC),$(CJSON)),train_gpt)
 
 # ---- targets ----
 
 all:
 	@echo "MPI     $(if $(MPI),$(call have,$(MPICC)),missing: apt-get install build-essential libopenmpi-dev openmpi-bin)"
 	@echo "cJSON   $(if $(CJSON),$(CJSON),missing: apt-get install libcjson-dev)"
-	@echo "oneDNN  $(if $(DNNL),$(DNNL),missing: apt-get install libdnnl-dev (train_gpt_fp64 does without))"
 	@echo "CUDA    $(if $(NVCC),$(NVCC) for $(CUDA_ARCHS:%=sm_%); NCCL $(if $(NCCL),$(firstword $(NCCL)),$(NO_NCCL)),missing: no nvcc in PATH nor in /usr/local/cuda/bin - no train_gpt for GPUs)"
 	@echo "build   $(if $(strip $(CAN)),$(CAN),nothing: the programs need MPI and cJSON)"
 	$(if $(strip $(CAN)),@$(MAKE) --no-print-directory $(CAN),@exit 1)
 
 train_gpt_cpu: train_gpt.cu | build
-	$(call need,fp32)$(COMPILE) $(FP32)
+	$(call need,cpu)$(COMPILE) $(FP32)
 
 train_gpt_sim: kernels/sim/simulator.c | build
 	$(call need,sim)$(SIMCOMPILE)
@@ -86,30 +83,30 @@ build/%_sim: dev/test/%.c | build
 	$(call need,sim)$(SIMCOMPILE)
 
 train_gpt_fp64: train_gpt.cu | build
-	$(call need,fp64)$(COMPILE) $(FP64)
+	$(call need,cpu)$(COMPILE) $(FP64)
 
 build/%_fp32: dev/test/%.c | build
-	$(call need,fp32)$(COMPILE) $(FP32)
+	$(call need,cpu)$(COMPILE) $(FP32)
 
 build/%_fp64: dev/test/%.c | build
-	$(call need,fp64)$(COMPILE) $(FP64)
+	$(call need,cpu)$(COMPILE) $(FP64)
 
 # the referee under the address and undefined-behaviour sanitizers
 build/%_asan: dev/test/%.c | build
-	$(call need,fp64)$(COMPILE) -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined $(FP64)
+	$(call need,cpu)$(COMPILE) -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined $(FP64)
 
 train_gpt: train_gpt.cu | build
 	$(if $(NVCC),,$(error $@ needs the CUDA toolkit: nvcc is not in PATH, nor in /usr/local/cuda/bin))$(call need,cuda)$(NVCOMPILE)
 	@$(if $(MPI),$(if $(NCCL),:,echo "NCCL    $(NO_NCCL)"),echo "MPI     $(NO_MPI)")
 
 train_gpt_emu: train_gpt.cu | build
-	$(call need,fp64)$(EMUCOMPILE) -O2 -g -march=native -lcjson
+	$(call need,cpu)$(EMUCOMPILE) -O2 -g -march=native -lcjson
 
 build/%_emu: dev/test/%.cu | build
-	$(call need,fp64)$(EMUCOMPILE) -O2 -g -march=native -lcjson
+	$(call need,cpu)$(EMUCOMPILE) -O2 -g -march=native -lcjson
 
 build/%_emuasan: dev/test/%.cu | build
-	$(call need,fp64)$(EMUCOMPILE) -O1 -g -fsanitize=address,undefined -lcjson
+	$(call need,cpu)$(EMUCOMPILE) -O1 -g -fsanitize=address,undefined -lcjson
 
 build/%_cuda: dev/test/%.cu | build
 	$(if $(NVCC),,$(error $@ needs the CUDA toolkit: nvcc is not in PATH, nor in /usr/local/cuda/bin))$(NVKERNELS)
@@ -118,27 +115,27 @@ build/bench_cuda: dev/bench/bench_cuda.cu | build
 	$(if $(NVCC),,$(error $@ needs the CUDA toolkit: nvcc is not in PATH, nor in /usr/local/cuda/bin))$(NVKERNELS)
 
 build/bench_cuda_emu: dev/bench/bench_cuda.cu | build
-	$(call need,fp64)$(EMUCOMPILE) -O2 -g -march=native -lcjson
+	$(call need,cpu)$(EMUCOMPILE) -O2 -g -march=native -lcjson
 
 # the readers of files and flags under libFuzzer; NULL + 0, which C++ allows and C does not, is how an empty slot is gathered. omp.h is gcc's
 build/fuzz: dev/test/fuzz.c | build
-	$(call need,fp64)OMPI_CC=clang $(MPICC) -x c $(filter-out -O3 -fopenmp -Werror,$(CFLAGS)) -O1 -g -Wno-unknown-pragmas -Wno-unused-parameter -Wno-unused-function \
+	$(call need,cpu)OMPI_CC=clang $(MPICC) -x c $(filter-out -O3 -fopenmp -Werror,$(CFLAGS)) -O1 -g -Wno-unknown-pragmas -Wno-unused-parameter -Wno-unused-function \
 		-fsanitize=fuzzer,address,undefined,float-cast-overflow -fno-sanitize=pointer-overflow -fno-sanitize-recover=undefined,float-cast-overflow \
 		-idirafter $(shell gcc -print-file-name=include) -MMD -MP -MF $@.d $< -o $@ $(FP64) -lgomp
 
 build/calibrate_fp32: dev/sim/calibrate.c | build
-	$(call need,fp32)$(COMPILE) $(FP32)
+	$(call need,cpu)$(COMPILE) $(FP32)
 
 build/calibrate_fp64: dev/sim/calibrate.c | build
-	$(call need,fp64)$(COMPILE) $(FP64)
+	$(call need,cpu)$(COMPILE) $(FP64)
 
 build/bench_%: dev/bench/bench_%.c | build
-	$(call need,fp32)$(COMPILE) $(FP32)
+	$(call need,cpu)$(COMPILE) $(FP32)
 
 tests: $(TESTS:%=%_fp32) $(TESTS:%=%_fp64)
 
 check-cxx:
-	$(call need,fp32)$(MPICXX) -x c++ $(CXXFLAGS) train_gpt.cu
+	$(call need,cpu)$(MPICXX) -x c++ $(CXXFLAGS) train_gpt.cu
 	$(MPICXX) -x c++ $(CXXFLAGS) -DODYSSEUS_FP64 train_gpt.cu
 
 build:

@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # common.sh - sourced by the other scripts: go to the repository's root, install what is missing, start MPI programs.
 #
-#   require_packages [WORD...]   compiler, Open MPI, oneDNN, cJSON, python3; apt-get installs those that are not here. WORD: only these
+#   require_packages [WORD...]   compiler, Open MPI, cJSON, python3; apt-get installs those that are not here. WORD: only these
 #                                (fuzz: clang's libFuzzer, only if asked for)
 #   run_ranks [-t S] N CMD...    CMD under mpirun on N ranks of this host; -t: at most S seconds, then exit code 124
 #       HOSTFILE=FILE            ... on the hosts of FILE instead, each filled before the next (scripts/hostfile.example)
@@ -58,7 +58,6 @@ missing_packages() { # of the words given, as Debian's package names, one a line
             { have mpicc && have_header mpi.h; } || say libopenmpi-dev
             have mpirun || say openmpi-bin
             ;;
-        dnnl) have_header oneapi/dnnl/dnnl.h || say libdnnl-dev ;;
         cjson) have_header cjson/cJSON.h || say libcjson-dev ;;
         python) have python3 || say python3 ;;
         fuzz)
@@ -71,13 +70,13 @@ missing_packages() { # of the words given, as Debian's package names, one a line
 }
 
 require_packages() {
-    [[ $# -gt 0 ]] || set -- build mpi dnnl cjson python
+    [[ $# -gt 0 ]] || set -- build mpi cjson python
     local missing=() root=() line log
     mapfile -t missing < <(missing_packages "$@")
     [[ ${#missing[@]} -gt 0 ]] || return 0
     if ! have apt-get; then
         die "missing: ${missing[*]} (Debian's names), and there is no apt-get here. Install with your package manager: C and C++ compilers" \
-            "and make, Open MPI with its headers, oneDNN (dnnl), cJSON, python3"
+            "and make, Open MPI with its headers, cJSON, python3"
     fi
     line="apt-get install -y ${missing[*]}"
     if [[ $(id -u) -ne 0 ]]; then

@@ -18,8 +18,10 @@ static double median(double *values, int n) {
 }
 
 static real *numbers(i64 n, uint64_t seed) {
-    real *p = (real *)aligned_alloc(64, (size_t)round_up(n * (i64)sizeof(real), 64));
+    size_t bytes = (size_t)round_up(n * (i64)sizeof(real), (i64)2 << 20); /* huge pages, as the trainer's arena asks for */
+    real *p = (real *)aligned_alloc((size_t)2 << 20, bytes);
     if (!p) FAIL(THIS_RANK, "out of memory: %lld numbers", (long long)n);
+    madvise(p, bytes, MADV_HUGEPAGE);
     for (i64 i = 0; i < n; i++) {
         seed = seed * 6364136223846793005ull + 1442695040888963407ull;
         p[i] = (real)((double)(seed >> 40) / (double)(1 << 24) - 0.5);
@@ -83,6 +85,7 @@ static double attention_rate(i64 T, i64 heads, i64 kv_heads, i64 HS) {
 int main(void) {
     DevicePlace place = device_place(0, 1, 0);
     device_init(&dev, &place, 0);
+    device_scratch(&dev, numbers(CPU_SCRATCH / (i64)sizeof(real), 9), CPU_SCRATCH);
     printf("threads %d -\n", place.threads);
     printf("fma_peak %.1f GFLOP/s\n", fma_peak(place.threads) / 1e9);
     printf("gemm_1024_rows %.1f GFLOP/s\n", gemm_rate(1024) / 1e9);

@@ -244,6 +244,9 @@ static void bench_open(Bench *b, Wire world, const DevicePlace *place) {
     MeshShape shape = {wire_size(world), wire_size(world), 1, 1};
     memset(b, 0, sizeof *b);
     device_init(&b->dev, place, 0);
+    void *scratch = aligned_alloc(64, CPU_SCRATCH);
+    if (!scratch) FAIL(THIS_RANK, "out of memory: %d bytes", (int)CPU_SCRATCH);
+    device_scratch(&b->dev, scratch, CPU_SCRATCH);
     fabric_init(&b->fabric, &b->dev, &b->ledger, wire_size(world), 1, COMM_DEFAULT);
     mesh_init(&b->mesh, shape, world, 0, wire_rank(world), 1);
     b->size = (i64)48 << 20;

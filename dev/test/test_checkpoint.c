@@ -5,7 +5,7 @@
    mpirun too  real meshes write one file, which must be byte for byte what one rank writes
 
    test_checkpoint [FIXTURES]        default dev/test/fixtures; runs on 1, 2, 4, ... ranks
-   gcc -x c -std=c11 -O2 -D_GNU_SOURCE -Wall -Wextra -Wc++-compat -Werror -fopenmp ... -lcjson -ldnnl -lm                       */
+   gcc -x c -std=c11 -O2 -D_GNU_SOURCE -Wall -Wextra -Wc++-compat -Werror -fopenmp ... -lcjson -lm                       */
 #define CHECKPOINT_PIECE 1000 /* so that small tensors come in several pieces, cut inside a row */
 #include "../../core/checkpoint.h"
 #include "check.h"

@@ -4,9 +4,9 @@
    outputs that must be overwritten start as NaN, outputs that are added to start from random numbers
    buffers are exact mallocs: -fsanitize=address sees a tail that runs over
 
-   Build (fp32; the referee: -DODYSSEUS_FP64 and no -ldnnl):
+   Build (fp32; the referee: -DODYSSEUS_FP64):
      gcc -x c -std=c11 -O3 -march=native -fopenmp -fno-math-errno -D_GNU_SOURCE -Wall -Wextra -Wc++-compat -Werror
-         dev/test/test_kernels.c -o test_kernels -ldnnl -lm
+         dev/test/test_kernels.c -o test_kernels -lm
 
    Tolerance is a distance max|a-b| / max|b|, written as a multiple of the type's epsilon (1.2e-7, 2.2e-16) that each check states.
    A sum of n terms of either sign walks about sqrt(n) half-ulps away: sums are allowed 2 + sqrt(n) of them, and more only where
@@ -87,6 +87,8 @@ static Device device_with(int threads) {
     memset(&dev, 0, sizeof dev);
     dev.threads = threads;
     omp_set_num_threads(threads);
+    static char scratch[CPU_SCRATCH] __attribute__((aligned(64)));
+    device_scratch(&dev, scratch, sizeof scratch);
     return dev;
 }
 

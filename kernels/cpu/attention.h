@@ -1,15 +1,26 @@
 /* attention.h - causal attention of a block of queries against a block of keys, in tiles, forward and backward.
 
    forward, per query tile of a head        for each KV tile that some query of it may see:
-                                              S = scale Q K^T -> row maximum rises? shrink out and sum -> P = e^(S - max) -> out += P V
+                                              S = Q K^T -> row maximum rises? shrink out and sum -> P = e^(scale S - max) -> out += P V
                                             at the end out /= sum, lse = max + log sum
    merge = 1                                the tile starts from what it holds: max = lse, sum = 1, out = out. Nothing else differs
 
-   backward, per (query tile, KV tile)      S again, P = e^(S - lse), dP = dout V^T, dS = scale P (dP - delta)
+   backward, per (query tile, KV tile)      S again, P = e^(scale S - lse), dP = dout V^T, dS = scale P (dP - delta)
                                             dV += P^T dout,  dK += dS^T Q,  dq += dS K
 
-   The mask. A tile never crosses the end of a run of positions (core/positions.h), so positions in it ascend and a query sees the
-   first n of a tile's keys: n = 0 for the last query means the tile is skipped, and only columns up to that query's n are multiplied.
+   The products are gemm.h's tiles. S lies transposed, (keys, queries): queries fill the vectors, so the softmax over keys runs down, without
+   a sum across a vector, and all five products read S, P and dS as they lie:
+
+        operand of the product   A: a number of each row, spread        B: a panel of TILE_COLUMNS columns
+        S^T = K Q^T              K, panels of TILE_ROWS keys            Q^T, panels of queries
+        dP^T = V dout^T          V, likewise                            dout^T, likewise
+        out += P V               P^T, down its columns (PAIR_STEP)      V, panels of head_dim
+        dq += dS K               dS^T, likewise                         K, likewise
+        dV += P^T dout, dK       P^T, dS^T, along its rows              dout, Q, panels of head_dim
+
+   The mask. A tile never crosses the end of a run of positions (core/positions.h), so positions in it ascend and query i sees the first n(i)
+   of a tile's keys, n ascending. A panel of queries is multiplied up to the n of its last one; above its first one's, S becomes -inf
+   key by key. Products over S stop at the n of their own last query, or begin at the first panel that sees their keys.
 
    The order of sums. In backward a dq tile is added to by many KV tiles and a dkv tile by many query tiles. The pairs are done in
    waves, as on a Latin square: wave w holds the pairs (i, j) with i + j = w (mod n), no two of which share a row or a column. So
@@ -24,12 +35,29 @@
    Dao 2023, arXiv:2307.08691; merge of blocks: Liu, Zaharia, Abbeel 2023, arXiv:2310.01889.
 
    layouts   q, dq, dout, out (Tq, B, heads, HS)   kv, dkv (Tk, B, 2, kv_heads, HS)   lse, delta (Tq, B, heads)
-   cost      4 (forward) and 10 (backward) pairs HS FLOP; scratch: one tile of S (backward two) on each thread's stack      */
+   cost      4 (forward) and 10 (backward) pairs HS FLOP; scratch: packed tiles and one S (backward two) on each thread's stack   */
 #ifndef ODYSSEUS_CPU_ATTENTION_H
 #define ODYSSEUS_CPU_ATTENTION_H
 
-/* A tile of S is 192 KB. Measured: 128 x 256 is 10% slower, 256 x 512 5% faster but a megabyte of stack in backward. */
-enum { ATTENTION_QUERIES = 192, ATTENTION_KEYS = 1024 / (int)sizeof(accum) };
+/* Sizes of tiles: what a core's L2 holds, and what a thread's stack does. */
+enum {
+    PAIR_QUERIES = 96,             /* queries of one S, at most: a multiple of TILE_ROWS and of TILE_COLUMNS */
+    PAIR_STEP = PAIR_QUERIES + 16, /* from a key's row of S to the next: not a power of two, which would crowd a few sets of the cache */
+    KEYS_UNIT = 24,                /* a multiple of TILE_ROWS */
+    KEYS_MOST = 960 / (int)sizeof(real),
+    FORWARD_PAIRS = 4, /* the most S that one item of forward makes one after the other, with K and V packed once */
+    BACKWARD_PAIRS = 2
+};
+
+/* Queries of one S and keys of one tile, so that q, k and v stay small whatever the head. */
+static inline i64 pair_queries(i64 HS) { return round_up(PAIR_QUERIES / (HS <= 128 ? 1 : HS <= 256 ? 2 : 4), TILE_COLUMNS); }
+static inline i64 pair_keys(i64 HS) { return i64_max(KEYS_UNIT, i64_min(KEYS_MOST, KEYS_MOST * 64 / HS / KEYS_UNIT * KEYS_UNIT)); }
+
+/* Numbers of a packed tile of queries or keys: the most that pair_queries and pair_keys allow, the last panels filled up. */
+enum {
+    QUERY_ROOM = PAIR_QUERIES * 128 + (int)HEAD_DIM_MOST * TILE_COLUMNS,
+    KEY_ROOM = KEYS_MOST * 64 + KEYS_UNIT * (int)HEAD_DIM_MOST + KEYS_MOST * TILE_COLUMNS
+};
 
 /* ---- tiles of a token map, and what a query sees of one ---- */
 
@@ -64,37 +92,113 @@ static inline accum attention_scale(const AttentionShape *s) { return (accum)(1 
 static inline i64 q_stride(const AttentionShape *s) { return s->B * s->heads * s->head_dim; }
 static inline i64 kv_stride(const AttentionShape *s) { return s->B * 2 * s->kv_heads * s->head_dim; }
 
+
+/* `count` tokens of a tile, from its token `at`. */
+static inline TokenTile tile_part(TokenTile t, i64 at, i64 count) {
+    t.first += at;
+    t.run.first += at * t.run.stride;
+    t.run.count = count;
+    return t;
+}
+
+/* ---- one S: the queries and keys of a pair ---- */
+
+/* n(i) of the queries of S; those that fill up the last panel see what the last one sees. Returns the last one's. */
+static inline i64 pair_seen(i64 *seen, const TokenTile *queries, const TokenTile *keys) {
+    i64 n = queries->run.count, last = visible_keys(queries, n - 1, keys);
+    for (i64 i = 0; i < PAIR_QUERIES; i++) seen[i] = i < n ? visible_keys(queries, i, keys) : last;
+    return last;
+}
+
+/* The panel of queries from c: keys of S that one of them sees, and keys up to which a product over S reads them: the end of TILE_ROWS keys,
+   and what the last query of the same TILE_ROWS queries sees. */
+static inline i64 panel_seen(const i64 *seen, i64 c) { return seen[c + TILE_COLUMNS - 1]; }
+static inline i64 panel_read(const i64 *seen, i64 c) {
+    return i64_max(round_up(panel_seen(seen, c), TILE_ROWS), seen[round_up(c + TILE_COLUMNS, TILE_ROWS) - 1]);
+}
+
+/* s (n keys of a panel): what a query does not see becomes `hidden`. */
+static inline void panel_hide(accum *s, const i64 *seen, i64 c, i64 n, accum hidden) {
+    for (i64 j = seen[c]; j < n; j++)
+        for (i64 i = 0; i < TILE_COLUMNS; i++)
+            if (seen[c + i] <= j) s[j * PAIR_STEP + i] = hidden;
+}
+
+static inline void panel_clear(accum *s, i64 from, i64 to) {
+    for (i64 j = from; j < to; j++) memset(s + j * PAIR_STEP, 0, sizeof(accum) * TILE_COLUMNS);
+}
+
+/* S^T or dP^T for a panel of queries: k packed in rows, q in columns; s (keys, TILE_COLUMNS) of at least n keys */
+static inline void panel_scores(accum *s, const real *k, const real *q, i64 n, i64 HS) {
+    for (i64 j = 0; j < n; j += TILE_ROWS) panel_product(HS, k + j * HS, q, s + j * PAIR_STEP, PAIR_STEP, TILE_ROWS, TILE_COLUMNS, 0);
+}
+
+/* c += S^T down its columns (queries) times b, and c += S along its rows (keys) times b */
+static __attribute__((noinline, unused)) void queries_product(i64 K, const accum *s, const real *b, accum *c, i64 ldc, i64 rows, i64 columns) {
+    part_product(K, s, 1, PAIR_STEP, b, c, ldc, rows, columns, 1);
+}
+static __attribute__((noinline, unused)) void keys_product(i64 K, const accum *s, const real *b, accum *c, i64 ldc, i64 rows, i64 columns) {
+    part_product(K, s, PAIR_STEP, 1, b, c, ldc, rows, columns, 1);
+}
+
+/* out (queries, HS), rows `step` apart, += P V or dS K; b (keys, HS) is packed in columns of `width` keys */
+static inline void queries_add(accum *out, i64 step, const accum *s, const i64 *seen, const real *b, i64 queries, i64 width, i64 HS) {
+    for (i64 d = 0; d < HS; d += TILE_COLUMNS)
+        for (i64 i = 0; i < queries; i += TILE_ROWS) {
+            i64 n = seen[i + TILE_ROWS - 1];
+            if (n) queries_product(n, s + i, b + d * width, out + i * step + d, step, i64_min(TILE_ROWS, queries - i), i64_min(TILE_COLUMNS, HS - d));
+        }
+}
+
+/* out (keys, HS), rows `step` apart, += P^T dout or dS^T Q; b (queries, HS) is packed in columns */
+static inline void keys_add(accum *out, i64 step, const accum *s, const i64 *seen, const real *b, i64 queries, i64 keys, i64 HS) {
+    for (i64 d = 0; d < HS; d += TILE_COLUMNS)
+        for (i64 j = 0, i = 0; j < keys; j += TILE_ROWS) {
+            while (panel_seen(seen, i) <= j) i += TILE_COLUMNS; /* these queries see none of the keys */
+            keys_product(queries - i, s + j * PAIR_STEP + i, b + d * queries + i * TILE_COLUMNS, out + j * step + d, step, i64_min(TILE_ROWS, keys - j),
+                         i64_min(TILE_COLUMNS, HS - d));
+        }
+}
+
 /* ---- forward ---- */
 
-/* What one thread keeps while it works on a query tile: the running softmax and one tile of scores. */
+/* What one thread keeps while it works on a query tile: the running softmax, q, k and v packed, one S. */
 typedef struct {
-    accum top[ATTENTION_QUERIES], sum[ATTENTION_QUERIES];
-    accum s[ATTENTION_QUERIES * ATTENTION_KEYS] __attribute__((aligned(64)));
+    accum top[FORWARD_PAIRS * PAIR_QUERIES] __attribute__((aligned(64))), sum[FORWARD_PAIRS * PAIR_QUERIES] __attribute__((aligned(64)));
+    accum shrink[PAIR_QUERIES] __attribute__((aligned(64)));
+    i64 seen[PAIR_QUERIES];
+    accum s[KEYS_MOST * PAIR_STEP] __attribute__((aligned(64)));
+    real q[2 * QUERY_ROOM] __attribute__((aligned(64))), k[KEY_ROOM] __attribute__((aligned(64))), v[KEY_ROOM] __attribute__((aligned(64)));
 } AttentionForwardScratch;
+
+/* Queries of a forward tile: so many that packing K and V is little beside the products, so few that their packed q has room. */
+static inline i64 forward_queries(i64 HS) { return pair_queries(HS) * i64_max(1, i64_min(FORWARD_PAIRS, PAIR_QUERIES * 256 / (pair_queries(HS) * HS))); }
 
 static inline void row_scale(accum *row, accum factor, i64 n) {
 #pragma omp simd
     for (i64 i = 0; i < n; i++) row[i] *= factor;
 }
 
-/* One row of scores (n seen of `width`) becomes exp(s - top), with top and sum carried on; returns the factor for what was
-   summed under the old top. While nothing has been seen top is -inf; 0 stands in for it, so that no inf - inf arises. */
-static inline accum softmax_row(accum *s, i64 n, i64 width, accum *top, accum *sum) {
-    accum m = *top, part = 0;
-#pragma omp simd reduction(max : m)
-    for (i64 j = 0; j < n; j++) m = s[j] > m ? s[j] : m;
-    accum base = m == -(accum)INFINITY ? 0 : m;
-#pragma omp simd reduction(+ : part)
-    for (i64 j = 0; j < n; j++) {
-        accum e = real_exp(s[j] - base);
-        s[j] = e;
+/* s (n keys of VECTOR_WIDTH queries) becomes exp(scale s - top), with top and sum carried on; shrink: the factor for what was summed under
+   the old top. While nothing has been seen top is -inf; 0 stands in for it, so that no inf - inf arises. */
+static inline void softmax_vector(accum *s, i64 n, accum scale, accum *top, accum *sum, accum *shrink) {
+    Vector none = vector_all(-(accum)INFINITY), most = none, other = none, old = *(const Vector *)top, part = vector_all(0);
+    i64 j = 0;
+    for (; j + 2 <= n; j += 2) {
+        most = vector_max(*(const Vector *)(s + j * PAIR_STEP), most);
+        other = vector_max(*(const Vector *)(s + (j + 1) * PAIR_STEP), other);
+    }
+    if (j < n) most = vector_max(*(const Vector *)(s + j * PAIR_STEP), most);
+    most = vector_max(scale * vector_max(most, other), old);
+    Vector base = vector_pick((VectorMask)(most == none), vector_all(0), most), factor = vector_exp(old - base);
+    for (j = 0; j < n; j++) {
+        Vector *row = (Vector *)(s + j * PAIR_STEP), e = vector_exp(scale * *row - base);
+        *row = e;
         part += e;
     }
-    for (i64 j = n; j < width; j++) s[j] = 0;
-    accum shrink = real_exp(*top - base);
-    *sum = *sum * shrink + part;
-    *top = m;
-    return shrink;
+    *(Vector *)top = most;
+    *(Vector *)sum = *(const Vector *)sum * factor + part;
+    *(Vector *)shrink = factor;
 }
 
 /* The running softmax before the first key: nothing, or what an earlier block left. `out` and `lse` point at the tile's first row. */
@@ -106,6 +210,7 @@ static inline void forward_begin(AttentionForwardScratch *w, accum *out, const a
         w->sum[i] = empty ? 0 : 1;
         if (empty) memset(out + i * q_stride(s), 0, sizeof(accum) * (size_t)s->head_dim);
     }
+    for (i64 i = rows; i < FORWARD_PAIRS * PAIR_QUERIES; i++) w->top[i] = w->sum[i] = 0; /* columns that fill up the last panel */
 }
 
 static inline void forward_end(const AttentionForwardScratch *w, accum *out, accum *lse, i64 rows, const AttentionShape *s) {
@@ -116,25 +221,46 @@ static inline void forward_end(const AttentionForwardScratch *w, accum *out, acc
     }
 }
 
+/* The queries `pair` of a tile, of which they are those from `at`, against the packed keys: P in w->s, then out (their rows) += P V. */
+static inline void forward_pair(AttentionForwardScratch *w, accum *out, const AttentionShape *s, TokenTile pair, i64 at, const TokenTile *keys) {
+    i64 HS = s->head_dim, n = pair.run.count, step = q_stride(s);
+    if (pair_seen(w->seen, &pair, keys) == 0) return;
+    for (i64 c = 0; c < n; c += TILE_COLUMNS) {
+        i64 seen = panel_seen(w->seen, c);
+        accum *panel = w->s + c;
+        for (i64 i = 0; i < TILE_COLUMNS; i++) w->shrink[c + i] = 1;
+        if (seen) {
+            panel_scores(panel, w->k, w->q + (at + c) * HS, seen, HS);
+            panel_hide(panel, w->seen, c, seen, -(accum)INFINITY);
+            for (i64 i = 0; i < TILE_COLUMNS; i += VECTOR_WIDTH)
+                softmax_vector(panel + i, seen, attention_scale(s), w->top + at + c + i, w->sum + at + c + i, w->shrink + c + i);
+        }
+        panel_clear(panel, seen, panel_read(w->seen, c));
+    }
+    for (i64 i = 0; i < n; i++)
+        if (w->shrink[i] != 1) row_scale(out + i * step, w->shrink[i], HS);
+    queries_add(out, step, w->s, w->seen, w->v, n, keys->run.count, HS);
+}
+
 /* One query tile of head (b, h) against every key it may see. */
 static inline void attention_forward_tile(accum *out, accum *lse, const real *q, const real *kv, const AttentionShape *s, TokenTile tile,
                                           const TokenMap *kv_map, i64 b, i64 h, int merge) {
     AttentionForwardScratch w;
     i64 HS = s->head_dim, row = (tile.first * s->B + b) * s->heads + h, rows = tile.run.count, q_step = q_stride(s), kv_step = kv_stride(s);
+    i64 most = pair_queries(HS), width = pair_keys(HS);
     q += row * HS, out += row * HS, lse += row;
     kv += (b * 2 * s->kv_heads + h / (s->heads / s->kv_heads)) * HS;
     forward_begin(&w, out, lse, rows, s, merge);
-    for (i64 j = 0; j < tile_count(kv_map, ATTENTION_KEYS); j++) {
-        TokenTile keys = tile_at(kv_map, ATTENTION_KEYS, j);
-        i64 width = visible_keys(&tile, rows - 1, &keys);
-        if (width == 0) continue;
+    panels_of_columns(w.q, 'T', q, q_step, rows, HS);
+    for (i64 j = 0; j < tile_count(kv_map, width); j++) {
+        TokenTile keys = tile_at(kv_map, width, j);
+        keys.run.count = visible_keys(&tile, rows - 1, &keys);
+        if (keys.run.count == 0) continue;
         const real *k = kv + keys.first * kv_step, *v = k + s->kv_heads * HS;
-        gemm_tile('N', 'T', rows, width, HS, attention_scale(s), q, q_step, k, kv_step, 0, w.s, ATTENTION_KEYS);
-        for (i64 i = 0; i < rows; i++) {
-            accum shrink = softmax_row(w.s + i * ATTENTION_KEYS, visible_keys(&tile, i, &keys), width, &w.top[i], &w.sum[i]);
-            if (shrink != 1) row_scale(out + i * q_step, shrink, HS);
-        }
-        gemm_tile('N', 'N', rows, HS, width, 1, w.s, ATTENTION_KEYS, v, kv_step, 1, out, q_step);
+        panels_of_rows(w.k, 'N', k, kv_step, keys.run.count, HS);
+        panels_of_columns(w.v, 'N', v, kv_step, HS, keys.run.count);
+        for (i64 at = 0; at < rows; at += most)
+            forward_pair(&w, out + at * q_step, s, tile_part(tile, at, i64_min(most, rows - at)), at, &keys);
     }
     forward_end(&w, out, lse, rows, s);
 }
@@ -144,12 +270,12 @@ static inline void attention_forward_tile(accum *out, accum *lse, const real *q,
 static inline void attention_forward_run(Device *dev, accum *out, real *rounded, accum *lse, const real *q, const real *kv, AttentionShape s,
                                          TokenMap q_map, TokenMap kv_map, int merge) {
     (void)rounded;
-    i64 tiles = tile_count(&q_map, ATTENTION_QUERIES), items = tiles * s.B * s.heads;
+    i64 height = forward_queries(s.head_dim), tiles = tile_count(&q_map, height), items = tiles * s.B * s.heads;
 #pragma omp parallel for num_threads(dev->threads) schedule(dynamic, 1)
     for (i64 item = 0; item < items; item++) {
         if (omp_get_thread_num() == 0) device_poll(dev);
         i64 head = item % (s.B * s.heads), i = tiles - 1 - item / (s.B * s.heads);
-        attention_forward_tile(out, lse, q, kv, &s, tile_at(&q_map, ATTENTION_QUERIES, i), &kv_map, head / s.heads, head % s.heads, merge);
+        attention_forward_tile(out, lse, q, kv, &s, tile_at(&q_map, height, i), &kv_map, head / s.heads, head % s.heads, merge);
     }
 }
 
@@ -166,17 +292,6 @@ static inline void attention_delta_run(Device *dev, accum *delta, const real *ou
     }
 }
 
-/* One row: p (n seen of `width`) from scores to probabilities, ds from dP to scale P (dP - delta); the masked rest becomes 0. */
-static inline void backward_row(accum *p, accum *ds, i64 n, i64 width, accum lse, accum delta, accum scale) {
-    if (lse == -(accum)INFINITY) n = 0;
-#pragma omp simd
-    for (i64 j = 0; j < n; j++) {
-        p[j] = real_exp(p[j] - lse);
-        ds[j] = scale * p[j] * (ds[j] - delta);
-    }
-    for (i64 j = n; j < width; j++) p[j] = ds[j] = 0;
-}
-
 /* Everything that backward reads and adds to, so that a tile's function has few arguments. */
 typedef struct {
     accum *dq, *dkv;
@@ -185,26 +300,68 @@ typedef struct {
     AttentionShape s;
 } AttentionGradient;
 
+/* What one thread keeps while it works on a pair of tiles: P and dS, and every operand packed as the products read it. */
+typedef struct {
+    i64 seen[PAIR_QUERIES];
+    accum lse[PAIR_QUERIES] __attribute__((aligned(64))), delta[PAIR_QUERIES] __attribute__((aligned(64)));
+    accum p[KEYS_MOST * PAIR_STEP] __attribute__((aligned(64))), ds[KEYS_MOST * PAIR_STEP] __attribute__((aligned(64)));
+    real k_rows[KEY_ROOM] __attribute__((aligned(64))), k_columns[KEY_ROOM] __attribute__((aligned(64))), v_rows[KEY_ROOM] __attribute__((aligned(64)));
+    real q_across[QUERY_ROOM] __attribute__((aligned(64))), q_columns[QUERY_ROOM] __attribute__((aligned(64)));
+    real dout_across[QUERY_ROOM] __attribute__((aligned(64))), dout_columns[QUERY_ROOM] __attribute__((aligned(64)));
+} AttentionBackwardScratch;
+
+/* n keys of VECTOR_WIDTH queries: p from scores to probabilities, ds from dP to scale P (dP - delta). A query that sees nothing has lse
+   +inf here. */
+static inline void backward_vector(accum *p, accum *ds, i64 n, const accum *lse, const accum *delta, accum scale) {
+    Vector base = *(const Vector *)lse, mean = *(const Vector *)delta;
+    for (i64 j = 0; j < n; j++) {
+        Vector *row = (Vector *)(p + j * PAIR_STEP), *drow = (Vector *)(ds + j * PAIR_STEP), e = vector_exp(scale * *row - base);
+        *row = e;
+        *drow = scale * e * (*drow - mean);
+    }
+}
+
+/* The queries of one S, all of query head h, against the packed keys of KV head kh. */
+static inline void backward_pair(AttentionBackwardScratch *w, const AttentionGradient *g, TokenTile pair, const TokenTile *keys, i64 b, i64 h, i64 k_at) {
+    const AttentionShape *s = &g->s;
+    i64 HS = s->head_dim, n = pair.run.count, q_step = q_stride(s), kv_step = kv_stride(s);
+    i64 row = (pair.first * s->B + b) * s->heads + h, at = row * HS, width = pair_seen(w->seen, &pair, keys);
+    if (width == 0) return;
+    for (i64 i = 0; i < PAIR_QUERIES; i++) {
+        accum lse = i < n ? g->lse[row + i * s->B * s->heads] : 0;
+        w->lse[i] = lse == -(accum)INFINITY ? (accum)INFINITY : lse;
+        w->delta[i] = i < n ? g->delta[row + i * s->B * s->heads] : 0;
+    }
+    panels_of_columns(w->q_across, 'T', g->q + at, q_step, n, HS);
+    panels_of_columns(w->dout_across, 'T', g->dout + at, q_step, n, HS);
+    panels_of_columns(w->q_columns, 'N', g->q + at, q_step, HS, n);
+    panels_of_columns(w->dout_columns, 'N', g->dout + at, q_step, HS, n);
+    for (i64 c = 0; c < n; c += TILE_COLUMNS) {
+        i64 seen = panel_seen(w->seen, c), read = panel_read(w->seen, c);
+        panel_scores(w->p + c, w->k_rows, w->q_across + c * HS, seen, HS);
+        panel_scores(w->ds + c, w->v_rows, w->dout_across + c * HS, seen, HS);
+        panel_hide(w->p + c, w->seen, c, seen, -(accum)INFINITY);
+        for (i64 i = c; i < c + TILE_COLUMNS; i += VECTOR_WIDTH) backward_vector(w->p + i, w->ds + i, seen, w->lse + i, w->delta + i, attention_scale(s));
+        panel_clear(w->p + c, seen, read);
+        panel_clear(w->ds + c, seen, read);
+    }
+    keys_add(g->dkv + k_at + s->kv_heads * HS, kv_step, w->p, w->seen, w->dout_columns, n, width, HS);
+    keys_add(g->dkv + k_at, kv_step, w->ds, w->seen, w->q_columns, n, width, HS);
+    queries_add(g->dq + at, q_step, w->ds, w->seen, w->k_columns, n, keys->run.count, HS);
+}
+
 /* One pair of tiles for KV head kh of sequence b and all the query heads that read it. */
 static inline void attention_backward_tile(const AttentionGradient *g, TokenTile tile, TokenTile keys, i64 b, i64 kh) {
-    accum p[ATTENTION_QUERIES * ATTENTION_KEYS] __attribute__((aligned(64))), ds[ATTENTION_QUERIES * ATTENTION_KEYS] __attribute__((aligned(64)));
+    AttentionBackwardScratch w;
     const AttentionShape *s = &g->s;
-    i64 HS = s->head_dim, group = s->heads / s->kv_heads, rows = tile.run.count, width = visible_keys(&tile, rows - 1, &keys);
-    i64 q_step = q_stride(s), kv_step = kv_stride(s), P = ATTENTION_KEYS;
+    i64 HS = s->head_dim, group = s->heads / s->kv_heads, most = pair_queries(HS), rows = tile.run.count;
     i64 k_at = ((keys.first * s->B + b) * 2 * s->kv_heads + kh) * HS, v_at = k_at + s->kv_heads * HS;
-    accum scale = attention_scale(s);
-    for (i64 h = kh * group; h < (kh + 1) * group; h++) {
-        i64 row = (tile.first * s->B + b) * s->heads + h, at = row * HS;
-        gemm_tile('N', 'T', rows, width, HS, scale, g->q + at, q_step, g->kv + k_at, kv_step, 0, p, P);
-        gemm_tile('N', 'T', rows, width, HS, 1, g->dout + at, q_step, g->kv + v_at, kv_step, 0, ds, P);
-        for (i64 i = 0; i < rows; i++) {
-            i64 r = row + i * s->B * s->heads;
-            backward_row(p + i * P, ds + i * P, visible_keys(&tile, i, &keys), width, g->lse[r], g->delta[r], scale);
-        }
-        gemm_tile('T', 'N', width, HS, rows, 1, p, P, g->dout + at, q_step, 1, g->dkv + v_at, kv_step);
-        gemm_tile('T', 'N', width, HS, rows, 1, ds, P, g->q + at, q_step, 1, g->dkv + k_at, kv_step);
-        gemm_tile('N', 'N', rows, HS, width, 1, ds, P, g->kv + k_at, kv_step, 1, g->dq + at, q_step);
-    }
+    keys.run.count = visible_keys(&tile, rows - 1, &keys);
+    panels_of_rows(w.k_rows, 'N', g->kv + k_at, kv_stride(s), keys.run.count, HS);
+    panels_of_rows(w.v_rows, 'N', g->kv + v_at, kv_stride(s), keys.run.count, HS);
+    panels_of_columns(w.k_columns, 'N', g->kv + k_at, kv_stride(s), HS, keys.run.count);
+    for (i64 h = kh * group; h < (kh + 1) * group; h++)
+        for (i64 at = 0; at < rows; at += most) backward_pair(&w, g, tile_part(tile, at, i64_min(most, rows - at)), &keys, b, h, k_at);
 }
 
 /* The waves of the header. A wave ends when all its pairs are done (the barrier at the end of `omp for`). */
@@ -215,7 +372,8 @@ static inline void attention_backward_run(Device *dev, accum *dq, real *dq_round
     AttentionGradient g = {dq, dkv, q, kv, dout, lse, delta, s};
     zero_fill_run(dev, dkv, s.Tk * kv_stride(&s) * accum_size());
     if (!add) zero_fill_run(dev, dq, s.Tq * q_stride(&s) * accum_size());
-    i64 q_tiles = tile_count(&q_map, ATTENTION_QUERIES), kv_tiles = tile_count(&kv_map, ATTENTION_KEYS);
+    i64 height = BACKWARD_PAIRS * pair_queries(s.head_dim), width = pair_keys(s.head_dim);
+    i64 q_tiles = tile_count(&q_map, height), kv_tiles = tile_count(&kv_map, width);
     i64 waves = i64_max(q_tiles, kv_tiles), heads = s.B * s.kv_heads;
 #pragma omp parallel num_threads(dev->threads)
     for (i64 wave = 0; wave < waves; wave++) {
@@ -223,7 +381,7 @@ static inline void attention_backward_run(Device *dev, accum *dq, real *dq_round
         for (i64 item = 0; item < q_tiles * heads; item++) {
             i64 i = item / heads, head = item % heads, j = (wave - i + waves) % waves;
             if (j >= kv_tiles) continue;
-            TokenTile tile = tile_at(&q_map, ATTENTION_QUERIES, i), keys = tile_at(&kv_map, ATTENTION_KEYS, j);
+            TokenTile tile = tile_at(&q_map, height, i), keys = tile_at(&kv_map, width, j);
             if (visible_keys(&tile, tile.run.count - 1, &keys) == 0) continue;
             if (omp_get_thread_num() == 0) device_poll(dev);
             attention_backward_tile(&g, tile, keys, head / s.kv_heads, head % s.kv_heads);

@@ -1,8 +1,10 @@
 /* backend.h - the CPU backend: every *_run function that compute.h calls, in C11 and OpenMP.
 
    elementary.h   exp, sigmoid, sqrt, fused multiply-add, written so that a loop over them becomes vector code
-   gemm.h         matrix products: oneDNN in the fp32 build, blocked loops in the referee. The only #ifdef on the type
-   attention.h    causal attention in tiles, forward and backward, on gemm.h's tile product
+   vector.h       the machine's vectors, and the tile of a product that registers hold
+   scratch.h      bytes that products need besides
+   gemm.h         matrix products
+   attention.h    causal attention in tiles, forward and backward, of gemm.h's tile product
    norm.h         LayerNorm and RMSNorm with the residual add
    heads.h        rotary embedding, packing of heads for an all-to-all, merging and splitting of parts
    embedding.h    token and position embedding
@@ -14,7 +16,8 @@
    runs in an order that its length alone fixes. So sums over rows are parallel over columns, and sums over everything are made
    of a fixed number of parts.
 
-   Nothing is allocated: scratch is on the stack of the thread that needs it (below 600 KB: OMP_STACKSIZE may stay as it is).
+   Nothing is allocated: a product packs into dev->state.scratch, all other scratch is on the stack of the thread that needs it (below
+   1.2 MB in attention's backward: OMP_STACKSIZE may stay as it is).
    `real` and `accum` are one type on a CPU; they are kept apart in the code because the names say what a buffer is for.   */
 #ifndef ODYSSEUS_CPU_BACKEND_H
 #define ODYSSEUS_CPU_BACKEND_H

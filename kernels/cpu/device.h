@@ -72,19 +72,18 @@ static inline double host_seconds(const Device *dev) {
     return seconds_now();
 }
 
-/* What operations on `rows` rows of at most `widest` numbers, `vocab` words and attention of `s` need besides: nothing, they have stacks. */
+/* What operations on `rows` rows of at most `widest` numbers, `vocab` words and attention of `s` need besides. */
 static inline i64 device_scratch_bytes(i64 rows, i64 widest, i64 vocab, const AttentionShape *s) {
     (void)rows, (void)widest, (void)vocab, (void)s;
-    return 0;
+    return CPU_SCRATCH;
 }
 
-static inline void device_scratch(Device *dev, void *scratch, i64 bytes) { (void)dev, (void)scratch, (void)bytes; }
-
-/* Why this backend cannot run attention heads of this size: NULL, it can. */
-static inline const char *device_refuses_heads(i64 head_dim) {
-    (void)head_dim;
-    return NULL;
+static inline void device_scratch(Device *dev, void *scratch, i64 bytes) {
+    (void)bytes;
+    dev->state.scratch = (real *)scratch;
 }
+
+static inline const char *device_refuses_heads(i64 head_dim) { return cpu_refuses_heads(head_dim); }
 
 /* One line for the start-up printout. */
 static inline void device_print(const DevicePlace *p) {

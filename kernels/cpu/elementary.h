@@ -10,6 +10,8 @@
 #ifndef ODYSSEUS_CPU_ELEMENTARY_H
 #define ODYSSEUS_CPU_ELEMENTARY_H
 
+#include "vector.h"
+
 /* a b + c, fused where the processor can: -std=c11 forbids the compiler to fuse by itself, and fma() without hardware is a slow call. */
 static inline float fused_f32(float a, float b, float c) {
 #ifdef FP_FAST_FMAF
@@ -56,6 +58,30 @@ static inline float exp_f32(float x) {
     y = x < -86.0f ? 0.0f : y;
     y = x > 88.722839f ? (float)INFINITY : y;
     return x != x ? x : y;
+}
+
+/* exp_f32 of each place, without what it does at the ends: from 89 on the last step overflows by itself, and at -87 the power of two is
+   n = -126, which has become 0. The referee asks libm. */
+static inline Vector vector_exp(Vector x) {
+#ifdef ODYSSEUS_FP64
+    for (int i = 0; i < VECTOR_WIDTH; i++) x[i] = exp(x[i]);
+    return x;
+#else
+    const Vector magic = vector_all(12582912.0f), most = vector_all(89.0f), least = vector_all(-87.0f);
+    Vector clamped = vector_pick(x > most, most, x);
+    clamped = vector_pick(clamped < least, least, clamped);
+    Vector shifted = clamped * 1.44269504f + magic, n = shifted - magic;
+    Vector r = n * -0.693359375f + clamped;
+    r = n * 2.12194440e-4f + r;
+    Vector p = r * 1.9841270e-4f + 1.3888889e-3f;
+    p = p * r + 8.3333333e-3f;
+    p = p * r + 4.1666667e-2f;
+    p = p * r + 1.6666667e-1f;
+    p = p * r + 0.5f;
+    p = p * r + 1.0f;
+    p = p * r + 1.0f;
+    return (p + p) * (Vector)(((VectorMask)shifted - (0x4B400000 - 126)) << 23);
+#endif
 }
 
 static inline real real_exp(real x) { return sizeof(real) == sizeof(float) ? (real)exp_f32((float)x) : (real)exp((double)x); }

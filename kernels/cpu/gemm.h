@@ -1,139 +1,199 @@
-/* gemm.h - matrix products, row-major.
+/* gemm.h - matrix products, row-major, of one micro-kernel: C (M, N) = or += op(A) op(B).
 
-   gemm_tile   C = alpha op(A) op(B) + beta C on the calling thread: also attention's tiles
-   gemm        the same on all threads: C is cut into tiles, which the threads take as they come
+   tile_product   a tile of C, TILE_ROWS x TILE_COLUMNS, stays in registers while k runs: a row of B's panel times a number of each row of A
+   panels_*       operands are packed into panels, so that k walks through neighbouring memory:
 
-        C (M, N)  -->  m x n tiles, at most 512 x 512, at least 16 of them where that leaves a tile 64 wide
-                       K in pieces of 2048, in order; the calling thread polls the communication before each
+        op(A) (M, K)  ->  M/TILE_ROWS panels (K, TILE_ROWS)        op(B) (K, N)  ->  N/TILE_COLUMNS panels (K, TILE_COLUMNS)
 
-   The cuts depend on the shape alone and a tile is one thread's, so the bits do not depend on the number of threads, and
-   a product of any length lets communication move on. That costs a few per cent of what oneDNN's own threading reaches at its best
-   (430 of 450 GFLOP/s on two Zen 5 cores), and saves the shapes where that leaves a core idle (out = inp weight^T at 1024^3: 220).
+   gemm           on all threads, with both operands packed once for all of them:
 
-   fp32 build  a tile is oneDNN's dnnl_sgemm, which inside a parallel region stays on its thread
-   fp64 build  the referee: 64 x 128 blocks of op(B) are copied so that both transposes read alike, then
-               C[i][j] += sum over 4 k of A[i][k] B[k][j] for two rows i at a time, vectors along j                      */
+        for GEMM_N columns of C, for GEMM_K of k:      pack that part of B (2.8 MB); a panel of it (24 KB) stays near a core
+           for GEMM_M rows of C:                       pack that part of A (1.4 MB); a task's share of it (144 KB) stays in a core's L2
+              tasks of GEMM_TASK_ROWS rows x some columns, which the threads take as they come
+
+   The pieces of k are added to C in their order, which the shape alone fixes, and a tile of C is one thread's at a time: so the bits depend
+   neither on the number of threads nor on how tasks are cut. The thread that called polls the communication before each of its tasks.
+
+   Goto, van de Geijn 2008, "Anatomy of High-Performance Matrix Multiplication"; Van Zee, van de Geijn 2015, "BLIS".        */
 #ifndef ODYSSEUS_CPU_GEMM_H
 #define ODYSSEUS_CPU_GEMM_H
 
-enum { GEMM_TILE = 512, GEMM_TILE_MIN = 64, GEMM_TILES = 16, GEMM_K = 2048 };
+#include "scratch.h"
+#include "vector.h"
 
-#ifdef ODYSSEUS_FP64
-
-enum { GEMM_KB = 64, GEMM_JB = 128 }; /* a block of B: 64 KB, stays in L2 */
-
-/* b (kb, GEMM_JB) = op(B)[k0 .., j0 ..], the unused rows up to a multiple of four set to 0 */
-static inline void gemm_copy_block(double *b, char trans, const real *B, i64 ldb, i64 k0, i64 kb, i64 j0, i64 jb) {
-    for (i64 k = 0; k < kb; k++)
-        for (i64 j = 0; j < jb; j++) b[k * GEMM_JB + j] = trans == 'N' ? B[(k0 + k) * ldb + j0 + j] : B[(j0 + j) * ldb + k0 + k];
-    for (i64 k = kb; k < round_up(kb, 4); k++)
-        for (i64 j = 0; j < jb; j++) b[k * GEMM_JB + j] = 0;
-}
-
-/* c0 (jb) += a0 (kb) b, c1 likewise with a1: two rows, so that each vector of b is used twice */
-static inline void gemm_two_rows(double *c0, double *c1, const double *a0, const double *a1, const double *b, i64 kb, i64 jb) {
-    for (i64 k = 0; k < kb; k += 4) {
-        const double *b0 = b + k * GEMM_JB, *b1 = b0 + GEMM_JB, *b2 = b1 + GEMM_JB, *b3 = b2 + GEMM_JB;
-        double p0 = a0[k], p1 = a0[k + 1], p2 = a0[k + 2], p3 = a0[k + 3], q0 = a1[k], q1 = a1[k + 1], q2 = a1[k + 2], q3 = a1[k + 3];
-#pragma omp simd
-        for (i64 j = 0; j < jb; j++) {
-            c0[j] = fused_f64(p3, b3[j], fused_f64(p2, b2[j], fused_f64(p1, b1[j], fused_f64(p0, b0[j], c0[j]))));
-            c1[j] = fused_f64(q3, b3[j], fused_f64(q2, b2[j], fused_f64(q1, b1[j], fused_f64(q0, b0[j], c1[j]))));
+/* c (TILE_ROWS, TILE_COLUMNS), rows ldc apart, = or += a b. a is read as a[row * row_step + k * k_step], b (k, TILE_COLUMNS) is aligned.
+   The steps are constants of each caller, and this is inlined there, so that they become displacements of loads. */
+static inline __attribute__((always_inline)) void tile_product(i64 K, const real *a, i64 row_step, i64 k_step, const real *b, real *c, i64 ldc, int add) {
+    Vector sum[TILE_ROWS][TILE_VECTORS];
+#pragma GCC unroll 16
+    for (int r = 0; r < TILE_ROWS; r++) {
+        __builtin_prefetch(c + r * ldc);
+#pragma GCC unroll 4
+        for (int v = 0; v < TILE_VECTORS; v++) sum[r][v] = (Vector){0};
+    }
+    for (i64 k = 0; k < K; k++, a += k_step, b += TILE_COLUMNS) {
+        Vector row[TILE_VECTORS];
+#pragma GCC unroll 4
+        for (int v = 0; v < TILE_VECTORS; v++) row[v] = ((const Vector *)b)[v];
+#pragma GCC unroll 16
+        for (int r = 0; r < TILE_ROWS; r++) {
+            real x = a[r * row_step];
+#pragma GCC unroll 4
+            for (int v = 0; v < TILE_VECTORS; v++) sum[r][v] += x * row[v];
         }
     }
-}
-
-/* a (GEMM_KB) = alpha op(A)[i][k0 ..], padded with 0 to a multiple of four */
-static inline void gemm_copy_row(double *a, char trans, double alpha, const real *A, i64 lda, i64 i, i64 k0, i64 kb) {
-    for (i64 k = 0; k < kb; k++) a[k] = alpha * (trans == 'N' ? A[i * lda + k0 + k] : A[(k0 + k) * lda + i]);
-    for (i64 k = kb; k < round_up(kb, 4); k++) a[k] = 0;
-}
-
-static inline void gemm_tile(char ta, char tb, i64 M, i64 N, i64 K, real alpha, const real *A, i64 lda, const real *B, i64 ldb, real beta,
-                             real *C, i64 ldc) {
-    double block[GEMM_KB * GEMM_JB], a0[GEMM_KB], a1[GEMM_KB], unused[GEMM_JB];
-    if (beta != 1)
-        for (i64 i = 0; i < M; i++)
-            for (i64 j = 0; j < N; j++) C[i * ldc + j] = beta == 0 ? 0 : beta * C[i * ldc + j];
-    for (i64 j0 = 0; j0 < N; j0 += GEMM_JB) {
-        i64 jb = i64_min(GEMM_JB, N - j0);
-        for (i64 k0 = 0; k0 < K; k0 += GEMM_KB) {
-            i64 kb = i64_min(GEMM_KB, K - k0);
-            gemm_copy_block(block, tb, B, ldb, k0, kb, j0, jb);
-            for (i64 i = 0; i < M; i += 2) {
-                i64 next = i64_min(i + 1, M - 1); /* an odd last row is done twice, the copy goes nowhere */
-                gemm_copy_row(a0, ta, alpha, A, lda, i, k0, kb);
-                gemm_copy_row(a1, ta, alpha, A, lda, next, k0, kb);
-                double *c1 = next > i ? C + next * ldc + j0 : unused;
-                if (next == i) memset(unused, 0, sizeof unused);
-                gemm_two_rows(C + i * ldc + j0, c1, a0, a1, block, kb, jb);
-            }
-        }
+#pragma GCC unroll 16
+    for (int r = 0; r < TILE_ROWS; r++) {
+        VectorAnywhere *to = (VectorAnywhere *)(c + r * ldc);
+#pragma GCC unroll 4
+        for (int v = 0; v < TILE_VECTORS; v++) to[v] = sum[r][v] + (add ? to[v] : (VectorAnywhere){0});
     }
 }
 
-#else
-
-#include <oneapi/dnnl/dnnl.h>
-
-static inline void gemm_tile(char ta, char tb, i64 M, i64 N, i64 K, real alpha, const real *A, i64 lda, const real *B, i64 ldb, real beta,
-                             real *C, i64 ldc) {
-    if (K == 0) { /* the empty sum, of which oneDNN's manual says nothing */
-        for (i64 i = 0; i < M; i++)
-            for (i64 j = 0; j < N; j++) C[i * ldc + j] = beta == 0 ? 0 : beta * C[i * ldc + j];
-        return;
-    }
-    if (dnnl_sgemm(ta, tb, M, N, K, alpha, A, lda, B, ldb, beta, C, ldc) != dnnl_success)
-        FAIL(THIS_RANK, "oneDNN refuses the product %c%c %lld x %lld x %lld", ta, tb, (long long)M, (long long)N, (long long)K);
+/* The same where only `rows` x `columns` of the tile exist in c: a tile on the stack takes the rest. a must be readable for all rows. */
+static inline __attribute__((always_inline)) void part_product(i64 K, const real *a, i64 row_step, i64 k_step, const real *b, real *c, i64 ldc,
+                                                               i64 rows, i64 columns, int add) {
+    real tile[TILE_ROWS * TILE_COLUMNS];
+    int whole = rows == TILE_ROWS && columns == TILE_COLUMNS;
+    tile_product(K, a, row_step, k_step, b, whole ? c : tile, whole ? ldc : TILE_COLUMNS, whole && add);
+    if (whole) return;
+    for (i64 r = 0; r < rows; r++)
+        for (i64 j = 0; j < columns; j++) c[r * ldc + j] = (add ? c[r * ldc + j] : 0) + tile[r * TILE_COLUMNS + j];
 }
 
-#endif
-
-/* Tile height and width: enough tiles to share, large enough to be worth their packing. */
-static inline void gemm_cut(i64 M, i64 N, i64 *height, i64 *width) {
-    i64 m = ceil_div(M, GEMM_TILE), n = ceil_div(N, GEMM_TILE);
-    while (m * n < GEMM_TILES && i64_max(ceil_div(M, m), ceil_div(N, n)) > GEMM_TILE_MIN) {
-        if (ceil_div(M, m) >= ceil_div(N, n)) m *= 2;
-        else n *= 2;
-    }
-    *height = round_up(ceil_div(M, m), 16);
-    *width = round_up(ceil_div(N, n), 16);
+/* The same with a in a panel (K, TILE_ROWS). */
+static __attribute__((noinline, unused)) void panel_product(i64 K, const real *a, const real *b, real *c, i64 ldc, i64 rows, i64 columns, int add) {
+    part_product(K, a, 1, TILE_ROWS, b, c, ldc, rows, columns, add);
 }
 
-/* C (M, N) = op(A) op(B) + beta C on all threads */
-static inline void gemm(Device *dev, char ta, char tb, i64 M, i64 N, i64 K, const real *A, i64 lda, const real *B, i64 ldb, real beta, real *C,
-                        i64 ldc) {
-    if (M == 0 || N == 0) return;
-    i64 height, width;
-    gemm_cut(M, N, &height, &width);
-    i64 m = ceil_div(M, height), n = ceil_div(N, width);
-#pragma omp parallel for num_threads(dev->threads) schedule(dynamic, 1)
-    for (i64 tile = 0; tile < m * n; tile++) {
-        i64 i = tile % m * height, j = tile / m * width, rows = i64_min(height, M - i), columns = i64_min(width, N - j);
-        for (i64 k = 0; k == 0 || k < K; k += GEMM_K) { /* once even for K = 0: beta may have to clear C */
+/* ---- packing: element (i, k) goes to panel i / width, place k * width + i % width; the last panel's missing rows are 0 ---- */
+
+/* element (i, k) = from[k * ld + i]: neighbours are copied, `width` at a time, along all panels, so that memory is read as it lies */
+static inline __attribute__((always_inline)) void panels_copy(real *to, int width, const real *from, i64 ld, i64 n, i64 K) {
+    i64 whole = n / width * width;
+    for (i64 k = 0; k < K; k++) {
+        const real *row = from + k * ld;
+        for (i64 i = 0; i < whole; i += width) memcpy(to + i * K + k * width, row + i, sizeof(real) * (size_t)width);
+        for (i64 i = whole; i < round_up(n, width); i++) to[whole * K + k * width + i - whole] = i < n ? row[i] : 0;
+    }
+}
+
+/* to[k * width + i] = from[i * ld + k] for four i and four k */
+static inline void transpose_four(real *to, i64 width, const real *from, i64 ld) {
+    Four a = *(const Four *)from, b = *(const Four *)(from + ld), c = *(const Four *)(from + 2 * ld), d = *(const Four *)(from + 3 * ld);
+    Four ab = FOUR_OF(a, b, 0, 4, 1, 5), cd = FOUR_OF(c, d, 0, 4, 1, 5), AB = FOUR_OF(a, b, 2, 6, 3, 7), CD = FOUR_OF(c, d, 2, 6, 3, 7);
+    *(Four *)to = FOUR_OF(ab, cd, 0, 1, 4, 5);
+    *(Four *)(to + width) = FOUR_OF(ab, cd, 2, 3, 6, 7);
+    *(Four *)(to + 2 * width) = FOUR_OF(AB, CD, 0, 1, 4, 5);
+    *(Four *)(to + 3 * width) = FOUR_OF(AB, CD, 2, 3, 6, 7);
+}
+
+/* element (i, k) = from[i * ld + k]: blocks of four by four are transposed; where four does not divide the width, the last ones overlap */
+static inline __attribute__((always_inline)) void panels_transpose(real *to, int width, const real *from, i64 ld, i64 n, i64 K) {
+    for (i64 p = 0; p < n; p += width, to += width * K, from += width * ld) {
+        i64 k = 0, rows = i64_min(width, n - p);
+        if (rows == width)
+            for (; k + 4 <= K; k += 4)
+                for (i64 i = 0; i < width; i += 4) {
+                    i64 at = i64_min(i, width - 4);
+                    transpose_four(to + k * width + at, width, from + at * ld + k, ld);
+                }
+        for (; k < K; k++)
+            for (i64 i = 0; i < width; i++) to[k * width + i] = i < rows ? from[i * ld + k] : 0;
+    }
+}
+
+/* n rows of op(A) in panels for tile_product; `trans` says how A lies: 'N' (rows, K), 'T' (K, rows). */
+static inline void panels_of_rows(real *to, char trans, const real *A, i64 lda, i64 n, i64 K) {
+    if (trans == 'N') panels_transpose(to, TILE_ROWS, A, lda, n, K);
+    else panels_copy(to, TILE_ROWS, A, lda, n, K);
+}
+
+/* n columns of op(B): 'N' (K, columns), 'T' (columns, K). */
+static inline void panels_of_columns(real *to, char trans, const real *B, i64 ldb, i64 n, i64 K) {
+    if (trans == 'N') panels_copy(to, TILE_COLUMNS, B, ldb, n, K);
+    else panels_transpose(to, TILE_COLUMNS, B, ldb, n, K);
+}
+
+/* ---- the product on all threads ---- */
+
+/* scratch.h has the others. GEMM_PACK: rows or columns that a thread packs at a time. All are multiples of TILE_ROWS or TILE_COLUMNS. */
+enum { GEMM_K = GEMM_K_BYTES / (int)sizeof(real), GEMM_PACK = 96 };
+
+/* One product, as its threads see it. */
+typedef struct {
+    char ta, tb;
+    i64 M, N, K, lda, ldb, ldc;
+    const real *A, *B;
+    real *C, *a, *b; /* a, b: the packed parts */
+} Product;
+
+/* `n` in as many pieces as `most` makes necessary, all of nearly one size: that size, a multiple of `unit`. */
+static inline i64 even_piece(i64 n, i64 most, i64 unit) { return round_up(ceil_div(n, ceil_div(n, most)), unit); }
+
+/* Columns of a task: several tasks for every thread, but no fewer columns than make a share of A in L2 worth its way there. */
+static inline i64 gemm_task_columns(i64 rows, i64 columns, int threads) {
+    i64 pieces = ceil_div(8 * (i64)threads, ceil_div(rows, GEMM_TASK_ROWS));
+    return even_piece(columns, i64_max(ceil_div(columns, pieces), 4 * TILE_COLUMNS), TILE_COLUMNS);
+}
+
+/* Tiles of rows i .. i + rows and columns j .. j + columns of the packed parts, of which (0, 0) is C's (i0, j0). */
+static inline void gemm_task(const Product *p, i64 K, i64 i0, i64 i, i64 rows, i64 j0, i64 j, i64 columns, int add) {
+    for (i64 jt = j; jt < j + columns; jt += TILE_COLUMNS)
+        for (i64 it = i; it < i + rows; it += TILE_ROWS)
+            panel_product(K, p->a + it * K, p->b + jt * K, p->C + (i0 + it) * p->ldc + j0 + jt, p->ldc, i64_min(TILE_ROWS, i + rows - it),
+                          i64_min(TILE_COLUMNS, j + columns - jt), add);
+}
+
+/* Called by every thread of a team: C's rows times GEMM_N columns from j0, with k0 .. k0 + K. */
+static inline void gemm_part(Device *dev, const Product *p, i64 j0, i64 k0, i64 K, int threads, int add) {
+    i64 columns = i64_min(GEMM_N, p->N - j0);
+#pragma omp for schedule(static)
+    for (i64 j = 0; j < columns; j += GEMM_PACK)
+        panels_of_columns(p->b + j * K, p->tb, p->tb == 'N' ? p->B + k0 * p->ldb + j0 + j : p->B + (j0 + j) * p->ldb + k0, p->ldb,
+                          i64_min(GEMM_PACK, columns - j), K);
+    for (i64 i0 = 0; i0 < p->M; i0 += GEMM_M) {
+        i64 rows = i64_min(GEMM_M, p->M - i0), height = even_piece(rows, GEMM_TASK_ROWS, TILE_ROWS), down = ceil_div(rows, height);
+        i64 width = gemm_task_columns(rows, columns, threads), across = ceil_div(columns, width);
+#pragma omp for schedule(static)
+        for (i64 i = 0; i < rows; i += GEMM_PACK)
+            panels_of_rows(p->a + i * K, p->ta, p->ta == 'N' ? p->A + (i0 + i) * p->lda + k0 : p->A + k0 * p->lda + i0 + i, p->lda,
+                           i64_min(GEMM_PACK, rows - i), K);
+#pragma omp for schedule(dynamic, 1)
+        for (i64 task = 0; task < down * across; task++) {
+            i64 i = task / across * height, j = task % across * width;
             if (omp_get_thread_num() == 0) device_poll(dev);
-            const real *a = ta == 'N' ? A + i * lda + k : A + k * lda + i, *b = tb == 'N' ? B + k * ldb + j : B + j * ldb + k;
-            gemm_tile(ta, tb, rows, columns, i64_min(GEMM_K, K - k), 1, a, lda, b, ldb, k == 0 ? beta : 1, C + i * ldc + j, ldc);
+            gemm_task(p, K, i0, i, i64_min(height, rows - i), j0, j, i64_min(width, columns - j), add);
         }
     }
+}
+
+/* C (M, N), rows ldc apart, = or += op(A) op(B), on all threads; K = 0 is the empty sum */
+static inline void gemm(Device *dev, char ta, char tb, i64 M, i64 N, i64 K, const real *A, i64 lda, const real *B, i64 ldb, int add, real *C, i64 ldc) {
+    real *a = dev->state.scratch;
+    Product p = {ta, tb, M, N, K, lda, ldb, ldc, A, B, C, a, a + (i64)GEMM_M * GEMM_K};
+    i64 pieces = i64_max(1, ceil_div(K, GEMM_K)), piece = ceil_div(K, pieces);
+#pragma omp parallel num_threads(dev->threads)
+    for (i64 j0 = 0; j0 < N; j0 += GEMM_N)
+        for (i64 k = 0; k < pieces; k++) gemm_part(dev, &p, j0, k * piece, i64_min(piece, K - k * piece), dev->threads, add || k > 0);
 }
 
 /* ---- the three products of a linear layer ---- */
 
 static inline void linear_forward_run(Device *dev, real *out, i64 step, const real *inp, const real *weight, const real *bias, i64 rows, i64 IC, i64 OC) {
-    if (bias) { /* the sum starts from the bias: one pass over `out` less than adding it behind */
+    if (bias) {
 #pragma omp parallel for num_threads(dev->threads) if (rows * OC > SERIAL_BELOW)
         for (i64 r = 0; r < rows; r++) memcpy(out + r * step, bias, sizeof(real) * (size_t)OC);
     }
-    gemm(dev, 'N', 'T', rows, OC, IC, inp, IC, weight, IC, bias ? (real)1 : (real)0, out, step);
+    gemm(dev, 'N', 'T', rows, OC, IC, inp, IC, weight, IC, bias != NULL, out, step);
 }
 
 static inline void linear_backward_input_run(Device *dev, real *dinp, const real *dout, i64 step, const real *weight, i64 rows, i64 IC, i64 OC, int add) {
-    gemm(dev, 'N', 'N', rows, IC, OC, dout, step, weight, IC, add ? (real)1 : (real)0, dinp, IC);
+    gemm(dev, 'N', 'N', rows, IC, OC, dout, step, weight, IC, add, dinp, IC);
 }
 
 static inline void linear_backward_weight_run(Device *dev, accum *dweight, const real *inp, const real *dout, i64 step, i64 rows, i64 IC, i64 OC) {
-    gemm(dev, 'T', 'N', OC, IC, rows, dout, step, inp, IC, (real)1, dweight, IC);
+    gemm(dev, 'T', 'N', OC, IC, rows, dout, step, inp, IC, 1, dweight, IC);
 }
 
 #endif

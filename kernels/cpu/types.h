@@ -5,10 +5,12 @@
 #ifdef ODYSSEUS_FP64
 typedef double real;
 typedef double accum;
+typedef int64_t real_bits;
 #define REAL_NAME "fp64"
 #else
 typedef float real;
 typedef float accum;
+typedef int32_t real_bits;
 #define REAL_NAME "fp32"
 #endif
 
@@ -29,9 +31,9 @@ static inline double real_value(real x) { return (double)x; }
 /* A moment: seconds_now. */
 typedef double Mark;
 
-/* What the backend keeps besides: nothing, all is in the host's memory and done on return. */
+/* What the backend keeps besides: where products pack their operands (CPU_SCRATCH bytes, aligned to a cache line). */
 typedef struct {
-    int unused;
+    real *scratch;
 } DeviceState;
 
 #endif

@@ -11,6 +11,7 @@
 #define ODYSSEUS_SIM_BACKEND_H
 
 #include "cluster.h"
+#include "../cpu/scratch.h"
 #include "../cuda/scratch.h"
 #include "device.h"
 

@@ -68,12 +68,12 @@ static inline double mark_seconds(const Device *dev, Mark m) {
 static inline double host_seconds(const Device *dev) { return dev->state.host; }
 
 static inline i64 device_scratch_bytes(i64 rows, i64 widest, i64 vocab, const AttentionShape *s) {
-    return sim_program()->gpu ? cuda_scratch_bytes(rows, widest, vocab, s) : 0;
+    return sim_program()->gpu ? cuda_scratch_bytes(rows, widest, vocab, s) : CPU_SCRATCH;
 }
 static inline void device_scratch(Device *dev, void *scratch, i64 bytes) { (void)dev, (void)scratch, (void)bytes; }
 
-/* Heads that a GPU's kernels refuse are refused here, too. */
-static inline const char *device_refuses_heads(i64 head_dim) { return sim_program()->gpu ? cuda_refuses_heads(head_dim) : NULL; }
+/* Heads that the modelled program's kernels refuse are refused here, too. */
+static inline const char *device_refuses_heads(i64 head_dim) { return sim_program()->gpu ? cuda_refuses_heads(head_dim) : cpu_refuses_heads(head_dim); }
 
 static inline void device_print(const DevicePlace *p) { printf("modelled: %s", p->cluster->name); }
 static inline void device_note(const DevicePlace *p) { (void)p; }
