@@ -14,7 +14,7 @@
 MPICC = mpicc
 MPICXX = mpicxx
 OPT = -O3 -march=native
-CFLAGS = -std=c11 $(OPT) -fopenmp -fno-math-errno -ffp-contract=fast -D_GNU_SOURCE -Wall -Wextra -Wc++-compat -Werror
+CFLAGS = -std=c11 $(OPT) -fopenmp -fno-math-errno -fno-trapping-math -ffp-contract=fast -D_GNU_SOURCE -Wall -Wextra -Wc++-compat -Werror
 CXXFLAGS = -std=c++20 -fopenmp -fsyntax-only -D_GNU_SOURCE -Wall -Wextra -Werror -DOMPI_SKIP_MPICXX -DMPICH_SKIP_MPICXX
 COMPILE = $(MPICC) -x c $(CFLAGS) -MMD -MP -MF build/$(@F).d $< -o $@
 SIMCOMPILE = $(CPP) -x c $(filter-out -march=native,$(CFLAGS)) -DODYSSEUS_SIM -DODYSSEUS_NO_MPI -MMD -MP -MF build/$(@F).d $< -o $@ -lcjson -lm

@@ -6,6 +6,7 @@
 #   run_ranks [-t S] N CMD...    CMD under mpirun on N ranks of this host; -t: at most S seconds, then exit code 124
 #       HOSTFILE=FILE            ... on the hosts of FILE instead, each filled before the next (scripts/hostfile.example)
 #       LAUNCHER=srun            ... by srun, inside a Slurm job (scripts/slurm.sbatch); SRUN_FLAGS are its own [--mpi=pmix]
+#   list_schemes PROGRAM         the names of its schemes
 #   whole, require_shards, require_program, plan, print_plan     what the runs that people copy share; see there
 #
 # What run_ranks adds to a plain mpirun on one host, and why (Open MPI; another MPI gets none of it):
@@ -141,6 +142,15 @@ run_ranks() {
     *) say "$1 on $ranks ranks: ended with exit code $code" >&2 ;;
     esac
     return "$code"
+}
+
+# ---- the program ---------------------------------------------------------------------------------------------------------------
+
+list_schemes() { # PROGRAM: the schemes that it knows, one a line, in its own order
+    local names
+    names=$(run_ranks 1 "$1" --help | awk 'listed && NF { print $1 } /^Schemes of --sp/ { listed = 1 }')
+    [[ -n $names ]] || die "$1 --help lists no schemes"
+    say "$names"
 }
 
 # ---- the runs that people copy ------------------------------------------------------------------------------------------------

@@ -36,10 +36,9 @@ whole NP STEPS
 require_packages python mpi
 require_hosts
 require_program
-mapfile -t known < <(alone --help | awk 'listed && NF { print $1 } /^Schemes of --sp/ { listed = 1 }')
-[[ ${#known[@]} -gt 0 ]] || die "$PROGRAM --help lists no schemes"
+known=$(list_schemes "$PROGRAM")
 for scheme in "${schemes[@]}"; do
-    [[ " ${known[*]} " == *" $scheme "* ]] || die "SCHEMES: '$scheme' is none of ${known[*]}"
+    [[ $'\n'$known$'\n' == *$'\n'$scheme$'\n'* ]] || die "SCHEMES: '$scheme' is none of ${known//$'\n'/ }"
 done
 longest=0
 for i in "${!lengths[@]}"; do

@@ -92,8 +92,8 @@ python3 dev/data/text_to_shards.py --out "$out/data" "${text[@]}"
 # ---- six runs, one after the other
 
 # the program's own list
-mapfile -t schemes < <(run_ranks 1 "$program" --help | awk 'listed && NF { print $1 } /^Schemes of --sp/ { listed = 1 }')
-[[ ${#schemes[@]} -gt 0 ]] || die "$program --help lists no schemes"
+names=$(list_schemes "$program")
+mapfile -t schemes <<<"$names"
 runs=$((1 + ${#schemes[@]}))
 for scheme in "${schemes[@]}"; do # better refused now than after the first run
     if ! reason=$("$program" --dry-run --world "$ranks" --sp "$scheme" --seq-len 256 --batch 8 --micro-batch 4 2>&1 >/dev/null); then

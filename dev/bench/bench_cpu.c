@@ -1,4 +1,4 @@
-/* bench_cpu.c - what this machine's cores do at best, and what the kernels get of it: FMA loop, GEMM at GPT-2's shapes, attention.
+/* bench_cpu.c - what this machine's cores do at best, and what the kernels get of it: FMA loop, products at models' shapes, attention.
 
    Prints `name value unit` lines for cpu.sh: the median of several rounds each, on all threads, random data. fp32. */
 #include "../../kernels/compute.h"
@@ -37,12 +37,16 @@ static double fma_peak(int threads) {
     return sum;
 }
 
-/* FLOP/s of the products of one GPT-2 124M step on `rows` tokens: forward, input and weight gradients, layers and head. */
-static double gemm_rate(i64 rows) {
-    const i64 shapes[5][3] = {{768, 768, 24}, {768, 1536, 12}, {768, 3072, 12}, {3072, 768, 12}, {768, 50257, 1}}; /* in, out, how often */
+/* The products of a step: columns in, columns out, how often. The last is the head. */
+typedef i64 Shapes[5][3];
+static const Shapes GPT2_124M = {{768, 768, 24}, {768, 1536, 12}, {768, 3072, 12}, {3072, 768, 12}, {768, 50257, 1}};
+static const Shapes LLAMA_1B = {{2048, 2048, 32}, {2048, 2048, 16}, {2048, 16384, 16}, {8192, 2048, 16}, {2048, 32000, 1}};
+
+/* FLOP/s of the products of one step on `rows` tokens: forward, input and weight gradients, layers and head. */
+static double products_rate(const Shapes shapes, i64 rows) {
     double seconds = 0, flop = 0;
     for (int s = 0; s < 5; s++) {
-        i64 IC = shapes[s][0], OC = shapes[s][1], n = OC > 10000 ? 256 : rows; /* the head goes in chunks of rows */
+        i64 IC = shapes[s][0], OC = shapes[s][1], n = s == 4 ? i64_min(rows, 256) : rows; /* the head goes in chunks of rows */
         real *x = numbers(n * IC, 1), *w = numbers(IC * OC, 2), *y = numbers(n * OC, 3);
         accum *dw = (accum *)numbers(IC * OC, 4);
         double times[ROUNDS];
@@ -88,7 +92,9 @@ int main(void) {
     device_scratch(&dev, numbers(CPU_SCRATCH / (i64)sizeof(real), 9), CPU_SCRATCH);
     printf("threads %d -\n", place.threads);
     printf("fma_peak %.1f GFLOP/s\n", fma_peak(place.threads) / 1e9);
-    printf("gemm_1024_rows %.1f GFLOP/s\n", gemm_rate(1024) / 1e9);
+    printf("products_256 %.1f GFLOP/s\n", products_rate(GPT2_124M, 256) / 1e9);
+    printf("products_1024 %.1f GFLOP/s\n", products_rate(GPT2_124M, 1024) / 1e9);
+    printf("products_llama_1024 %.1f GFLOP/s\n", products_rate(LLAMA_1B, 1024) / 1e9);
     printf("attention_1024_d64 %.1f GFLOP/s\n", attention_rate(1024, 12, 12, 64) / 1e9);
     printf("attention_4096_d64 %.1f GFLOP/s\n", attention_rate(4096, 12, 12, 64) / 1e9);
     printf("attention_4096_d128_gqa %.1f GFLOP/s\n", attention_rate(4096, 8, 2, 128) / 1e9);

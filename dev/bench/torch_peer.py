@@ -1,10 +1,13 @@
 #!/usr/bin/env python3
-"""torch_peer.py attention | step MODEL [--toy] - PyTorch at the work that our kernels and trainer do, for dev/gpu_check.sh. JSON lines.
+"""torch_peer.py attention | step MODEL [--toy | --cpu] - PyTorch at the work that our kernels and trainer do. JSON lines.
+
+For dev/gpu_check.sh, and with --cpu for dev/bench/cpu.sh.
 
 attention   scaled_dot_product_attention, causal, forward and backward, with its FlashAttention-2 and its cuDNN backend: 16K tokens of
             width 2048 in heads of 128 and 64, as build/bench_cuda runs them. Events between queued calls, medians
 step        whole training steps of MODEL (gpt2-124m, llama-1b): torch.compile, SDPA, autocast to bf16 over fp32 weights, fused AdamW,
             clipping, random tokens; tokens/s from the median step, after those in which it compiles
+--cpu       the step in fp32 on the CPU, eager, with SDPA and fused AdamW: --batch sequences of --length tokens at once
 --toy       tiny, on the CPU if there is no GPU, uncompiled: to see that it runs
 
 FLOP as everywhere here: 4 per visible pair and channel forward, 10 backward (5 products to the forward's 2).
@@ -121,12 +124,13 @@ class Block(nn.Module):
 def rotate(x, rotation):
     cos, sin = rotation
     a, b = x.float().chunk(2, dim=-1)
-    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).to(torch.bfloat16)
+    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).to(x.dtype)
 
 
 class Model(nn.Module):
-    def __init__(self, layers, dim, heads, kv_heads, ffn, vocab, length, llama):
+    def __init__(self, layers, dim, heads, kv_heads, ffn, vocab, length, llama, dtype):
         super().__init__()
+        self.dtype = dtype
         self.embed = nn.Embedding(vocab, dim)
         self.positions = None if llama else nn.Embedding(length, dim)
         self.blocks = nn.ModuleList(Block(dim, heads, kv_heads, ffn, llama) for _ in range(layers))
@@ -146,7 +150,7 @@ class Model(nn.Module):
         x = self.embed(tokens)
         if self.positions is not None:
             x = x + self.positions.weight
-        x = x.to(torch.bfloat16)
+        x = x.to(self.dtype)
         for block in self.blocks:
             x = block(x, (self.cos, self.sin))
         return F.cross_entropy(self.head(self.norm(x)).flatten(0, 1), targets.flatten())
@@ -161,16 +165,21 @@ MODELS = {
 TOY = {"gpt2-124m": ((2, 64, 4, 4, 256, 128, 48, False), 4), "llama-1b": ((2, 64, 4, 2, 176, 128, 48, True), 4)}
 
 
-def step(name, micro, steps, toy):
+def step(name, micro, steps, toy, cpu):
+    """`cpu`: None, or (sequences of a step, tokens of a sequence) in fp32."""
     sizes, batch = (TOY if toy else MODELS)[name]
+    if cpu:
+        batch = micro = cpu[0]
+        sizes = (*sizes[:6], cpu[1], sizes[7])
+    dtype = torch.float32 if cpu else torch.bfloat16
     vocab, length = sizes[5], sizes[6]
     torch.set_float32_matmul_precision("high")
     torch.manual_seed(7)
-    model = Model(*sizes).to(DEVICE)
+    model = Model(*sizes, dtype).to(DEVICE)
     matrices, others = ([p for p in model.parameters() if (p.dim() == 2) == wanted] for wanted in (True, False))
     groups = [{"params": matrices, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=3e-4, betas=(0.9, 0.95), fused=DEVICE == "cuda")
-    run = model if toy else torch.compile(model)
+    optimizer = torch.optim.AdamW(groups, lr=3e-4, betas=(0.9, 0.95), fused=DEVICE == "cuda" or bool(cpu))
+    run = model if toy or cpu else torch.compile(model)
     tokens = torch.randint(0, min(vocab, 32000), (8, batch, length + 1), device=DEVICE)
     times, losses = [], []
     while len(times) < steps:
@@ -178,7 +187,7 @@ def step(name, micro, steps, toy):
         begin = time.perf_counter()
         for first in range(0, batch, micro):
             part = data[first : first + micro]
-            with torch.autocast(DEVICE, dtype=torch.bfloat16):
+            with torch.autocast(DEVICE, dtype=torch.bfloat16, enabled=not cpu):
                 loss = run(part[:, :-1], part[:, 1:]) * (micro / batch)
             loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0, foreach=True)
@@ -190,26 +199,34 @@ def step(name, micro, steps, toy):
         raise SystemExit(f"torch_peer.py: error: the loss of {name} is not finite: {losses}")
     ms = 1e3 * statistics.median(times[len(times) // 3 :])
     memory = torch.cuda.max_memory_allocated() if DEVICE == "cuda" else 0
-    emit(name=f"step_{name}", value=1e3 * batch * length / ms, unit="tokens/s", ms=ms, memory=memory, first_loss=losses[0], last_loss=losses[-1])
+    emit(name=f"step_{name}" + (f"_B{batch}_T{length}" if cpu else ""), value=1e3 * batch * length / ms, unit="tokens/s", ms=ms, memory=memory, first_loss=losses[0], last_loss=losses[-1])
 
 
 def main():
+    global DEVICE
     parser = argparse.ArgumentParser(description="PyTorch at the work that our kernels and trainer do")
     parser.add_argument("what", choices=("attention", "step"))
     parser.add_argument("model", nargs="?", choices=sorted(MODELS))
     parser.add_argument("--micro", type=int, default=2, help="sequences at once")
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--toy", action="store_true")
+    parser.add_argument("--cpu", action="store_true", help="the step in fp32 on the CPU")
+    parser.add_argument("--batch", type=int, default=4, help="with --cpu: sequences of a step")
+    parser.add_argument("--length", type=int, default=256, help="with --cpu: tokens of a sequence")
     arguments = parser.parse_args()
     if arguments.what == "step" and not arguments.model:
         parser.error("step needs a model")
-    if DEVICE == "cpu" and not arguments.toy:
-        parser.error("PyTorch sees no GPU here; --toy runs on the CPU")
+    if arguments.cpu and arguments.what != "step":
+        parser.error("--cpu is of steps only")
+    if arguments.cpu:
+        DEVICE = "cpu"
+    if DEVICE == "cpu" and not arguments.toy and not arguments.cpu:
+        parser.error("PyTorch sees no GPU here; --cpu and --toy run on the CPU")
     emit(name="torch", version=torch.__version__, device=torch.cuda.get_device_name() if DEVICE == "cuda" else "CPU")
     if arguments.what == "attention":
         attention(arguments.toy)
     else:
-        step(arguments.model, arguments.micro, arguments.steps, arguments.toy)
+        step(arguments.model, arguments.micro, arguments.steps, arguments.toy, (arguments.batch, arguments.length) if arguments.cpu else None)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@
    buffers are exact mallocs: -fsanitize=address sees a tail that runs over
 
    Build (fp32; the referee: -DODYSSEUS_FP64):
-     gcc -x c -std=c11 -O3 -march=native -fopenmp -fno-math-errno -D_GNU_SOURCE -Wall -Wextra -Wc++-compat -Werror
+     gcc -x c -std=c11 -O3 -march=native -fopenmp -fno-math-errno -fno-trapping-math -D_GNU_SOURCE -Wall -Wextra -Wc++-compat -Werror
          dev/test/test_kernels.c -o test_kernels -lm
 
    Tolerance is a distance max|a-b| / max|b|, written as a multiple of the type's epsilon (1.2e-7, 2.2e-16) that each check states.

@@ -33,7 +33,7 @@ static inline real fused(real a, real b, real c) {
     return sizeof(real) == sizeof(float) ? (real)fused_f32((float)a, (float)b, (float)c) : (real)fused_f64((double)a, (double)b, (double)c);
 }
 
-static inline float exp_f32(float x) {
+static inline __attribute__((always_inline)) float exp_f32(float x) {
     const float magic = 12582912.0f; /* 1.5 * 2^23: adding it leaves the nearest integer in the low bits */
     float clamped = x > 89.0f ? 89.0f : x;
     clamped = clamped < -88.0f ? -88.0f : clamped;
@@ -84,11 +84,11 @@ static inline Vector vector_exp(Vector x) {
 #endif
 }
 
-static inline real real_exp(real x) { return sizeof(real) == sizeof(float) ? (real)exp_f32((float)x) : (real)exp((double)x); }
+static inline __attribute__((always_inline)) real real_exp(real x) { return sizeof(real) == sizeof(float) ? (real)exp_f32((float)x) : (real)exp((double)x); }
 static inline real real_sqrt(real x) { return sizeof(real) == sizeof(float) ? (real)sqrtf((float)x) : (real)sqrt((double)x); }
 
 /* s = 1/(1 + e^-x) and its complement 1 - s without cancellation. e^-x is kept finite: 80 is far past where either is exact. */
-static inline real sigmoid_pair(real x, real *complement) {
+static inline __attribute__((always_inline)) real sigmoid_pair(real x, real *complement) {
     real t = -x > (real)80 ? (real)80 : -x;
     real e = real_exp(t), s = (real)1 / ((real)1 + e);
     *complement = e * s;
