@@ -148,7 +148,7 @@ run_ranks() {
 
 list_schemes() { # PROGRAM: the schemes that it knows, one a line, in its own order
     local names
-    names=$(run_ranks 1 "$1" --help | awk 'listed && NF { print $1 } /^Schemes of --sp/ { listed = 1 }')
+    names=$( (unset "${!SLURM_@}" && exec "$1" --help) | awk 'listed && NF { print $1 } /^Schemes of --sp/ { listed = 1 }')
     [[ -n $names ]] || die "$1 --help lists no schemes"
     say "$names"
 }

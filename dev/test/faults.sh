@@ -122,6 +122,12 @@ fault 'decay on norms and biases' core/tensors.h 's/return spec->cols != SIZE_1;
 fault 'clipping by the squared norm' train_gpt.cu 's/s->grad_clip \/ norm : 1/s->grad_clip \/ (norm * norm) : 1/' test_fixtures 1
 fault 'Llama 3 frequencies not stretched' core/config.h 's/if \(wavelength > low\) f \/= s->factor;/if (wavelength > low) f \/= 1;/' test_fixtures 1
 fault 'c_attn parts swapped' core/tensors.h 's/HF_TRANSPOSED, 1, 3/HF_TRANSPOSED, 2, 3/' test_fixtures 1
+fault 'products: the first piece of k does not add' kernels/cpu/gemm.h 's/add \|\| k > 0\)/k > 0)/' test_kernels 1
+fault 'products: a tile at the edge loses a column' kernels/cpu/gemm.h 's/j < columns; j\+\+\) c\[/j < columns - 1; j++) c[/' test_kernels 1
+fault 'products: a last panel is not filled up' kernels/cpu/gemm.h 's/= i < rows \? from\[i \* ld \+ k\] : 0;/= from[0];/' test_kernels 1
+fault 'attention: a query sees one key too many' kernels/cpu/attention.h 's/seen\[c \+ i\] <= j/seen[c + i] < j/' test_kernels 1
+fault 'attention: keys begin at a panel of queries too late' kernels/cpu/attention.h 's/panel_seen\(seen, i\) <= j\)/panel_seen(seen, i) <= j + 1)/' test_kernels 1
+fault 'attention: what a product reads beyond is not cleared' kernels/cpu/attention.h 's/^( +for .*\) )memset\(s \+ j \* PAIR_STEP.*/\1(void)s;/' test_kernels 1
 fault 'attention scaled by another root' kernels/cpu/attention.h 's/sqrt/cbrt/' test_fixtures 1
 fault 'final norm bias gradient dropped' train_gpt.cu 's/dx \+ own, g\[T_NORM\], g\[T_NORM_BIAS\], xn/dx + own, g[T_NORM], NULL, xn/' test_gradients 1
 fault 'positions of the embedding gradient' train_gpt.cu 's/z->dweight\[T_WPE\], dx/NULL, dx/' test_gradients 1

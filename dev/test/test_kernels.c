@@ -152,8 +152,8 @@ static void test_linear(void) {
     Device dev = device_with(2);
     i64 rows = 2111, IC = 2500, OC = 310;
     real *inp = randoms(rows * IC, 1), *weight = randoms(OC * IC, 1), *out = unset(rows * OC), *dweight = randoms(OC * IC, 1);
-    double *want = doubles(NULL, rows * 2), *want_dweight = doubles(NULL, OC);
-    real *got = unset(rows * 2), *got_dweight = unset(OC);
+    double *want = doubles(NULL, rows * 2), *want_dweight = doubles(NULL, OC * 2);
+    real *got = unset(rows * 2), *got_dweight = unset(OC * 2);
     linear_forward(&dev, out, inp, weight, NULL, rows, IC, OC);
     for (i64 r = 0; r < rows; r++)
         for (i64 k = 0; k < 2; k++) {
@@ -161,14 +161,16 @@ static void test_linear(void) {
             for (i64 i = 0; i < IC; i++) want[r * 2 + k] += (double)inp[r * IC + i] * weight[o * IC + i];
             got[r * 2 + k] = out[r * OC + o];
         }
-    for (i64 o = 0; o < OC; o++) {
-        want_dweight[o] = dweight[o * IC + 7];
-        for (i64 r = 0; r < rows; r++) want_dweight[o] += (double)out[r * OC + o] * inp[r * IC + 7];
-    }
+    for (i64 o = 0; o < OC; o++)
+        for (i64 k = 0; k < 2; k++) {
+            i64 i = k == 0 ? 7 : IC - 2;
+            want_dweight[o * 2 + k] = dweight[o * IC + i];
+            for (i64 r = 0; r < rows; r++) want_dweight[o * 2 + k] += (double)out[r * OC + o] * inp[r * IC + i];
+        }
     linear_backward_weight(&dev, dweight, inp, out, rows, IC, OC);
-    for (i64 o = 0; o < OC; o++) got_dweight[o] = dweight[o * IC + 7];
+    for (i64 o = 0; o < OC; o++) got_dweight[o * 2] = dweight[o * IC + 7], got_dweight[o * 2 + 1] = dweight[o * IC + IC - 2];
     check_close(got, want, rows * 2, 2 + sqrt((double)IC), "linear_forward in many tiles");
-    check_close(got_dweight, want_dweight, OC, 2 + sqrt((double)rows), "linear_backward_weight in many tiles");
+    check_close(got_dweight, want_dweight, OC * 2, 2 + sqrt((double)rows), "linear_backward_weight in many tiles");
     release_all();
 }
 
@@ -651,6 +653,9 @@ static void test_attention(void) {
     test_ring(RING_ZIGZAG, 2, 1100, 1, 2, 1, 16, 1);
     test_ring(RING_STRIPE, 2, 1100, 1, 1, 1, 16, 1);
     test_ring(RING_CONTIGUOUS, 1, 70, 1, 2, 2, 256, 1);
+    test_ring(RING_CONTIGUOUS, 1, 900, 1, 1, 1, 64, 1); /* several forward tiles of several S */
+    test_ring(RING_STRIPE, 2, 200, 1, 2, 1, 192, 1);    /* heads for which the tiles become smaller */
+    test_ring(RING_ZIGZAG, 2, 140, 1, 1, 1, HEAD_DIM_MOST, 1);
     test_ring(RING_CONTIGUOUS, 1, 70, 1, 8, 2, 128, 1);
     test_ring(RING_ZIGZAG, 2, 48, 1, 2, 1, 16, 8); /* logits to +-100: softmax of one or two keys */
     TokenMap w = whole(1000);
@@ -676,6 +681,18 @@ static void test_exp(void) {
     check(worst < 1.5, "exp_f32: worst error %.2f ulp, less than 1.5", worst);
     check(exp_f32(0) == 1 && exp_f32(-INFINITY) == 0 && exp_f32(-100) == 0 && exp_f32(INFINITY) == INFINITY && exp_f32(89) == INFINITY,
           "exp_f32: 0, +-inf and beyond the range");
+    worst = 0;
+    for (double x = -86.9; x < 88.7; x += 0.00137) {
+        double e = (double)vector_exp(vector_all((real)x))[VECTOR_WIDTH - 1], want_e = exp((double)(real)x);
+        worst = fmax(worst, fabs(e - want_e) / (want_e * epsilon()));
+    }
+    check(worst < 1.5, "vector_exp: worst relative error %.2f epsilons, less than 1.5", worst);
+    static const double ends[][2] = {{0, 1}, {-INFINITY, 0}, {-1e4, 0}, {INFINITY, INFINITY}, {1e4, INFINITY}};
+    for (int i = 0; i < COUNT_OF(ends); i++) {
+        double e = (double)vector_exp(vector_all((real)ends[i][0]))[0];
+        check(e == ends[i][1], "vector_exp of %g is %g, is %g", ends[i][0], ends[i][1], e);
+    }
+    check(isnan(vector_exp(vector_all((real)NAN))[0]), "vector_exp: NaN stays NaN");
     double off = 0; /* of 1 - s where s is nearly 1: e^-x is off by |x|/2 + 1.5 ulps at most */
     for (double x = -20; x <= 12; x += 0.037) {
         real complement, s = sigmoid_pair((real)x, &complement);

@@ -133,7 +133,7 @@ static inline i64 even_piece(i64 n, i64 most, i64 unit) { return round_up(ceil_d
 
 /* Columns of a task: several tasks for every thread, but no fewer columns than make a share of A in L2 worth its way there. */
 static inline i64 gemm_task_columns(i64 rows, i64 columns, int threads) {
-    i64 pieces = ceil_div(8 * (i64)threads, ceil_div(rows, GEMM_TASK_ROWS));
+    i64 pieces = ceil_div(16 * (i64)threads, ceil_div(rows, GEMM_TASK_ROWS));
     return even_piece(columns, i64_max(ceil_div(columns, pieces), 4 * TILE_COLUMNS), TILE_COLUMNS);
 }
 
