@@ -265,6 +265,23 @@ static inline void checkpoint_read_config(Config *c, const char *dir) {
     cJSON_Delete(root);
 }
 
+/* What would work instead of `path`, which is no directory. A file that is known to be no model's ends the run itself. */
+static inline MendText checkpoint_no_directory(const char *path) {
+    struct stat st;
+    MendText t;
+    const char *slash = strrchr(path, '/');
+    if (stat(path, &st) == 0 && S_ISREG(st.st_mode)) {
+        FileMap m = file_map(path);
+        file_refuse_kind(path, &m);
+        file_unmap(&m);
+        snprintf(t.text, sizeof t.text, "give the directory that the file lies in: --model '%.*s'", slash ? (int)(slash - path) + (slash == path) : 1,
+                 slash ? path : ".");
+    } else {
+        snprintf(t.text, sizeof t.text, "a model of the Hugging Face Hub is fetched first: hf download OWNER/NAME --local-dir DIR, then --model DIR");
+    }
+    return t;
+}
+
 /* ---- weights in: from files, from a seed ------------------------------------------------------------------------------- */
 
 typedef struct {

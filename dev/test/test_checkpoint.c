@@ -934,6 +934,142 @@ static void test_load_fixtures(void) {
     }
 }
 
+/* ---- names by which files call the tensors ------------------------------------------------------------------------------------ */
+
+/* A file's names: `prefix`, the name that transformers gives without its leading `strip`, and `middle` before the first `before` in it. */
+typedef struct {
+    int config; /* in CONFIGS */
+    const char *strip, *prefix, *before, *middle;
+    int noted;
+} Names;
+
+static const Names NAMES[] = {
+    {0, "", "", "", "", 0},
+    {0, "transformer.", "", "", "", 0},
+    {0, "", "_orig_mod.", "", "", 1},
+    {0, "", "module.", "", "", 1},
+    {0, "", "_orig_mod.module.", "", "", 1},
+    {0, "transformer.", "module._orig_mod.", "", "", 1},
+    {0, "", "module.module._fsdp_wrapped_module.", "", "", 1},
+    {0, "", "model.", "", "", 1},
+    {0, "", "", "attn.", "_orig_mod.", 1},
+    {1, "", "", "", "", 0},
+    {1, "model.", "", "", "", 0},
+    {1, "", "_orig_mod.", "", "", 1},
+    {1, "", "module.", "", "", 1},
+    {1, "", "_orig_mod.module.", "", "", 1},
+    {1, "model.", "module._orig_mod.module.", "", "", 1},
+    {1, "", "base_model.model.", "", "", 1},
+    {1, "", "model.", "layers.", "_fsdp_wrapped_module.", 1},
+    {1, "", "", "mlp.", "_checkpoint_wrapped_module.", 1},
+    {2, "model.", "", "", "", 0},
+    {2, "model.", "_orig_mod.", "", "", 1},
+};
+
+/* What beyond its parameters a file may hold, inside the model, by architecture; a head is one where it is tied. */
+static const char *const BUFFERS[2][6] = {
+    {"h.0.attn.bias", "h.1.attn.bias", "h.1.attn.masked_bias", "lm_head.weight", NULL, NULL},
+    {"layers.0.self_attn.rotary_emb.inv_freq", "layers.1.self_attn.rotary_emb.inv_freq", "rotary_emb.inv_freq", "rotary_emb.original_inv_freq",
+     "layers.0.self_attn.rotary_emb.cos_cached", "layers.0.self_attn.rotary_emb.sin_cached"}};
+
+static const Config *load_config; /* of the model that try_load_into makes */
+
+static void try_load_into(const char *dir) {
+    Model m;
+    model_open(&m, load_config, MESHES[0].shape, 0, splits_none, wire_none(), 1);
+    checkpoint_load(&m.z, dir, 0);
+    model_close(&m, 1);
+}
+
+/* DIR/model.safetensors: the fixture's tensors under other names; with `buffers` all of BUFFERS under them, too, and unless NULL, `more`. */
+static void write_named(const char *dir, const Names *k, int buffers, const char *more) {
+    static char name[64][256];
+    SafetensorSet s;
+    SafetensorWriter w;
+    SafetensorPlan plan[64];
+    const Safetensor *from[64];
+    safetensors_open(&s, in(in(fixtures, CONFIGS[k->config].dir), "model.safetensors"));
+    Arch arch = CONFIGS[k->config].want.arch;
+    const char *embedding = arch == ARCH_GPT2 ? "transformer.wte.weight" : "model.embed_tokens.weight";
+    int n = 0;
+    memset(plan, 0, sizeof plan);
+    for (int i = 0; i < s.tensors; i++) {
+        const char *rest = s.tensor[i].name;
+        if (text_begins_with(rest, k->strip)) rest += strlen(k->strip);
+        const char *cut = k->before[0] && strstr(rest, k->before) ? strstr(rest, k->before) : rest;
+        snprintf(name[n], sizeof name[n], "%s%.*s%s%s", k->prefix, (int)(cut - rest), rest, cut == rest && k->before[0] ? "" : k->middle, cut);
+        from[n++] = &s.tensor[i];
+    }
+    for (int i = 0; buffers && i < COUNT_OF(BUFFERS[arch]) && BUFFERS[arch][i]; i++) {
+        snprintf(name[n], sizeof name[n], "%s%s", k->prefix, BUFFERS[arch][i]);
+        from[n++] = safetensors_find(&s, embedding); /* any numbers; the right ones for a head */
+    }
+    if (more) {
+        snprintf(name[n], sizeof name[n], "%s", more);
+        from[n++] = safetensors_find(&s, embedding);
+    }
+    for (int i = 0; i < n; i++) {
+        plan[i].name = name[i], plan[i].type = from[i]->type, plan[i].dims = from[i]->dims;
+        memcpy(plan[i].shape, from[i]->shape, sizeof from[i]->shape);
+    }
+    safetensors_create(&w, ours(in(dir, "model.safetensors")), plan, n);
+    for (int i = 0; i < n; i++) safetensors_append(&w, from[i]->data, from[i]->bytes);
+    safetensors_finish(&w);
+    safetensors_close(&s);
+}
+
+static void test_names(void) {
+    char dir[PATH_MAX], text[4096];
+    snprintf(dir, sizeof dir, "%s", fresh_dir("names"));
+    for (int i = 0; i < COUNT_OF(NAMES); i++)
+        for (int buffers = 0; buffers < 2; buffers++) {
+            const Names *k = &NAMES[i];
+            const ConfigCase *c = &CONFIGS[k->config];
+            write_named(dir, k, buffers, NULL);
+            load_config = &c->want;
+            int status = run_child(try_load_into, dir, text, sizeof text);
+            int said = k->noted ? text_begins_with(text, "train_gpt: note: ") && strstr(text, "without what wraps the model") &&
+                                      strstr(text, k->prefix[0] ? k->prefix : k->middle) : !text[0];
+            if (!check(status == 0 && said, "%s named %s...%s, %s: loads%s; said: %s", c->dir, k->prefix, k->middle,
+                       buffers ? "with buffers" : "alone", k->noted ? " with a note" : "", text)) continue;
+            SafetensorSet s;
+            Whole w;
+            safetensors_open(&s, in(in(fixtures, c->dir), "model.safetensors"));
+            int rank = fail_state()->rank;
+            fail_state()->rank = 1; /* whose notes are not said again */
+            whole_make(&w, &c->want, &MESHES[0], dir, 0);
+            fail_state()->rank = rank;
+            i64 bad = whole_differences(&w, &s, "");
+            check(bad == 0, "%s named %s...%s: %lld elements differ from the fixture's", c->dir, k->prefix, k->middle, (long long)bad);
+            whole_close(&w);
+            safetensors_close(&s);
+        }
+    static const struct {
+        int names;
+        const char *more, *why;
+    } refused[] = {
+        {9, "norm.weight", "tensors model.norm.weight and norm.weight are both norm.weight; keep one"},
+        {9, "module.model.norm.weight", "tensors model.norm.weight and module.model.norm.weight are both norm.weight; keep one"},
+        {9, "_orig_mod.lm_head.weight", "tensors _orig_mod.lm_head.weight and lm_head.weight are both lm_head.weight; keep one"},
+        {0, "module.transformer.wpe.weight", "tensors module.transformer.wpe.weight and transformer.wpe.weight are both wpe.weight"},
+        {0, "score.weight", "tensor score.weight is no part of this model"},
+        {0, "transformer.h.0.attn.rotary_emb.inv_freq", "inv_freq is no part of this model"},
+        {9, "model.layers.0.self_attn.bias", "self_attn.bias is no part of this model"},
+        {9, "modules.norm.weight", "modules.norm.weight is no part of this model"},
+        {9, "model.layers.0.module.self_attn.q_proj.lora_A.weight", "lora_A.weight is an adapter's (LoRA), not the model's; merge it into its model: python3"},
+    };
+    for (int i = 0; i < COUNT_OF(refused); i++) {
+        write_named(dir, &NAMES[refused[i].names], 0, refused[i].more);
+        load_config = &CONFIGS[NAMES[refused[i].names].config].want;
+        expect_error(refused[i].more, try_load_into, dir, "names/model.safetensors", refused[i].why);
+    }
+    Config untied = CONFIGS[2].want;
+    untied.tied = 0;
+    load_config = &untied;
+    write_named(dir, &NAMES[18], 0, NULL);
+    expect_error("a bare model whose head is its own", try_load_into, dir, "/names", "head is not tied, but tensor lm_head.weight is missing");
+}
+
 static const real *param_of(const Zero *z, int block, Role role) { /* on one rank */
     for (int i = z->block[block].first_tensor;; i++)
         if (z->tensor[i].spec->role == role) return z->param + z->chunk[z->tensor[i].chunk].offset + z->tensor[i].offset;
@@ -1101,6 +1237,7 @@ int main(int argc, char **argv) {
         snprintf(hub, sizeof hub, "%s", fresh_dir("hub"));
         write_hub_gpt2(hub);
         test_gpt2_layout(hub);
+        test_names();
         test_initialise();
     }
     Wire world = wire_start(&argc, &argv);
