@@ -44,7 +44,7 @@ static jmp_buf refused;
 enum { HELD = 1 << 15 };
 static const volatile void *held[HELD];
 static char gone; /* &gone: was freed */
-static int holding;
+static __thread int holding; /* by this thread alone: libFuzzer has one of its own, which looks after memory */
 static void *reserved; /* the arena's address space */
 static size_t reserved_bytes;
 
