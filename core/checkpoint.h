@@ -33,7 +33,8 @@ static inline const cJSON *json_item(const JsonAt *j, const char *key) {
 /* The value of a key that transformers does not take a null for; NULL: absent. */
 static inline const cJSON *json_given(const JsonAt *j, const char *key) {
     const cJSON *item = json_find(j->path, j->object, key);
-    if (cJSON_IsNull(item)) FAIL(EVERYONE, "%s: %s%s is null; give its value, or leave it out for the default", j->path, j->within, key);
+    if (cJSON_IsNull(item))
+        FAIL(EVERYONE, "%s: %s%s is null; give its value, or leave it out for the default", j->path, j->within, key);
     return item;
 }
 
@@ -89,17 +90,20 @@ typedef struct {
 } ConfigDefaults;
 
 /* A size of the model: `key`, or the other name (NULL: none) that transformers takes it by, else its default there. */
-static inline i64 config_size(const JsonAt *j, const char *key, const char *other, i64 fallback, i64 max, ConfigDefaults *defaults) {
+static inline i64 config_size(const JsonAt *j, const char *key, const char *other, i64 fallback, i64 max,
+                              ConfigDefaults *defaults) {
     const cJSON *item = json_given(j, key), *alias = other ? json_given(j, other) : NULL;
     i64 min = strcmp(key, "vocab_size") == 0 ? 2 : 1;
     if (item || alias) {
         i64 n = json_int(j, item ? key : other, fallback, min, max);
         if (item && alias && json_int(j, other, fallback, min, max) != n)
-            FAIL(EVERYONE, "%s: %s is %lld, but %s, its other name, is %g; keep one", j->path, key, (long long)n, other, alias->valuedouble);
+            FAIL(EVERYONE, "%s: %s is %lld, but %s, its other name, is %g; keep one", j->path, key, (long long)n, other,
+                 alias->valuedouble);
         return n;
     }
-    size_t used = strlen(defaults->text);
-    snprintf(defaults->text + used, sizeof defaults->text - used, "%s%s %lld", used ? ", " : "", key, (long long)fallback);
+    char *end = defaults->text + strlen(defaults->text);
+    size_t left = sizeof defaults->text - (size_t)(end - defaults->text);
+    snprintf(end, left, "%s%s %lld", end > defaults->text ? ", " : "", key, (long long)fallback);
     return fallback;
 }
 
@@ -127,7 +131,8 @@ static inline void config_note_dropout(const JsonAt *j, const char *const *keys,
 }
 
 static inline void config_read_gpt2(Config *c, const JsonAt *j, ConfigDefaults *defaults) {
-    static const char *const gelu[] = {"gelu_new", "gelu_pytorch_tanh", "gelu_python_tanh", "gelu_fast", "gelu_accurate"};
+    static const char *const gelu[] = {"gelu_new", "gelu_pytorch_tanh", "gelu_python_tanh", "gelu_fast",
+                                       "gelu_accurate"};
     static const char *const dropout[] = {"attn_pdrop", "embd_pdrop", "resid_pdrop"};
     c->arch = ARCH_GPT2;
     c->layers = config_size(j, "n_layer", "num_hidden_layers", 12, 100000, defaults);
@@ -166,7 +171,8 @@ static inline Rope config_read_rope_object(const Config *c, const JsonAt *j, con
     JsonAt r = {j->path, within, json_item(j, key)};
     if (!cJSON_IsObject(r.object)) FAIL(EVERYONE, "%s: %s is not an object", j->path, key);
     for (const cJSON *item = r.object->child; item; item = item->next)
-        if (cJSON_IsObject(item)) FAIL(EVERYONE, "%s: %s with an object of its own for some layers is not implemented", j->path, key);
+        if (cJSON_IsObject(item))
+            FAIL(EVERYONE, "%s: %s with an object of its own for some layers is not implemented", j->path, key);
     double theta = json_real(&r, "rope_theta", rope.theta, 1, 1e12);
     if (json_given(j, "rope_theta") && theta != rope.theta)
         FAIL(EVERYONE, "%s: rope_theta is %g, %srope_theta %g; keep one", j->path, rope.theta, within, theta);
@@ -174,21 +180,24 @@ static inline Rope config_read_rope_object(const Config *c, const JsonAt *j, con
     config_full_rotation(&r);
     const char *type = json_text(&r, "rope_type", json_text(&r, "type", "default"));
     if (strcmp(type, "default") == 0) return rope;
-    if (strcmp(type, "linear") == 0 && json_real(&r, "factor", JSON_REQUIRED, 0, 1e9) == 1) return rope; /* divides by it */
+    if (strcmp(type, "linear") == 0 && json_real(&r, "factor", JSON_REQUIRED, 0, 1e9) == 1) return rope;
     if (strcmp(type, "llama3") != 0)
         FAIL(EVERYONE, "%s: %s type %.40s is not implemented; default and llama3 are", j->path, key, type);
     RopeScaling *s = &rope.scaling;
-    const JsonAt *outer = json_item(j, "original_max_position_embeddings") ? j : &r; /* where both are, transformers takes the outer */
+    /* where both are, transformers takes the outer */
+    const JsonAt *length = json_item(j, "original_max_position_embeddings") ? j : &r;
     s->factor = json_real(&r, "factor", JSON_REQUIRED, 1, 1e9);
     s->low_freq_factor = json_real(&r, "low_freq_factor", JSON_REQUIRED, 1e-9, 1e9);
     s->high_freq_factor = json_real(&r, "high_freq_factor", JSON_REQUIRED, 1e-9, 1e9);
-    s->original_max_pos = json_int(outer, "original_max_position_embeddings", c->max_pos, 1, (i64)COUNT_MAX);
+    s->original_max_pos = json_int(length, "original_max_position_embeddings", c->max_pos, 1, (i64)COUNT_MAX);
     if (!(s->high_freq_factor > s->low_freq_factor))
-        FAIL(EVERYONE, "%s: %shigh_freq_factor %g must be above low_freq_factor %g", j->path, within, s->high_freq_factor, s->low_freq_factor);
+        FAIL(EVERYONE, "%s: %shigh_freq_factor %g must be above low_freq_factor %g", j->path, within,
+             s->high_freq_factor, s->low_freq_factor);
     return rope;
 }
 
-/* Rotary embedding: `rope_parameters` since transformers 5, before that `rope_theta` and `rope_scaling` apart; {} is as good as none. */
+/* Rotary embedding: `rope_parameters` since transformers 5, before that `rope_theta` and `rope_scaling` apart; {} is as
+   good as none. */
 static inline void config_read_rope(Config *c, const JsonAt *j) {
     static const char *const keys[] = {"rope_parameters", "rope_scaling"};
     Rope rope = {json_real(j, "rope_theta", 10000, 1, 1e12), {0, 0, 0, 0}};
@@ -231,13 +240,15 @@ static inline void config_read_llama(Config *c, const JsonAt *j, ConfigDefaults 
 
 /* gpt2 or llama; from the class that the file was saved from where it has no model_type. */
 static inline const char *config_model_type(const JsonAt *j) {
-    static const char *const classes[][2] = {{"GPT2LMHeadModel", "gpt2"}, {"GPT2Model", "gpt2"}, {"LlamaForCausalLM", "llama"},
-                                             {"LLaMAForCausalLM", "llama"}, {"LlamaModel", "llama"}};
+    static const char *const classes[][2] = {{"GPT2LMHeadModel", "gpt2"}, {"GPT2Model", "gpt2"},
+                                             {"LlamaForCausalLM", "llama"}, {"LLaMAForCausalLM", "llama"},
+                                             {"LlamaModel", "llama"}};
     if (json_given(j, "model_type")) return json_text(j, "model_type", NULL);
     const cJSON *list = json_item(j, "architectures"), *first = cJSON_IsArray(list) ? list->child : NULL;
     for (int i = 0; i < COUNT_OF(classes); i++)
         if (cJSON_IsString(first) && strcmp(first->valuestring, classes[i][0]) == 0) return classes[i][1];
-    FAIL(EVERYONE, "%s: model_type is missing, and architectures does not tell it; add \"model_type\": \"gpt2\" or \"llama\"", j->path);
+    FAIL(EVERYONE, "%s: model_type is missing, and architectures does not tell it; add \"model_type\": \"gpt2\" or "
+                   "\"llama\"", j->path);
 }
 
 /* DIR/config.json -> c, checked. */
@@ -258,14 +269,20 @@ static inline void checkpoint_read_config(Config *c, const char *dir) {
     else FAIL(EVERYONE, "%s: model_type %.40s is not implemented; gpt2 and llama are", path, type);
     config_check(c, path);
     if (fail_state()->rank == 0) {
-        if (defaults.text[0]) fprintf(stderr, "train_gpt: note: %s leaves to transformers' defaults: %s\n", path, defaults.text);
+        if (defaults.text[0])
+            fprintf(stderr, "train_gpt: note: %s leaves to transformers' defaults: %s\n", path, defaults.text);
         if (json_item(&j, "sliding_window"))
-            fprintf(stderr, "train_gpt: note: %s: sliding_window has no effect on a %s: attention sees every position before\n", path, type);
+            fprintf(stderr, "train_gpt: note: %s: sliding_window has no effect in %s: attention sees all before a token\n",
+                    path, type);
+        char adapter[PATH_MAX];
+        path_join(adapter, dir, "adapter_config.json");
+        if (path_exists(adapter))
+            fprintf(stderr, "train_gpt: note: %s is not applied: only the model beside it is read\n", adapter);
     }
     cJSON_Delete(root);
 }
 
-/* What would work instead of `path`, which is no directory. A file that is known to be no model's ends the run itself. */
+/* What would work instead of `path`, which is no directory. A file that is known to be no model's ends the run here. */
 static inline MendText checkpoint_no_directory(const char *path) {
     struct stat st;
     MendText t;
@@ -274,10 +291,11 @@ static inline MendText checkpoint_no_directory(const char *path) {
         FileMap m = file_map(path);
         file_refuse_kind(path, &m);
         file_unmap(&m);
-        snprintf(t.text, sizeof t.text, "give the directory that the file lies in: --model '%.*s'", slash ? (int)(slash - path) + (slash == path) : 1,
-                 slash ? path : ".");
+        snprintf(t.text, sizeof t.text, "give the directory that the file lies in: --model '%.*s'",
+                 slash ? (int)(slash - path) + (slash == path) : 1, slash ? path : ".");
     } else {
-        snprintf(t.text, sizeof t.text, "a model of the Hugging Face Hub is fetched first: hf download OWNER/NAME --local-dir DIR, then --model DIR");
+        snprintf(t.text, sizeof t.text, "a model of the Hugging Face Hub is fetched first: "
+                                        "hf download OWNER/NAME --local-dir DIR, then --model DIR");
     }
     return t;
 }
@@ -327,11 +345,13 @@ static inline void zero_initialise(Zero *z, i64 seed) {
     convert(z->dev, z->param, z->master, z->flat);
 }
 
-/* ---- names of tensors ---------------------------------------------------------------------------------------------------- */
+/* ---- names of tensors -------------------------------------------------------------------------------------------- */
 
-/* Modules that hold a model and add their name to those of its tensors: torch.compile, DistributedDataParallel, FSDP, activation
-   checkpointing. They stand anywhere in a name; the model's own (transformers' body, a trainer's or an adapter's field) in front. */
-static const char *const NAME_WRAPPERS[] = {"_orig_mod.", "module.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module."};
+/* Modules that hold a model and add their name to those of its tensors: torch.compile, DistributedDataParallel, FSDP,
+   activation checkpointing. They stand anywhere in a name; the model's own in front: transformers' body, the field of
+   a trainer or an adapter. */
+static const char *const NAME_WRAPPERS[] = {"_orig_mod.", "module.", "_fsdp_wrapped_module.",
+                                            "_checkpoint_wrapped_module."};
 static const char *const NAME_BODIES[] = {"model.", "transformer.", "base_model."};
 
 /* The length of the module at the beginning of `name` that is in the list; 0: none. */
@@ -341,8 +361,8 @@ static inline size_t name_module(const char *name, const char *const *list, int 
     return 0;
 }
 
-/* What a tensor is called inside its model, the same whatever held it when it was saved: model.layers.0.mlp.up_proj.weight,
-   layers.0.mlp.up_proj.weight and _orig_mod.module.model.layers.0.mlp.up_proj.weight are one. As safetensors_rename wants it. */
+/* What a tensor is called inside its model, whatever held that when it was saved: model.layers.0.mlp.up_proj.weight,
+   layers.0.mlp.up_proj.weight, _orig_mod.module.model.layers.0.mlp.up_proj.weight are one. For safetensors_rename. */
 static inline void tensor_key_name(char *out, const char *name) {
     int front = 1;
     while (*name) {
@@ -396,7 +416,8 @@ static inline const Safetensor *checkpoint_need(const SafetensorSet *s, const ch
 /* Tensors that old files carry and that hold no parameter: causal masks, rotary frequencies and tables. */
 static inline int checkpoint_is_buffer(const Config *c, const char *key) {
     static const char *const gpt2[] = {".attn.bias", ".attn.masked_bias"};
-    static const char *const llama[] = {"rotary_emb.inv_freq", "rotary_emb.original_inv_freq", "rotary_emb.cos_cached", "rotary_emb.sin_cached"};
+    static const char *const llama[] = {"rotary_emb.inv_freq", "rotary_emb.original_inv_freq", "rotary_emb.cos_cached",
+                                        "rotary_emb.sin_cached"};
     int n = c->arch == ARCH_GPT2 ? COUNT_OF(gpt2) : COUNT_OF(llama);
     for (int i = 0; i < n; i++)
         if (text_ends_with(key, c->arch == ARCH_GPT2 ? gpt2[i] : llama[i])) return 1;
@@ -408,7 +429,8 @@ static inline void checkpoint_check_tied_head(const Zero *z, const SafetensorSet
     if (rank != 0) return;
     const Safetensor *wte = checkpoint_find(s, z->config->arch == ARCH_GPT2 ? "wte.weight" : "embed_tokens.weight");
     if (wte->type != head->type || wte->bytes != head->bytes || memcmp(wte->data, head->data, (size_t)wte->bytes) != 0)
-        FAIL(THIS_RANK, "%s: the model's head is tied to its embedding, but %s differs from %s", head->path, head->name, wte->name);
+        FAIL(THIS_RANK, "%s: the model's head is tied to its embedding, but %s differs from %s", head->path, head->name,
+             wte->name);
 }
 
 /* Fill this rank's share of the weights from DIR's files; what the file holds beyond the model is an error. */
@@ -432,14 +454,16 @@ static inline void checkpoint_load(Zero *z, const char *dir, int rank) {
         const Safetensor *extra = &s.tensor[i];
         if (used[i] || checkpoint_is_buffer(z->config, extra->key)) continue;
         if (strstr(extra->key, ".lora_"))
-            FAIL(EVERYONE, "%s: tensor %.200s is an adapter's (LoRA), not the model's; %s", extra->path, extra->name, mend_text(MEND_MERGE, dir).text);
+            FAIL(EVERYONE, "%s: tensor %.200s is an adapter's (LoRA), not the model's; %s", extra->path, extra->name,
+                 mend_text(MEND_MERGE, dir).text);
         if (strcmp(extra->key, "lm_head.weight") != 0 || !z->config->tied)
             FAIL(EVERYONE, "%s: tensor %.200s is no part of this model (%lld layers); it would be lost", extra->path, extra->name,
                  (long long)z->config->layers);
         checkpoint_check_tied_head(z, &s, extra, rank);
     }
     if (wrapped && rank == 0)
-        fprintf(stderr, "train_gpt: note: %s: names are taken without what wraps the model: %s as %s\n", wrapped->path, wrapped->name, as);
+        fprintf(stderr, "train_gpt: note: %s: names are taken without what wraps the model: %s as %s\n", wrapped->path,
+                wrapped->name, as);
     for (int i = 0; i < z->tensors; i++) { /* only now: a file that does not fit is refused before gigabytes are read */
         const Tensor *t = &z->tensor[i];
         WeightFill f = {z, NULL, tensor_hf_place(t->spec, z->config), 0, NULL, 0};

@@ -76,14 +76,17 @@ static inline void file_unmap(FileMap *m) {
     m->bytes = NULL;
 }
 
-static inline int text_begins_with(const char *text, const char *begin) { return strncmp(text, begin, strlen(begin)) == 0; }
+static inline int text_begins_with(const char *text, const char *begin) {
+    return strncmp(text, begin, strlen(begin)) == 0;
+}
 
 static inline int text_ends_with(const char *text, const char *end) {
     size_t n = strlen(text), m = strlen(end);
     return n >= m && strcmp(text + n - m, end) == 0;
 }
 
-typedef enum { MEND_DOWNLOAD, MEND_LFS, MEND_CONVERT, MEND_SAVE, MEND_MERGE, MEND_ORIGINAL, MEND_SNAPSHOT, MEND_GUNZIP, MEND_UNZIP } Mend;
+typedef enum { MEND_DOWNLOAD, MEND_LFS, MEND_CONVERT, MEND_SAVE, MEND_MERGE, MEND_ORIGINAL, MEND_SNAPSHOT, MEND_GUNZIP,
+               MEND_UNZIP } Mend;
 
 typedef struct {
     char text[2048];
@@ -95,11 +98,14 @@ static inline MendText mend_text(Mend mend, const char *path) {
     char *out = t.text;
     const size_t size = sizeof t.text;
     switch (mend) {
-    case MEND_DOWNLOAD: snprintf(out, size, "download it again: hf download OWNER/NAME --local-dir '%.999s'", path); break;
+    case MEND_DOWNLOAD:
+        snprintf(out, size, "download it again: hf download OWNER/NAME --local-dir '%.999s'", path);
+        break;
     case MEND_LFS: snprintf(out, size, "fetch the file: git -C '%.999s' lfs pull", path); break;
     case MEND_CONVERT:
         snprintf(out, size, "convert it: python3 -c \"from transformers import AutoModelForCausalLM as M; "
-                 "M.from_pretrained('%.600s').save_pretrained('%.600s-safetensors', safe_serialization=True)\"", path, path);
+                 "M.from_pretrained('%.600s').save_pretrained('%.600s-safetensors', safe_serialization=True)\"",
+                 path, path);
         break;
     case MEND_SAVE:
         snprintf(out, size, "load it where it was made, and write the model with transformers: "
@@ -107,10 +113,15 @@ static inline MendText mend_text(Mend mend, const char *path) {
         break;
     case MEND_MERGE:
         snprintf(out, size, "merge it into its model: python3 -c \"from peft import AutoPeftModelForCausalLM as M; "
-                 "M.from_pretrained('%.600s').merge_and_unload().save_pretrained('%.600s-merged', safe_serialization=True)\"", path, path);
+                 "M.from_pretrained('%.600s').merge_and_unload().save_pretrained('%.600s-merged', "
+                 "safe_serialization=True)\"", path, path);
         break;
-    case MEND_ORIGINAL: snprintf(out, size, "take the model that it was made from: hf download OWNER/NAME --local-dir DIR"); break;
-    case MEND_SNAPSHOT: snprintf(out, size, "the model's directory is what this prints: ls -d '%.999s'/snapshots/*", path); break;
+    case MEND_ORIGINAL:
+        snprintf(out, size, "take the model that it was made from: hf download OWNER/NAME --local-dir DIR");
+        break;
+    case MEND_SNAPSHOT:
+        snprintf(out, size, "the model's directory is what this prints: ls -d '%.999s'/snapshots/*", path);
+        break;
     case MEND_GUNZIP: snprintf(out, size, "unpack it: gunzip --stdout '%.999s' >FILE", path); break;
     case MEND_UNZIP: snprintf(out, size, "unpack it: unzip '%.999s' -d DIR", path); break;
     }
@@ -141,16 +152,18 @@ static const FileKind FILE_KINDS[] = {
     {"PK\x03\x04", "", "a zip file", MEND_UNZIP},
 };
 
-/* Refuse a file that is known to be something else: what it is, and what mends it. Some of these beginnings could be the length of a sound
-   header; its ninth byte is then a brace. */
+/* Refuse a file that is known to be something else: what it is, and what mends it. Some of these beginnings could be
+   the length of a sound header; its ninth byte is then a brace. */
 static inline void file_refuse_kind(const char *path, const FileMap *m) {
     const char *bytes = (const char *)m->bytes;
     if (m->size == 0) FAIL(EVERYONE, "%s: is empty; %s", path, mend_beside(MEND_DOWNLOAD, path).text);
     if (m->size > 8 && bytes[8] == '{') return;
     i64 i = 0;
     while (i < m->size && bytes[i] && strchr(" \t\r\n\xef\xbb\xbf", bytes[i])) i++;
-    if (i + 1 < m->size && bytes[i] == '<' && (isalpha((unsigned char)bytes[i + 1]) || bytes[i + 1] == '!' || bytes[i + 1] == '?'))
-        FAIL(EVERYONE, "%s: is an HTML or XML page, not the file itself; %s", path, mend_beside(MEND_DOWNLOAD, path).text);
+    char next = i + 1 < m->size ? bytes[i + 1] : 0;
+    if (next && bytes[i] == '<' && (isalpha((unsigned char)next) || next == '!' || next == '?'))
+        FAIL(EVERYONE, "%s: is an HTML or XML page, not the file itself; %s", path,
+             mend_beside(MEND_DOWNLOAD, path).text);
     for (int k = 0; k < COUNT_OF(FILE_KINDS); k++) {
         const FileKind *kind = &FILE_KINDS[k];
         i64 n = (i64)strlen(kind->magic);
@@ -158,7 +171,7 @@ static inline void file_refuse_kind(const char *path, const FileMap *m) {
         if (!memmem(bytes, (size_t)i64_min(m->size, 256), kind->holds, strlen(kind->holds))) continue;
         int unpack = kind->mend == MEND_GUNZIP || kind->mend == MEND_UNZIP;
         FAIL(EVERYONE, "%s: is %s; %s%s", path, kind->what,
-             kind->mend == MEND_CONVERT && text_ends_with(path, ".safetensors") ? "name it pytorch_model.bin, then " : "",
+             kind->mend == MEND_CONVERT && text_ends_with(path, ".safetensors") ? "call it pytorch_model.bin and " : "",
              (unpack ? mend_text(kind->mend, path) : mend_beside(kind->mend, path)).text);
     }
 }
@@ -340,8 +353,8 @@ static inline void safetensor_read_entry(Safetensor *t, const char *path, const 
     i64 begin = json_count(offsets->child), end = json_count(offsets->child->next);
     if (begin < 0 || end < begin) FAIL(EVERYONE, "%s: tensor %.200s: data_offsets are not two rising positions", path, t->name);
     if (end > data_size)
-        FAIL(EVERYONE, "%s: tensor %.200s ends at byte %lld of the data, the file has only %lld: truncated? %s", path, t->name,
-             (long long)end, (long long)data_size, mend_beside(MEND_DOWNLOAD, path).text);
+        FAIL(EVERYONE, "%s: tensor %.200s ends at byte %lld of the data, the file has only %lld: truncated? %s", path,
+             t->name, (long long)end, (long long)data_size, mend_beside(MEND_DOWNLOAD, path).text);
     if (end - begin != t->bytes) {
         char shape[256];
         shape_text(shape, sizeof shape, t->shape, t->dims);
@@ -357,7 +370,9 @@ static inline int safetensor_by_begin(const void *a, const void *b) {
     return x->bytes < y->bytes ? -1 : x->bytes > y->bytes;
 }
 
-static inline int safetensor_by_key(const void *a, const void *b) { return strcmp(((const Safetensor *)a)->key, ((const Safetensor *)b)->key); }
+static inline int safetensor_by_key(const void *a, const void *b) {
+    return strcmp(((const Safetensor *)a)->key, ((const Safetensor *)b)->key);
+}
 
 /* Map one more file and append its tensors. */
 static inline void safetensors_add_file(SafetensorSet *s, const char *path) {
@@ -377,10 +392,12 @@ static inline void safetensors_add_file(SafetensorSet *s, const char *path) {
         snprintf(text, sizeof text, "%.*s", (int)i64_min(f->map.size, 40), (const char *)f->map.bytes);
         text[strcspn(text, "\r\n")] = 0;
         if (strlen(text) >= 4 && text_is_printable(text)) /* a header's length would hold a zero there */
-            FAIL(EVERYONE, "%s: is a text that begins \"%s\", not safetensors; %s", path, text, mend_beside(MEND_DOWNLOAD, path).text);
+            FAIL(EVERYONE, "%s: is a text that begins \"%s\", not safetensors; %s", path, text,
+                 mend_beside(MEND_DOWNLOAD, path).text);
         int cut = header <= (uint64_t)header_limit && f->map.size > 8 && f->map.bytes[8] == '{';
-        FAIL(EVERYONE, "%s: its header would take %llu bytes of a file of %lld: %s; %s", path, (unsigned long long)header,
-             (long long)f->map.size, cut ? "truncated" : "no safetensors file", mend_beside(MEND_DOWNLOAD, path).text);
+        FAIL(EVERYONE, "%s: its header would take %llu bytes of a file of %lld: %s; %s", path,
+             (unsigned long long)header, (long long)f->map.size, cut ? "truncated" : "no safetensors file",
+             mend_beside(MEND_DOWNLOAD, path).text);
     }
     const unsigned char *data = f->map.bytes + 8 + header;
     i64 data_size = f->map.size - 8 - (i64)header;
@@ -425,12 +442,12 @@ static inline void safetensors_sort(SafetensorSet *s) {
         if (strcmp(a->name, b->name) == 0)
             FAIL(EVERYONE, "%s: tensor %.200s comes up twice (the other in %s)", b->path, b->name, a->path);
         int swap = strcmp(a->name, b->name) > 0; /* equal keys come in any order */
-        FAIL(EVERYONE, "%s: tensors %.200s and %.200s are both %.200s; keep one", b->path, swap ? b->name : a->name, swap ? a->name : b->name,
-             b->key);
+        FAIL(EVERYONE, "%s: tensors %.200s and %.200s are both %.200s; keep one", b->path, swap ? b->name : a->name,
+             swap ? a->name : b->name, b->key);
     }
 }
 
-/* From now on find each tensor by key(name), which writes into out (as long as the name and its zero) and may only shorten it. */
+/* From now on find each tensor by key(name), which is written into `out`, as long as the name and its zero. */
 static inline void safetensors_rename(SafetensorSet *s, void (*key)(char *out, const char *name)) {
     for (int i = 0; i < s->tensors; i++) {
         Safetensor *t = &s->tensor[i];
@@ -496,8 +513,8 @@ static const DirectoryKind DIRECTORY_KINDS[] = {
     {"", "", "something else", MEND_DOWNLOAD},
 };
 
-/* Ends the run: DIR lacks `file`. Says what lies there instead, and what mends it; of several names that fit one row, the first in order.
-   What transformers converts, it needs config.json for. */
+/* Ends the run: DIR lacks `file`. Says what lies there instead, and what mends it; of several names that fit one row,
+   the first in order. What transformers converts, it needs config.json for. */
 static inline void directory_refuse(const char *dir, const char *file) __attribute__((noreturn));
 static inline void directory_refuse(const char *dir, const char *file) {
     char found[NAME_MAX + 1] = "";
@@ -515,10 +532,12 @@ static inline void directory_refuse(const char *dir, const char *file) {
     }
     closedir(d);
     if (best == COUNT_OF(DIRECTORY_KINDS))
-        FAIL(EVERYONE, "%s: %s is not there, nor anything else of a model; %s", dir, file, mend_text(MEND_DOWNLOAD, dir).text);
+        FAIL(EVERYONE, "%s: %s is not there, nor anything else of a model; %s", dir, file,
+             mend_text(MEND_DOWNLOAD, dir).text);
     Mend mend = DIRECTORY_KINDS[best].mend;
     if (mend == MEND_CONVERT && strcmp(file, "config.json") == 0) mend = MEND_DOWNLOAD;
-    FAIL(EVERYONE, "%s: %s is not there; %s is %s; %s", dir, file, found, DIRECTORY_KINDS[best].what, mend_text(mend, dir).text);
+    FAIL(EVERYONE, "%s: %s is not there; %s is %s; %s", dir, file, found, DIRECTORY_KINDS[best].what,
+         mend_text(mend, dir).text);
 }
 
 /* The weights of a Hugging Face directory, whole or sharded. Owner: caller; safetensors_close. */

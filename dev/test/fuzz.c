@@ -436,7 +436,8 @@ static void config_seeds(void) {
         "{\"architectures\":[\"GPT2LMHeadModel\"],\"num_hidden_layers\":1,\"hidden_size\":24,\"activation_function\":\"gelu_fast\"}",
         "{\"architectures\":[\"LlamaForCausalLM\"],\"hidden_size\":64,\"head_dim\":null,\"rope_scaling\":{\"type\":\"llama3\",\"factor\":2,"
         "\"low_freq_factor\":1,\"high_freq_factor\":4},\"original_max_position_embeddings\":8,\"sliding_window\":4}"};
-    for (int i = 0; i < COUNT_OF(texts); i++) seed(i == 0 ? "gpt2" : i == 1 ? "llama3" : i == 2 ? "llama" : i == 3 ? "gpt2-other" : "llama3-other", texts[i], strlen(texts[i]));
+    static const char *const names[COUNT_OF(texts)] = {"gpt2", "llama3", "llama", "gpt2-other", "llama3-other"};
+    for (int i = 0; i < COUNT_OF(texts); i++) seed(names[i], texts[i], strlen(texts[i]));
 }
 
 /* ---- libFuzzer's two entries --------------------------------------------------------------------------------------------------------------- */

@@ -638,6 +638,11 @@ static void test_wrong_directories(void) {
     write_text(in(dir, "pytorch_model.bin"), "x");
     remove(ours(in(dir, "model.safetensors")));
     expect_error("PyTorch's weights alone", try_config, dir, "config.json is not there", "weights, not safetensors; download it again: hf");
+    write_text(in(dir, "config.json"), "{" GPT2_TEXT "}");
+    write_text(in(dir, "adapter_config.json"), "{}");
+    char text[4096];
+    int status = run_child(try_config, dir, text, sizeof text);
+    check(status == 0 && strstr(text, "adapter_config.json is not applied"), "a model with an adapter beside it; said: %s", text);
 }
 
 /* ---- a model by hand --------------------------------------------------------------------------------------------------------- */
@@ -1056,6 +1061,7 @@ static void test_names(void) {
         {0, "transformer.h.0.attn.rotary_emb.inv_freq", "inv_freq is no part of this model"},
         {9, "model.layers.0.self_attn.bias", "self_attn.bias is no part of this model"},
         {9, "modules.norm.weight", "modules.norm.weight is no part of this model"},
+        {9, "norm.model.weight", "norm.model.weight is no part of this model"},
         {9, "model.layers.0.module.self_attn.q_proj.lora_A.weight", "lora_A.weight is an adapter's (LoRA), not the model's; merge it into its model: python3"},
     };
     for (int i = 0; i < COUNT_OF(refused); i++) {

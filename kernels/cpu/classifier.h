@@ -10,7 +10,8 @@
 
 enum {
     CLASSIFIER_ROWS = 256, /* rows between two polls of the communication */
-    CLASSIFIER_SPAN = 128  /* exponentials summed in `accum`, their sums in double: else a large one swallows the thousands of small ones after it */
+    CLASSIFIER_SPAN = 128  /* exponentials summed in `accum`, their sums in double: else a large one swallows
+                              thousands of small ones after it */
 };
 
 /* sum over the row of exp(logit - top); with `keep` the exponentials replace the logits */
