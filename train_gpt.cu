@@ -864,7 +864,8 @@ static void options_model(ModelOptions *o, const Settings *s) {
         char names[512] = "";
         for (int i = 0; i < COUNT_OF(PRESETS); i++)
             snprintf(names + strlen(names), sizeof names - strlen(names), "%s%s", i ? ", " : "", PRESETS[i].name);
-        FAIL(EVERYONE, "--model %s: neither a preset (%s) nor a directory", s->model, names);
+        FAIL(EVERYONE, "--model %s: neither a preset (%s) nor a directory; %s", s->model, names,
+             checkpoint_no_directory(s->model).text);
     }
 }
 

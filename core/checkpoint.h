@@ -30,10 +30,18 @@ static inline const cJSON *json_item(const JsonAt *j, const char *key) {
     return cJSON_IsNull(item) ? NULL : item;
 }
 
+/* The value of a key that transformers does not take a null for; NULL: absent. */
+static inline const cJSON *json_given(const JsonAt *j, const char *key) {
+    const cJSON *item = json_find(j->path, j->object, key);
+    if (cJSON_IsNull(item))
+        FAIL(EVERYONE, "%s: %s%s is null; give its value, or leave it out for the default", j->path, j->within, key);
+    return item;
+}
+
 static inline void json_missing(const JsonAt *j, const char *key) { FAIL(EVERYONE, "%s: %s%s is missing", j->path, j->within, key); }
 
 static inline double json_real(const JsonAt *j, const char *key, double fallback, double min, double max) {
-    const cJSON *item = json_item(j, key);
+    const cJSON *item = json_given(j, key);
     if (!item && fallback == JSON_REQUIRED) json_missing(j, key);
     if (!item) return fallback;
     if (!cJSON_IsNumber(item)) FAIL(EVERYONE, "%s: %s%s is not a number", j->path, j->within, key);
@@ -48,15 +56,20 @@ static inline i64 json_int(const JsonAt *j, const char *key, i64 fallback, i64 m
     return (i64)v;
 }
 
+/* As json_int, of a key for which null means the fallback. */
+static inline i64 json_int_or_null(const JsonAt *j, const char *key, i64 fallback, i64 min, i64 max) {
+    return json_item(j, key) ? json_int(j, key, fallback, min, max) : fallback;
+}
+
 static inline int json_flag(const JsonAt *j, const char *key, int fallback) {
-    const cJSON *item = json_item(j, key);
+    const cJSON *item = json_given(j, key);
     if (item && !cJSON_IsBool(item)) FAIL(EVERYONE, "%s: %s%s is not true or false", j->path, j->within, key);
     return item ? cJSON_IsTrue(item) : fallback;
 }
 
 /* fallback NULL: required. */
 static inline const char *json_text(const JsonAt *j, const char *key, const char *fallback) {
-    const cJSON *item = json_item(j, key);
+    const cJSON *item = json_given(j, key);
     if (!item && !fallback) json_missing(j, key);
     if (!item) return fallback;
     if (!cJSON_IsString(item) || !text_is_printable(item->valuestring)) FAIL(EVERYONE, "%s: %s%s is not a text", j->path, j->within, key);
@@ -71,106 +84,220 @@ static inline void json_demand(const JsonAt *j, const char *key, int wanted) {
 
 /* ---- config.json -> Config --------------------------------------------------------------------------------------------- */
 
-/* Dropout is trained without; a file that asks for it is loaded all the same, and told so. */
-static inline void config_note_dropout(const JsonAt *j, const char *const *keys, int n) {
-    for (int i = 0; i < n; i++) {
-        double p = json_real(j, keys[i], 0, 0, 1);
-        if (p > 0 && fail_state()->rank == 0) {
-            fprintf(stderr, "train_gpt: note: %s: %s is %g; training runs without dropout\n", j->path, keys[i], p);
-            return;
-        }
+/* What a file leaves to transformers' defaults, for one note. */
+typedef struct {
+    char text[512];
+} ConfigDefaults;
+
+/* A size of the model: `key`, or the other name (NULL: none) that transformers takes it by, else its default there. */
+static inline i64 config_size(const JsonAt *j, const char *key, const char *other, i64 fallback, i64 max,
+                              ConfigDefaults *defaults) {
+    const cJSON *item = json_given(j, key), *alias = other ? json_given(j, other) : NULL;
+    i64 min = strcmp(key, "vocab_size") == 0 ? 2 : 1;
+    if (item || alias) {
+        i64 n = json_int(j, item ? key : other, fallback, min, max);
+        if (item && alias && json_int(j, other, fallback, min, max) != n)
+            FAIL(EVERYONE, "%s: %s is %lld, but %s, its other name, is %g; keep one", j->path, key, (long long)n, other,
+                 alias->valuedouble);
+        return n;
     }
+    char *end = defaults->text + strlen(defaults->text);
+    size_t left = sizeof defaults->text - (size_t)(end - defaults->text);
+    snprintf(end, left, "%s%s %lld", end > defaults->text ? ", " : "", key, (long long)fallback);
+    return fallback;
 }
 
-static inline void config_read_gpt2(Config *c, const JsonAt *j) {
+/* One of `names`, which are the same function; the default is the first. */
+static inline void config_activation(const JsonAt *j, const char *key, const char *const *names, int n) {
+    const char *is = json_text(j, key, names[0]);
+    char known[256] = "";
+    for (int i = 0; i < n; i++) {
+        if (strcmp(is, names[i]) == 0) return;
+        snprintf(known + strlen(known), sizeof known - strlen(known), "%s%s", i ? ", " : "", names[i]);
+    }
+    FAIL(EVERYONE, "%s: %s %.40s is not implemented; %s %s", j->path, key, is, known, n > 1 ? "are" : "is");
+}
+
+/* Dropout is trained without; a file that asks for it is loaded all the same, and told so. */
+static inline void config_note_dropout(const JsonAt *j, const char *const *keys, int n) {
+    const char *asks = NULL;
+    double most = 0;
+    for (int i = 0; i < n; i++) {
+        double p = json_real(j, keys[i], 0, 0, 1);
+        if (p > most) most = p, asks = keys[i];
+    }
+    if (asks && fail_state()->rank == 0)
+        fprintf(stderr, "train_gpt: note: %s: %s is %g; training runs without dropout\n", j->path, asks, most);
+}
+
+static inline void config_read_gpt2(Config *c, const JsonAt *j, ConfigDefaults *defaults) {
+    static const char *const gelu[] = {"gelu_new", "gelu_pytorch_tanh", "gelu_python_tanh", "gelu_fast",
+                                       "gelu_accurate"};
+    static const char *const dropout[] = {"attn_pdrop", "embd_pdrop", "resid_pdrop"};
     c->arch = ARCH_GPT2;
-    c->layers = json_int(j, "n_layer", JSON_REQUIRED, 1, 100000);
-    c->dim = json_int(j, "n_embd", JSON_REQUIRED, 1, 1 << 20);
-    c->heads = c->kv_heads = json_int(j, "n_head", JSON_REQUIRED, 1, 1 << 16);
-    c->ffn = json_int(j, "n_inner", 4 * c->dim, 1, 1 << 22);
-    c->vocab = json_int(j, "vocab_size", JSON_REQUIRED, 2, 1 << 30);
-    c->max_pos = json_int(j, "n_positions", JSON_REQUIRED, 1, (i64)COUNT_MAX);
+    c->layers = config_size(j, "n_layer", "num_hidden_layers", 12, 100000, defaults);
+    c->dim = config_size(j, "n_embd", "hidden_size", 768, 1 << 20, defaults);
+    c->heads = c->kv_heads = config_size(j, "n_head", "num_attention_heads", 12, 1 << 16, defaults);
+    c->ffn = json_int_or_null(j, "n_inner", 4 * c->dim, 1, 1 << 22);
+    c->vocab = config_size(j, "vocab_size", NULL, 50257, 1 << 30, defaults);
+    c->max_pos = config_size(j, "n_positions", "max_position_embeddings", 1024, (i64)COUNT_MAX, defaults);
     c->norm_eps = json_real(j, "layer_norm_epsilon", 1e-5, 1e-30, 1);
     c->tied = json_flag(j, "tie_word_embeddings", 1);
     if (!c->tied) FAIL(EVERYONE, "%s: tie_word_embeddings false: gpt2's head is tied", j->path);
-    const char *act = json_text(j, "activation_function", "gelu_new");
-    if (strcmp(act, "gelu_new") != 0 && strcmp(act, "gelu_pytorch_tanh") != 0)
-        FAIL(EVERYONE, "%s: activation_function %.40s is not implemented; gelu_new and gelu_pytorch_tanh are", j->path, act);
+    config_activation(j, "activation_function", gelu, COUNT_OF(gelu));
     json_demand(j, "scale_attn_weights", 1);
     json_demand(j, "scale_attn_by_inverse_layer_idx", 0);
     json_demand(j, "reorder_and_upcast_attn", 0);
     json_demand(j, "add_cross_attention", 0);
-    static const char *const dropout[] = {"attn_pdrop", "embd_pdrop", "resid_pdrop"};
     config_note_dropout(j, dropout, COUNT_OF(dropout));
 }
 
-/* Rotary embedding: `rope_parameters` since transformers 5, before that `rope_theta` and `rope_scaling` apart. */
-static inline void config_read_rope(Config *c, const JsonAt *j) {
-    const cJSON *now = json_item(j, "rope_parameters"), *old = json_item(j, "rope_scaling");
-    c->rope_theta = json_real(j, "rope_theta", 10000, 1, 1e12);
-    if (!now && !old) return;
-    if (now && old) FAIL(EVERYONE, "%s: rope_parameters and rope_scaling are both there; keep one", j->path);
-    JsonAt r = {j->path, now ? "rope_parameters." : "rope_scaling.", now ? now : old};
-    if (!cJSON_IsObject(r.object)) FAIL(EVERYONE, "%s: %.*s is not an object", j->path, (int)strlen(r.within) - 1, r.within);
-    double theta = json_real(&r, "rope_theta", c->rope_theta, 1, 1e12);
-    if (json_item(j, "rope_theta") && theta != c->rope_theta)
-        FAIL(EVERYONE, "%s: rope_theta is %g, %srope_theta %g; keep one", j->path, c->rope_theta, r.within, theta);
-    c->rope_theta = theta;
-    if (json_real(&r, "partial_rotary_factor", 1, 0, 1) != 1) FAIL(EVERYONE, "%s: %spartial_rotary_factor is not implemented", j->path, r.within);
+/* Only full rotation is implemented, and transformers' Llama can do no other. */
+static inline void config_full_rotation(const JsonAt *j) {
+    if (json_item(j, "partial_rotary_factor") && json_real(j, "partial_rotary_factor", 1, 0, 1) != 1)
+        FAIL(EVERYONE, "%s: %spartial_rotary_factor is not implemented", j->path, j->within);
+}
+
+typedef struct {
+    double theta;
+    RopeScaling scaling;
+} Rope;
+
+/* `key` is rope_parameters or rope_scaling, an object; what it leaves out comes from the keys around it. */
+static inline Rope config_read_rope_object(const Config *c, const JsonAt *j, const char *key) {
+    Rope rope = {json_real(j, "rope_theta", 10000, 1, 1e12), {0, 0, 0, 0}};
+    char within[32];
+    snprintf(within, sizeof within, "%s.", key);
+    JsonAt r = {j->path, within, json_item(j, key)};
+    if (!cJSON_IsObject(r.object)) FAIL(EVERYONE, "%s: %s is not an object", j->path, key);
+    for (const cJSON *item = r.object->child; item; item = item->next)
+        if (cJSON_IsObject(item))
+            FAIL(EVERYONE, "%s: %s with an object of its own for some layers is not implemented", j->path, key);
+    double theta = json_real(&r, "rope_theta", rope.theta, 1, 1e12);
+    if (json_given(j, "rope_theta") && theta != rope.theta)
+        FAIL(EVERYONE, "%s: rope_theta is %g, %srope_theta %g; keep one", j->path, rope.theta, within, theta);
+    rope.theta = theta;
+    config_full_rotation(&r);
     const char *type = json_text(&r, "rope_type", json_text(&r, "type", "default"));
-    if (strcmp(type, "default") == 0) return;
+    if (strcmp(type, "default") == 0) return rope;
+    if (strcmp(type, "linear") == 0 && json_real(&r, "factor", JSON_REQUIRED, 0, 1e9) == 1) return rope;
     if (strcmp(type, "llama3") != 0)
-        FAIL(EVERYONE, "%s: %.*s type %.40s is not implemented; default and llama3 are", j->path, (int)strlen(r.within) - 1, r.within, type);
-    RopeScaling *s = &c->rope_scaling;
+        FAIL(EVERYONE, "%s: %s type %.40s is not implemented; default and llama3 are", j->path, key, type);
+    RopeScaling *s = &rope.scaling;
+    /* where both are, transformers takes the outer */
+    const JsonAt *length = json_item(j, "original_max_position_embeddings") ? j : &r;
     s->factor = json_real(&r, "factor", JSON_REQUIRED, 1, 1e9);
     s->low_freq_factor = json_real(&r, "low_freq_factor", JSON_REQUIRED, 1e-9, 1e9);
     s->high_freq_factor = json_real(&r, "high_freq_factor", JSON_REQUIRED, 1e-9, 1e9);
-    s->original_max_pos = json_int(&r, "original_max_position_embeddings", JSON_REQUIRED, 1, (i64)COUNT_MAX);
+    s->original_max_pos = json_int(length, "original_max_position_embeddings", c->max_pos, 1, (i64)COUNT_MAX);
     if (!(s->high_freq_factor > s->low_freq_factor))
-        FAIL(EVERYONE, "%s: %shigh_freq_factor %g must be above low_freq_factor %g", j->path, r.within, s->high_freq_factor, s->low_freq_factor);
+        FAIL(EVERYONE, "%s: %shigh_freq_factor %g must be above low_freq_factor %g", j->path, within,
+             s->high_freq_factor, s->low_freq_factor);
+    return rope;
 }
 
-static inline void config_read_llama(Config *c, const JsonAt *j) {
+/* Rotary embedding: `rope_parameters` since transformers 5, before that `rope_theta` and `rope_scaling` apart; {} is as
+   good as none. */
+static inline void config_read_rope(Config *c, const JsonAt *j) {
+    static const char *const keys[] = {"rope_parameters", "rope_scaling"};
+    Rope rope = {json_real(j, "rope_theta", 10000, 1, 1e12), {0, 0, 0, 0}};
+    int found = 0;
+    config_full_rotation(j);
+    for (int i = 0; i < COUNT_OF(keys); i++) {
+        const cJSON *item = json_item(j, keys[i]);
+        if (!item || (cJSON_IsObject(item) && !item->child)) continue;
+        Rope this_one = config_read_rope_object(c, j, keys[i]);
+        if (found++ && memcmp(&rope, &this_one, sizeof rope) != 0)
+            FAIL(EVERYONE, "%s: rope_parameters and rope_scaling are both there and differ; keep one", j->path);
+        rope = this_one;
+    }
+    c->rope_theta = rope.theta, c->rope_scaling = rope.scaling;
+}
+
+static inline void config_read_llama(Config *c, const JsonAt *j, ConfigDefaults *defaults) {
+    static const char *const silu[] = {"silu", "swish"};
+    static const char *const dropout[] = {"attention_dropout"};
     c->arch = ARCH_LLAMA;
-    c->layers = json_int(j, "num_hidden_layers", JSON_REQUIRED, 1, 100000);
-    c->dim = json_int(j, "hidden_size", JSON_REQUIRED, 1, 1 << 20);
-    c->heads = json_int(j, "num_attention_heads", JSON_REQUIRED, 1, 1 << 16);
-    c->kv_heads = json_int(j, "num_key_value_heads", c->heads, 1, 1 << 16);
-    c->ffn = json_int(j, "intermediate_size", JSON_REQUIRED, 1, 1 << 22);
-    c->vocab = json_int(j, "vocab_size", JSON_REQUIRED, 2, 1 << 30);
-    c->max_pos = json_int(j, "max_position_embeddings", JSON_REQUIRED, 1, (i64)COUNT_MAX);
+    c->layers = config_size(j, "num_hidden_layers", NULL, 32, 100000, defaults);
+    c->dim = config_size(j, "hidden_size", NULL, 4096, 1 << 20, defaults);
+    c->heads = config_size(j, "num_attention_heads", NULL, 32, 1 << 16, defaults);
+    c->kv_heads = json_int_or_null(j, "num_key_value_heads", c->heads, 1, 1 << 16);
+    c->ffn = config_size(j, "intermediate_size", NULL, 11008, 1 << 22, defaults);
+    c->vocab = config_size(j, "vocab_size", NULL, 32000, 1 << 30, defaults);
+    c->max_pos = config_size(j, "max_position_embeddings", NULL, 2048, (i64)COUNT_MAX, defaults);
     c->norm_eps = json_real(j, "rms_norm_eps", 1e-6, 1e-30, 1);
     c->tied = json_flag(j, "tie_word_embeddings", 0);
-    const char *act = json_text(j, "hidden_act", "silu");
-    if (strcmp(act, "silu") != 0) FAIL(EVERYONE, "%s: hidden_act %.40s is not implemented; silu is", j->path, act);
+    config_activation(j, "hidden_act", silu, COUNT_OF(silu));
     json_demand(j, "attention_bias", 0);
     json_demand(j, "mlp_bias", 0);
-    if (json_int(j, "pretraining_tp", 1, 0, 1 << 20) > 1) FAIL(EVERYONE, "%s: pretraining_tp beyond 1 is not implemented", j->path);
-    i64 head_dim = json_int(j, "head_dim", 0, 1, 1 << 20);
+    i64 head_dim = json_int_or_null(j, "head_dim", 0, 1, 1 << 20);
     if (head_dim && head_dim * c->heads != c->dim)
         FAIL(EVERYONE, "%s: head_dim %lld is not hidden_size / num_attention_heads (%lld / %lld), which is not implemented", j->path,
              (long long)head_dim, (long long)c->dim, (long long)c->heads);
     config_read_rope(c, j);
-    static const char *const dropout[] = {"attention_dropout"};
-    config_note_dropout(j, dropout, COUNT_OF(dropout));
+    if (json_item(j, dropout[0])) config_note_dropout(j, dropout, COUNT_OF(dropout));
+}
+
+/* gpt2 or llama; from the class that the file was saved from where it has no model_type. */
+static inline const char *config_model_type(const JsonAt *j) {
+    static const char *const classes[][2] = {{"GPT2LMHeadModel", "gpt2"}, {"GPT2Model", "gpt2"},
+                                             {"LlamaForCausalLM", "llama"}, {"LLaMAForCausalLM", "llama"},
+                                             {"LlamaModel", "llama"}};
+    if (json_given(j, "model_type")) return json_text(j, "model_type", NULL);
+    const cJSON *list = json_item(j, "architectures"), *first = cJSON_IsArray(list) ? list->child : NULL;
+    for (int i = 0; i < COUNT_OF(classes); i++)
+        if (cJSON_IsString(first) && strcmp(first->valuestring, classes[i][0]) == 0) return classes[i][1];
+    FAIL(EVERYONE, "%s: model_type is missing, and architectures does not tell it; add \"model_type\": \"gpt2\" or "
+                   "\"llama\"", j->path);
 }
 
 /* DIR/config.json -> c, checked. */
 static inline void checkpoint_read_config(Config *c, const char *dir) {
     char path[PATH_MAX];
     path_join(path, dir, "config.json");
+    if (path_exists(dir) && !path_exists(path)) directory_refuse(dir, "config.json");
     cJSON *root = json_parse_file(path);
     JsonAt j = {path, "", root};
+    ConfigDefaults defaults = {""};
     memset(c, 0, sizeof *c);
-    const char *type = json_text(&j, "model_type", NULL);
-    static const char *const refused[] = {"quantization_config", "sliding_window"};
+    const char *type = config_model_type(&j);
+    static const char *const refused[] = {"quantization_config", "per_layer_config"};
     for (int i = 0; i < COUNT_OF(refused); i++)
         if (json_item(&j, refused[i])) FAIL(EVERYONE, "%s: %s is not implemented", path, refused[i]);
-    if (strcmp(type, "gpt2") == 0) config_read_gpt2(c, &j);
-    else if (strcmp(type, "llama") == 0) config_read_llama(c, &j);
+    if (strcmp(type, "gpt2") == 0) config_read_gpt2(c, &j, &defaults);
+    else if (strcmp(type, "llama") == 0) config_read_llama(c, &j, &defaults);
     else FAIL(EVERYONE, "%s: model_type %.40s is not implemented; gpt2 and llama are", path, type);
     config_check(c, path);
+    if (fail_state()->rank == 0) {
+        if (defaults.text[0])
+            fprintf(stderr, "train_gpt: note: %s leaves to transformers' defaults: %s\n", path, defaults.text);
+        if (json_item(&j, "sliding_window"))
+            fprintf(stderr, "train_gpt: note: %s: sliding_window has no effect in %s: attention sees all before a token\n",
+                    path, type);
+        char adapter[PATH_MAX];
+        path_join(adapter, dir, "adapter_config.json");
+        if (path_exists(adapter))
+            fprintf(stderr, "train_gpt: note: %s is not applied: only the model beside it is read\n", adapter);
+    }
     cJSON_Delete(root);
+}
+
+/* What would work instead of `path`, which is no directory. A file that is known to be no model's ends the run here. */
+static inline MendText checkpoint_no_directory(const char *path) {
+    struct stat st;
+    MendText t;
+    const char *slash = strrchr(path, '/');
+    if (stat(path, &st) == 0 && S_ISREG(st.st_mode)) {
+        FileMap m = file_map(path);
+        file_refuse_kind(path, &m);
+        file_unmap(&m);
+        snprintf(t.text, sizeof t.text, "give the directory that the file lies in: --model '%.*s'",
+                 slash ? (int)(slash - path) + (slash == path) : 1, slash ? path : ".");
+    } else {
+        snprintf(t.text, sizeof t.text, "a model of the Hugging Face Hub is fetched first: "
+                                        "hf download OWNER/NAME --local-dir DIR, then --model DIR");
+    }
+    return t;
 }
 
 /* ---- weights in: from files, from a seed ------------------------------------------------------------------------------- */
@@ -218,11 +345,51 @@ static inline void zero_initialise(Zero *z, i64 seed) {
     convert(z->dev, z->param, z->master, z->flat);
 }
 
-/* GPT-2 on the hub was saved from inside its `transformer.`: the names lack it. */
+/* ---- names of tensors -------------------------------------------------------------------------------------------- */
+
+/* Modules that hold a model and add their name to those of its tensors: torch.compile, DistributedDataParallel, FSDP,
+   activation checkpointing. They stand anywhere in a name; the model's own in front: transformers' body, the field of
+   a trainer or an adapter. */
+static const char *const NAME_WRAPPERS[] = {"_orig_mod.", "module.", "_fsdp_wrapped_module.",
+                                            "_checkpoint_wrapped_module."};
+static const char *const NAME_BODIES[] = {"model.", "transformer.", "base_model."};
+
+/* The length of the module at the beginning of `name` that is in the list; 0: none. */
+static inline size_t name_module(const char *name, const char *const *list, int n) {
+    for (int i = 0; i < n; i++)
+        if (text_begins_with(name, list[i])) return strlen(list[i]);
+    return 0;
+}
+
+/* What a tensor is called inside its model, whatever held that when it was saved: model.layers.0.mlp.up_proj.weight,
+   layers.0.mlp.up_proj.weight, _orig_mod.module.model.layers.0.mlp.up_proj.weight are one. For safetensors_rename. */
+static inline void tensor_key_name(char *out, const char *name) {
+    int front = 1;
+    while (*name) {
+        size_t n = name_module(name, NAME_WRAPPERS, COUNT_OF(NAME_WRAPPERS));
+        if (!n && front) n = name_module(name, NAME_BODIES, COUNT_OF(NAME_BODIES));
+        if (n) {
+            name += n;
+            continue;
+        }
+        front = 0;
+        while (*name && *name != '.') *out++ = *name++;
+        if (*name) *out++ = *name++;
+    }
+    *out = 0;
+}
+
+/* The tensor of the name that transformers gives it, whatever the file calls it; NULL: none. */
 static inline const Safetensor *checkpoint_find(const SafetensorSet *s, const char *name) {
-    const char *outer = "transformer.";
-    const Safetensor *t = safetensors_find(s, name);
-    return t || strncmp(name, outer, strlen(outer)) != 0 ? t : safetensors_find(s, name + strlen(outer));
+    char key[HF_NAME_MAX];
+    tensor_key_name(key, name);
+    return safetensors_find(s, key);
+}
+
+/* DIR's weights, found by their names inside the model. Owner: caller; safetensors_close. */
+static inline void checkpoint_open(SafetensorSet *s, const char *dir) {
+    safetensors_open_dir(s, dir);
+    safetensors_rename(s, tensor_key_name);
 }
 
 /* The tensor that `t` is (a part of), of the right type and shape. */
@@ -246,44 +413,57 @@ static inline const Safetensor *checkpoint_need(const SafetensorSet *s, const ch
     return found;
 }
 
-static inline int text_ends_with(const char *text, const char *end) {
-    size_t n = strlen(text), m = strlen(end);
-    return n >= m && strcmp(text + n - m, end) == 0;
-}
-
-/* Tensors that old files carry and that hold no parameter: causal masks, rotary frequencies. */
-static inline int checkpoint_is_buffer(const Config *c, const char *name) {
-    if (c->arch == ARCH_GPT2) return text_ends_with(name, ".attn.bias") || text_ends_with(name, ".attn.masked_bias");
-    return text_ends_with(name, ".rotary_emb.inv_freq");
+/* Tensors that old files carry and that hold no parameter: causal masks, rotary frequencies and tables. */
+static inline int checkpoint_is_buffer(const Config *c, const char *key) {
+    static const char *const gpt2[] = {".attn.bias", ".attn.masked_bias"};
+    static const char *const llama[] = {"rotary_emb.inv_freq", "rotary_emb.original_inv_freq", "rotary_emb.cos_cached",
+                                        "rotary_emb.sin_cached"};
+    int n = c->arch == ARCH_GPT2 ? COUNT_OF(gpt2) : COUNT_OF(llama);
+    for (int i = 0; i < n; i++)
+        if (text_ends_with(key, c->arch == ARCH_GPT2 ? gpt2[i] : llama[i])) return 1;
+    return 0;
 }
 
 /* A head beside a tied embedding must be the same numbers, or somebody's weights would be dropped. Rank 0 reads both. */
 static inline void checkpoint_check_tied_head(const Zero *z, const SafetensorSet *s, const Safetensor *head, int rank) {
     if (rank != 0) return;
-    const Safetensor *wte = checkpoint_find(s, z->config->arch == ARCH_GPT2 ? "transformer.wte.weight" : "model.embed_tokens.weight");
+    const Safetensor *wte = checkpoint_find(s, z->config->arch == ARCH_GPT2 ? "wte.weight" : "embed_tokens.weight");
     if (wte->type != head->type || wte->bytes != head->bytes || memcmp(wte->data, head->data, (size_t)wte->bytes) != 0)
-        FAIL(THIS_RANK, "%s: the model's head is tied to its embedding, but lm_head.weight differs from %s", head->path, wte->name);
+        FAIL(THIS_RANK, "%s: the model's head is tied to its embedding, but %s differs from %s", head->path, head->name,
+             wte->name);
 }
 
 /* Fill this rank's share of the weights from DIR's files; what the file holds beyond the model is an error. */
 static inline void checkpoint_load(Zero *z, const char *dir, int rank) {
     SafetensorSet s;
-    safetensors_open_dir(&s, dir);
+    checkpoint_open(&s, dir);
     unsigned char *used = (unsigned char *)host_alloc((size_t)s.tensors);
+    const Safetensor *wrapped = NULL; /* one whose name is neither the model's nor that of its body alone */
+    char as[HF_NAME_MAX] = "", name[HF_NAME_MAX];
     for (int i = 0; i < z->tensors; i++) {
         const Tensor *t = &z->tensor[i];
         WeightFill f = {z, NULL, tensor_hf_place(t->spec, z->config), 0, NULL, 0};
         f.from = checkpoint_need(&s, dir, t, &f.place);
         used[f.from - s.tensor] = 1;
+        tensor_hf_name(name, t->spec, t->layer);
+        if (wrapped || strcmp(f.from->name, name) == 0 || strcmp(f.from->name, f.from->key) == 0) continue;
+        wrapped = f.from;
+        memcpy(as, name, sizeof as);
     }
     for (int i = 0; i < s.tensors; i++) {
         const Safetensor *extra = &s.tensor[i];
-        if (used[i] || checkpoint_is_buffer(z->config, extra->name)) continue;
-        if (strcmp(extra->name, "lm_head.weight") != 0 || !z->config->tied)
+        if (used[i] || checkpoint_is_buffer(z->config, extra->key)) continue;
+        if (strstr(extra->key, ".lora_"))
+            FAIL(EVERYONE, "%s: tensor %.200s is an adapter's (LoRA), not the model's; %s", extra->path, extra->name,
+                 mend_text(MEND_MERGE, dir).text);
+        if (strcmp(extra->key, "lm_head.weight") != 0 || !z->config->tied)
             FAIL(EVERYONE, "%s: tensor %.200s is no part of this model (%lld layers); it would be lost", extra->path, extra->name,
                  (long long)z->config->layers);
         checkpoint_check_tied_head(z, &s, extra, rank);
     }
+    if (wrapped && rank == 0)
+        fprintf(stderr, "train_gpt: note: %s: names are taken without what wraps the model: %s as %s\n", wrapped->path,
+                wrapped->name, as);
     for (int i = 0; i < z->tensors; i++) { /* only now: a file that does not fit is refused before gigabytes are read */
         const Tensor *t = &z->tensor[i];
         WeightFill f = {z, NULL, tensor_hf_place(t->spec, z->config), 0, NULL, 0};

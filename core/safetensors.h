@@ -15,6 +15,8 @@
 
 #include "util.h"
 #include <cjson/cJSON.h>
+#include <ctype.h>
+#include <dirent.h>
 #include <fcntl.h>
 #include <limits.h>
 #include <sys/mman.h>
@@ -74,6 +76,106 @@ static inline void file_unmap(FileMap *m) {
     m->bytes = NULL;
 }
 
+static inline int text_begins_with(const char *text, const char *begin) {
+    return strncmp(text, begin, strlen(begin)) == 0;
+}
+
+static inline int text_ends_with(const char *text, const char *end) {
+    size_t n = strlen(text), m = strlen(end);
+    return n >= m && strcmp(text + n - m, end) == 0;
+}
+
+typedef enum { MEND_DOWNLOAD, MEND_LFS, MEND_CONVERT, MEND_SAVE, MEND_MERGE, MEND_ORIGINAL, MEND_SNAPSHOT, MEND_GUNZIP,
+               MEND_UNZIP } Mend;
+
+typedef struct {
+    char text[2048];
+} MendText;
+
+/* What mends a model's directory `path`, as a command; to unpack, `path` is the file. */
+static inline MendText mend_text(Mend mend, const char *path) {
+    MendText t;
+    char *out = t.text;
+    const size_t size = sizeof t.text;
+    switch (mend) {
+    case MEND_DOWNLOAD:
+        snprintf(out, size, "download it again: hf download OWNER/NAME --local-dir '%.999s'", path);
+        break;
+    case MEND_LFS: snprintf(out, size, "fetch the file: git -C '%.999s' lfs pull", path); break;
+    case MEND_CONVERT:
+        snprintf(out, size, "convert it: python3 -c \"from transformers import AutoModelForCausalLM as M; "
+                 "M.from_pretrained('%.600s').save_pretrained('%.600s-safetensors', safe_serialization=True)\"",
+                 path, path);
+        break;
+    case MEND_SAVE:
+        snprintf(out, size, "load it where it was made, and write the model with transformers: "
+                 "model.save_pretrained('%.600s-safetensors', safe_serialization=True)", path);
+        break;
+    case MEND_MERGE:
+        snprintf(out, size, "merge it into its model: python3 -c \"from peft import AutoPeftModelForCausalLM as M; "
+                 "M.from_pretrained('%.600s').merge_and_unload().save_pretrained('%.600s-merged', "
+                 "safe_serialization=True)\"", path, path);
+        break;
+    case MEND_ORIGINAL:
+        snprintf(out, size, "take the model that it was made from: hf download OWNER/NAME --local-dir DIR");
+        break;
+    case MEND_SNAPSHOT:
+        snprintf(out, size, "the model's directory is what this prints: ls -d '%.999s'/snapshots/*", path);
+        break;
+    case MEND_GUNZIP: snprintf(out, size, "unpack it: gunzip --stdout '%.999s' >FILE", path); break;
+    case MEND_UNZIP: snprintf(out, size, "unpack it: unzip '%.999s' -d DIR", path); break;
+    }
+    return t;
+}
+
+/* As mend_text, of the directory that the file `path` lies in. */
+static inline MendText mend_beside(Mend mend, const char *path) {
+    char dir[PATH_MAX];
+    snprintf(dir, sizeof dir, "%s", path);
+    char *slash = strrchr(dir, '/');
+    if (slash) slash[slash == dir] = 0;
+    return mend_text(mend, slash ? dir : ".");
+}
+
+/* How files begin that come in the place of a model's; `holds` stands somewhere in their first 256 bytes. */
+typedef struct {
+    const char *magic, *holds, *what;
+    Mend mend;
+} FileKind;
+
+static const FileKind FILE_KINDS[] = {
+    {"version https://git-lfs.github.com", "", "a Git LFS pointer, not the file itself", MEND_LFS},
+    {"GGUF", "", "a GGUF file, llama.cpp's format", MEND_ORIGINAL},
+    {"\x80\x02", "", "a PyTorch file (a pickle), not safetensors", MEND_CONVERT},
+    {"\x1f\x8b", "", "packed by gzip", MEND_GUNZIP},
+    {"PK\x03\x04", "data.pkl", "a PyTorch file (of torch.save), not safetensors", MEND_CONVERT},
+    {"PK\x03\x04", "", "a zip file", MEND_UNZIP},
+};
+
+/* Refuse a file that is known to be something else: what it is, and what mends it. Some of these beginnings could be
+   the length of a sound header; its ninth byte is then a brace. */
+static inline void file_refuse_kind(const char *path, const FileMap *m) {
+    const char *bytes = (const char *)m->bytes;
+    if (m->size == 0) FAIL(EVERYONE, "%s: is empty; %s", path, mend_beside(MEND_DOWNLOAD, path).text);
+    if (m->size > 8 && bytes[8] == '{') return;
+    i64 i = 0;
+    while (i < m->size && bytes[i] && strchr(" \t\r\n\xef\xbb\xbf", bytes[i])) i++;
+    char next = i + 1 < m->size ? bytes[i + 1] : 0;
+    if (next && bytes[i] == '<' && (isalpha((unsigned char)next) || next == '!' || next == '?'))
+        FAIL(EVERYONE, "%s: is an HTML or XML page, not the file itself; %s", path,
+             mend_beside(MEND_DOWNLOAD, path).text);
+    for (int k = 0; k < COUNT_OF(FILE_KINDS); k++) {
+        const FileKind *kind = &FILE_KINDS[k];
+        i64 n = (i64)strlen(kind->magic);
+        if (m->size < n || memcmp(bytes, kind->magic, (size_t)n) != 0) continue;
+        if (!memmem(bytes, (size_t)i64_min(m->size, 256), kind->holds, strlen(kind->holds))) continue;
+        int unpack = kind->mend == MEND_GUNZIP || kind->mend == MEND_UNZIP;
+        FAIL(EVERYONE, "%s: is %s; %s%s", path, kind->what,
+             kind->mend == MEND_CONVERT && text_ends_with(path, ".safetensors") ? "call it pytorch_model.bin and " : "",
+             (unpack ? mend_text(kind->mend, path) : mend_beside(kind->mend, path)).text);
+    }
+}
+
 /* The JSON object in text (size bytes, not terminated); `what` names it in the message. Parsed from a copy with zeros behind
    it, so that no slip of a parser can leave the file. Owner: caller; cJSON_Delete. */
 static inline cJSON *json_parse(const char *path, const char *what, const unsigned char *text, i64 size) {
@@ -94,6 +196,7 @@ static inline cJSON *json_parse(const char *path, const char *what, const unsign
 
 static inline cJSON *json_parse_file(const char *path) {
     FileMap m = file_map(path);
+    file_refuse_kind(path, &m);
     cJSON *root = json_parse(path, "the file", m.bytes, m.size);
     file_unmap(&m);
     return root;
@@ -140,7 +243,7 @@ static const SafetensorTypeRow SAFETENSOR_TYPES[ST_TYPES] = {
 #define SAFETENSOR_DIMS 8
 
 typedef struct {
-    char *name;
+    char *name, *key; /* in its file; what it is found by: the name, unless safetensors_rename gave another */
     const char *path; /* of its file */
     SafetensorType type;
     int dims;
@@ -154,7 +257,7 @@ typedef struct {
     FileMap map;
 } SafetensorFile;
 
-/* Every tensor of one model, sorted by name. */
+/* Every tensor of one model, sorted by key. */
 typedef struct {
     SafetensorFile *file;
     Safetensor *tensor;
@@ -235,6 +338,7 @@ static inline void safetensor_read_entry(Safetensor *t, const char *path, const 
     size_t n = strlen(entry->string) + 1;
     t->name = (char *)host_alloc(n);
     memcpy(t->name, entry->string, n);
+    t->key = t->name;
     const cJSON *dtype = json_find(path, entry, "dtype");
     if (!cJSON_IsString(dtype)) FAIL(EVERYONE, "%s: tensor %.200s has no dtype", path, t->name);
     int type = 0;
@@ -249,8 +353,8 @@ static inline void safetensor_read_entry(Safetensor *t, const char *path, const 
     i64 begin = json_count(offsets->child), end = json_count(offsets->child->next);
     if (begin < 0 || end < begin) FAIL(EVERYONE, "%s: tensor %.200s: data_offsets are not two rising positions", path, t->name);
     if (end > data_size)
-        FAIL(EVERYONE, "%s: tensor %.200s ends at byte %lld of the data, the file has only %lld: truncated?", path, t->name, (long long)end,
-             (long long)data_size);
+        FAIL(EVERYONE, "%s: tensor %.200s ends at byte %lld of the data, the file has only %lld: truncated? %s", path,
+             t->name, (long long)end, (long long)data_size, mend_beside(MEND_DOWNLOAD, path).text);
     if (end - begin != t->bytes) {
         char shape[256];
         shape_text(shape, sizeof shape, t->shape, t->dims);
@@ -266,7 +370,9 @@ static inline int safetensor_by_begin(const void *a, const void *b) {
     return x->bytes < y->bytes ? -1 : x->bytes > y->bytes;
 }
 
-static inline int safetensor_by_name(const void *a, const void *b) { return strcmp(((const Safetensor *)a)->name, ((const Safetensor *)b)->name); }
+static inline int safetensor_by_key(const void *a, const void *b) {
+    return strcmp(((const Safetensor *)a)->key, ((const Safetensor *)b)->key);
+}
 
 /* Map one more file and append its tensors. */
 static inline void safetensors_add_file(SafetensorSet *s, const char *path) {
@@ -279,10 +385,20 @@ static inline void safetensors_add_file(SafetensorSet *s, const char *path) {
     const i64 header_limit = 100000000; /* the reference implementation's */
     uint64_t header = 0;
     if (f->map.size >= 8) memcpy(&header, f->map.bytes, 8);
+    file_refuse_kind(path, &f->map);
     if (f->map.size < 8) FAIL(EVERYONE, "%s: %lld bytes are no safetensors file", path, (long long)f->map.size);
-    if (header > (uint64_t)(f->map.size - 8) || header > (uint64_t)header_limit)
-        FAIL(EVERYONE, "%s: its header would take %llu bytes of a file of %lld: truncated, or no safetensors file", path, (unsigned long long)header,
-             (long long)f->map.size);
+    if (header > (uint64_t)(f->map.size - 8) || header > (uint64_t)header_limit) {
+        char text[41];
+        snprintf(text, sizeof text, "%.*s", (int)i64_min(f->map.size, 40), (const char *)f->map.bytes);
+        text[strcspn(text, "\r\n")] = 0;
+        if (strlen(text) >= 4 && text_is_printable(text)) /* a header's length would hold a zero there */
+            FAIL(EVERYONE, "%s: is a text that begins \"%s\", not safetensors; %s", path, text,
+                 mend_beside(MEND_DOWNLOAD, path).text);
+        int cut = header <= (uint64_t)header_limit && f->map.size > 8 && f->map.bytes[8] == '{';
+        FAIL(EVERYONE, "%s: its header would take %llu bytes of a file of %lld: %s; %s", path,
+             (unsigned long long)header, (long long)f->map.size, cut ? "truncated" : "no safetensors file",
+             mend_beside(MEND_DOWNLOAD, path).text);
+    }
     const unsigned char *data = f->map.bytes + 8 + header;
     i64 data_size = f->map.size - 8 - (i64)header;
     cJSON *root = json_parse(path, "the header", f->map.bytes + 8, (i64)header);
@@ -311,18 +427,34 @@ static inline void safetensors_add_file(SafetensorSet *s, const char *path) {
 static inline const Safetensor *safetensors_find(const SafetensorSet *s, const char *name) {
     Safetensor key;
     memset(&key, 0, sizeof key);
-    key.name = (char *)(uintptr_t)name;
+    key.key = (char *)(uintptr_t)name;
     if (!s->tensors) return NULL;
-    return (const Safetensor *)bsearch(&key, s->tensor, (size_t)s->tensors, sizeof key, safetensor_by_name);
+    return (const Safetensor *)bsearch(&key, s->tensor, (size_t)s->tensors, sizeof key, safetensor_by_key);
 }
 
-/* All files are in: sort, and refuse a name that comes up twice. */
+/* Sort, and refuse two tensors of one key. */
 static inline void safetensors_sort(SafetensorSet *s) {
     if (!s->tensors) return;
-    qsort(s->tensor, (size_t)s->tensors, sizeof *s->tensor, safetensor_by_name);
-    for (int i = 1; i < s->tensors; i++)
-        if (strcmp(s->tensor[i].name, s->tensor[i - 1].name) == 0)
-            FAIL(EVERYONE, "%s: tensor %.200s comes up twice (the other in %s)", s->tensor[i].path, s->tensor[i].name, s->tensor[i - 1].path);
+    qsort(s->tensor, (size_t)s->tensors, sizeof *s->tensor, safetensor_by_key);
+    for (int i = 1; i < s->tensors; i++) {
+        const Safetensor *a = &s->tensor[i - 1], *b = &s->tensor[i];
+        if (strcmp(a->key, b->key) != 0) continue;
+        if (strcmp(a->name, b->name) == 0)
+            FAIL(EVERYONE, "%s: tensor %.200s comes up twice (the other in %s)", b->path, b->name, a->path);
+        int swap = strcmp(a->name, b->name) > 0; /* equal keys come in any order */
+        FAIL(EVERYONE, "%s: tensors %.200s and %.200s are both %.200s; keep one", b->path, swap ? b->name : a->name,
+             swap ? a->name : b->name, b->key);
+    }
+}
+
+/* From now on find each tensor by key(name), which is written into `out`, as long as the name and its zero. */
+static inline void safetensors_rename(SafetensorSet *s, void (*key)(char *out, const char *name)) {
+    for (int i = 0; i < s->tensors; i++) {
+        Safetensor *t = &s->tensor[i];
+        t->key = (char *)host_alloc(strlen(t->name) + 1);
+        key(t->key, t->name);
+    }
+    safetensors_sort(s);
 }
 
 /* One file. Owner: caller; safetensors_close. */
@@ -357,6 +489,57 @@ static inline void safetensors_open_index(SafetensorSet *s, const char *dir, con
     cJSON_Delete(root);
 }
 
+/* What lies in a directory that lacks what we look for: the first row that fits one of its names. */
+typedef struct {
+    const char *begin, *end, *what;
+    Mend mend;
+} DirectoryKind;
+
+static const DirectoryKind DIRECTORY_KINDS[] = {
+    {"adapter_", "", "the files of an adapter (LoRA), not of a model", MEND_MERGE},
+    {"snapshots", "", "the Hub's cache of a model", MEND_SNAPSHOT},
+    {"pytorch_model", "", "PyTorch's weights, not safetensors", MEND_CONVERT},
+    {"", ".gguf", "a GGUF file, llama.cpp's format", MEND_ORIGINAL},
+    {"", ".pth", "a PyTorch file of another program", MEND_SAVE},
+    {"", ".pt", "a PyTorch file of another program", MEND_SAVE},
+    {"", ".ckpt", "a PyTorch file of another program", MEND_SAVE},
+    {"tf_model", "", "TensorFlow's weights", MEND_ORIGINAL},
+    {"flax_model", "", "Flax's weights", MEND_ORIGINAL},
+    {"model.safetensors", "", "only a part of a model", MEND_DOWNLOAD},
+    {"model-", ".safetensors", "only a part of a model", MEND_DOWNLOAD},
+    {"", ".safetensors", "safetensors under another name", MEND_DOWNLOAD},
+    {"tokenizer", "", "a tokenizer's files, not a model's", MEND_DOWNLOAD},
+    {"vocab.json", "", "a tokenizer's files, not a model's", MEND_DOWNLOAD},
+    {"", "", "something else", MEND_DOWNLOAD},
+};
+
+/* Ends the run: DIR lacks `file`. Says what lies there instead, and what mends it; of several names that fit one row,
+   the first in order. What transformers converts, it needs config.json for. */
+static inline void directory_refuse(const char *dir, const char *file) __attribute__((noreturn));
+static inline void directory_refuse(const char *dir, const char *file) {
+    char found[NAME_MAX + 1] = "";
+    int best = COUNT_OF(DIRECTORY_KINDS);
+    DIR *d = opendir(dir);
+    if (!d) FAIL(EVERYONE, "%s: cannot open this directory: %s", dir, strerror(errno));
+    for (const struct dirent *e; (e = readdir(d));) {
+        const char *name = e->d_name;
+        if (name[0] == '.' || strcmp(name, "config.json") == 0 || !text_is_printable(name)) continue;
+        int k = 0;
+        while (!text_begins_with(name, DIRECTORY_KINDS[k].begin) || !text_ends_with(name, DIRECTORY_KINDS[k].end)) k++;
+        if (k > best || (k == best && strcmp(name, found) > 0)) continue;
+        best = k;
+        snprintf(found, sizeof found, "%s", name);
+    }
+    closedir(d);
+    if (best == COUNT_OF(DIRECTORY_KINDS))
+        FAIL(EVERYONE, "%s: %s is not there, nor anything else of a model; %s", dir, file,
+             mend_text(MEND_DOWNLOAD, dir).text);
+    Mend mend = DIRECTORY_KINDS[best].mend;
+    if (mend == MEND_CONVERT && strcmp(file, "config.json") == 0) mend = MEND_DOWNLOAD;
+    FAIL(EVERYONE, "%s: %s is not there; %s is %s; %s", dir, file, found, DIRECTORY_KINDS[best].what,
+         mend_text(mend, dir).text);
+}
+
 /* The weights of a Hugging Face directory, whole or sharded. Owner: caller; safetensors_close. */
 static inline void safetensors_open_dir(SafetensorSet *s, const char *dir) {
     memset(s, 0, sizeof *s);
@@ -367,12 +550,15 @@ static inline void safetensors_open_dir(SafetensorSet *s, const char *dir) {
         return;
     }
     path_join(path, dir, "model.safetensors.index.json");
-    if (!path_exists(path)) FAIL(EVERYONE, "%s: neither model.safetensors nor model.safetensors.index.json is there", dir);
+    if (!path_exists(path)) directory_refuse(dir, "model.safetensors (or its .index.json)");
     safetensors_open_index(s, dir, path);
 }
 
 static inline void safetensors_close(SafetensorSet *s) {
-    for (int i = 0; i < s->tensors; i++) free(s->tensor[i].name);
+    for (int i = 0; i < s->tensors; i++) {
+        if (s->tensor[i].key != s->tensor[i].name) free(s->tensor[i].key);
+        free(s->tensor[i].name);
+    }
     for (int i = 0; i < s->files; i++) {
         file_unmap(&s->file[i].map);
         free(s->file[i].path);

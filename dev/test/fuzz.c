@@ -44,7 +44,7 @@ static jmp_buf refused;
 enum { HELD = 1 << 15 };
 static const volatile void *held[HELD];
 static char gone; /* &gone: was freed */
-static int holding;
+static __thread int holding; /* by this thread alone: libFuzzer has one of its own, which looks after memory */
 static void *reserved; /* the arena's address space */
 static size_t reserved_bytes;
 
@@ -432,8 +432,12 @@ static void config_seeds(void) {
         "\"original_max_position_embeddings\":32},\"pretraining_tp\":1,\"mlp_bias\":false}",
         "{\"model_type\":\"llama\",\"num_hidden_layers\":1,\"hidden_size\":4,\"num_attention_heads\":2,\"intermediate_size\":4,\"vocab_size\":8,"
         "\"max_position_embeddings\":8,\"rope_parameters\":{\"rope_type\":\"default\",\"rope_theta\":10000,\"partial_rotary_factor\":1},"
-        "\"attention_dropout\":0.1}"};
-    for (int i = 0; i < COUNT_OF(texts); i++) seed(i == 0 ? "gpt2" : i == 1 ? "llama3" : "llama", texts[i], strlen(texts[i]));
+        "\"attention_dropout\":0.1}",
+        "{\"architectures\":[\"GPT2LMHeadModel\"],\"num_hidden_layers\":1,\"hidden_size\":24,\"activation_function\":\"gelu_fast\"}",
+        "{\"architectures\":[\"LlamaForCausalLM\"],\"hidden_size\":64,\"head_dim\":null,\"rope_scaling\":{\"type\":\"llama3\",\"factor\":2,"
+        "\"low_freq_factor\":1,\"high_freq_factor\":4},\"original_max_position_embeddings\":8,\"sliding_window\":4}"};
+    static const char *const names[COUNT_OF(texts)] = {"gpt2", "llama3", "llama", "gpt2-other", "llama3-other"};
+    for (int i = 0; i < COUNT_OF(texts); i++) seed(names[i], texts[i], strlen(texts[i]));
 }
 
 /* ---- libFuzzer's two entries --------------------------------------------------------------------------------------------------------------- */

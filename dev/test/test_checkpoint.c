@@ -189,16 +189,6 @@ static void test_configs(void) {
         checkpoint_read_config(&c, dir);
         check(same_config(&c, &k->want), "%s/%s: every field", k->dir, k->file);
     }
-    write_config(dir, GPT2_JSON, NULL, ", \"n_inner\": 20, \"activation_function\": \"gelu_pytorch_tanh\"");
-    checkpoint_read_config(&c, dir);
-    check(c.ffn == 20 && c.norm_eps == 1e-5 && c.tied && c.head_dim == 4,
-          "gpt2 with n_inner and little else: Hugging Face's defaults");
-    write_config(dir, LLAMA_JSON, NULL, ", \"rope_scaling\": {\"type\": \"llama3\", \"factor\": 2, \"low_freq_factor\": 1, \"high_freq_factor\": 3, "
-                                        "\"original_max_position_embeddings\": 8}, \"num_key_value_heads\": null, \"unheard_of\": [1]");
-    checkpoint_read_config(&c, dir);
-    check(c.kv_heads == 2 && c.norm_eps == 1e-6 && !c.tied && c.rope_theta == 10000 && c.rope_scaling.factor == 2 &&
-              c.rope_scaling.original_max_pos == 8,
-          "llama with little: defaults, `type` as the old name of rope_type, unknown keys pass");
 }
 
 static void try_config(const char *dir) {
@@ -206,22 +196,152 @@ static void try_config(const char *dir) {
     checkpoint_read_config(&c, dir);
 }
 
+/* Spellings that transformers takes, and what it makes of them: fixtures/compare_configs.py asks transformers itself. Every file is the text
+   between the braces; `note` is what is said of it, NULL for nothing. */
+typedef struct {
+    const char *text;
+    Config want;
+    const char *note;
+} GoodConfig;
+
+#define GPT2_SMALL {ARCH_GPT2, 1, 8, 2, 2, 4, 32, 10, 16, 1, 1e-5, 0, {0, 0, 0, 0}}
+#define GPT2_SIZES "\"n_layer\": 1, \"n_embd\": 8, \"n_head\": 2, \"n_positions\": 16, \"vocab_size\": 10"
+#define GPT2_TEXT "\"model_type\": \"gpt2\", " GPT2_SIZES
+#define GPT2_DEFAULT {ARCH_GPT2, 12, 768, 12, 12, 64, 3072, 50257, 1024, 1, 1e-5, 0, {0, 0, 0, 0}}
+#define LLAMA_SMALL(theta, factor, low, high, original) {ARCH_LLAMA, 1, 8, 2, 2, 4, 12, 10, 16, 0, 1e-6, theta, {factor, low, high, original}}
+#define LLAMA_SIZES "\"num_hidden_layers\": 1, \"hidden_size\": 8, \"num_attention_heads\": 2, \"intermediate_size\": 12, \"vocab_size\": 10"
+#define LLAMA_TEXT "\"model_type\": \"llama\", \"max_position_embeddings\": 16, " LLAMA_SIZES
+#define LLAMA_DEFAULT {ARCH_LLAMA, 32, 4096, 32, 32, 128, 11008, 32000, 2048, 0, 1e-6, 10000, {0, 0, 0, 0}}
+#define LLAMA3 "\"factor\": 2.0, \"low_freq_factor\": 1.0, \"high_freq_factor\": 3"
+
+static const GoodConfig GOOD_CONFIGS[] = {
+    /* what it is */
+    {"\"model_type\": \"gpt2\"", GPT2_DEFAULT, "defaults: n_layer 12, n_embd 768, n_head 12, vocab_size 50257, n_positions 1024"},
+    {"\"architectures\": [\"GPT2LMHeadModel\"], " GPT2_SIZES, GPT2_SMALL, NULL},
+    {"\"architectures\": [\"GPT2Model\"], " GPT2_SIZES, GPT2_SMALL, NULL},
+    {"\"architectures\": null, " GPT2_TEXT, GPT2_SMALL, NULL},
+    {"\"architectures\": [\"LlamaForCausalLM\"], " GPT2_TEXT, GPT2_SMALL, NULL}, /* model_type decides */
+    {"\"model_type\": \"llama\"", LLAMA_DEFAULT, "defaults: num_hidden_layers 32, hidden_size 4096, num_attention_heads 32, "
+                                                 "intermediate_size 11008, vocab_size 32000, max_position_embeddings 2048"},
+    {"\"architectures\": [\"LlamaForCausalLM\"]", LLAMA_DEFAULT, "num_hidden_layers 32"},
+    {"\"architectures\": [\"LLaMAForCausalLM\"]", LLAMA_DEFAULT, "num_hidden_layers 32"},
+    {"\"architectures\": [\"LlamaModel\"]", LLAMA_DEFAULT, "num_hidden_layers 32"},
+    /* published: a distilled GPT-2, an early Llama of 60M, Llama 2 13B */
+    {"\"_num_labels\": 1, \"activation_function\": \"gelu_new\", \"architectures\": [\"GPT2LMHeadModel\"], \"attn_pdrop\": 0.1, "
+     "\"embd_pdrop\": 0.1, \"id2label\": {\"0\": \"LABEL_0\"}, \"initializer_range\": 0.02, \"layer_norm_epsilon\": 1e-05, \"n_ctx\": 1024, "
+     "\"n_embd\": 768, \"n_head\": 12, \"n_layer\": 6, \"n_positions\": 1024, \"resid_pdrop\": 0.1, \"summary_first_dropout\": 0.1, "
+     "\"summary_type\": \"cls_index\", \"vocab_size\": 50257",
+     {ARCH_GPT2, 6, 768, 12, 12, 64, 3072, 50257, 1024, 1, 1e-5, 0, {0, 0, 0, 0}}, "attn_pdrop is 0.1; training runs without dropout"},
+    {"\"architectures\": [\"LlamaForCausalLM\"], \"bos_token_id\": 0, \"hidden_act\": \"silu\", \"hidden_size\": 512, \"intermediate_size\": 1376, "
+     "\"initializer_range\": 0.02, \"max_sequence_length\": 1024, \"model_type\": \"llama\", \"num_attention_heads\": 8, \"num_hidden_layers\": 8, "
+     "\"pad_token_id\": -1, \"rms_norm_eps\": 1e-06, \"use_cache\": true, \"vocab_size\": 32000",
+     {ARCH_LLAMA, 8, 512, 8, 8, 64, 1376, 32000, 2048, 0, 1e-6, 10000, {0, 0, 0, 0}}, "defaults: max_position_embeddings 2048\n"},
+    {"\"architectures\": [\"LlamaForCausalLM\"], \"bos_token_id\": 1, \"eos_token_id\": 2, \"hidden_act\": \"silu\", \"hidden_size\": 5120, "
+     "\"initializer_range\": 0.02, \"intermediate_size\": 13824, \"max_position_embeddings\": 4096, \"model_type\": \"llama\", "
+     "\"num_attention_heads\": 40, \"num_hidden_layers\": 40, \"num_key_value_heads\": 40, \"pretraining_tp\": 2, \"rms_norm_eps\": 1e-05, "
+     "\"rope_scaling\": null, \"tie_word_embeddings\": false, \"torch_dtype\": \"float16\", \"use_cache\": true, \"vocab_size\": 32000",
+     {ARCH_LLAMA, 40, 5120, 40, 40, 128, 13824, 32000, 4096, 0, 1e-5, 10000, {0, 0, 0, 0}}, NULL},
+    /* gpt2: other names, defaults, functions of the same values */
+    {"\"model_type\": \"gpt2\", \"num_hidden_layers\": 1, \"hidden_size\": 8, \"num_attention_heads\": 2, \"max_position_embeddings\": 16, "
+     "\"vocab_size\": 10", GPT2_SMALL, NULL},
+    {GPT2_TEXT ", \"num_hidden_layers\": 1, \"hidden_size\": 8, \"num_attention_heads\": 2, \"max_position_embeddings\": 16", GPT2_SMALL, NULL},
+    {GPT2_TEXT ", \"n_inner\": null, \"n_ctx\": 8, \"intermediate_size\": 20, \"num_key_value_heads\": 1", GPT2_SMALL, NULL},
+    {GPT2_TEXT ", \"n_inner\": 20", {ARCH_GPT2, 1, 8, 2, 2, 4, 20, 10, 16, 1, 1e-5, 0, {0, 0, 0, 0}}, NULL},
+    {GPT2_TEXT ", \"layer_norm_epsilon\": 0.1", {ARCH_GPT2, 1, 8, 2, 2, 4, 32, 10, 16, 1, 0.1, 0, {0, 0, 0, 0}}, NULL},
+    {GPT2_TEXT ", \"activation_function\": \"gelu_new\", \"tie_word_embeddings\": true, \"scale_attn_weights\": true", GPT2_SMALL, NULL},
+    {GPT2_TEXT ", \"activation_function\": \"gelu_pytorch_tanh\", \"add_cross_attention\": false", GPT2_SMALL, NULL},
+    {GPT2_TEXT ", \"activation_function\": \"gelu_python_tanh\", \"use_cache\": false", GPT2_SMALL, NULL},
+    {GPT2_TEXT ", \"activation_function\": \"gelu_fast\", \"dtype\": \"bfloat16\"", GPT2_SMALL, NULL},
+    {GPT2_TEXT ", \"activation_function\": \"gelu_accurate\", \"torch_dtype\": \"float16\"", GPT2_SMALL, NULL},
+    {GPT2_TEXT ", \"attn_pdrop\": 0, \"embd_pdrop\": 0.2, \"resid_pdrop\": 0.1", GPT2_SMALL, "embd_pdrop is 0.2"},
+    {GPT2_TEXT ", \"quantization_config\": null, \"per_layer_config\": null, \"sliding_window\": null", GPT2_SMALL, NULL},
+    /* llama: the same */
+    {LLAMA_TEXT ", \"num_key_value_heads\": null, \"head_dim\": null, \"attention_dropout\": null, \"pretraining_tp\": null, \"rope_scaling\": null, "
+     "\"rope_parameters\": null, \"partial_rotary_factor\": null, \"original_max_position_embeddings\": null", LLAMA_SMALL(10000, 0, 0, 0, 0), NULL},
+    {LLAMA_TEXT ", \"head_dim\": 4, \"pretraining_tp\": 0, \"n_layer\": 3, \"attention_dropout\": 0.0", LLAMA_SMALL(10000, 0, 0, 0, 0), NULL},
+    {LLAMA_TEXT ", \"pretraining_tp\": 8, \"hidden_act\": \"swish\", \"unheard_of\": [1]", LLAMA_SMALL(10000, 0, 0, 0, 0), NULL},
+    {LLAMA_TEXT ", \"attention_dropout\": 0.1", LLAMA_SMALL(10000, 0, 0, 0, 0), "attention_dropout is 0.1"},
+    {LLAMA_TEXT ", \"sliding_window\": 4", LLAMA_SMALL(10000, 0, 0, 0, 0), "sliding_window has no effect"},
+    {LLAMA_TEXT ", \"tie_word_embeddings\": true, \"num_key_value_heads\": 1, \"rms_norm_eps\": 1e-5, \"attention_bias\": false, \"mlp_bias\": false",
+     {ARCH_LLAMA, 1, 8, 2, 1, 4, 12, 10, 16, 1, 1e-5, 10000, {0, 0, 0, 0}}, NULL},
+    /* rotary embedding: in two ages' spelling */
+    {LLAMA_TEXT ", \"rope_theta\": 5e5", LLAMA_SMALL(5e5, 0, 0, 0, 0), NULL},
+    {LLAMA_TEXT ", \"rope_parameters\": {\"rope_theta\": 500000}, \"partial_rotary_factor\": 1.0", LLAMA_SMALL(5e5, 0, 0, 0, 0), NULL},
+    {LLAMA_TEXT ", \"rope_theta\": 5e5, \"rope_parameters\": {\"rope_type\": \"default\", \"rope_theta\": 500000}", LLAMA_SMALL(5e5, 0, 0, 0, 0), NULL},
+    {LLAMA_TEXT ", \"rope_theta\": 5e5, \"rope_parameters\": {}, \"rope_scaling\": {}", LLAMA_SMALL(5e5, 0, 0, 0, 0), NULL},
+    {LLAMA_TEXT ", \"rope_scaling\": {}, \"rope_parameters\": {\"rope_theta\": 7, \"partial_rotary_factor\": 1}", LLAMA_SMALL(7, 0, 0, 0, 0), NULL},
+    {LLAMA_TEXT ", \"rope_scaling\": {\"type\": \"linear\", \"factor\": 1.0}", LLAMA_SMALL(10000, 0, 0, 0, 0), NULL},
+    {LLAMA_TEXT ", \"rope_scaling\": {\"type\": \"llama3\", " LLAMA3 ", \"original_max_position_embeddings\": 8}", LLAMA_SMALL(10000, 2, 1, 3, 8), NULL},
+    {LLAMA_TEXT ", \"rope_theta\": 7, \"rope_scaling\": {\"rope_type\": \"llama3\", \"type\": \"linear\", " LLAMA3 "}", LLAMA_SMALL(7, 2, 1, 3, 16), NULL},
+    {LLAMA_TEXT ", \"rope_scaling\": {\"type\": \"llama3\", " LLAMA3 "}, \"original_max_position_embeddings\": 9", LLAMA_SMALL(10000, 2, 1, 3, 9), NULL},
+    {LLAMA_TEXT ", \"rope_scaling\": {\"type\": \"llama3\", " LLAMA3 ", \"original_max_position_embeddings\": 8}, \"original_max_position_embeddings\": 9",
+     LLAMA_SMALL(10000, 2, 1, 3, 9), NULL},
+    {LLAMA_TEXT ", \"rope_theta\": 7, \"rope_scaling\": {\"type\": \"llama3\", " LLAMA3 "}, \"rope_parameters\": {\"rope_type\": \"llama3\", "
+     LLAMA3 ", \"rope_theta\": 7}", LLAMA_SMALL(7, 2, 1, 3, 16), NULL},
+};
+
+static void test_good_configs(void) {
+    const char *dir = fresh_dir("good-config");
+    const Preset *preset = preset_find("llama2-13b");
+    for (int i = 0; i < COUNT_OF(GOOD_CONFIGS); i++) {
+        const GoodConfig *g = &GOOD_CONFIGS[i];
+        char text[2048];
+        Config c;
+        snprintf(text, sizeof text, "{%s}", g->text);
+        write_text(in(dir, "config.json"), text);
+        int status = run_child(try_config, dir, text, sizeof text);
+        const char *note = strstr(text, "train_gpt: note: ");
+        int said = g->note ? note == text && strstr(text, g->note) && !strstr(text + 1, "train_gpt: ") : !text[0];
+        if (!check(status == 0 && said, "%.200s: accepted, %s; said: %s", g->text, g->note ? g->note : "without a word", text)) continue;
+        checkpoint_read_config(&c, dir);
+        check(same_config(&c, &g->want), "%.200s: what transformers makes of it", g->text);
+        if (!strstr(g->text, "\"hidden_size\": 5120")) continue;
+        Config p = preset->config;
+        config_check(&p, preset->name);
+        check(same_config(&c, &p), "the preset llama2-13b is what its directory says");
+    }
+}
+
 typedef struct {
     const char *base, *without, *extra, *why;
 } BadConfig;
 
 static const BadConfig BAD_CONFIGS[] = {
-    {GPT2_JSON, "\"model_type\"", "", "model_type is missing"},
+    {GPT2_JSON, "\"model_type\"", "", "model_type is missing, and architectures does not tell it"},
+    {GPT2_JSON, "\"model_type\"", ", \"architectures\": [\"MistralForCausalLM\"]", "model_type is missing, and architectures does not tell it"},
+    {GPT2_JSON, "\"model_type\"", ", \"architectures\": [[\"GPT2LMHeadModel\"]]", "model_type is missing, and architectures does not tell it"},
+    {GPT2_JSON, "\"model_type\"", ", \"architectures\": \"GPT2LMHeadModel\"", "model_type is missing, and architectures does not tell it"},
+    {GPT2_JSON, "\"model_type\"", ", \"model_type\": null", "model_type is null"},
     {GPT2_JSON, "\"model_type\"", ", \"model_type\": \"mistral\"", "model_type mistral is not implemented"},
     {GPT2_JSON, "\"model_type\"", ", \"model_type\": \"a\\nb\"", "model_type is not a text"},
-    {GPT2_JSON, "\"n_head\"", "", "n_head is missing"},
+    {GPT2_JSON, "\"n_head\"", "", "does not divide by 12 heads"}, /* the default */
+    {GPT2_JSON, NULL, ", \"num_attention_heads\": 4", "n_head is 2, but num_attention_heads, its other name, is 4"},
+    {GPT2_JSON, NULL, ", \"hidden_size\": 16", "n_embd is 8, but hidden_size, its other name, is 16"},
+    {GPT2_JSON, NULL, ", \"num_hidden_layers\": 3", "n_layer is 1, but num_hidden_layers, its other name, is 3"},
+    {GPT2_JSON, NULL, ", \"max_position_embeddings\": 32", "n_positions is 16, but max_position_embeddings, its other name, is 32"},
+    {GPT2_JSON, "\"n_head\"", ", \"num_attention_heads\": 0", "num_attention_heads is 0"},
+    {GPT2_JSON, "\"n_head\"", ", \"n_head\": null", "n_head is null"},
+    {GPT2_JSON, "\"n_embd\"", ", \"n_embd\": null", "n_embd is null"},
+    {GPT2_JSON, "\"n_layer\"", ", \"n_layer\": null", "n_layer is null"},
+    {GPT2_JSON, "\"n_positions\"", ", \"n_positions\": null", "n_positions is null"},
+    {GPT2_JSON, "\"vocab_size\"", ", \"vocab_size\": null", "vocab_size is null"},
+    {GPT2_JSON, "\"vocab_size\"", ", \"vocab_size\": 1", "vocab_size is 1"},
+    {GPT2_JSON, NULL, ", \"hidden_size\": null", "hidden_size is null"},
+    {GPT2_JSON, NULL, ", \"layer_norm_epsilon\": null", "layer_norm_epsilon is null"},
+    {GPT2_JSON, NULL, ", \"activation_function\": null", "activation_function is null"},
+    {GPT2_JSON, NULL, ", \"scale_attn_weights\": null", "scale_attn_weights is null"},
+    {GPT2_JSON, NULL, ", \"tie_word_embeddings\": null", "tie_word_embeddings is null"},
+    {GPT2_JSON, NULL, ", \"attn_pdrop\": null", "attn_pdrop is null"},
+    {GPT2_JSON, NULL, ", \"attn_pdrop\": 0.1, \"resid_pdrop\": 2", "resid_pdrop is 2"},
     {GPT2_JSON, "\"n_head\"", ", \"n_head\": \"2\"", "n_head is not a number"},
     {GPT2_JSON, "\"n_head\"", ", \"n_head\": 0", "n_head is 0"},
     {GPT2_JSON, "\"n_head\"", ", \"n_head\": 1.5", "n_head is 1.5"},
     {GPT2_JSON, "\"n_head\"", ", \"n_head\": 3", "does not divide by 3 heads"},
     {GPT2_JSON, "\"n_layer\"", ", \"n_layer\": -4", "n_layer is -4"},
     {GPT2_JSON, "\"vocab_size\"", ", \"vocab_size\": 1e300", "vocab_size is 1e+300"},
-    {GPT2_JSON, NULL, ", \"activation_function\": \"relu\"", "activation_function relu"},
+    {GPT2_JSON, NULL, ", \"activation_function\": \"relu\"", "activation_function relu is not implemented; gelu_new, gelu_pytorch_tanh"},
+    {GPT2_JSON, NULL, ", \"activation_function\": \"gelu\"", "activation_function gelu is not implemented"},
+    {GPT2_JSON, NULL, ", \"per_layer_config\": {\"0\": {}}", "per_layer_config"},
     {GPT2_JSON, NULL, ", \"scale_attn_weights\": false", "scale_attn_weights false"},
     {GPT2_JSON, NULL, ", \"scale_attn_by_inverse_layer_idx\": true", "scale_attn_by_inverse_layer_idx true"},
     {GPT2_JSON, NULL, ", \"reorder_and_upcast_attn\": true", "reorder_and_upcast_attn true"},
@@ -229,12 +349,29 @@ static const BadConfig BAD_CONFIGS[] = {
     {GPT2_JSON, NULL, ", \"add_cross_attention\": 1", "add_cross_attention is not true or false"},
     {GPT2_JSON, NULL, ", \"tie_word_embeddings\": false", "tie_word_embeddings false"},
     {GPT2_JSON, NULL, ", \"quantization_config\": {}", "quantization_config"},
-    {LLAMA_JSON, NULL, ", \"sliding_window\": 128", "sliding_window"},
+    {LLAMA_JSON, "\"hidden_size\"", ", \"hidden_size\": null", "hidden_size is null"},
+    {LLAMA_JSON, "\"num_hidden_layers\"", ", \"num_hidden_layers\": null", "num_hidden_layers is null"},
+    {LLAMA_JSON, "\"num_attention_heads\"", ", \"num_attention_heads\": null", "num_attention_heads is null"},
+    {LLAMA_JSON, "\"intermediate_size\"", ", \"intermediate_size\": null", "intermediate_size is null"},
+    {LLAMA_JSON, "\"max_position_embeddings\"", ", \"max_position_embeddings\": null", "max_position_embeddings is null"},
+    {LLAMA_JSON, "\"vocab_size\"", ", \"vocab_size\": null", "vocab_size is null"},
+    {LLAMA_JSON, NULL, ", \"rms_norm_eps\": null", "rms_norm_eps is null"},
+    {LLAMA_JSON, NULL, ", \"hidden_act\": null", "hidden_act is null"},
+    {LLAMA_JSON, NULL, ", \"attention_bias\": null", "attention_bias is null"},
+    {LLAMA_JSON, NULL, ", \"mlp_bias\": null", "mlp_bias is null"},
+    {LLAMA_JSON, NULL, ", \"tie_word_embeddings\": null", "tie_word_embeddings is null"},
+    {LLAMA_JSON, NULL, ", \"rope_theta\": null", "rope_theta is null"},
+    {LLAMA_JSON, NULL, ", \"rope_parameters\": {\"rope_theta\": null}", "rope_parameters.rope_theta is null"},
+    {LLAMA_JSON, NULL, ", \"rope_scaling\": {\"rope_type\": null, \"type\": \"llama3\"}", "rope_scaling.rope_type is null"},
+    {LLAMA_JSON, NULL, ", \"partial_rotary_factor\": 0.5", "partial_rotary_factor is not implemented"},
+    {LLAMA_JSON, NULL, ", \"rope_parameters\": {\"partial_rotary_factor\": 0.5}", "rope_parameters.partial_rotary_factor is not implemented"},
+    {LLAMA_JSON, NULL, ", \"rope_parameters\": {\"full_attention\": {\"rope_theta\": 1e4}}", "rope_parameters with an object of its own"},
+    {LLAMA_JSON, NULL, ", \"rope_parameters\": {\"rope_theta\": 1e4}, \"rope_scaling\": {\"rope_theta\": 2e4}", "both there and differ; keep one"},
+    {LLAMA_JSON, NULL, ", \"rope_parameters\": {\"rope_theta\": 1e4}, \"rope_scaling\": {\"type\": \"llama3\", " LLAMA3 "}", "both there and differ"},
     {LLAMA_JSON, NULL, ", \"attention_bias\": true", "attention_bias true"},
     {LLAMA_JSON, NULL, ", \"mlp_bias\": true", "mlp_bias true"},
-    {LLAMA_JSON, NULL, ", \"hidden_act\": \"gelu\"", "hidden_act gelu"},
+    {LLAMA_JSON, NULL, ", \"hidden_act\": \"gelu\"", "hidden_act gelu is not implemented; silu, swish are"},
     {LLAMA_JSON, NULL, ", \"head_dim\": 8", "head_dim 8"},
-    {LLAMA_JSON, NULL, ", \"pretraining_tp\": 2", "pretraining_tp"},
     {LLAMA_JSON, NULL, ", \"num_key_value_heads\": 3", "KV heads"},
     {LLAMA_JSON, NULL, ", \"rope_scaling\": {\"type\": \"yarn\", \"factor\": 2}", "rope_scaling type yarn is not implemented"},
     {LLAMA_JSON, NULL, ", \"rope_parameters\": {\"rope_type\": \"linear\", \"factor\": 2}", "rope_parameters type linear"},
@@ -259,8 +396,6 @@ static void test_bad_configs(void) {
     }
     write_text(in(dir, "config.json"), "[]");
     expect_error("an array", try_config, dir, "bad-config/config.json", "is not a JSON object");
-    write_text(in(dir, "config.json"), "");
-    expect_error("an empty file", try_config, dir, "bad-config/config.json", "is not JSON");
     expect_error("no directory", try_config, in(temp, "nowhere"), "nowhere/config.json", "cannot open");
     fresh_dir("config-dir");
     fresh_dir("config-dir/config.json");
@@ -307,7 +442,8 @@ typedef struct {
 
 static const BadFile BAD_FILES[] = {
     {"", 2, 0, "its header would take 2 bytes"},
-    {"{}", 1000000, 0, "its header would take 1000000 bytes of a file of 10"},
+    {"{}", 1000000, 0, "its header would take 1000000 bytes of a file of 10: truncated; download it again: hf download OWNER/NAME --local-dir '/"},
+    {"[]", 1000000, 0, "its header would take 1000000 bytes of a file of 10: no safetensors file"},
     {"{}", INT64_MAX, 0, "its header would take"},
     {"", 0, 0, "the header is not JSON"},
     {"{\"a\":", -1, 8, "the header is not JSON"},
@@ -325,7 +461,7 @@ static const BadFile BAD_FILES[] = {
     {"{" ENTRY("a", "F32", "[2]", -8, 0) "}", -1, 8, "not two rising positions"},
     {"{" ENTRY("a", "F32", "[2]", 8, 0) "}", -1, 8, "not two rising positions"},
     {"{" ENTRY("a", "F32", "[2]", 0, 1e300) "}", -1, 8, "not two rising positions"},
-    {"{" ENTRY("a", "F32", "[2]", 0, 8) "}", -1, 7, "truncated"},
+    {"{" ENTRY("a", "F32", "[2]", 0, 8) "}", -1, 7, "truncated? download it again: hf download OWNER/NAME --local-dir '/"},
     {"{" ENTRY("a", "F32", "[2]", 9000000000000, 9000000000008) "}", -1, 8, "truncated"},
     {"{" ENTRY("a", "F32", "[3]", 0, 8) "}", -1, 8, "F32 [3] takes 12 bytes"},
     {"{" ENTRY("a", "F32", "[2]", 0, 8) "}", -1, 9, "1 bytes follow the last tensor"},
@@ -353,8 +489,6 @@ static void test_bad_files(void) {
     expect_error("20000 brackets", try_file, copy, "bad.safetensors", "is not JSON");
     write_bytes(copy, "1234567", 7);
     expect_error("seven bytes", try_file, copy, "bad.safetensors", "are no safetensors file");
-    write_bytes(copy, "", 0);
-    expect_error("an empty file", try_file, copy, "bad.safetensors", "are no safetensors file");
     expect_error("no file", try_file, in(temp, "nowhere.safetensors"), "nowhere.safetensors", "cannot open");
     expect_error("a directory", try_file, temp, temp, "not a regular file");
 }
@@ -390,7 +524,6 @@ static void test_bad_index(void) {
     char dir[PATH_MAX], index[PATH_MAX];
     snprintf(dir, sizeof dir, "%s", fresh_dir("index"));
     snprintf(index, sizeof index, "%s", in(dir, "model.safetensors.index.json"));
-    expect_error("neither file nor index", try_dir, dir, "/index", "neither model.safetensors nor");
     write_file(in(dir, "a.safetensors"), "{" ENTRY("a", "F32", "[2]", 0, 8) "}", -1, 8);
     write_file(in(dir, "b.safetensors"), "{" ENTRY("b", "F32", "[2]", 0, 8) "}", -1, 8);
     write_text(index, "{}");
@@ -405,6 +538,111 @@ static void test_bad_index(void) {
     expect_error("an index that is wrong", try_dir, dir, "model.safetensors.index.json", "does not hold it");
     write_text(index, "{\"weight_map\": {\"a\": \"a.safetensors\"");
     expect_error("half an index", try_dir, dir, "model.safetensors.index.json", "is not JSON");
+}
+
+/* What people hand over in the place of a model: `bytes` as a file, and the word of what it is and of what mends it. */
+typedef struct {
+    const char *name, *bytes;
+    int size;
+    const char *what, *mend;
+} WrongFile;
+
+static const WrongFile WRONG_FILES[] = {
+    {"a Git LFS pointer", "version https://git-lfs.github.com/spec/v1\noid sha256:6b\nsize 548118077\n", 73, "is a Git LFS pointer", "lfs pull"},
+    {"an HTML page", "<!doctype html>\n<html class=\"\">\n", 33, "is an HTML or XML page", "hf download"},
+    {"HTML after blanks", "\xef\xbb\xbf\r\n <HTML>\n", 14, "is an HTML or XML page", "hf download"},
+    {"an XML error", "<?xml version=\"1.0\"?><Error><Code>AccessDenied</Code>", 53, "is an HTML or XML page", "hf download"},
+    {"an empty file", "", 0, "is empty", "hf download"},
+    {"gzip", "\x1f\x8b\x08\0\0\0\0\0\0\x03\x4b\x4c", 12, "is packed by gzip", "gunzip --stdout '"},
+    {"zip", "PK\3\4\x14\0\0\0\x08\0\0\0\0\0notes.txt", 23, "is a zip file", "unzip '"},
+    {"torch.save", "PK\3\4\0\0\x08\x08\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x16\0\x0c\0pytorch_model/data.pkl", 52, "is a PyTorch file (of torch.save)",
+     "save_pretrained('"},
+    {"torch.save of old", "\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.", 15, "is a PyTorch file (a pickle)", "save_pretrained('"},
+    {"GGUF", "GGUF\3\0\0\0\x23\1\0\0\0\0\0\0", 16, "is a GGUF file", "hf download"},
+    {"an error for a file", "Entry not found", 15, "is a text that begins \"Entry not found\"", "hf download"},
+    {"JSON for safetensors", "{\"error\": \"Access is restricted\"}", 33, "is a text that begins \"{\"error\": \"Access is", "hf download"},
+};
+
+/* A directory that lacks a file: the names that lie there. */
+typedef struct {
+    const char *names, *what, *mend;
+} WrongDirectory;
+
+static const WrongDirectory WRONG_DIRECTORIES[] = {
+    {"", "nor anything else of a model", "hf download OWNER/NAME --local-dir '"},
+    {".cache README", "README is something else", "hf download"},
+    {"pytorch_model.bin tokenizer.json", "pytorch_model.bin is PyTorch's weights", "safe_serialization=True)"},
+    {"pytorch_model-00001-of-00002.bin pytorch_model-00002-of-00002.bin pytorch_model.bin.index.json",
+     "pytorch_model-00001-of-00002.bin is PyTorch's weights", "safe_serialization=True)"},
+    {"README.md adapter_config.json adapter_model.safetensors tokenizer.json", "adapter_config.json is the files of an adapter (LoRA)", "merge_and_unload()"},
+    {"adapter_model.bin pytorch_model.bin", "adapter_model.bin is the files of an adapter (LoRA)", "merge_and_unload()"},
+    {"tokenizer.json tokenizer_config.json special_tokens_map.json", "tokenizer.json is a tokenizer's files", "hf download"},
+    {"merges.txt vocab.json", "vocab.json is a tokenizer's files", "hf download"},
+    {"model.Q4_K_M.gguf README.md", "model.Q4_K_M.gguf is a GGUF file", "hf download"},
+    {"consolidated.00.pth params.json", "consolidated.00.pth is a PyTorch file", "save_pretrained('"},
+    {"optimizer.pt training_args.bin", "optimizer.pt is a PyTorch file", "save_pretrained('"},
+    {"epoch=1.ckpt", "epoch=1.ckpt is a PyTorch file", "save_pretrained('"},
+    {"tf_model.h5", "tf_model.h5 is TensorFlow's weights", "hf download"},
+    {"flax_model.msgpack", "flax_model.msgpack is Flax's weights", "hf download"},
+    {"model-00002-of-00002.safetensors", "model-00002-of-00002.safetensors is only a part of a model", "hf download"},
+    {"model.fp16.safetensors", "model.fp16.safetensors is safetensors under another name", "hf download"},
+    {"blobs refs snapshots", "snapshots is the Hub's cache", "/snapshots/*"},
+};
+
+static void test_wrong_files(void) {
+    char dir[PATH_MAX], path[PATH_MAX], text[4096];
+    snprintf(dir, sizeof dir, "%s", fresh_dir("wrong"));
+    for (int config = 0; config < 2; config++) {
+        const char *file = config ? "wrong/config.json" : "wrong/model.safetensors";
+        snprintf(path, sizeof path, "%s", in(dir, strchr(file, '/') + 1));
+        for (int i = 0; i < COUNT_OF(WRONG_FILES); i++) {
+            const WrongFile *f = &WRONG_FILES[i];
+            if (config && strstr(f->what, "a text that")) continue; /* for config.json, text is the right kind */
+            write_bytes(path, f->bytes, f->size);
+            expect_error(f->name, config ? try_config : try_dir, dir, file, f->what);
+            expect_error(f->name, config ? try_config : try_dir, dir, file, f->mend);
+        }
+        remove(ours(path));
+    }
+    write_bytes(in(dir, "model.safetensors.index.json"), WRONG_FILES[0].bytes, WRONG_FILES[0].size);
+    expect_error("a pointer for an index", try_dir, dir, "wrong/model.safetensors.index.json", "is a Git LFS pointer");
+    /* a header whose length reads like a pickle's or gzip's beginning is none of them */
+    for (int i = 0; i < 2; i++) {
+        const int length = i ? 0x8b1f : 0x0280;
+        char *header = (char *)host_alloc((size_t)length + 1);
+        memset(header, ' ', (size_t)length);
+        memcpy(header, "{}", 2);
+        write_file(in(dir, "model.safetensors"), header, -1, 0);
+        check(run_child(try_dir, dir, text, sizeof text) == 0 && !text[0], "a sound header of %d bytes; said: %s", length, text);
+        free(header);
+    }
+}
+
+static void test_wrong_directories(void) {
+    for (int i = 0; i < COUNT_OF(WRONG_DIRECTORIES); i++) {
+        const WrongDirectory *w = &WRONG_DIRECTORIES[i];
+        char dir[PATH_MAX], names[256], place[32];
+        snprintf(place, sizeof place, "wrong-%d", i);
+        snprintf(dir, sizeof dir, "%s", fresh_dir(place));
+        snprintf(names, sizeof names, "%s", w->names);
+        for (char *name = strtok(names, " "); name; name = strtok(NULL, " ")) write_text(in(dir, name), "x");
+        expect_error(w->names, try_config, dir, "config.json is not there", w->what);
+        write_text(in(dir, "config.json"), "{}");
+        expect_error(w->names, try_dir, dir, "model.safetensors (or its .index.json) is not there", w->what);
+        expect_error(w->names, try_dir, dir, place, w->mend);
+    }
+    char dir[PATH_MAX];
+    snprintf(dir, sizeof dir, "%s", fresh_dir("no-config"));
+    write_text(in(dir, "model.safetensors"), "x");
+    expect_error("weights alone", try_config, dir, "config.json is not there", "model.safetensors is only a part of a model; download it again: hf");
+    write_text(in(dir, "pytorch_model.bin"), "x");
+    remove(ours(in(dir, "model.safetensors")));
+    expect_error("PyTorch's weights alone", try_config, dir, "config.json is not there", "weights, not safetensors; download it again: hf");
+    write_text(in(dir, "config.json"), "{" GPT2_TEXT "}");
+    write_text(in(dir, "adapter_config.json"), "{}");
+    char text[4096];
+    int status = run_child(try_config, dir, text, sizeof text);
+    check(status == 0 && strstr(text, "adapter_config.json is not applied"), "a model with an adapter beside it; said: %s", text);
 }
 
 /* ---- a model by hand --------------------------------------------------------------------------------------------------------- */
@@ -701,6 +939,143 @@ static void test_load_fixtures(void) {
     }
 }
 
+/* ---- names by which files call the tensors ------------------------------------------------------------------------------------ */
+
+/* A file's names: `prefix`, the name that transformers gives without its leading `strip`, and `middle` before the first `before` in it. */
+typedef struct {
+    int config; /* in CONFIGS */
+    const char *strip, *prefix, *before, *middle;
+    int noted;
+} Names;
+
+static const Names NAMES[] = {
+    {0, "", "", "", "", 0},
+    {0, "transformer.", "", "", "", 0},
+    {0, "", "_orig_mod.", "", "", 1},
+    {0, "", "module.", "", "", 1},
+    {0, "", "_orig_mod.module.", "", "", 1},
+    {0, "transformer.", "module._orig_mod.", "", "", 1},
+    {0, "", "module.module._fsdp_wrapped_module.", "", "", 1},
+    {0, "", "model.", "", "", 1},
+    {0, "", "", "attn.", "_orig_mod.", 1},
+    {1, "", "", "", "", 0},
+    {1, "model.", "", "", "", 0},
+    {1, "", "_orig_mod.", "", "", 1},
+    {1, "", "module.", "", "", 1},
+    {1, "", "_orig_mod.module.", "", "", 1},
+    {1, "model.", "module._orig_mod.module.", "", "", 1},
+    {1, "", "base_model.model.", "", "", 1},
+    {1, "", "model.", "layers.", "_fsdp_wrapped_module.", 1},
+    {1, "", "", "mlp.", "_checkpoint_wrapped_module.", 1},
+    {2, "model.", "", "", "", 0},
+    {2, "model.", "_orig_mod.", "", "", 1},
+};
+
+/* What beyond its parameters a file may hold, inside the model, by architecture; a head is one where it is tied. */
+static const char *const BUFFERS[2][6] = {
+    {"h.0.attn.bias", "h.1.attn.bias", "h.1.attn.masked_bias", "lm_head.weight", NULL, NULL},
+    {"layers.0.self_attn.rotary_emb.inv_freq", "layers.1.self_attn.rotary_emb.inv_freq", "rotary_emb.inv_freq", "rotary_emb.original_inv_freq",
+     "layers.0.self_attn.rotary_emb.cos_cached", "layers.0.self_attn.rotary_emb.sin_cached"}};
+
+static const Config *load_config; /* of the model that try_load_into makes */
+
+static void try_load_into(const char *dir) {
+    Model m;
+    model_open(&m, load_config, MESHES[0].shape, 0, splits_none, wire_none(), 1);
+    checkpoint_load(&m.z, dir, 0);
+    model_close(&m, 1);
+}
+
+/* DIR/model.safetensors: the fixture's tensors under other names; with `buffers` all of BUFFERS under them, too, and unless NULL, `more`. */
+static void write_named(const char *dir, const Names *k, int buffers, const char *more) {
+    static char name[64][256];
+    SafetensorSet s;
+    SafetensorWriter w;
+    SafetensorPlan plan[64];
+    const Safetensor *from[64];
+    safetensors_open(&s, in(in(fixtures, CONFIGS[k->config].dir), "model.safetensors"));
+    Arch arch = CONFIGS[k->config].want.arch;
+    const char *embedding = arch == ARCH_GPT2 ? "transformer.wte.weight" : "model.embed_tokens.weight";
+    int n = 0;
+    memset(plan, 0, sizeof plan);
+    for (int i = 0; i < s.tensors; i++) {
+        const char *rest = s.tensor[i].name;
+        if (text_begins_with(rest, k->strip)) rest += strlen(k->strip);
+        const char *cut = k->before[0] && strstr(rest, k->before) ? strstr(rest, k->before) : rest;
+        snprintf(name[n], sizeof name[n], "%s%.*s%s%s", k->prefix, (int)(cut - rest), rest, cut == rest && k->before[0] ? "" : k->middle, cut);
+        from[n++] = &s.tensor[i];
+    }
+    for (int i = 0; buffers && i < COUNT_OF(BUFFERS[arch]) && BUFFERS[arch][i]; i++) {
+        snprintf(name[n], sizeof name[n], "%s%s", k->prefix, BUFFERS[arch][i]);
+        from[n++] = safetensors_find(&s, embedding); /* any numbers; the right ones for a head */
+    }
+    if (more) {
+        snprintf(name[n], sizeof name[n], "%s", more);
+        from[n++] = safetensors_find(&s, embedding);
+    }
+    for (int i = 0; i < n; i++) {
+        plan[i].name = name[i], plan[i].type = from[i]->type, plan[i].dims = from[i]->dims;
+        memcpy(plan[i].shape, from[i]->shape, sizeof from[i]->shape);
+    }
+    safetensors_create(&w, ours(in(dir, "model.safetensors")), plan, n);
+    for (int i = 0; i < n; i++) safetensors_append(&w, from[i]->data, from[i]->bytes);
+    safetensors_finish(&w);
+    safetensors_close(&s);
+}
+
+static void test_names(void) {
+    char dir[PATH_MAX], text[4096];
+    snprintf(dir, sizeof dir, "%s", fresh_dir("names"));
+    for (int i = 0; i < COUNT_OF(NAMES); i++)
+        for (int buffers = 0; buffers < 2; buffers++) {
+            const Names *k = &NAMES[i];
+            const ConfigCase *c = &CONFIGS[k->config];
+            write_named(dir, k, buffers, NULL);
+            load_config = &c->want;
+            int status = run_child(try_load_into, dir, text, sizeof text);
+            int said = k->noted ? text_begins_with(text, "train_gpt: note: ") && strstr(text, "without what wraps the model") &&
+                                      strstr(text, k->prefix[0] ? k->prefix : k->middle) : !text[0];
+            if (!check(status == 0 && said, "%s named %s...%s, %s: loads%s; said: %s", c->dir, k->prefix, k->middle,
+                       buffers ? "with buffers" : "alone", k->noted ? " with a note" : "", text)) continue;
+            SafetensorSet s;
+            Whole w;
+            safetensors_open(&s, in(in(fixtures, c->dir), "model.safetensors"));
+            int rank = fail_state()->rank;
+            fail_state()->rank = 1; /* whose notes are not said again */
+            whole_make(&w, &c->want, &MESHES[0], dir, 0);
+            fail_state()->rank = rank;
+            i64 bad = whole_differences(&w, &s, "");
+            check(bad == 0, "%s named %s...%s: %lld elements differ from the fixture's", c->dir, k->prefix, k->middle, (long long)bad);
+            whole_close(&w);
+            safetensors_close(&s);
+        }
+    static const struct {
+        int names;
+        const char *more, *why;
+    } refused[] = {
+        {9, "norm.weight", "tensors model.norm.weight and norm.weight are both norm.weight; keep one"},
+        {9, "module.model.norm.weight", "tensors model.norm.weight and module.model.norm.weight are both norm.weight; keep one"},
+        {9, "_orig_mod.lm_head.weight", "tensors _orig_mod.lm_head.weight and lm_head.weight are both lm_head.weight; keep one"},
+        {0, "module.transformer.wpe.weight", "tensors module.transformer.wpe.weight and transformer.wpe.weight are both wpe.weight"},
+        {0, "score.weight", "tensor score.weight is no part of this model"},
+        {0, "transformer.h.0.attn.rotary_emb.inv_freq", "inv_freq is no part of this model"},
+        {9, "model.layers.0.self_attn.bias", "self_attn.bias is no part of this model"},
+        {9, "modules.norm.weight", "modules.norm.weight is no part of this model"},
+        {9, "norm.model.weight", "norm.model.weight is no part of this model"},
+        {9, "model.layers.0.module.self_attn.q_proj.lora_A.weight", "lora_A.weight is an adapter's (LoRA), not the model's; merge it into its model: python3"},
+    };
+    for (int i = 0; i < COUNT_OF(refused); i++) {
+        write_named(dir, &NAMES[refused[i].names], 0, refused[i].more);
+        load_config = &CONFIGS[NAMES[refused[i].names].config].want;
+        expect_error(refused[i].more, try_load_into, dir, "names/model.safetensors", refused[i].why);
+    }
+    Config untied = CONFIGS[2].want;
+    untied.tied = 0;
+    load_config = &untied;
+    write_named(dir, &NAMES[18], 0, NULL);
+    expect_error("a bare model whose head is its own", try_load_into, dir, "/names", "head is not tied, but tensor lm_head.weight is missing");
+}
+
 static const real *param_of(const Zero *z, int block, Role role) { /* on one rank */
     for (int i = z->block[block].first_tensor;; i++)
         if (z->tensor[i].spec->role == role) return z->param + z->chunk[z->tensor[i].chunk].offset + z->tensor[i].offset;
@@ -713,7 +1088,7 @@ static void test_gpt2_layout(const char *dir) {
     model_open(&m, &CONFIGS[0].want, MESHES[0].shape, 0, splits_none, wire_none(), 1);
     checkpoint_load(&m.z, dir, 0);
     SafetensorSet s;
-    safetensors_open_dir(&s, dir);
+    checkpoint_open(&s, dir);
     const Safetensor *qkv = checkpoint_find(&s, "transformer.h.1.attn.c_attn.weight");
     const Safetensor *bias = checkpoint_find(&s, "transformer.h.1.attn.c_attn.bias");
     const Safetensor *fc = checkpoint_find(&s, "transformer.h.1.mlp.c_fc.weight");
@@ -853,10 +1228,13 @@ int main(int argc, char **argv) {
         if (!mkdtemp(temp)) FAIL(EVERYONE, "%s: cannot create the test's directory", temp);
         test_formats();
         test_configs();
+        test_good_configs();
         test_bad_configs();
         test_bad_files();
         test_mutations();
         test_bad_index();
+        test_wrong_files();
+        test_wrong_directories();
         test_bad_weights();
         test_bad_writes();
         test_load_fixtures();
@@ -865,6 +1243,7 @@ int main(int argc, char **argv) {
         snprintf(hub, sizeof hub, "%s", fresh_dir("hub"));
         write_hub_gpt2(hub);
         test_gpt2_layout(hub);
+        test_names();
         test_initialise();
     }
     Wire world = wire_start(&argc, &argv);

@@ -59,7 +59,11 @@ refuses 1 'pipe.bin is not a regular file' --train "$work/pipe.bin"
 refuses 1 'the longest shard has 10 tokens.*needs 65' --train "$work/short.bin" --seq-len 64
 refuses 1 'vocab.bin: token 300 at position 100 is outside the vocabulary of 256' --train "$work/vocab.bin" --seq-len 64
 refuses 4 'vocab.bin: token 300 at position 100' --train "$work/vocab.bin" --seq-len 64 --sp ring
-refuses 1 'neither a preset' --model llama9 "${small[@]}"
+refuses 1 'neither a preset.*hf download OWNER/NAME --local-dir DIR, then --model DIR' --model llama9 "${small[@]}"
+refuses 1 'neither a preset.*give the directory that the file lies in: --model .dev/test/fixtures/gpt2-tied.' "${small[@]}" \
+    --model dev/test/fixtures/gpt2-tied/model.safetensors
+printf 'GGUF\3\0\0\0' >"$work/model.gguf"
+refuses 1 'model.gguf: is a GGUF file' --model "$work/model.gguf" "${small[@]}"
 refuses 1 '--layers cannot change the model in' --model dev/test/fixtures/llama-mha --layers 3 "${small[@]}"
 refuses 3 'a head axis of 3 cannot split 8 query heads.*nearest that does: 2 or 4' "${small[@]::2}" --seq-len 48
 refuses 4 '--seq-len 66 does not divide.*64 and 68' "${small[@]::2}" --seq-len 66

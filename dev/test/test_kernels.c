@@ -787,6 +787,20 @@ static void test_classifier_case(i64 rows, i64 V, double size, int backward) {
     release_all();
 }
 
+/* A sure prediction in a large vocabulary: 65535 tokens of e^-17 each, less than half a unit in the last place of the sum that they are
+   added to, make 0.0027 together. Only those that share the first's span may be lost. */
+static void test_classifier_tail(int backward) {
+    const i64 V = 65536;
+    Device dev = device_with(1);
+    real *logits = filled(V, -17);
+    int32_t target = 0;
+    double loss = 0, want = log1p((double)(V - 1) * exp(-17.0));
+    logits[0] = 0;
+    classifier(&dev, &loss, logits, V, &target, (accum)1, 1, V, backward);
+    check(fabs(loss - want) <= 150 * exp(-17.0), "classifier loss of many small tokens: %.9g, expected %.9g", loss, want);
+    release_all();
+}
+
 static void test_classifier(void) {
     for (int backward = 0; backward < 2; backward++) {
         test_classifier_case(0, 10, 1, backward);
@@ -794,6 +808,7 @@ static void test_classifier(void) {
         test_classifier_case(7, 33, 4, backward);
         test_classifier_case(300, 129, 2, backward);
         test_classifier_case(12, 5003, 1e4, backward);
+        test_classifier_tail(backward);
     }
 }
 

@@ -8,21 +8,30 @@
 #ifndef ODYSSEUS_CPU_CLASSIFIER_H
 #define ODYSSEUS_CPU_CLASSIFIER_H
 
-enum { CLASSIFIER_ROWS = 256 }; /* rows between two polls of the communication */
+enum {
+    CLASSIFIER_ROWS = 256, /* rows between two polls of the communication */
+    CLASSIFIER_SPAN = 128  /* exponentials summed in `accum`, their sums in double: else a large one swallows
+                              thousands of small ones after it */
+};
 
 /* sum over the row of exp(logit - top); with `keep` the exponentials replace the logits */
-static inline accum classifier_exponentials(real *logits, accum top, i64 V, int keep) {
-    accum sum = 0;
-    if (keep) {
-#pragma omp simd reduction(+ : sum)
-        for (i64 i = 0; i < V; i++) {
-            real e = real_exp(logits[i] - top);
-            logits[i] = e;
-            sum += e;
+static inline double classifier_exponentials(real *logits, accum top, i64 V, int keep) {
+    double sum = 0;
+    for (i64 first = 0; first < V; first += CLASSIFIER_SPAN) {
+        i64 end = i64_min(V, first + CLASSIFIER_SPAN);
+        accum part = 0;
+        if (keep) {
+#pragma omp simd reduction(+ : part)
+            for (i64 i = first; i < end; i++) {
+                real e = real_exp(logits[i] - top);
+                logits[i] = e;
+                part += e;
+            }
+        } else {
+#pragma omp simd reduction(+ : part)
+            for (i64 i = first; i < end; i++) part += real_exp(logits[i] - top);
         }
-    } else {
-#pragma omp simd reduction(+ : sum)
-        for (i64 i = 0; i < V; i++) sum += real_exp(logits[i] - top);
+        sum += (double)part;
     }
     return sum;
 }
@@ -36,14 +45,14 @@ static inline double classifier_row(real *logits, int32_t target, accum scale, i
     real top = logits[0], wanted = logits[target];
 #pragma omp simd reduction(max : top)
     for (i64 i = 0; i < V; i++) top = logits[i] > top ? logits[i] : top;
-    accum sum = classifier_exponentials(logits, top, V, backward);
+    double sum = classifier_exponentials(logits, top, V, backward);
     if (backward) {
-        accum factor = scale / sum;
+        accum factor = (accum)(scale / sum);
 #pragma omp simd
         for (i64 i = 0; i < V; i++) logits[i] *= factor;
         logits[target] -= scale;
     }
-    return log((double)sum) + ((double)top - (double)wanted);
+    return log(sum) + ((double)top - (double)wanted);
 }
 
 static inline void classifier_run(Device *dev, double *loss_sum, real *logits, i64 step, const int32_t *targets, accum scale, i64 rows, i64 V,
