@@ -1,0 +1,88 @@
+#!/usr/bin/env bash
+# test_stops.sh - what may stop a sound run must not: the self-check under weights, data and shapes at their extremes, where besides the run must
+# be, bit for bit, that without it. TAP, run from the repository's root by scripts/test.sh after the binaries are built.
+set -uo pipefail
+# shellcheck source=dev/test/tap.sh
+source "$(dirname "$0")/tap.sh"
+
+python3 - "$work" <<'PY'
+import array, random, sys
+d = sys.argv[1]
+random.seed(3)
+def shard(name, tokens):
+    header = array.array("i", [20240520, 1, len(tokens)] + [0] * 253)
+    open(f"{d}/{name}.bin", "wb").write(header.tobytes() + array.array("H", tokens).tobytes())
+shard("text", [random.randrange(97, 123) for _ in range(3000)])
+shard("constant", [97] * 3000)
+shard("binary", [random.randrange(2) for _ in range(3000)])
+PY
+
+# weights NAME FACTOR WORDS FLAGS...: an initial model whose matrices with one of WORDS (a|b) in their names are FACTOR times as large
+weights() { make_weights "$@" || ok 1 "weights for $1"; }
+make_weights() {
+    rm -rf "$work/start"
+    ./train_gpt_cpu --init-only --out "$work/start" "${@:4}" >"$work/out" 2>&1 && python3 - "$work/start" "$work/$1" "$2" "$3" <<'PY'
+import array, json, os, struct, sys
+source, out, factor, words = sys.argv[1], sys.argv[2], float(sys.argv[3]), sys.argv[4].split("|")
+raw = bytearray(open(source + "/model.safetensors", "rb").read())
+n = 8 + struct.unpack("<Q", raw[:8])[0]
+changed = 0
+for name, t in json.loads(raw[8:n]).items():
+    if name == "__metadata__" or len(t["shape"]) < 2 or not any(w in name for w in words): continue
+    begin, end = (n + x for x in t["data_offsets"])
+    raw[begin:end] = array.array("f", (x * factor for x in array.array("f", bytes(raw[begin:end])))).tobytes()
+    changed += 1
+assert changed
+os.mkdir(out)
+open(out + "/model.safetensors", "wb").write(raw)
+open(out + "/config.json", "w").write(open(source + "/config.json").read())
+PY
+}
+
+strip() { sed -E 's/"(step_ms|tokens_per_s|mfu_causal|mfu_full|comm_exposed_ms)": [^,}]*,? ?//g' "$1"; }
+
+# quiet RANKS TEXT FLAGS...: trains (on $data), the self-check says TEXT, and the run's numbers, memory and traffic are those of --selfcheck off
+data=text
+quiet() {
+    local ranks=$1 text=$2 common=(./train_gpt_cpu --train "$work/$data.bin" --batch 4 --steps 2 --peak-tflops 1000)
+    shift 2
+    rm -rf "$work/on" "$work/off"
+    run_ranks -t 120 "$ranks" "${common[@]}" --selfcheck on --out "$work/on" "$@" >"$work/out" 2>&1 &&
+        grep -q "^check .*$text" "$work/out" &&
+        run_ranks -t 120 "$ranks" "${common[@]}" --selfcheck off --out "$work/off" "$@" >>"$work/out" 2>&1 &&
+        [ "$(wc -l <"$work/on/metrics.jsonl")" -eq 2 ] && diff <(strip "$work/on/metrics.jsonl") <(strip "$work/off/metrics.jsonl") >>"$work/out"
+    ok $? "$ranks ranks, ${*//$work\//}: the self-check says '$text', and the run is that without it"
+}
+exact='changed tokens move what may see them'
+
+meshes() { # FLAGS...
+    quiet 4 "$exact" --sp ring --ring-layout contiguous "$@"
+    quiet 6 "$exact" --sp odysseus "$@"
+    quiet 6 "$exact" --sp ulysses --ring 2 "$@"
+}
+
+llama=(--dim 96 --heads 6 --ffn 132 --vocab 256)
+gpt=(--model tiny-gpt --dim 96 --heads 6 --ffn 192)
+for factor in 1e-6 1e-5 1e4; do
+    weights "all$factor" $factor layers "${llama[@]}"; meshes --seq-len 60 --model "$work/all$factor"
+done
+for factor in 3e-5 1e-5; do
+    weights "gpt$factor" $factor attn "${gpt[@]}"; meshes --seq-len 60 --model "$work/gpt$factor"
+done
+weights one-hot 1e4 'q_proj|k_proj' "${llama[@]}"; meshes --seq-len 60 --model "$work/one-hot"
+weights mute 0 o_proj --layers 1 "${llama[@]}"; quiet 2 "$exact" --seq-len 64 --model "$work/mute"
+weights blank 0 embed "${llama[@]}"; quiet 4 "$exact" --seq-len 64 --sp ring --model "$work/blank"
+data=constant quiet 4 "$exact" --seq-len 64 --sp ring "${llama[@]}"
+
+# ---- small: a token a rank, two words, few channels, heads shared
+for scheme in 'ring --ring-layout contiguous' 'ring --ring-layout stripe' ulysses tpsp tp odysseus; do
+    # shellcheck disable=SC2086
+    quiet 4 "$exact" --seq-len 4 --sp $scheme
+done
+data=binary quiet 4 "$exact" --seq-len 64 --sp ulysses --vocab 2
+quiet 8 "$exact" --seq-len 8 --sp odysseus --heads 8 --kv-heads 1
+quiet 4 "$exact" --seq-len 8 --sp ring --dim 2 --heads 1 --ffn 1 --layers 1
+quiet 4 "$exact" --seq-len 8 --sp ring --model tiny-gpt --dim 2 --heads 2 --ffn 1 --layers 1
+quiet 4 'cannot tell one token from another, so the probe says nothing' --seq-len 8 --sp ring --model tiny-gpt --dim 1 --heads 1 --ffn 1 --layers 1
+
+checks_done
