@@ -648,8 +648,8 @@ static void selfcheck_labels(Trainer *t) {
     if (fmod(sums[0] - sums[1], 0x1p32) != 0) FAIL(EVERYONE, "self-check: the targets are not the next tokens of the sequence; they were shifted after it was split");
 }
 
-/* Forward over the probe's tokens with that at `position` of sequence 0 raised by `change`; hashes of the rows in out. */
-static void selfcheck_forward(Model *m, int loud, i64 position, i64 change, uint64_t *out) {
+/* Forward over the probe's tokens, that at `position` of sequence 0 raised by `change`. */
+static void probe_walk(Model *m, int loud, i64 position, i64 change) {
     for (i64 i = 0; i < m->T_stream; i++)
         for (i64 b = 0, p = token_position(&m->stream_map, i); b < m->B; b++) {
             i64 token = probe_token(&m->config, loud, b, p) + (b == 0 && p == position ? change : 0);
@@ -657,7 +657,29 @@ static void selfcheck_forward(Model *m, int loud, i64 position, i64 change, uint
         }
     copy_in(&m->dev, m->tokens, m->host_tokens, stream_rows(m) * (i64)sizeof(int32_t));
     model_walk(m, 0);
-    selfcheck_rows(m, out);
+}
+
+/* One token, and nothing else: who hears it? */
+static void probe_reach(Model *m, i64 position) {
+    probe_walk(m, 0, position, 1);
+    for (int i = 0; i < PROBE_PLACES; i++) {
+        ProbePlace place = probe_place(m, i);
+        uint64_t *heard = probe_look(m, &place);
+        probe_reached(m, &place, position, probe_moved(m, &place, position, NULL, heard));
+        free(heard);
+    }
+}
+
+/* One among many: do the earlier ones, and other sequences, keep their bits? */
+static void probe_leak(Model *m, i64 position) {
+    ProbePlace place = probe_place(m, PROBE_LAST);
+    probe_walk(m, 1, position, 0);
+    uint64_t *before = probe_look(m, &place);
+    probe_walk(m, 1, position, 1);
+    uint64_t *after = probe_look(m, &place);
+    probe_moved(m, &place, position, before, after);
+    free(before);
+    free(after);
 }
 
 /* See selfcheck.h: does a token reach exactly whom it may? The model's weights stay where they are. */
@@ -665,21 +687,15 @@ static void selfcheck_probe(Model *m) {
     Zero *z = &m->zero;
     real *param = z->param;
     double eps = m->config.norm_eps;
-    const i64 positions[2] = {m->L / 8, m->L - 1 - m->L / 4}; /* one that nearly all see, one that few do */
-    uint64_t *nothing = (uint64_t *)host_alloc(3 * sizeof(uint64_t) * (size_t)own_rows(m)), *before = nothing + own_rows(m), *after = before + own_rows(m);
+    i64 early = m->L / 8, late = m->L - 1 - m->L / 4; /* one that nearly all see, one that few do */
     z->param = (real *)z->grad;
     m->config.norm_eps = 1e-5;
     probe_weights(z, z->param);
-    for (int i = 0; i < 2; i++) {
-        selfcheck_forward(m, 0, positions[i], 1, after);
-        selfcheck_reached(m, positions[i], selfcheck_moved(m, positions[i], nothing, after));
-    }
-    selfcheck_forward(m, 1, 0, 0, before);
-    selfcheck_forward(m, 1, positions[1], 1, after);
-    selfcheck_moved(m, positions[1], before, after);
+    probe_reach(m, early);
+    probe_reach(m, late);
+    probe_leak(m, late);
     z->param = param;
     m->config.norm_eps = eps;
-    free(nothing);
 }
 
 /* Seconds that the probe will take, about: four forward passes of a micro-batch at a fifth of the peak. The same on all ranks. */

@@ -6,11 +6,11 @@
               after the sequence was split leave a seam
    probe      forward passes with weights and tokens of their own, of which two things are exactly known:
               reach   token 0 is embedded as nothing, so that a sequence of it is nothing in every layer; one other token at position p must be
-                      heard at every position from p on, on whatever rank, and nowhere else. No weight of the model's can drown it, no
-                      precision can absorb it: it is added to zeros
+                      heard at every position from p on, on whatever rank, by every head, and nowhere else. No weight of the model's can
+                      drown it, no precision can absorb it: it is added to zeros
               leak    in a sequence of many tokens, change that at p: every earlier position, and every other sequence, must keep its bits
-              A skipped exchange leaves positions untouched that should hear; a wrong mask moves what should not. The model's weights
-              are not touched: the probe's stand in the gradients' memory, which the first step clears.
+              A skipped exchange leaves positions untouched that should hear; a wrong mask moves what should not. The model's weights are
+              not touched: the probe's stand in the gradients' memory, which the first step clears.
 
    cost       one all-gather of two numbers; four forward passes of a micro-batch                                             */
 #ifndef ODYSSEUS_SELFCHECK_H
@@ -112,17 +112,37 @@ static inline i64 probe_token(const Config *c, int loud, i64 b, i64 position) {
     return loud ? (i64)(mix64((uint64_t)b << 40 ^ (uint64_t)position) % (uint64_t)c->vocab) : 0;
 }
 
-/* Hashes of this rank's rows of the stream after the last layer, in out (own rows); 0: the row is all zeros. Some megabytes of them come
-   at once. */
-static inline void selfcheck_rows(Model *m, uint64_t *out) {
-    i64 C = m->config.dim, bytes = C * (i64)sizeof(real), most = i64_max(1, ((i64)16 << 20) / bytes);
+/* Where a walk leaves what the probe looks at: rows of `width` numbers, (tokens of map, B, heads). */
+typedef struct {
+    const char *what;
+    const real *rows;
+    const TokenMap *map;
+    i64 heads, width;
+} ProbePlace;
+
+enum { PROBE_HEADS, PROBE_AFTER, PROBE_LAST, PROBE_PLACES };
+
+static inline ProbePlace probe_place(const Model *m, int which) {
+    const ProbePlace places[PROBE_PLACES] = {
+        {"attention", m->attention[0].out, &m->ring_map, m->heads_l, m->config.head_dim}, /* every head's, where they are apart */
+        {"the stream behind attention", m->mlp[0].x + m->own_first * m->B * m->config.dim, &m->own_map, 1, m->config.dim},
+        {"the last stream", m->final_x, &m->own_map, 1, m->config.dim},
+    };
+    return places[which];
+}
+
+static inline i64 probe_rows(const Model *m, const ProbePlace *place) { return place->map->count * m->B * place->heads; }
+
+/* Hashes of the rows of a place, to be freed; 0: the row is all zeros. Some megabytes of them come at once. */
+static inline uint64_t *probe_look(Model *m, const ProbePlace *place) {
+    i64 C = place->width, bytes = C * (i64)sizeof(real), most = i64_max(1, ((i64)16 << 20) / bytes), n = probe_rows(m, place);
     real *rows = (real *)host_alloc((size_t)(most * bytes + 8));
-    for (i64 r = 0; r < own_rows(m); r++) {
+    uint64_t *out = (uint64_t *)host_alloc(sizeof(uint64_t) * (size_t)n);
+    for (i64 r = 0; r < n; r++) {
         const real *row = rows + r % most * C;
-        if (r % most == 0) copy_out(&m->dev, rows, m->final_x + r * C, i64_min(most, own_rows(m) - r) * bytes);
+        if (r % most == 0) copy_out(&m->dev, rows, place->rows + r * C, i64_min(most, n - r) * bytes);
         int heard = 0;
         for (i64 i = 0; i < C; i++) heard |= real_value(row[i]) != 0;
-        out[r] = 0;
         for (i64 i = 0; i < bytes && heard; i += 8) {
             uint64_t word = 0;
             memcpy(&word, (const char *)row + i, (size_t)i64_min(8, bytes - i));
@@ -130,36 +150,37 @@ static inline void selfcheck_rows(Model *m, uint64_t *out) {
         }
     }
     free(rows);
+    return out;
 }
 
 /* What one rank saw of the token at a position of sequence 0 (of every data-parallel group). */
 typedef struct {
-    i64 may, moved; /* positions from there on that the rank holds, and those of them that changed */
+    i64 may, moved; /* rows that may see it, and those of them that changed */
 } ProbeCount;
 
-/* Look at this rank's rows; stop if something moved that must not see the token. */
-static inline ProbeCount selfcheck_moved(const Model *m, i64 position, const uint64_t *before, const uint64_t *after) {
+/* Look at this rank's rows; stop if something moved that must not see the token. `before` NULL: all was zero. */
+static inline ProbeCount probe_moved(const Model *m, const ProbePlace *place, i64 position, const uint64_t *before, const uint64_t *after) {
     ProbeCount count = {0, 0};
-    for (i64 r = 0; r < own_rows(m); r++) {
-        i64 b = r % m->B, p = token_position(&m->own_map, r / m->B);
-        int may = b == 0 && p >= position, moved = before[r] != after[r];
+    for (i64 r = 0; r < probe_rows(m, place); r++) {
+        i64 b = r / place->heads % m->B, p = token_position(place->map, r / place->heads / m->B);
+        int may = b == 0 && p >= position, moved = after[r] != (before ? before[r] : 0);
         if (moved && !may)
-            FAIL(THIS_RANK, "self-check: changing token %lld of sequence 0 moved position %lld of sequence %lld, which must not see it", (long long)position,
-                 (long long)p, (long long)b);
+            FAIL(THIS_RANK, "self-check: changing token %lld of sequence 0 moved position %lld of sequence %lld, which must not see it (%s)",
+                 (long long)position, (long long)p, (long long)b, place->what);
         count.may += may, count.moved += may && moved;
     }
     return count;
 }
 
-/* Compare what all ranks saw: a position that should have heard the token and did not ends the run. */
-static inline void selfcheck_reached(const Model *m, i64 position, ProbeCount mine) {
+/* Compare what all ranks saw: a row that should have heard the token and did not ends the run. */
+static inline void probe_reached(const Model *m, const ProbePlace *place, i64 position, ProbeCount mine) {
     int ranks = (int)m->mesh.shape.world;
     ProbeCount *all = (ProbeCount *)host_alloc(sizeof mine * (size_t)ranks);
     wire_share(m->mesh.world.wire, all, &mine, sizeof mine);
     for (int r = 0; r < ranks; r++)
         if (all[r].moved < all[r].may)
-            FAIL(EVERYONE, "self-check: changing token %lld moved %lld of the %lld positions from there on that rank %d holds: attention does not reach the others",
-                 (long long)position, (long long)all[r].moved, (long long)all[r].may, r);
+            FAIL(EVERYONE, "self-check: token %lld of sequence 0 reached %lld of the %lld rows of %s on rank %d that must see it", (long long)position,
+                 (long long)all[r].moved, (long long)all[r].may, place->what, r);
     free(all);
 }
 

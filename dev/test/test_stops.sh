@@ -12,9 +12,9 @@ random.seed(3)
 def shard(name, tokens):
     header = array.array("i", [20240520, 1, len(tokens)] + [0] * 253)
     open(f"{d}/{name}.bin", "wb").write(header.tobytes() + array.array("H", tokens).tobytes())
-shard("text", [random.randrange(97, 123) for _ in range(3000)])
-shard("constant", [97] * 3000)
-shard("binary", [random.randrange(2) for _ in range(3000)])
+shard("text", [random.randrange(97, 123) for _ in range(6000)])
+shard("constant", [97] * 6000)
+shard("binary", [random.randrange(2) for _ in range(6000)])
 PY
 
 # weights NAME FACTOR WORDS FLAGS...: an initial model whose matrices with one of WORDS (a|b) in their names are FACTOR times as large
@@ -41,17 +41,17 @@ PY
 
 strip() { sed -E 's/"(step_ms|tokens_per_s|mfu_causal|mfu_full|comm_exposed_ms)": [^,}]*,? ?//g' "$1"; }
 
-# quiet RANKS TEXT FLAGS...: trains (on $data), the self-check says TEXT, and the run's numbers, memory and traffic are those of --selfcheck off
-data=text
+# quiet RANKS TEXT FLAGS...: trains (with $program, on $data), the self-check says TEXT, and the run's numbers, memory and traffic are those of --selfcheck off
+data=text program=train_gpt_cpu
 quiet() {
-    local ranks=$1 text=$2 common=(./train_gpt_cpu --train "$work/$data.bin" --batch 4 --steps 2 --peak-tflops 1000)
+    local ranks=$1 text=$2 common=("./$program" --train "$work/$data.bin" --steps 2 --peak-tflops 1000)
     shift 2
     rm -rf "$work/on" "$work/off"
     run_ranks -t 120 "$ranks" "${common[@]}" --selfcheck on --out "$work/on" "$@" >"$work/out" 2>&1 &&
         grep -q "^check .*$text" "$work/out" &&
         run_ranks -t 120 "$ranks" "${common[@]}" --selfcheck off --out "$work/off" "$@" >>"$work/out" 2>&1 &&
         [ "$(wc -l <"$work/on/metrics.jsonl")" -eq 2 ] && diff <(strip "$work/on/metrics.jsonl") <(strip "$work/off/metrics.jsonl") >>"$work/out"
-    ok $? "$ranks ranks, ${*//$work\//}: the self-check says '$text', and the run is that without it"
+    ok $? "$program, $ranks ranks, ${*//$work\//}: the self-check says '$text', and the run is that without it"
 }
 exact='changed tokens move what may see them'
 
@@ -64,14 +64,19 @@ meshes() { # FLAGS...
 llama=(--dim 96 --heads 6 --ffn 132 --vocab 256)
 gpt=(--model tiny-gpt --dim 96 --heads 6 --ffn 192)
 for factor in 1e-6 1e-5 1e4; do
-    weights "all$factor" $factor layers "${llama[@]}"; meshes --seq-len 60 --model "$work/all$factor"
+    weights "all$factor" $factor layers "${llama[@]}"
+    meshes --seq-len 60 --model "$work/all$factor"
 done
 for factor in 3e-5 1e-5; do
-    weights "gpt$factor" $factor attn "${gpt[@]}"; meshes --seq-len 60 --model "$work/gpt$factor"
+    weights "gpt$factor" $factor attn "${gpt[@]}"
+    meshes --seq-len 60 --model "$work/gpt$factor"
 done
-weights one-hot 1e4 'q_proj|k_proj' "${llama[@]}"; meshes --seq-len 60 --model "$work/one-hot"
-weights mute 0 o_proj --layers 1 "${llama[@]}"; quiet 2 "$exact" --seq-len 64 --model "$work/mute"
-weights blank 0 embed "${llama[@]}"; quiet 4 "$exact" --seq-len 64 --sp ring --model "$work/blank"
+weights one-hot 1e4 'q_proj|k_proj' "${llama[@]}"
+meshes --seq-len 60 --model "$work/one-hot"
+weights mute 0 o_proj --layers 1 "${llama[@]}"
+quiet 2 "$exact" --seq-len 64 --model "$work/mute"
+weights blank 0 embed "${llama[@]}"
+quiet 4 "$exact" --seq-len 64 --sp ring --model "$work/blank"
 data=constant quiet 4 "$exact" --seq-len 64 --sp ring "${llama[@]}"
 
 # ---- small: a token a rank, two words, few channels, heads shared
@@ -84,5 +89,14 @@ quiet 8 "$exact" --seq-len 8 --sp odysseus --heads 8 --kv-heads 1
 quiet 4 "$exact" --seq-len 8 --sp ring --dim 2 --heads 1 --ffn 1 --layers 1
 quiet 4 "$exact" --seq-len 8 --sp ring --model tiny-gpt --dim 2 --heads 2 --ffn 1 --layers 1
 quiet 4 'cannot tell one token from another, so the probe says nothing' --seq-len 8 --sp ring --model tiny-gpt --dim 1 --heads 1 --ffn 1 --layers 1
+
+# ---- the same in bf16, under the emulator
+program=train_gpt_emu
+for factor in 1e-3 1e4; do
+    weights "bf16-$factor" $factor layers --layers 1 --dim 64 --heads 4 --kv-heads 2 --ffn 96
+    quiet 2 "$exact" --seq-len 48 --sp ring --ring-layout contiguous --model "$work/bf16-$factor"
+done
+quiet 4 "$exact" --seq-len 4 --sp odysseus --ring 2 --layers 1 --dim 64 --heads 4 --ffn 96
+quiet 2 "$exact" --seq-len 1024 --sp ulysses --model tiny-gpt --max-pos 1024 --layers 1 --dim 16 --heads 2 --ffn 16
 
 checks_done
