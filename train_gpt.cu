@@ -38,7 +38,6 @@ typedef struct {
     i64 L, B, batch; /* sequence length; sequences of a micro-batch and of a whole step */
     int recompute, overlap;
     const char *comm;
-    double comm_timeout;
     Dtype grad_wire;
     DevicePlace place;
 } ModelOptions;
@@ -175,7 +174,6 @@ static void model_init(Model *m, const ModelOptions *o, Wire base, int imagined,
     fabric_init(&m->fabric, &m->dev, &m->ledger, (int)o->shape.world, o->overlap, o->comm);
     mesh_init(&m->mesh, o->shape, base, imagined, rank, o->config.kv_heads);
     if (!imagined) mesh_link(&m->mesh, &m->fabric);
-    m->fabric.timeout_s = o->comm_timeout;
     arena_reserve(&m->arena, &m->dev);
     zero_init(&m->zero, &m->config, &m->mesh, &m->fabric, &m->arena, m->scheme->splits, o->grad_wire);
     m->schedule = model_schedule(&m->config, &m->uses);
@@ -930,7 +928,7 @@ static void options_from_flags(ModelOptions *o, Settings *s, const FlagsGiven *g
     }
     o->recompute = strcmp(s->recompute, "full") == 0;
     o->overlap = strcmp(s->overlap, "on") == 0;
-    o->comm = s->comm, o->comm_timeout = s->comm_timeout;
+    o->comm = s->comm;
     o->grad_wire = s->grad_comm && strcmp(s->grad_comm, "bf16") == 0 ? DTYPE_REAL : DTYPE_ACCUM;
     o->place = place;
 }
@@ -1024,6 +1022,7 @@ static void place_share(DevicePlace *p, Wire world) {
 
 static inline void run(Trainer *t, Settings *s, const FlagsGiven *given, Wire world) {
     int local, locals, rank = wire_rank(world);
+    wire_watch(world, s->comm_timeout);
     wire_local(world, &local, &locals);
     t->settings = s;
     t->place = device_place(local, locals, (int)s->threads);

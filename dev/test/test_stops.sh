@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # test_stops.sh - what may stop a sound run must not: the self-check under weights, data and shapes at their extremes, where besides the run must
-# be, bit for bit, that without it. TAP, run from the repository's root by scripts/test.sh after the binaries are built.
+# be, bit for bit, that without it; and --comm-timeout, which must stop where a rank stands still, and not where it is slow. TAP, run from the repository's root by scripts/test.sh after the binaries are built.
 set -uo pipefail
 # shellcheck source=dev/test/tap.sh
 source "$(dirname "$0")/tap.sh"
@@ -98,5 +98,58 @@ for factor in 1e-3 1e4; do
 done
 quiet 4 "$exact" --seq-len 4 --sp odysseus --ring 2 --layers 1 --dim 64 --heads 4 --ffn 96
 quiet 2 "$exact" --seq-len 1024 --sp ulysses --model tiny-gpt --max-pos 1024 --layers 1 --dim 16 --heads 2 --ffn 16
+
+# ---- a rank that stands still, and one that is only slow
+
+# still WHAT SECONDS STARTED FLAGS...: on three ranks, once STARTED has been printed rank 1 is stopped; after --comm-timeout SECONDS one line names it
+# and its host, what was waited for, and nobody is left
+still() {
+    local what=$1 timeout=$2 started=$3 code=0 launched pid
+    shift 3
+    run_ranks -t 120 3 "./$program" --train "$work/text.bin" --seq-len 48 --batch 3 --layers 2 --dim 24 --heads 6 --ffn 24 --peak-tflops 1000 --threads 1 --comm-timeout \
+        "$timeout" --out "$work/still" "$@" >"$work/out" 2>&1 &
+    launched=$!
+    for _ in $(seq 600); do ! grep -q "$started" "$work/out" || break; sleep 0.1; done
+    pid=$(rank_pid 1)
+    [ -n "$pid" ] && kill -STOP "$pid"
+    wait $launched || code=$?
+    [ $code -ge 1 ] && [ $code -ne 124 ] && [ "$(grep -c '^train_gpt: error' "$work/out")" -eq 1 ] &&
+        grep -Eq "^train_gpt: error: $what.* has not ended after [0-9.]+ s .--comm-timeout.: rank 1 on $(hostname) does not answer" "$work/out" &&
+        ! pgrep -f "$work/still" >/dev/null
+    ok $? "$program: a rank stands still: $(grep -m 1 '^train_gpt: error' "$work/out" | cut -c 18-200)"
+    rm -rf "$work/still"
+}
+
+rank_pid() { # RANK: its process, by what Open MPI tells it
+    local pid
+    for pid in $(pgrep -f "^\\./$program .*$work/still"); do
+        ! tr '\0' '\n' <"/proc/$pid/environ" 2>/dev/null | grep -qx "OMPI_COMM_WORLD_RANK=$1" || echo "$pid"
+    done
+}
+
+# slow SECONDS TIMES TEXT FLAGS...: rank 1 is stopped for SECONDS, so many TIMES, and the run goes on to its end; TEXT: what must have been said
+slow() {
+    local seconds=$1 times=$2 text=$3 code=0 launched pid
+    shift 3
+    run_ranks -t 120 3 "./$program" --train "$work/text.bin" --seq-len 48 --batch 3 --layers 2 --dim 24 --heads 6 --ffn 24 --peak-tflops 1000 --threads 1 --log-every 1000000 \
+        --out "$work/still" "$@" >"$work/out" 2>&1 &
+    launched=$!
+    for _ in $(seq 600); do ! grep -q '^step 1/' "$work/out" || break; sleep 0.1; done
+    for _ in $(seq "$times"); do
+        pid=$(rank_pid 1)
+        [ -n "$pid" ] && kill -STOP "$pid" && sleep "$seconds" && kill -CONT "$pid"
+        sleep 0.5
+    done
+    wait $launched || code=$?
+    [ $code -eq 0 ] && ! grep -q 'error' "$work/out" && grep -q "$text" "$work/out"
+    ok $? "$program: a rank that stands still for $seconds s, $times times, $*"
+    rm -rf "$work/still"
+}
+
+program=train_gpt_cpu
+still '(all_gather|reduce_scatter|all_reduce) of [0-9]+ bytes over 3 ranks .[a-z]+, [a-z]+, [a-z]+(; layer [0-9]+)?.' 4 '^step 2/' --steps 1000000 --sp odysseus
+still '(send_recv|all_gather|reduce_scatter|all_reduce) of [0-9]+ bytes over 3 ranks .*' 4 '^step 2/' --steps 1000000 --sp ring
+slow 2 3 '^step 3000/3000' --steps 3000 --comm-timeout 20
+slow 4 1 '^step 3000/3000' --steps 3000 --comm-timeout 0
 
 checks_done
