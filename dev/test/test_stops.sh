@@ -90,6 +90,26 @@ quiet 4 "$exact" --seq-len 8 --sp ring --dim 2 --heads 1 --ffn 1 --layers 1
 quiet 4 "$exact" --seq-len 8 --sp ring --model tiny-gpt --dim 2 --heads 2 --ffn 1 --layers 1
 quiet 4 'cannot tell one token from another, so the probe says nothing' --seq-len 8 --sp ring --model tiny-gpt --dim 1 --heads 1 --ffn 1 --layers 1
 
+# ---- compare.py: a text learned by heart leaves losses near 0, of which a rounding is a large part
+compared() { # LOSS LOSS: the exit code of two runs that end with them
+    python3 - "$work" "$1" "$2" <<'PY' && python3 scripts/compare.py "$work/run0" "$work/run1" >"$work/out" 2>&1
+import json, os, shutil, sys
+for i, loss in enumerate(sys.argv[2:]):
+    to = f"{sys.argv[1]}/run{i}"
+    shutil.rmtree(to, ignore_errors=True)
+    shutil.copytree(sys.argv[1] + "/on", to)
+    rows = [json.loads(line) for line in open(to + "/metrics.jsonl")]
+    rows[-1]["loss"] = float(loss)
+    open(to + "/metrics.jsonl", "w").write("".join(json.dumps(row) + "\n" for row in rows))
+PY
+}
+quiet 1 "$exact" --seq-len 16
+compared 0.0012 0.0011
+ok $? "compare.py: losses of 0.0012 and 0.0011 are one curve"
+compared 5.52 5.51
+[ $? -eq 1 ] && grep -q DIFFERS "$work/out"
+ok $? "compare.py: losses of 5.52 and 5.51 are not"
+
 # ---- the same in bf16, under the emulator
 program=train_gpt_emu
 for factor in 1e-3 1e4; do
