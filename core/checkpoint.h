@@ -11,6 +11,8 @@
 #ifndef ODYSSEUS_CHECKPOINT_H
 #define ODYSSEUS_CHECKPOINT_H
 
+#include <omp.h>
+
 #include "safetensors.h"
 #include "zero.h"
 
@@ -324,6 +326,7 @@ static inline void weight_fill_run(void *context, const Tensor *t, i64 row, i64 
 /* This rank's part of tensor `t`: made on the host, then copied to the device. */
 static inline void weight_fill(Zero *z, const Tensor *t, WeightFill *f) {
     i64 n = tensor_range(z, t, &f->begin);
+    if (omp_get_thread_num() == 0) device_poll(z->dev); /* others may wait long, and ask */
     f->part = (accum *)host_alloc((size_t)n * sizeof(accum));
     tensor_owned(z, t, weight_fill_run, f);
 #pragma omp critical(weights)

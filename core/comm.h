@@ -57,13 +57,14 @@ typedef struct {
     int active;
     Transfer transfer;
     PlannedCall call;  /* what it is, for whoever waits too long */
-    double began;      /* seconds_now() at its start */
+    int layer;         /* -1: of none */
     Span *span;        /* of the trace; NULL: none is kept */
     void *dst;
     const void *parts;
     i64 count;
     int n_parts, add;
     Dtype type, sum_type; /* of the parts, of dst */
+    i64 serial;
     const Comm *group;    /* whose ranks then gather each other's dst into `all`; NULL: nobody */
     void *all;
 } Request;
@@ -88,8 +89,9 @@ typedef struct {
     double exposed_s;  /* time spent waiting since the caller last cleared it */
     Schedule schedule;
     Links links;
-    double timeout_s;  /* a transfer that takes longer ends the run; 0: none does */
     double watched;    /* when fabric_watch last looked */
+    int polls, host_waits; /* host_waits: the host waits for its own numbers */
+    i64 requests, oldest; /* handed out so far; the serial number of the one that the device has longest not ended */
     int last;          /* request handed out last: where transfers linger they go round, so that old ones can still be asked */
     Request pool[COMM_REQUESTS];
     double *control;   /* host buffer of comm_sum_control, 2 * CONTROL_VALUES * ranks */
@@ -98,6 +100,12 @@ typedef struct {
 /* Let outstanding transfers progress; cheap when there are none. Matches Device.poll. */
 static inline void comm_poll(void *fabric);
 
+/* What this rank is at. */
+static inline void fabric_work_text(char *out, size_t size, const void *fabric) {
+    const Device *dev = ((const Fabric *)fabric)->dev;
+    snprintf(out, size, dev->layer < 0 ? "it works" : "it works in layer %d", dev->layer);
+}
+
 /* `ranks`: the largest communicator this fabric will see; `comm`: the user's --comm. Owner: caller; fabric_free. */
 static inline void fabric_init(Fabric *f, Device *dev, Ledger *ledger, int ranks, int overlap, const char *comm) {
     memset(f, 0, sizeof *f);
@@ -105,9 +113,11 @@ static inline void fabric_init(Fabric *f, Device *dev, Ledger *ledger, int ranks
     f->control = (double *)host_alloc(sizeof(double) * 2 * CONTROL_VALUES * (size_t)ranks);
     links_open(&f->links, dev, comm);
     dev->poll = comm_poll, dev->poll_arg = f;
+    watch()->work_text = fabric_work_text, watch()->work = f;
 }
 
 static inline void fabric_free(Fabric *f) {
+    watch()->work = NULL;
     for (int i = 0; i < COMM_REQUESTS; i++) transfer_free(&f->pool[i].transfer);
     links_close(&f->links);
     free(f->control);
@@ -134,24 +144,37 @@ static inline void schedule_text(char *out, size_t size, const PlannedCall *c) {
              PHASE_NAMES[c->tag.phase], WHAT_NAMES[c->tag.what]);
 }
 
-/* Stop when `c`, under way for so many seconds, takes longer than the user allows. */
-static inline void fabric_overdue(const Fabric *f, const PlannedCall *c, double seconds) {
-    if (f->timeout_s <= 0 || seconds <= f->timeout_s) return;
-    char text[160];
-    schedule_text(text, sizeof text, c);
-    FAIL(THIS_RANK, "%s has not ended after %.1f s (--comm-timeout): a rank is gone, hangs, or has taken another way", text, seconds);
+static inline void call_text(char *out, size_t size, const void *call) { schedule_text(out, size, (const PlannedCall *)call); }
+
+static inline void request_text(char *out, size_t size, const void *request) {
+    const Request *r = (const Request *)request;
+    char call[160];
+    schedule_text(call, sizeof call, &r->call);
+    if (r->layer < 0) snprintf(out, size, "%s", call);
+    else snprintf(out, size, "%.*s; layer %d)", (int)strlen(call) - 1, call, r->layer);
 }
 
-/* Stop when a transfer has failed or takes too long, naming it. */
+/* Transfers that the device has not ended, though the host goes on: the oldest is what this rank waits for, from the moment it is that. */
+static inline void fabric_watch_device(Fabric *f) {
+    Request *oldest = NULL;
+    links_check(&f->links);
+    for (int i = 0; i < COMM_REQUESTS; i++) {
+        Request *r = &f->pool[i];
+        if (transfer_pending(&r->transfer) && (!oldest || r->serial < oldest->serial)) oldest = r;
+    }
+    if (!oldest && f->oldest) watch_over();
+    else if (oldest && oldest->serial != f->oldest) watch_wait(request_text, oldest);
+    f->oldest = oldest ? oldest->serial : 0;
+}
+
+/* Look for what has failed, and for ranks that stand still. */
 static inline void fabric_watch(Fabric *f) {
+    if (++f->polls % 16 != 0) return;
     double now = seconds_now();
     if (now - f->watched < 0.1) return;
     f->watched = now;
-    links_check(&f->links);
-    for (int i = 0; i < COMM_REQUESTS && f->timeout_s > 0; i++) {
-        Request *r = &f->pool[(f->last + 1 + i) % COMM_REQUESTS]; /* the oldest first */
-        if (transfer_pending(&r->transfer)) fabric_overdue(f, &r->call, now - r->began);
-    }
+    if (links_linger(&f->links) && !f->host_waits) fabric_watch_device(f);
+    watch_look();
 }
 
 static inline void comm_poll(void *fabric) {
@@ -218,7 +241,10 @@ static inline Span *comm_span(Fabric *f, SpanKind kind, const PlannedCall *c, Ma
 static inline void request_arrive(Fabric *f, Request *r) {
     double begin = host_seconds(f->dev);
     Span *wait = r->span ? comm_span(f, SPAN_WAIT, &r->call, device_mark(f->dev)) : NULL;
+    int watched = !f->dev->plan && !links_linger(&f->links);
+    if (watched) watch_wait(request_text, r);
     transfer_wait(f->dev, &f->links, &r->transfer);
+    if (watched) watch_over();
     if (wait) {
         wait->layer = r->span->layer;
         span_close(wait, device_mark(f->dev));
@@ -235,7 +261,6 @@ static inline void comm_wait(Fabric *f, Request *r) {
     if (r->parts && r->sum_type == r->type) sum_parts(f->dev, r->dst, r->parts, r->n_parts, r->count, r->count, r->type, r->add);
     else if (r->parts) add_parts(f->dev, (accum *)r->dst, (const real *)r->parts, r->n_parts, r->count, r->count);
     if (r->group && !f->dev->plan) {
-        r->began = seconds_now();
         transfer_all_gather(f->dev, &f->links, r->group, &r->transfer, r->all, r->dst, r->count * dtype_size(r->type));
         request_arrive(f, r);
     }
@@ -251,7 +276,7 @@ static inline Request *request_new(Fabric *f, PlannedCall call) {
         if (r->active) continue;
         f->last = next;
         r->active = 1, r->add = 0, r->dst = r->all = NULL, r->parts = NULL, r->span = NULL, r->group = NULL;
-        r->call = call, r->began = seconds_now();
+        r->call = call, r->layer = f->dev->layer, r->serial = ++f->requests;
         transfer_clear(&r->transfer, call.op);
         return r;
     }
@@ -353,9 +378,11 @@ static inline i64 control_bytes(const Comm *c, int n) { return c->size == 1 ? 0 
 
 /* The host waits for its own numbers on the wire. */
 static inline void control_wait(Fabric *f, WireRequest *r, const PlannedCall *call) {
-    double began = seconds_now();
-    if (f->timeout_s <= 0) wire_wait(r);
-    else while (!wire_test(r)) fabric_overdue(f, call, seconds_now() - began);
+    watch_wait(call_text, call);
+    f->host_waits = 1;
+    while (!wire_test(r)) comm_poll(f);
+    watch_over();
+    f->host_waits = 0, f->oldest = 0; /* what the device waits for is waited for anew */
 }
 
 /* values (n <= CONTROL_VALUES, host doubles) = their sum over ranks, in rank order: losses, norms, counts. */

@@ -257,14 +257,14 @@ static inline void transfer_poll(Device *dev, Transfer *t) {
     if (t->on_wire && wire_test(&t->wire)) transfer_arrived(dev, t);
 }
 
-/* Is the device, or the wire, still at it? */
-static inline int transfer_pending(Transfer *t) { return t->on_wire || (t->launched && cudaEventQuery(t->done) == cudaErrorNotReady); }
+/* Is the device still at it, though the host waits no more? */
+static inline int transfer_pending(Transfer *t) { return t->launched && cudaEventQuery(t->done) == cudaErrorNotReady; }
 
 static inline void transfer_wait(Device *dev, Links *l, Transfer *t) {
     if (t->flying) {
         transfer_join(dev, l, t);
     } else if (t->to) {
-        while (t->on_wire) device_poll(dev); /* comm.h looks at the time, too */
+        while (t->on_wire) device_poll(dev); /* comm.h looks for ranks that stand still, too */
         CUDA_CHECK(cudaMemcpyAsync(t->to, t->received, (size_t)t->bytes, cudaMemcpyHostToDevice, dev->state.stream));
         t->to = NULL;
     }

@@ -1,7 +1,7 @@
 /* comm_mpi.h - the wire under comm.h, as MPI: nonblocking collectives on host memory, bytes in, bytes out.
 
    No reduction is left to MPI (see comm.h), so everything travels as bytes. Counts beyond 2^31 go as one element of a
-   derived type. MPI_THREAD_FUNNELED: only the thread that walks the model calls in here. Open MPI moves nonblocking
+   derived type. Whoever waits looks for ranks that stand still (comm_watch.h). MPI_THREAD_FUNNELED: only the thread that walks the model calls in here. Open MPI moves nonblocking
    collectives only inside its calls, hence wire_test from the kernels.                                             */
 #ifndef ODYSSEUS_COMM_MPI_H
 #define ODYSSEUS_COMM_MPI_H
@@ -9,6 +9,7 @@
 #include "util.h"
 #include <limits.h>
 #include <mpi.h>
+#include "comm_watch.h"
 
 typedef MPI_Comm Wire;
 
@@ -42,10 +43,8 @@ static inline Wire wire_start(int *argc, char ***argv) {
     return MPI_COMM_WORLD;
 }
 
-static inline void wire_finish(void) {
-    fail_state()->abort_all = NULL;
-    MPI_Finalize();
-}
+/* Watch the ranks of `w`: see comm_watch.h. Collective. */
+static inline void wire_watch(Wire w, double timeout) { watch_start(w, timeout); }
 
 static inline int wire_rank(Wire w) {
     int rank;
@@ -59,9 +58,43 @@ static inline int wire_size(Wire w) {
     return size;
 }
 
-/* Ranks of one colour form a new communicator, ordered by key. Owner: caller; wire_free. */
+/* Is it over? Moves it along. */
+static inline int wire_test(WireRequest *r) {
+    int done;
+    MPI_Testall(2, r->request, &done, MPI_STATUSES_IGNORE);
+    return done;
+}
+
+static inline void wire_text(char *out, size_t size, const void *what) { snprintf(out, size, "%s", (const char *)what); }
+
+/* Wait for an exchange outside the steps, of this name. */
+static inline void wire_wait(WireRequest *r, const char *what) {
+    watch_wait(wire_text, what);
+    for (int n = 1; !wire_test(r); n++)
+        if (n % 32 == 0) watch_look();
+    watch_over();
+}
+
+static inline void wire_barrier_as(Wire w, const char *what) {
+    WireRequest r = wire_request_none();
+    MPI_Ibarrier(w, &r.request[0]);
+    wire_wait(&r, what);
+}
+
+static inline void wire_barrier(Wire w) { wire_barrier_as(w, "a barrier"); }
+
+static inline void wire_finish(void) {
+    wire_barrier_as(MPI_COMM_WORLD, "the end of the run");
+    watch_stop();
+    fail_state()->abort_all = NULL;
+    MPI_Finalize();
+}
+
+/* Ranks of one colour form a new communicator, ordered by key. Owner: caller; wire_free. MPI makes it in a call that cannot be watched:
+   the barrier can. */
 static inline Wire wire_split(Wire w, int colour, int key) {
     Wire out;
+    wire_barrier_as(w, "the making of a group of ranks");
     MPI_Comm_split(w, colour, key, &out);
     return out;
 }
@@ -69,6 +102,7 @@ static inline Wire wire_split(Wire w, int colour, int key) {
 /* Rank and number of ranks on this host, in `local` and `locals`. */
 static inline void wire_local(Wire w, int *local, int *locals) {
     Wire host;
+    wire_barrier_as(w, "the start");
     MPI_Comm_split_type(w, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &host);
     MPI_Comm_rank(host, local);
     MPI_Comm_size(host, locals);
@@ -78,8 +112,6 @@ static inline void wire_local(Wire w, int *local, int *locals) {
 static inline void wire_free(Wire *w) {
     if (*w != MPI_COMM_NULL) MPI_Comm_free(w);
 }
-
-static inline void wire_barrier(Wire w) { MPI_Barrier(w); }
 
 /* A count and datatype for `bytes` bytes; `made` says that the type must be freed. */
 typedef struct {
@@ -129,25 +161,20 @@ static inline void wire_ring(Wire w, WireRequest *r, void *recv, const void *sen
     wire_type_done(&t);
 }
 
-static inline void wire_wait(WireRequest *r) { MPI_Waitall(2, r->request, MPI_STATUSES_IGNORE); }
-
-/* Is it over? Moves it along. */
-static inline int wire_test(WireRequest *r) {
-    int done;
-    MPI_Testall(2, r->request, &done, MPI_STATUSES_IGNORE);
-    return done;
-}
-
 /* all (ranks, bytes) = every rank's `mine`, now; for agreement outside the training step, not part of the ledger. */
 static inline void wire_share(Wire w, void *all, const void *mine, size_t bytes) {
-    MPI_Allgather(mine, (int)bytes, MPI_BYTE, all, (int)bytes, MPI_BYTE, w);
+    WireRequest r = wire_request_none();
+    MPI_Iallgather(mine, (int)bytes, MPI_BYTE, all, (int)bytes, MPI_BYTE, w, &r.request[0]);
+    wire_wait(&r, "an exchange between the steps");
 }
 
 /* On rank 0: the bitwise or of everybody's buf, which is a collection where every byte has one owner and the others hold zero.
    For files, outside the training step: not part of the ledger. bytes <= INT_MAX. */
 static inline void wire_collect(Wire w, void *buf, i64 bytes) {
     int rank = wire_rank(w);
-    MPI_Reduce(rank == 0 ? MPI_IN_PLACE : buf, buf, (int)bytes, MPI_BYTE, MPI_BOR, 0, w);
+    WireRequest r = wire_request_none();
+    MPI_Ireduce(rank == 0 ? MPI_IN_PLACE : buf, buf, (int)bytes, MPI_BYTE, MPI_BOR, 0, w, &r.request[0]);
+    wire_wait(&r, "the collection of a file");
 }
 
 #endif

@@ -75,6 +75,7 @@ static const Flag FLAGS[] = {
     {NULL, "overlap", FLAG_CHOICE, AT(overlap), "on", 0, 0, "on|off", "communicate while computing; off: the same calls, waited for at once"},
     {NULL, "comm", FLAG_CHOICE, AT(comm), COMM_DEFAULT, 0, 0, COMM_CHOICES, "how ranks reach each other: " COMM_HELP},
     BACKEND_FLAGS
+    {NULL, "comm-timeout", FLAG_REAL, AT(comm_timeout), "1800", 0, 1e9, NULL, "seconds that a rank waits for one transfer before one that does not answer ends the run; 0: any"},
     {NULL, "threads", FLAG_INT, AT(threads), NULL, 1, 4096, NULL, "OpenMP threads per rank; default: cores / ranks on this host"},
 
     {"Training", "steps", FLAG_INT, AT(steps), "100", 0, 1e12, NULL, "optimizer steps"},

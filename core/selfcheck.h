@@ -4,12 +4,15 @@
               prefixes finds the first call that differs, and the message names rank, operation and block
    labels     summed over ranks, the targets of positions 0 .. L-2 must be the tokens of positions 1 .. L-1: labels that were shifted
               after the sequence was split leave a seam
-   probe      change one token at position p, run forward again: the stream of every earlier position and of every other sequence must
-              keep its bits, and where later positions move on some rank, some must move on every rank that holds any. A skipped
-              exchange leaves ranks untouched that should see p; a wrong mask moves what should not. Weights under which a token reaches
-              nobody (an output projection of zeros, two equal embeddings, a NaN) prove nothing either way, and the check says so.
+   probe      forward passes with weights and tokens of their own, of which two things are exactly known:
+              reach   token 0 is embedded as nothing, so that a sequence of it is nothing in every layer; one other token at position p must be
+                      heard at every position from p on, on whatever rank, by every head, and nowhere else. No weight of the model's can
+                      drown it, no precision can absorb it: it is added to zeros
+              leak    in a sequence of many tokens, change that at p: every earlier position, and every other sequence, must keep its bits
+              A skipped exchange leaves positions untouched that should hear; a wrong mask moves what should not. The model's weights are
+              not touched: the probe's stand in the gradients' memory, which the first step clears.
 
-   cost       one all-gather of two numbers; three forward passes of a micro-batch                                            */
+   cost       one all-gather of two numbers; four forward passes of a micro-batch                                             */
 #ifndef ODYSSEUS_SELFCHECK_H
 #define ODYSSEUS_SELFCHECK_H
 
@@ -53,65 +56,132 @@ static inline void selfcheck_schedule(const Fabric *f, Wire world) {
     free(all);
 }
 
-/* A value for "token at position of sequence b", to be summed exactly in a double over a whole batch: below 2^24. */
-static inline double label_hash(i64 b, i64 position, i64 token) {
-    return (double)(hash_pair(hash_pair((uint64_t)b + 1, (uint64_t)position), (uint64_t)(token + 2)) >> 40);
+/* A value for "token at position of sequence b"; a rank sums them modulo 2^32, of which a double sums those of 2^20 ranks exactly. */
+static inline uint32_t label_hash(i64 b, i64 position, i64 token) {
+    return (uint32_t)(hash_pair(hash_pair((uint64_t)b + 1, (uint64_t)position), (uint64_t)(token + 2)) >> 32);
 }
 
-/* Hashes of this rank's rows of the stream after the last layer, in out (own rows); some megabytes of them come at once. Returns whether all of it is finite. */
-static inline int selfcheck_rows(Model *m, uint64_t *out) {
-    i64 C = m->config.dim, bytes = C * (i64)sizeof(real), most = i64_max(1, ((i64)16 << 20) / bytes);
-    int finite = 1;
+/* ---- the probe ---------------------------------------------------------------------------------------------------------------- */
+
+/* A model without two words, or whose norm leaves nothing of its one channel, cannot tell one token from another. */
+static inline int probe_is_deaf(const Config *c) { return c->vocab < 2 || (c->arch == ARCH_GPT2 && c->dim < 2); }
+
+/* One weight of the probe, the same on every mesh: matrices uniform with variance 1 / columns, norms that keep the scale, no biases, no
+   learned positions, and nothing for token 0. */
+static inline double probe_weight(const TensorSpec *spec, const Config *c, uint64_t key, i64 row, i64 index) {
+    if (spec->cols == SIZE_1) return spec->init == INIT_ONE;
+    if (spec->role == T_WPE || (spec->role == T_WTE && row == 0)) return 0;
+    double uniform = ((double)(mix64(key + (uint64_t)index) >> 11) + 0.5) * 0x1p-52 - 1; /* never 0 */
+    return uniform * sqrt(3.0 / (double)tensor_size(spec->cols, c));
+}
+
+typedef struct {
+    const Config *config;
+    HfPlace place;
+    uint64_t key;
+    real *part; /* on the host: this rank's part of the tensor, which begins at `begin` of the flat buffers */
+    i64 begin;
+} ProbeFill;
+
+static inline void probe_fill_run(void *context, const Tensor *t, i64 row, i64 col, i64 n, i64 at) {
+    const ProbeFill *f = (const ProbeFill *)context;
+    i64 index = f->place.base + row * f->place.row_step + col * f->place.col_step;
+    for (i64 i = 0; i < n; i++)
+        f->part[at - f->begin + i] = real_from(probe_weight(t->spec, f->config, f->key, row, index + i * f->place.col_step));
+}
+
+/* The probe's weights into `flat` (z->flat reals of the device's memory), laid out as z->param. */
+static inline void probe_weights(const Zero *z, real *flat) {
+#pragma omp parallel for num_threads(z->dev->host_threads) schedule(dynamic, 1)
+    for (int i = 0; i < z->tensors; i++) {
+        const Tensor *t = &z->tensor[i];
+        char name[HF_NAME_MAX];
+        tensor_hf_name(name, t->spec, t->layer);
+        ProbeFill f = {z->config, tensor_hf_place(t->spec, z->config), tensor_key(0, name), NULL, 0};
+        i64 n = tensor_range(z, t, &f.begin);
+        f.part = (real *)host_alloc((size_t)(n * real_size()));
+        tensor_owned(z, t, probe_fill_run, &f);
+#pragma omp critical(weights)
+        if (n) copy_in(z->dev, flat + f.begin, f.part, n * real_size());
+        free(f.part);
+    }
+}
+
+/* The probe's token at `position` of sequence `b`: nothing but token 0, or (`loud`) many. */
+static inline i64 probe_token(const Config *c, int loud, i64 b, i64 position) {
+    return loud ? (i64)(mix64((uint64_t)b << 40 ^ (uint64_t)position) % (uint64_t)c->vocab) : 0;
+}
+
+/* Where a walk leaves what the probe looks at: rows of `width` numbers, (tokens of map, B, heads). */
+typedef struct {
+    const char *what;
+    const real *rows;
+    const TokenMap *map;
+    i64 heads, width;
+} ProbePlace;
+
+enum { PROBE_HEADS, PROBE_AFTER, PROBE_LAST, PROBE_PLACES };
+
+static inline ProbePlace probe_place(const Model *m, int which) {
+    const ProbePlace places[PROBE_PLACES] = {
+        {"attention", m->attention[0].out, &m->ring_map, m->heads_l, m->config.head_dim}, /* every head's, where they are apart */
+        {"the stream behind attention", m->mlp[0].x + m->own_first * m->B * m->config.dim, &m->own_map, 1, m->config.dim},
+        {"the last stream", m->final_x, &m->own_map, 1, m->config.dim},
+    };
+    return places[which];
+}
+
+static inline i64 probe_rows(const Model *m, const ProbePlace *place) { return place->map->count * m->B * place->heads; }
+
+/* Hashes of the rows of a place, to be freed; 0: the row is all zeros. Some megabytes of them come at once. */
+static inline uint64_t *probe_look(Model *m, const ProbePlace *place) {
+    i64 C = place->width, bytes = C * (i64)sizeof(real), most = i64_max(1, ((i64)16 << 20) / bytes), n = probe_rows(m, place);
     real *rows = (real *)host_alloc((size_t)(most * bytes + 8));
-    for (i64 r = 0; r < own_rows(m); r++) {
+    uint64_t *out = (uint64_t *)host_alloc(sizeof(uint64_t) * (size_t)n);
+    for (i64 r = 0; r < n; r++) {
         const real *row = rows + r % most * C;
-        if (r % most == 0) copy_out(&m->dev, rows, m->final_x + r * C, i64_min(most, own_rows(m) - r) * bytes);
-        out[r] = 0;
-        for (i64 i = 0; i < C; i++) finite &= isfinite(real_value(row[i])) != 0;
-        for (i64 i = 0; i < bytes; i += 8) {
+        if (r % most == 0) copy_out(&m->dev, rows, place->rows + r * C, i64_min(most, n - r) * bytes);
+        int heard = 0;
+        for (i64 i = 0; i < C; i++) heard |= real_value(row[i]) != 0;
+        for (i64 i = 0; i < bytes && heard; i += 8) {
             uint64_t word = 0;
             memcpy(&word, (const char *)row + i, (size_t)i64_min(8, bytes - i));
-            out[r] = hash_pair(out[r], word);
+            out[r] = hash_pair(out[r] + 1, word);
         }
     }
     free(rows);
-    return finite;
+    return out;
 }
 
-/* What one rank saw when the token at a position of sequence 0 (of every data-parallel group) changed. */
+/* What one rank saw of the token at a position of sequence 0 (of every data-parallel group). */
 typedef struct {
-    i64 later, moved; /* positions behind it that the rank holds, and those of them that changed */
+    i64 may, moved; /* rows that may see it, and those of them that changed */
 } ProbeCount;
 
-/* Look at this rank's rows; stop if something moved that must not see the token. */
-static inline ProbeCount selfcheck_moved(const Model *m, i64 position, const uint64_t *before, const uint64_t *after) {
+/* Look at this rank's rows; stop if something moved that must not see the token. `before` NULL: all was zero. */
+static inline ProbeCount probe_moved(const Model *m, const ProbePlace *place, i64 position, const uint64_t *before, const uint64_t *after) {
     ProbeCount count = {0, 0};
-    for (i64 r = 0; r < own_rows(m); r++) {
-        i64 b = r % m->B, p = token_position(&m->own_map, r / m->B);
-        int moved = before[r] != after[r];
-        if (moved && (b != 0 || p < position))
-            FAIL(THIS_RANK, "self-check: changing token %lld of sequence 0 moved position %lld of sequence %lld, which must not see it", (long long)position,
-                 (long long)p, (long long)b);
-        if (b == 0 && p > position) count.later++, count.moved += moved;
+    for (i64 r = 0; r < probe_rows(m, place); r++) {
+        i64 b = r / place->heads % m->B, p = token_position(place->map, r / place->heads / m->B);
+        int may = b == 0 && p >= position, moved = after[r] != (before ? before[r] : 0);
+        if (moved && !may)
+            FAIL(THIS_RANK, "self-check: changing token %lld of sequence 0 moved position %lld of sequence %lld, which must not see it (%s)",
+                 (long long)position, (long long)p, (long long)b, place->what);
+        count.may += may, count.moved += may && moved;
     }
     return count;
 }
 
-/* Compare what all ranks saw: 1 if the token reached every rank that holds later positions, 0 if it reached nobody anywhere (which
-   says something of the weights, not of the exchange). A rank left out while another saw it ends the run. */
-static inline int selfcheck_reached(const Model *m, i64 position, ProbeCount mine) {
-    int ranks = (int)m->mesh.shape.world, left_out = -1, reached = 0;
+/* Compare what all ranks saw: a row that should have heard the token and did not ends the run. */
+static inline void probe_reached(const Model *m, const ProbePlace *place, i64 position, ProbeCount mine) {
+    int ranks = (int)m->mesh.shape.world;
     ProbeCount *all = (ProbeCount *)host_alloc(sizeof mine * (size_t)ranks);
     wire_share(m->mesh.world.wire, all, &mine, sizeof mine);
-    for (int r = 0; r < ranks; r++) {
-        if (all[r].moved) reached = 1;
-        if (all[r].later && !all[r].moved && left_out < 0) left_out = r;
-    }
-    if (reached && left_out >= 0)
-        FAIL(EVERYONE, "self-check: changing token %lld moved later positions, but none of the %lld that rank %d holds: attention does not reach it",
-             (long long)position, (long long)all[left_out].later, left_out);
+    for (int r = 0; r < ranks; r++)
+        if (all[r].moved < all[r].may)
+            FAIL(EVERYONE, "self-check: token %lld of sequence 0 reached %lld of the %lld rows of %s on rank %d that must see it", (long long)position,
+                 (long long)all[r].moved, (long long)all[r].may, place->what, r);
     free(all);
-    return reached;
 }
 
 #endif

@@ -209,11 +209,13 @@ static inline void zero_gather(Zero *z, Use use) {
     const Block *b = &z->block[use.block];
     Slot *slot = &z->slot[slot_kind(b->kind)];
     const Chunk *c;
-    int layer = trace_layer(z->dev->trace, b->layer); /* its own, not that of the block under way */
+    int layer = trace_layer(z->dev->trace, b->layer), under_way = z->dev->layer; /* its own, not that of the block under way */
+    z->dev->layer = b->layer;
     for (int i = 0; (c = block_chunk(z, b, i)) != NULL; i++)
         slot->gather[i] = comm_all_gather_start(z->fabric, chunk_comm(z, c), tag(b->kind, use.phase, WHAT_PARAMETER),
                                                 slot->weights + c->slot_offset, z->param + c->offset, c->shard, DTYPE_REAL);
     trace_layer(z->dev->trace, layer);
+    z->dev->layer = under_way;
 }
 
 static inline void zero_point_weights(Zero *z, const Block *b) {

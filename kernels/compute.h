@@ -50,6 +50,7 @@ typedef struct {
     int host_threads;             /* the same where the host works, whatever the device is */
     int plan;                     /* 1: count, do not compute (dry run, and the walk that sizes the arena) */
     int imagined;                 /* 1: no memory, no data and no other ranks stand behind it (dry run, simulator) */
+    int layer;                    /* of the model, that the walk is in; -1: in none */
     void (*poll)(void *);         /* called between tiles by the calling thread, so that communication moves on */
     void *poll_arg;
     i64 calls[OP_CLASSES];
@@ -95,8 +96,9 @@ static inline void op_end(Device *dev) {
         } \
     } while (0)
 
-/* The step comes to a block of the walk, forward or backward, or to what lies outside (BLOCK_OTHER): for its trace. */
+/* The step comes to a block of the walk, forward or backward, or to what lies outside (BLOCK_OTHER): for its trace, and for whoever waits. */
 static inline void part_begin(Device *dev, BlockKind block, int layer, Phase phase) {
+    dev->layer = layer;
     if (dev->trace && !trace_in_part(dev->trace, block, layer, phase)) trace_part(dev->trace, block, layer, phase, device_mark(dev));
 }
 

@@ -41,6 +41,7 @@ test_checkpoint_fp64        4  300
 test_schemes_fp64          12  900
 test_schemes_fp32           4  600
 test_cli.sh             alone  300
+test_stops.sh           alone 1200
 test_simulator_sim      alone   60
 test_sim.sh             alone  300
 test_trace.sh           alone  300

@@ -21,7 +21,7 @@ run() { # PROGRAM RANKS NAME FLAGS...: in both checkouts
         mkdir -p "$work/$tree/$name"
         run_ranks "$ranks" "${!tree}/$program" --train "$work/data/train_*.bin" --steps 3 --lr 3e-3 --peak-tflops 1000 --out "$work/$tree/$name/run" \
             --dump-grads "$work/$tree/$name/gradients.safetensors" "$@" >"$work/$tree/$name/log" 2>&1 || die "$name in ${!tree}: $(tail -n 1 "$work/$tree/$name/log")"
-        sed -E 's/"(step_ms|tokens_per_s|mfu_causal|mfu_full)": *[^,}]*//g' "$work/$tree/$name/run/metrics.jsonl" >"$work/$tree/$name/metrics"
+        grep -oE '"(step|tokens|loss|grad_norm|lr|mem_bytes|comm_bytes|val_loss)": [^,}]*' "$work/$tree/$name/run/metrics.jsonl" >"$work/$tree/$name/metrics"
         mv "$work/$tree/$name/run/comm.json" "$work/$tree/$name/ledger"
         rm -rf "$work/$tree/$name/run" "$work/$tree/$name/log"
     done

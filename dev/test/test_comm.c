@@ -162,6 +162,17 @@ static void test_large_type(void) {
     }
 }
 
+/* --comm-timeout: rank 0 works for longer than that, and answers; nobody may stop. The answer has two seconds on its way. */
+static void test_slow_rank(Bench *t, Wire everyone, double timeout) {
+    wire_watch(everyone, timeout);
+    for (double begin = seconds_now(); t->world.rank == 0 && seconds_now() - begin < 1.5 * timeout;) comm_poll(&t->fabric);
+    wire_barrier(everyone);
+    check(1, "a rank that works for %.0f s is waited for with --comm-timeout %.0f", 1.5 * timeout, timeout);
+    double values[1] = {1};
+    comm_sum_control(&t->fabric, &t->world, tag(BLOCK_OTHER, PHASE_FORWARD, WHAT_CONTROL), values, 1);
+    check(values[0] == t->world.size, "and the watch takes nothing from what else travels");
+}
+
 int main(int argc, char **argv) {
     Wire everyone = wire_start(&argc, &argv);
     int rank = wire_rank(everyone), ranks = wire_size(everyone);
@@ -190,6 +201,7 @@ int main(int argc, char **argv) {
             test_in_flight(&t, counts[i]);
         }
         test_control(&t, &t.world, overlap);
+        if (overlap && ranks == 3) test_slow_rank(&t, everyone, 4);
         for (int i = 0; i < 3; i++) free(*reals[i]), free(*accums[i]);
         wire_free(&t.world.wire);
         wire_free(&t.half.wire);

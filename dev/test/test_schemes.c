@@ -175,6 +175,21 @@ static double imagined_differs(const Trainer *real_one) {
     return differs;
 }
 
+/* The self-check, which ends the program where it finds fault: are the weights where and what they were? */
+static int selfcheck_is_quiet(Model *m) {
+    const Zero *z = &m->zero;
+    const real *param = z->param;
+    double eps = m->config.norm_eps;
+    size_t bytes = (size_t)z->flat * sizeof(real);
+    real *before = (real *)host_alloc(bytes);
+    memcpy(before, z->param, bytes);
+    selfcheck_schedule(&m->fabric, m->mesh.world.wire);
+    selfcheck_probe(m);
+    int same = z->param == param && m->config.norm_eps == eps && memcmp(before, z->param, bytes) == 0;
+    free(before);
+    return same;
+}
+
 /* One case on `world`; `speaks`: this rank reports. All figures are the same on all ranks of the group. */
 static void run_case(const Case *c, const char *directory, Wire world, Wire alone) {
     char path[512], name[256], worst[HF_NAME_MAX] = "";
@@ -188,6 +203,7 @@ static void run_case(const Case *c, const char *directory, Wire world, Wire alon
     double gradient = 0, loss_off = 0, norm_off = 0, bytes[3] = {0, 0, 0}, profile_off = 0;
     ArenaMark planned = m->arena.peak;
     m->arena.peak = m->arena.now;
+    int weights = selfcheck_is_quiet(m);
     for (int step = 0; step < STEPS; step++) {
         double loss, norm;
         ledger_reset(&m->ledger);
@@ -216,6 +232,7 @@ static void run_case(const Case *c, const char *directory, Wire world, Wire alon
           norm_off, loss_off);
     check(bytes[1] == 0 && (bytes[0] > 0 || o.shape.world == 1), "%s: %.0f bytes sent by all ranks, %.0f off the closed form", name, bytes[0], bytes[1]);
     check(bytes[2] == 0, "%s: MPI's profiling layer and an imagined world of one process agree with the ledger (%.0f off)", name, bytes[2]);
+    check(weights, "%s: the self-check passes and leaves the weights as they were", name);
     check(memory, "%s: arena %lld bytes planned, %lld used", name, (long long)planned.used, (long long)m->arena.peak.used);
     trainer_stop(t);
     free(t);

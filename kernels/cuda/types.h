@@ -24,8 +24,7 @@ static inline i64 accum_size(void) { return (i64)sizeof(accum); }
 #define NCCL_MISSING "built without NCCL: apt-get install libnccl-dev from NVIDIA's repository, then make -B train_gpt"
 
 #define BACKEND_FLAGS \
-    {NULL, "grad-comm", FLAG_CHOICE, AT(grad_comm), "fp32", 0, 0, "fp32|bf16", "weight gradients on the wire; bf16 ones are still summed in fp32"}, \
-    {NULL, "comm-timeout", FLAG_REAL, AT(comm_timeout), "600", 0, 1e9, NULL, "seconds that one collective may take before the run stops; 0: any"},
+    {NULL, "grad-comm", FLAG_CHOICE, AT(grad_comm), "fp32", 0, 0, "fp32|bf16", "weight gradients on the wire; bf16 ones are still summed in fp32"},
 
 #define BACKEND_GROUP /* a group of flags of its own: none */
 

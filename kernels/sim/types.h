@@ -39,8 +39,7 @@ static inline i64 accum_size(void) { return SIM_DTYPES[sim_program()->dtype].acc
 #define COMM_HELP "the cluster's own unless told"
 
 #define BACKEND_FLAGS \
-    {NULL, "grad-comm", FLAG_CHOICE, AT(grad_comm), NULL, 0, 0, "fp32|bf16", "weight gradients on the wire; default: the cluster's"}, \
-    {NULL, "comm-timeout", FLAG_REAL, AT(comm_timeout), "600", 0, 1e9, NULL, "of no effect here: modelled links do not fail"},
+    {NULL, "grad-comm", FLAG_CHOICE, AT(grad_comm), NULL, 0, 0, "fp32|bf16", "weight gradients on the wire; default: the cluster's"},
 
 #define BACKEND_GROUP \
     {"Simulator", "cluster", FLAG_TEXT, AT(cluster), "a100-80gb-nvlink", 0, 0, NULL, "a name in kernels/sim/clusters, or a file like those"}, \
