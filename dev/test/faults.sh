@@ -12,6 +12,7 @@ copy=$(mktemp -d)
 data=$(mktemp -d)
 trap 'rm -rf "$copy" "$data"' EXIT
 python3 dev/data/text_to_shards.py --out "$data" README.md >/dev/null || exit 1
+arch=$(make -s print-opt | grep -o -- '-m[^ ]*')
 n=0 failed=0 only=${1:-}
 
 plant() { # plant WHAT FILE SED SOURCE PROGRAM: a copy of the sources with the fault in it, compiled
@@ -27,8 +28,8 @@ plant() { # plant WHAT FILE SED SOURCE PROGRAM: a copy of the sources with the f
         return 1
     fi
     # the fault may leave something unused: no -Werror here
-    local compile=(mpicc -x c -std=c11 -O2 -march=native -ffp-contract=fast -fopenmp -fno-math-errno -D_GNU_SOURCE -DODYSSEUS_FP64 -w)
-    [[ $source != *cuda*.cu ]] || compile=(mpicxx -x c++ -std=c++20 -O1 -march=native -fopenmp -D_GNU_SOURCE -DODYSSEUS_CUDA -DOMPI_SKIP_MPICXX -w)
+    local compile=(mpicc -x c -std=c11 -O2 $arch -ffp-contract=fast -fopenmp -fno-math-errno -D_GNU_SOURCE -DODYSSEUS_FP64 -w)
+    [[ $source != *cuda*.cu ]] || compile=(mpicxx -x c++ -std=c++20 -O1 $arch -fopenmp -D_GNU_SOURCE -DODYSSEUS_CUDA -DOMPI_SKIP_MPICXX -w)
     if ! "${compile[@]}" "$copy/$source" -o "$copy/$program" -lcjson -lm 2>"$copy/log"; then
         echo "not ok $n - $what: does not compile: $(head -n 1 "$copy/log")"
         failed=$((failed + 1))
