@@ -8,7 +8,8 @@ set -euo pipefail
 # shellcheck source=scripts/common.sh
 source "$(dirname "$0")/common.sh"
 
-# What to run: the name, on how many ranks (alone: without mpirun), at most how many seconds, and its arguments. Programs are
+# What to run: the name, on how many ranks (alone: without mpirun), the most seconds that two cores take, and its arguments; what runs ten
+# times as long, on one slow and busy core, has hung. Programs are
 # dev/test/NAME.c in fp32 and fp64 (build/NAME_fp32, ...) or over the simulator (build/NAME_sim), dev/test/NAME.cu under the CUDA emulator
 # (build/NAME_emu; _emuasan: with sanitizers), scripts dev/test/NAME.sh. Every dev/test/test_* must be here.
 RUNS='
@@ -44,6 +45,7 @@ test_cli.sh             alone  300
 test_simulator_sim      alone   60
 test_sim.sh             alone  300
 test_trace.sh           alone  300
+test_ports.sh           alone  600
 test_scripts.sh         alone 1200
 test_emulator_emu       alone  120
 test_emulator_emuasan   alone  120
@@ -116,8 +118,8 @@ say "built in $((SECONDS - began)) s"
 
 # ---- run
 
-run_test() { # NAME RANKS LIMIT [ARGS...]; output on stdout
-    local name=$1 ranks=$2 seconds=$3 command
+run_test() { # NAME RANKS SECONDS [ARGS...]; output on stdout
+    local name=$1 ranks=$2 seconds=$((10 * $3)) command
     shift 3
     case $name in
     check-cxx) command=(check_cxx) ;;
