@@ -53,7 +53,10 @@ missing_packages() { # of the words given, as Debian's package names, one a line
     local word
     for word in "$@"; do
         case $word in
-        build) have_compilers || say build-essential ;;
+        build)
+            if ! have_compilers; then say build-essential
+            elif ! have_header omp.h; then say libomp-dev; fi # mpicc is clang, which has no OpenMP of its own
+            ;;
         mpi)
             { have mpicc && have_header mpi.h; } || say libopenmpi-dev
             have mpirun || say openmpi-bin
