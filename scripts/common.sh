@@ -20,6 +20,7 @@
 #   kill at once   mpirun sleeps two seconds between the signals that end the other ranks of a failed one, which have nothing to save
 #   quiet          a failing program has said why in one line; mpirun would add fifteen
 
+export HOME=${HOME:-${TMPDIR:-/tmp}} # a container's user may have neither HOME nor an entry in /etc/passwd, and mpirun then crashes
 here=$PWD # where the user stands: what file names of theirs are relative to
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 

@@ -41,7 +41,7 @@ caught() { # caught WHAT FILE SED PATTERN RANKS FLAGS...
     local what=$1 file=$2 expression=$3 pattern=$4 ranks=$5
     shift 5
     plant "$what" "$file" "$expression" train_gpt.cu train_gpt || return
-    if ! run_ranks -t 60 "$ranks" "$copy/train_gpt" --train "$data/train_*.bin" --seq-len 64 --steps 2 "$@" >"$copy/log" 2>&1 &&
+    if ! run_ranks -t 600 "$ranks" "$copy/train_gpt" --train "$data/train_*.bin" --seq-len 64 --steps 2 "$@" >"$copy/log" 2>&1 &&
         grep -qE "^train_gpt: error: .*$pattern" "$copy/log"; then
         echo "ok $n - $what: $(grep -m 1 -oE "$pattern.*" "$copy/log" | cut -c 1-110)"
     else
@@ -67,7 +67,7 @@ fault() { # fault WHAT FILE SED TEST RANKS [ARGS...]
     local what=$1 file=$2 expression=$3 test=$4 ranks=$5 code
     shift 5
     plant "$what" "$file" "$expression" "dev/test/$test.c" "$test" || return
-    run_ranks -t 300 "$ranks" "$copy/$test" "$@" >"$copy/log" 2>&1
+    run_ranks -t 600 "$ranks" "$copy/$test" "$@" >"$copy/log" 2>&1
     code=$?
     if [ $code -ne 0 ] && grep -qE '^not ok|^train_gpt: error|signal|An error occurred in MPI' "$copy/log"; then
         echo "ok $n - $what: $test fails $(grep -c '^not ok' "$copy/log") checks"
