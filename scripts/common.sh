@@ -17,6 +17,7 @@
 #   no rsh agent   on one host nobody is called, yet mpirun stops where ssh is not installed
 #   no networks    on one host nothing uses them, yet Open MPI complains about some (tcp) and sleeps for a second when it closes others (ofi)
 #   no CMA         ranks copy through shared memory; reading each other's memory is forbidden in many containers, and crashes there
+#   shm elsewhere  ranks copy through files of some 4 MB each in /dev/shm; where it holds less (64 MB in a container), ranks would end without a word
 #   kill at once   mpirun sleeps two seconds between the signals that end the other ranks of a failed one, which have nothing to save
 #   quiet          a failing program has said why in one line; mpirun would add fifteen
 
@@ -115,7 +116,7 @@ is_open_mpi() {
 }
 
 run_ranks() {
-    local limit=() options=() settings=() launcher=${LAUNCHER:-mpirun} code=0 ranks
+    local limit=() options=() settings=() launcher=${LAUNCHER:-mpirun} code=0 ranks room
     if [[ $1 == -t ]]; then
         limit=(timeout --foreground --kill-after=10 "$2")
         shift 2
@@ -133,6 +134,9 @@ run_ranks() {
         else
             options+=(--oversubscribe)
             settings+=(OMPI_MCA_plm_rsh_agent= PRTE_MCA_plm_ssh_agent= OMPI_MCA_pml=ob1 OMPI_MCA_btl=^tcp,ofi,openib,uct OMPI_MCA_odls_base_sigkill_timeout=0)
+            room=$(df -k --output=avail /dev/shm 2>/dev/null | tail -n 1)
+            [[ ${room:-0} -ge $((8192 * ranks)) ]] ||
+                settings+=("OMPI_MCA_btl_vader_backing_directory=${TMPDIR:-/tmp}" "OMPI_MCA_btl_sm_backing_directory=${TMPDIR:-/tmp}")
         fi
     fi
     if [[ $launcher == srun || -n ${HOSTFILE-} ]]; then : # how many cores the ranks of a host share is not known here

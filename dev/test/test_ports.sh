@@ -52,6 +52,14 @@ else ok 0 "x86-64 levels # SKIP this is $(uname -m)"; fi
 make -s BUILD=build/ucontext OPT="-O3 -DEMU_UCONTEXT" build/ucontext/test_emulator_emu >"$work/out" 2>&1 && build/ucontext/test_emulator_emu >"$work/out" 2>&1
 ok $? "the emulator's fibers by ucontext: $(grep -c '^ok' "$work/out") checks"
 
+# ---- a container's /dev/shm, too small for the ranks' buffers
+# shellcheck disable=SC2016
+if unshare --mount --propagation private mount -t tmpfs -o size=4m tmpfs /dev/shm 2>/dev/null; then
+    unshare --mount --propagation private bash -c 'mount -t tmpfs -o size=4m tmpfs /dev/shm && source scripts/common.sh && run_ranks "$@"' _ \
+        4 ./train_gpt_cpu "${flags[@]}" --out "$work/shm" >"$work/out" 2>&1 && close "$work/shm"
+    ok $? "four ranks train where /dev/shm has 4 MB"
+else ok 0 "a small /dev/shm # SKIP only root can mount one"; fi
+
 # ---- what was built for another processor or with other flags is built again, and only that
 build=$work/moved
 once() { make -s BUILD="$build" OPT="$1" "$build/test_log_fp32" >"$work/out" 2>&1 && stat -c %y "$build/test_log_fp32"; }
