@@ -22,6 +22,7 @@
 #   quiet          a failing program has said why in one line; mpirun would add fifteen
 
 export HOME=${HOME:-${TMPDIR:-/tmp}} # a container's user may have neither HOME nor an entry in /etc/passwd, and mpirun then crashes
+export LC_ALL=C # where a locale writes 0,5, awk takes 0.5 for 0; and messages are then those that the scripts look for
 here=$PWD # where the user stands: what file names of theirs are relative to
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 

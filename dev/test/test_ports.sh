@@ -52,6 +52,13 @@ else ok 0 "x86-64 levels # SKIP this is $(uname -m)"; fi
 make -s BUILD=build/ucontext OPT="-O3 -DEMU_UCONTEXT" build/ucontext/test_emulator_emu >"$work/out" 2>&1 && build/ucontext/test_emulator_emu >"$work/out" 2>&1
 ok $? "the emulator's fibers by ucontext: $(grep -c '^ok' "$work/out") checks"
 
+# ---- a locale that writes a decimal comma
+if localedef -i de_DE -f UTF-8 "$work/de_DE.UTF-8" >/dev/null 2>&1; then
+    plan() { env LOCPATH="$work" LC_ALL="$1" PROGRAM=./train_gpt_cpu DRY_RUN=1 NP=8 bash scripts/gpt2_124m.sh; }
+    [[ $(LOCPATH=$work LC_ALL=de_DE.UTF-8 bash -c 'printf %.1f 1,5') == 1,5 ]] && plan C >"$work/point" && plan de_DE.UTF-8 >"$work/comma" && diff "$work/point" "$work/comma" >"$work/out" 2>&1
+    ok $? "where 0.5 is written 0,5 the arithmetic is the same: $(grep '^time' "$work/comma")"
+else ok 0 "a decimal comma # SKIP localedef finds no de_DE: apt-get install locales"; fi
+
 # ---- a container's /dev/shm, too small for the ranks' buffers
 # shellcheck disable=SC2016
 if unshare --mount --propagation private mount -t tmpfs -o size=4m tmpfs /dev/shm 2>/dev/null; then
