@@ -129,12 +129,16 @@ static inline void wire_ring(Wire w, WireRequest *r, void *recv, const void *sen
     wire_type_done(&t);
 }
 
-static inline void wire_wait(WireRequest *r) { MPI_Waitall(2, r->request, MPI_STATUSES_IGNORE); }
+static inline void wire_wait(WireRequest *r) {
+    MPI_Status status[2]; /* not MPI_STATUSES_IGNORE: gcc sees an array of no bytes in MPICH's */
+    MPI_Waitall(2, r->request, status);
+}
 
 /* Is it over? Moves it along. */
 static inline int wire_test(WireRequest *r) {
+    MPI_Status status[2];
     int done;
-    MPI_Testall(2, r->request, &done, MPI_STATUSES_IGNORE);
+    MPI_Testall(2, r->request, &done, status);
     return done;
 }
 
