@@ -3,7 +3,8 @@
 #
 # Tests speak TAP: each `ok` or `not ok` line is one check, counted here. A test that crashes, runs out of time, prints no check or fewer
 # than it announced counts as one failed, besides. --long adds what takes many minutes more: the referee under the address and
-# undefined-behaviour sanitizers, the planted faults, and every reader fuzzed for 20 minutes. Outputs: build/log; results: dev/test/LONG.md.
+# undefined-behaviour sanitizers, the planted faults, every reader fuzzed for 20 minutes, aarch64 under qemu, and both commands from bare Debians (as
+# root), on one core and on a busy machine. Outputs: build/log; results: dev/test/LONG.md.
 set -euo pipefail
 # shellcheck source=scripts/common.sh
 source "$(dirname "$0")/common.sh"
@@ -65,6 +66,12 @@ test_fixtures_asan          4 1800
 test_schemes_asan           8 3600
 faults.sh               alone 3600
 fuzz.sh                 alone 9000 1200
+aarch64.sh              alone 3600
+bare.sh                 alone 3600 bookworm
+bare.sh                 alone 3600 trixie
+loads.sh                alone 9000 avx2
+loads.sh                alone 9000 one-core
+loads.sh                alone 9000 busy
 '
 
 words=()
@@ -152,7 +159,7 @@ for i in "${!lines[@]}"; do
     read -r -a run <<<"${lines[i]}"
     where="${run[1]} ranks"
     [[ ${run[1]} != alone ]] || where=alone
-    log=build/log/${run[0]}-${run[1]}.txt
+    log=build/log/${run[0]}-${run[1]}${run[3]:+-${run[3]}}.txt
     printf '[%2d/%d] %-22s %-8s ' $((i + 1)) ${#lines[@]} "${run[0]}" "$where"
     began=$SECONDS code=0
     run_test "${run[@]}" >"$log" 2>&1 || code=$?
