@@ -52,6 +52,7 @@ there() {
     # shellcheck disable=SC2016
     unshare --mount --propagation private bash -c '
         mount -t proc proc "$1/proc" && mount -t sysfs sys "$1/sys" && mount --rbind /dev "$1/dev" && mount --bind "$PWD" "$1/tree" && mount --bind "$2" "$1/tmp" || exit 1
+        ulimit -v $((1 << 24)) # the arena reserves 32 TiB where it may, and qemu keeps a record of every page
         exec chroot "$1" /usr/bin/env -i PATH=/usr/bin:/bin HOME=/root OMP_WAIT_POLICY=passive \
             OMPI_MCA_ess_singleton_isolated=1 OMPI_MCA_pml=ob1 bash -c '\''cd /tree && . scripts/common.sh && run_ranks "$@"'\'' _ "${@:3}"' _ "$root" "$work" "$@" </dev/null
 }
