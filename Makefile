@@ -9,15 +9,19 @@
 # make build/fuzz      dev/test/fuzz.c with clang's libFuzzer (scripts/test.sh --long runs it)
 # make clean
 #
+# OPT="-O3 -march=x86-64-v3" in the environment or on the command line builds everything, tests and emulator included, for that machine; another OPT,
+# compiler or processor than last time builds again what is asked for. BUILD=build/v3 keeps such a build beside the first one: build/v3/train_gpt_cpu.
+#
 # One translation unit per binary: a program or test includes all that it uses; -MMD tells make what that was.
 
 MPICC = mpicc
 MPICXX = mpicxx
-OPT = -O3 -march=native
-CFLAGS = -std=c11 $(OPT) -fopenmp -fno-math-errno -fno-trapping-math -ffp-contract=fast -D_GNU_SOURCE -Wall -Wextra -Wc++-compat -Werror
+OPT ?= -O3 $(NATIVE)
+BUILD = build
+CFLAGS = -std=c11 $(OPT) -fopenmp -fno-math-errno -fno-trapping-math -ffp-contract=fast -D_GNU_SOURCE -Wall -Wextra -Wc++-compat -Werror $(CLANG)
 CXXFLAGS = -std=c++20 -fopenmp -fsyntax-only -D_GNU_SOURCE -Wall -Wextra -Werror -DOMPI_SKIP_MPICXX -DMPICH_SKIP_MPICXX
-COMPILE = $(MPICC) -x c $(CFLAGS) -MMD -MP -MF build/$(@F).d $< -o $@
-SIMCOMPILE = $(CPP) -x c $(filter-out -march=native,$(CFLAGS)) -DODYSSEUS_SIM -DODYSSEUS_NO_MPI -MMD -MP -MF build/$(@F).d $< -o $@ -lcjson -lm
+COMPILE = $(MPICC) -x c $(CFLAGS) -MMD -MP -MF $(BUILD)/$(@F).d $< -o $@
+SIMCOMPILE = $(CPP) -x c $(filter-out -m%,$(CFLAGS)) -ffp-contract=off -DODYSSEUS_SIM -DODYSSEUS_NO_MPI -MMD -MP -MF $(BUILD)/$(@F).d $< -o $@ -lcjson -lm
 FP32 = -lcjson -lm
 FP64 = -DODYSSEUS_FP64 -lcjson -lm
 
@@ -30,36 +34,42 @@ NVCCFLAGS = -std=c++20 -O3 -DODYSSEUS_CUDA -D_GNU_SOURCE -Werror all-warnings -X
 MPIFLAGS = $(if $(MPI),$(shell $(MPICXX) --showme:compile 2>/dev/null) -DOMPI_SKIP_MPICXX,-DODYSSEUS_NO_MPI)
 MPILIBS = $(if $(MPI),$(foreach f,$(shell $(MPICXX) --showme:link 2>/dev/null),$(if $(filter -Wl% -pthread,$(f)),-Xcompiler $(f),$(f))))
 NCCL = $(wildcard $(patsubst %/bin/nvcc,%/include/nccl.h,$(realpath $(NVCC))) /usr/include/nccl.h)
-NVEND = 2>build/ptxas_$(@F).txt || { grep -v '^ptxas info\|bytes stack frame' build/ptxas_$(@F).txt; false; }
+NVEND = 2>$(BUILD)/ptxas_$(@F).txt || { grep -v '^ptxas info\|bytes stack frame' $(BUILD)/ptxas_$(@F).txt; false; }
 define NVCOMPILE
-$(NVCC) -x cu $(NVCCFLAGS) $(if $(and $(NCCL),$(MPI)),-DODYSSEUS_NCCL) $(MPIFLAGS) -MMD -MP -MF build/$(@F).d $< -o $@ $(MPILIBS) -lcublasLt $(if $(and $(NCCL),$(MPI)),-lnccl) -lcjson $(NVEND)
-@bash dev/registers.sh build/ptxas_$(@F).txt >build/registers_$(@F).txt
+$(NVCC) -x cu $(NVCCFLAGS) $(if $(and $(NCCL),$(MPI)),-DODYSSEUS_NCCL) $(MPIFLAGS) -MMD -MP -MF $(BUILD)/$(@F).d $< -o $@ $(MPILIBS) -lcublasLt $(if $(and $(NCCL),$(MPI)),-lnccl) -lcjson $(NVEND)
+@bash dev/registers.sh $(BUILD)/ptxas_$(@F).txt >$(BUILD)/registers_$(@F).txt
 endef
 # kernels alone: neither MPI nor cJSON
 define NVKERNELS
-$(NVCC) -x cu $(NVCCFLAGS) -MMD -MP -MF build/$(@F).d $< -o $@ -lcublasLt $(NVEND)
-@bash dev/registers.sh build/ptxas_$(@F).txt >build/registers_$(@F).txt
+$(NVCC) -x cu $(NVCCFLAGS) -MMD -MP -MF $(BUILD)/$(@F).d $< -o $@ -lcublasLt $(NVEND)
+@bash dev/registers.sh $(BUILD)/ptxas_$(@F).txt >$(BUILD)/registers_$(@F).txt
 endef
 
 # The CUDA program on the CPU: a C++ compiler sees the same sources.
-EMUFLAGS = -std=c++20 -fopenmp -D_GNU_SOURCE -DODYSSEUS_CUDA -DODYSSEUS_NCCL -DOMPI_SKIP_MPICXX -Wall -Wextra -Werror -Wno-unused-function -Wno-deprecated-enum-enum-conversion
-EMUCOMPILE = $(MPICXX) -x c++ $(EMUFLAGS) -MMD -MP -MF build/$(@F).d $< -o $@
+EMUFLAGS = -std=c++20 -fopenmp -D_GNU_SOURCE -DODYSSEUS_CUDA -DODYSSEUS_NCCL -DOMPI_SKIP_MPICXX -DMPICH_SKIP_MPICXX -Wall -Wextra -Werror -Wno-unused-function -Wno-deprecated-enum-enum-conversion
+EMUCOMPILE = $(MPICXX) -x c++ $(EMUFLAGS) $(filter -m% -D%,$(OPT)) -MMD -MP -MF $(BUILD)/$(@F).d $< -o $@
 
-TESTS = $(filter-out build/test_simulator,$(patsubst dev/test/%.c,build/%,$(wildcard dev/test/test_*.c)))
+TESTS = $(filter-out $(BUILD)/test_simulator,$(patsubst dev/test/%.c,$(BUILD)/%,$(wildcard dev/test/test_*.c)))
 
 # ---- what is here: the name of a thing, or nothing ----
 
 have = $(shell command -v $(1) 2>/dev/null)
 CPP := $(firstword $(foreach cc,$(MPICC) gcc cc,$(if $(call have,$(cc)),$(cc))))
+# a loop that clang does not vectorize is no fault
+CLANG := $(if $(findstring clang,$(if $(CPP),$(shell $(CPP) --version 2>/dev/null))),-Wno-pass-failed)
+# this very processor, in the words of this compiler
+NATIVE := $(if $(CPP),$(firstword $(foreach f,-march=native -mcpu=native,$(shell $(CPP) $(f) -E -x c - </dev/null >/dev/null 2>&1 && echo $(f)))))
 header = $(if $(CPP),$(shell echo '\#include <$(1)>' | $(CPP) -E -x c - >/dev/null 2>&1 && echo $(1)))
 MPI := $(and $(call have,$(MPICC)),$(call header,mpi.h))
 CJSON := $(call header,cjson/cJSON.h)
+OMP := $(call header,omp.h)
 
 NO_NCCL = missing: apt-get install libnccl-dev from NVIDIA's repository - ranks will be staged through MPI
 NO_MPI = missing: apt-get install libopenmpi-dev openmpi-bin - one rank only
 
-MISSING_cpu = $(if $(MPI),,libopenmpi-dev openmpi-bin) $(if $(CJSON),,libcjson-dev)
-MISSING_sim = $(if $(CJSON),,libcjson-dev)
+# gcc comes with its OpenMP
+MISSING_sim = $(if $(CJSON),,libcjson-dev) $(if $(OMP),,libomp-dev)
+MISSING_cpu = $(if $(MPI),,libopenmpi-dev openmpi-bin) $(MISSING_sim)
 MISSING_cuda = $(if $(CJSON),,libcjson-dev)
 need = $(if $(strip $(MISSING_$(1))),$(error $@ needs packages that are not installed: apt-get install build-essential $(strip $(MISSING_$(1)))))
 CAN = $(if $(strip $(MISSING_cpu)),,train_gpt_cpu train_gpt_fp64) $(if $(and $(CPP),$(CJSON)),train_gpt_sim) $(if $(and $(NVCC),$(CJSON)),train_gpt)
@@ -68,68 +78,69 @@ CAN = $(if $(strip $(MISSING_cpu)),,train_gpt_cpu train_gpt_fp64) $(if $(and $(C
 
 all:
 	@echo "MPI     $(if $(MPI),$(call have,$(MPICC)),missing: apt-get install build-essential libopenmpi-dev openmpi-bin)"
+	@echo "OpenMP  $(if $(OMP),$(OMP),missing: apt-get install libomp-dev (clang's; gcc brings its own))"
 	@echo "cJSON   $(if $(CJSON),$(CJSON),missing: apt-get install libcjson-dev)"
 	@echo "CUDA    $(if $(NVCC),$(NVCC) for $(CUDA_ARCHS:%=sm_%); NCCL $(if $(NCCL),$(firstword $(NCCL)),$(NO_NCCL)),missing: no nvcc in PATH nor in /usr/local/cuda/bin - no train_gpt for GPUs)"
 	@echo "build   $(if $(strip $(CAN)),$(CAN),nothing: the programs need MPI and cJSON)"
 	$(if $(strip $(CAN)),@$(MAKE) --no-print-directory $(CAN),@exit 1)
 
-train_gpt_cpu: train_gpt.cu | build
+train_gpt_cpu $(BUILD)/train_gpt_cpu: train_gpt.cu $(BUILD)/options | $(BUILD)
 	$(call need,cpu)$(COMPILE) $(FP32)
 
-train_gpt_sim: kernels/sim/simulator.c | build
+train_gpt_sim $(BUILD)/train_gpt_sim: kernels/sim/simulator.c $(BUILD)/options | $(BUILD)
 	$(call need,sim)$(SIMCOMPILE)
 
-build/%_sim: dev/test/%.c | build
+$(BUILD)/%_sim: dev/test/%.c $(BUILD)/options | $(BUILD)
 	$(call need,sim)$(SIMCOMPILE)
 
-train_gpt_fp64: train_gpt.cu | build
+train_gpt_fp64 $(BUILD)/train_gpt_fp64: train_gpt.cu $(BUILD)/options | $(BUILD)
 	$(call need,cpu)$(COMPILE) $(FP64)
 
-build/%_fp32: dev/test/%.c | build
+$(BUILD)/%_fp32: dev/test/%.c $(BUILD)/options | $(BUILD)
 	$(call need,cpu)$(COMPILE) $(FP32)
 
-build/%_fp64: dev/test/%.c | build
+$(BUILD)/%_fp64: dev/test/%.c $(BUILD)/options | $(BUILD)
 	$(call need,cpu)$(COMPILE) $(FP64)
 
 # the referee under the address and undefined-behaviour sanitizers
-build/%_asan: dev/test/%.c | build
+$(BUILD)/%_asan: dev/test/%.c $(BUILD)/options | $(BUILD)
 	$(call need,cpu)$(COMPILE) -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined $(FP64)
 
-train_gpt: train_gpt.cu | build
+train_gpt $(BUILD)/train_gpt: train_gpt.cu | $(BUILD)
 	$(if $(NVCC),,$(error $@ needs the CUDA toolkit: nvcc is not in PATH, nor in /usr/local/cuda/bin))$(call need,cuda)$(NVCOMPILE)
 	@$(if $(MPI),$(if $(NCCL),:,echo "NCCL    $(NO_NCCL)"),echo "MPI     $(NO_MPI)")
 
-train_gpt_emu: train_gpt.cu | build
-	$(call need,cpu)$(EMUCOMPILE) -O2 -g -march=native -lcjson
+train_gpt_emu $(BUILD)/train_gpt_emu: train_gpt.cu $(BUILD)/options | $(BUILD)
+	$(call need,cpu)$(EMUCOMPILE) -O2 -g -lcjson
 
-build/%_emu: dev/test/%.cu | build
-	$(call need,cpu)$(EMUCOMPILE) -O2 -g -march=native -lcjson
+$(BUILD)/%_emu: dev/test/%.cu $(BUILD)/options | $(BUILD)
+	$(call need,cpu)$(EMUCOMPILE) -O2 -g -lcjson
 
-build/%_emuasan: dev/test/%.cu | build
+$(BUILD)/%_emuasan: dev/test/%.cu $(BUILD)/options | $(BUILD)
 	$(call need,cpu)$(EMUCOMPILE) -O1 -g -fsanitize=address,undefined -lcjson
 
-build/%_cuda: dev/test/%.cu | build
+$(BUILD)/%_cuda: dev/test/%.cu | $(BUILD)
 	$(if $(NVCC),,$(error $@ needs the CUDA toolkit: nvcc is not in PATH, nor in /usr/local/cuda/bin))$(NVKERNELS)
 
-build/bench_cuda: dev/bench/bench_cuda.cu | build
+$(BUILD)/bench_cuda: dev/bench/bench_cuda.cu | $(BUILD)
 	$(if $(NVCC),,$(error $@ needs the CUDA toolkit: nvcc is not in PATH, nor in /usr/local/cuda/bin))$(NVKERNELS)
 
-build/bench_cuda_emu: dev/bench/bench_cuda.cu | build
-	$(call need,cpu)$(EMUCOMPILE) -O2 -g -march=native -lcjson
+$(BUILD)/bench_cuda_emu: dev/bench/bench_cuda.cu $(BUILD)/options | $(BUILD)
+	$(call need,cpu)$(EMUCOMPILE) -O2 -g -lcjson
 
 # the readers of files and flags under libFuzzer; NULL + 0, which C++ allows and C does not, is how an empty slot is gathered. omp.h is gcc's
-build/fuzz: dev/test/fuzz.c | build
-	$(call need,cpu)OMPI_CC=clang $(MPICC) -x c $(filter-out -O3 -fopenmp -Werror,$(CFLAGS)) -O1 -g -Wno-unknown-pragmas -Wno-unused-parameter -Wno-unused-function \
+$(BUILD)/fuzz: dev/test/fuzz.c $(BUILD)/options | $(BUILD)
+	$(call need,cpu)OMPI_CC=clang $(MPICC) -x c $(filter-out -O3 -m% -fopenmp -Werror,$(CFLAGS)) -O1 -g -Wno-unknown-pragmas -Wno-unused-parameter -Wno-unused-function \
 		-fsanitize=fuzzer,address,undefined,float-cast-overflow -fno-sanitize=pointer-overflow -fno-sanitize-recover=undefined,float-cast-overflow \
 		-idirafter $(shell gcc -print-file-name=include) -MMD -MP -MF $@.d $< -o $@ $(FP64) -lgomp
 
-build/calibrate_fp32: dev/sim/calibrate.c | build
+$(BUILD)/calibrate_fp32: dev/sim/calibrate.c $(BUILD)/options | $(BUILD)
 	$(call need,cpu)$(COMPILE) $(FP32)
 
-build/calibrate_fp64: dev/sim/calibrate.c | build
+$(BUILD)/calibrate_fp64: dev/sim/calibrate.c $(BUILD)/options | $(BUILD)
 	$(call need,cpu)$(COMPILE) $(FP64)
 
-build/bench_%: dev/bench/bench_%.c | build
+$(BUILD)/bench_%: dev/bench/bench_%.c $(BUILD)/options | $(BUILD)
 	$(call need,cpu)$(COMPILE) $(FP32)
 
 tests: $(TESTS:%=%_fp32) $(TESTS:%=%_fp64)
@@ -138,8 +149,12 @@ check-cxx:
 	$(call need,cpu)$(MPICXX) -x c++ $(CXXFLAGS) train_gpt.cu
 	$(MPICXX) -x c++ $(CXXFLAGS) -DODYSSEUS_FP64 train_gpt.cu
 
-build:
-	@mkdir -p build
+# what the flags make of this compiler and processor: written when it changes, and then all that depends on it is old
+$(BUILD)/options: FORCE | $(BUILD)
+	@{ echo '$(OPT)'; $(or $(CPP),:) $(OPT) -dM -E -x c - </dev/null; } >$@.$$$$; if cmp -s $@.$$$$ $@; then rm $@.$$$$; else mv $@.$$$$ $@; fi
+
+$(BUILD):
+	@mkdir -p $(BUILD)
 
 clean:
 	rm -rf build train_gpt train_gpt_cpu train_gpt_fp64 train_gpt_emu train_gpt_sim
@@ -147,7 +162,11 @@ clean:
 print-archs:
 	@echo $(CUDA_ARCHS:%=sm_%)
 
-.PHONY: print-archs all tests check-cxx clean
+print-opt:
+	@echo $(OPT)
+
+FORCE:
+.PHONY: FORCE print-archs print-opt all tests check-cxx clean
 .DELETE_ON_ERROR:
 
--include $(wildcard build/*.d)
+-include $(wildcard $(BUILD)/*.d)

@@ -18,9 +18,12 @@
 #   no rsh agent   on one host nobody is called, yet mpirun stops where ssh is not installed
 #   no networks    on one host nothing uses them, yet Open MPI complains about some (tcp) and sleeps for a second when it closes others (ofi)
 #   no CMA         ranks copy through shared memory; reading each other's memory is forbidden in many containers, and crashes there
+#   shm elsewhere  ranks copy through files of some 4 MB each in /dev/shm; where it holds less (64 MB in a container), ranks would end without a word
 #   kill at once   mpirun sleeps two seconds between the signals that end the other ranks of a failed one, which have nothing to save
 #   quiet          a failing program has said why in one line; mpirun would add fifteen
 
+export HOME=${HOME:-${TMPDIR:-/tmp}} # a container's user may have neither HOME nor an entry in /etc/passwd, and mpirun then crashes
+export LC_ALL=C # where a locale writes 0,5, awk takes 0.5 for 0; and messages are then those that the scripts look for
 here=$PWD # where the user stands: what file names of theirs are relative to
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 
@@ -54,7 +57,10 @@ missing_packages() { # of the words given, as Debian's package names, one a line
     local word
     for word in "$@"; do
         case $word in
-        build) have_compilers || say build-essential ;;
+        build)
+            if ! have_compilers; then say build-essential
+            elif ! have_header omp.h; then say libomp-dev; fi # mpicc is clang, which has no OpenMP of its own
+            ;;
         mpi)
             { have mpicc && have_header mpi.h; } || say libopenmpi-dev
             have mpirun || say openmpi-bin
@@ -111,7 +117,7 @@ is_open_mpi() {
 }
 
 run_ranks() {
-    local limit=() options=() settings=() launcher=${LAUNCHER:-mpirun} code=0 ranks
+    local limit=() options=() settings=() launcher=${LAUNCHER:-mpirun} code=0 ranks room
     if [[ $1 == -t ]]; then
         limit=(timeout --foreground --kill-after=10 "$2")
         shift 2
@@ -129,6 +135,9 @@ run_ranks() {
         else
             options+=(--oversubscribe)
             settings+=(OMPI_MCA_plm_rsh_agent= PRTE_MCA_plm_ssh_agent= OMPI_MCA_pml=ob1 OMPI_MCA_btl=^tcp,ofi,openib,uct OMPI_MCA_odls_base_sigkill_timeout=0)
+            room=$(df -k --output=avail /dev/shm 2>/dev/null | tail -n 1)
+            [[ ${room:-0} -ge $((8192 * ranks)) ]] ||
+                settings+=("OMPI_MCA_btl_vader_backing_directory=${TMPDIR:-/tmp}" "OMPI_MCA_btl_sm_backing_directory=${TMPDIR:-/tmp}")
         fi
     fi
     if [[ $launcher == srun || -n ${HOSTFILE-} ]]; then : # how many cores the ranks of a host share is not known here

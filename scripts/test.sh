@@ -3,12 +3,14 @@
 #
 # Tests speak TAP: each `ok` or `not ok` line is one check, counted here. A test that crashes, runs out of time, prints no check or fewer
 # than it announced counts as one failed, besides. --long adds what takes many minutes more: the referee under the address and
-# undefined-behaviour sanitizers, the planted faults, and every reader fuzzed for 20 minutes. Outputs: build/log; results: dev/test/LONG.md.
+# undefined-behaviour sanitizers, the planted faults, every reader fuzzed for 20 minutes, aarch64 under qemu, and both commands from bare Debians (as
+# root), on one core and on a busy machine. Outputs: build/log; results: dev/test/LONG.md.
 set -euo pipefail
 # shellcheck source=scripts/common.sh
 source "$(dirname "$0")/common.sh"
 
-# What to run: the name, on how many ranks (alone: without mpirun), at most how many seconds, and its arguments. Programs are
+# What to run: the name, on how many ranks (alone: without mpirun), the most seconds that two cores take, and its arguments; what runs ten
+# times as long, on one slow and busy core, has hung. Programs are
 # dev/test/NAME.c in fp32 and fp64 (build/NAME_fp32, ...) or over the simulator (build/NAME_sim), dev/test/NAME.cu under the CUDA emulator
 # (build/NAME_emu; _emuasan: with sanitizers), scripts dev/test/NAME.sh. Every dev/test/test_* must be here.
 RUNS='
@@ -45,6 +47,7 @@ test_stops.sh           alone 1200
 test_simulator_sim      alone   60
 test_sim.sh             alone  300
 test_trace.sh           alone  300
+test_ports.sh           alone  600
 test_scripts.sh         alone 1200
 test_emulator_emu       alone  120
 test_emulator_emuasan   alone  120
@@ -64,6 +67,12 @@ test_fixtures_asan          4 1800
 test_schemes_asan           8 3600
 faults.sh               alone 3600
 fuzz.sh                 alone 9000 1200
+aarch64.sh              alone 3600
+bare.sh                 alone 3600 bookworm
+bare.sh                 alone 3600 trixie
+loads.sh                alone 9000 avx2
+loads.sh                alone 9000 one-core
+loads.sh                alone 9000 busy
 '
 
 words=()
@@ -117,8 +126,8 @@ say "built in $((SECONDS - began)) s"
 
 # ---- run
 
-run_test() { # NAME RANKS LIMIT [ARGS...]; output on stdout
-    local name=$1 ranks=$2 seconds=$3 command
+run_test() { # NAME RANKS SECONDS [ARGS...]; output on stdout
+    local name=$1 ranks=$2 seconds=$((10 * $3)) command
     shift 3
     case $name in
     check-cxx) command=(check_cxx) ;;
@@ -151,7 +160,7 @@ for i in "${!lines[@]}"; do
     read -r -a run <<<"${lines[i]}"
     where="${run[1]} ranks"
     [[ ${run[1]} != alone ]] || where=alone
-    log=build/log/${run[0]}-${run[1]}.txt
+    log=build/log/${run[0]}-${run[1]}${run[3]:+-${run[3]}}.txt
     printf '[%2d/%d] %-22s %-8s ' $((i + 1)) ${#lines[@]} "${run[0]}" "$where"
     began=$SECONDS code=0
     run_test "${run[@]}" >"$log" 2>&1 || code=$?

@@ -15,14 +15,6 @@ trap 'rm -rf "$work"' EXIT
 cores=$(nproc)
 python3 dev/data/text_to_shards.py --out "$work/data" --val-fraction 0.1 core/*.h ./*.h train_gpt.cu >/dev/null
 
-# this build's programs, for MARCH, in $work/MARCH
-build_for() {
-    say "building for $1"
-    make -s -B OPT="-O3 -march=$1" train_gpt_cpu build/bench_cpu
-    mkdir -p "$work/$1"
-    mv train_gpt_cpu build/bench_cpu "$work/$1/"
-}
-
 # median over the steps after the first two: step MARCH NAME RANKS FLAGS... -> name, tokens/s, GFLOP/s, ms in $work/MARCH/steps
 step() {
     local march=$1 name=$2 ranks=$3
@@ -42,7 +34,10 @@ PY
 
 marches=(native)
 grep -qs -m 1 avx512f /proc/cpuinfo && marches+=(x86-64-v3)
-for march in "${marches[@]}"; do build_for "$march"; done
+for march in "${marches[@]}"; do
+    say "building for $march"
+    make -s BUILD="$work/$march" OPT="-O3 -march=$march" "$work/$march/train_gpt_cpu" "$work/$march/bench_cpu"
+done
 shapes=("4 64" "4 256" "1 1024")
 torch=
 "$python" -c 'import torch' 2>/dev/null || torch="SKIP PyTorch: $python has no module torch (PYTHON=... names one that has)"

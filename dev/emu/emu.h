@@ -156,16 +156,54 @@ static inline void emu_schedule(int seed) { emu_seed() = seed; }
     _exit(99);
 }
 
-extern "C" void emu_switch(void **save, void *load);
-#if defined(__x86_64__)
-/* Keep what the calling convention asks a function to keep, swap stacks, return on the other one. */
+/* emu_switch(save, load): keep what the calling convention asks a function to keep on this stack, its top in *save, and go on where the
+   stack `load` was left. EMU_FRAME words lie there, of which EMU_RETURN says where to go on: emu_begins makes the first ones. */
+#if defined(__x86_64__) && !defined(EMU_UCONTEXT)
+enum { EMU_FRAME = 8, EMU_RETURN = 6 }; /* six registers, the return address, and one that keeps the alignment that a call leaves */
 __asm__(".text\n.weak emu_switch\n.type emu_switch,@function\nemu_switch:\n"
         "pushq %rbp\npushq %rbx\npushq %r12\npushq %r13\npushq %r14\npushq %r15\n"
         "movq %rsp,(%rdi)\nmovq %rsi,%rsp\n"
         "popq %r15\npopq %r14\npopq %r13\npopq %r12\npopq %rbx\npopq %rbp\nret\n"
         ".size emu_switch,.-emu_switch\n");
+#elif defined(__aarch64__) && !defined(EMU_UCONTEXT)
+enum { EMU_FRAME = 20, EMU_RETURN = 11 }; /* x19 to x28, the frame pointer x29, the return address x30, d8 to d15 */
+__asm__(".text\n.weak emu_switch\n.type emu_switch,%function\nemu_switch:\n"
+        "sub sp,sp,#160\n"
+        "stp x19,x20,[sp]\nstp x21,x22,[sp,#16]\nstp x23,x24,[sp,#32]\nstp x25,x26,[sp,#48]\nstp x27,x28,[sp,#64]\nstp x29,x30,[sp,#80]\n"
+        "stp d8,d9,[sp,#96]\nstp d10,d11,[sp,#112]\nstp d12,d13,[sp,#128]\nstp d14,d15,[sp,#144]\n"
+        "mov x9,sp\nstr x9,[x0]\nmov sp,x1\n"
+        "ldp x19,x20,[sp]\nldp x21,x22,[sp,#16]\nldp x23,x24,[sp,#32]\nldp x25,x26,[sp,#48]\nldp x27,x28,[sp,#64]\nldp x29,x30,[sp,#80]\n"
+        "ldp d8,d9,[sp,#96]\nldp d10,d11,[sp,#112]\nldp d12,d13,[sp,#128]\nldp d14,d15,[sp,#144]\n"
+        "add sp,sp,#160\nret\n"
+        ".size emu_switch,.-emu_switch\n");
 #else
-#error "the emulator's fibers are written for x86-64; run the tests on such a machine"
+#define EMU_UCONTEXT 1
+#endif
+
+#if defined(EMU_UCONTEXT) /* any other processor: the C library's switch, which calls the kernel twice; a stack is known by its context */
+#include <ucontext.h>
+static inline void emu_switch(void **save, void *load) {
+    ucontext_t here;
+    *save = &here;
+    swapcontext(&here, (ucontext_t *)load);
+}
+/* What emu_switch loads to begin `entry` on the stack from `bottom` to `top` (a multiple of 16). */
+static inline void *emu_begins(void (*entry)(void), char *bottom, uintptr_t top) {
+    ucontext_t *c = (ucontext_t *)(top - ((sizeof *c + 15) & ~(size_t)15));
+    getcontext(c);
+    c->uc_stack.ss_sp = bottom, c->uc_stack.ss_size = (size_t)((char *)c - bottom), c->uc_link = nullptr;
+    makecontext(c, entry, 0);
+    return c;
+}
+#else
+extern "C" void emu_switch(void **save, void *load);
+static inline void *emu_begins(void (*entry)(void), char *bottom, uintptr_t top) {
+    (void)bottom;
+    void **frame = (void **)top - EMU_FRAME;
+    for (int i = 0; i < EMU_FRAME; i++) frame[i] = nullptr;
+    frame[EMU_RETURN] = (void *)entry;
+    return frame;
+}
 #endif
 
 static inline void emu_yield(EmuState state, EmuWhere where) {
@@ -191,11 +229,7 @@ static inline void emu_prepare(EmuFiber *f) {
     EMU_UNPOISON(f->stack, EMU_STACK); /* the last block's thread was left inside emu_entry */
     /* tops of stacks a multiple of pages apart would share cache sets */
     uintptr_t top = ((uintptr_t)f->stack + EMU_STACK - 256 - 64 * (uintptr_t)(f->linear % 32)) & ~(uintptr_t)15;
-    void **s = (void **)top;
-    *--s = nullptr; /* a return address that nothing returns to; keeps the alignment that a call leaves */
-    *--s = (void *)emu_entry;
-    for (int i = 0; i < 6; i++) *--s = nullptr;
-    f->stack_pointer = s;
+    f->stack_pointer = emu_begins(emu_entry, f->stack, top);
     f->state = EMU_READY, f->group = 0;
     f->copies.clear();
 }

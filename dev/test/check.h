@@ -52,7 +52,7 @@ static inline int run_child(void (*attempt)(const char *path), const char *path,
     if (child == 0) {
         dup2(ends[1], 2);
         close(ends[0]);
-        alarm(30);
+        alarm(300);
         attempt(path);
         _exit(0);
     }

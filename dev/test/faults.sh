@@ -12,6 +12,7 @@ copy=$(mktemp -d)
 data=$(mktemp -d)
 trap 'rm -rf "$copy" "$data"' EXIT
 python3 dev/data/text_to_shards.py --out "$data" README.md >/dev/null || exit 1
+arch=$(make -s print-opt | grep -o -- '-m[^ ]*')
 n=0 failed=0 only=${1:-}
 
 plant() { # plant WHAT FILE SED SOURCE PROGRAM: a copy of the sources with the fault in it, compiled
@@ -27,8 +28,8 @@ plant() { # plant WHAT FILE SED SOURCE PROGRAM: a copy of the sources with the f
         return 1
     fi
     # the fault may leave something unused: no -Werror here
-    local compile=(mpicc -x c -std=c11 -O2 -march=native -ffp-contract=fast -fopenmp -fno-math-errno -D_GNU_SOURCE -DODYSSEUS_FP64 -w)
-    [[ $source != *cuda*.cu ]] || compile=(mpicxx -x c++ -std=c++20 -O1 -march=native -fopenmp -D_GNU_SOURCE -DODYSSEUS_CUDA -DOMPI_SKIP_MPICXX -w)
+    local compile=(mpicc -x c -std=c11 -O2 $arch -ffp-contract=fast -fopenmp -fno-math-errno -D_GNU_SOURCE -DODYSSEUS_FP64 -w)
+    [[ $source != *cuda*.cu ]] || compile=(mpicxx -x c++ -std=c++20 -O1 $arch -fopenmp -D_GNU_SOURCE -DODYSSEUS_CUDA -DOMPI_SKIP_MPICXX -DMPICH_SKIP_MPICXX -w)
     if ! "${compile[@]}" "$copy/$source" -o "$copy/$program" -lcjson -lm 2>"$copy/log"; then
         echo "not ok $n - $what: does not compile: $(head -n 1 "$copy/log")"
         failed=$((failed + 1))
@@ -40,7 +41,7 @@ caught() { # caught WHAT FILE SED PATTERN RANKS FLAGS...
     local what=$1 file=$2 expression=$3 pattern=$4 ranks=$5
     shift 5
     plant "$what" "$file" "$expression" train_gpt.cu train_gpt || return
-    if ! run_ranks -t 60 "$ranks" "$copy/train_gpt" --train "$data/train_*.bin" --seq-len 64 --steps 2 "$@" >"$copy/log" 2>&1 &&
+    if ! run_ranks -t 600 "$ranks" "$copy/train_gpt" --train "$data/train_*.bin" --seq-len 64 --steps 2 "$@" >"$copy/log" 2>&1 &&
         grep -qE "^train_gpt: error: .*$pattern" "$copy/log"; then
         echo "ok $n - $what: $(grep -m 1 -oE "$pattern.*" "$copy/log" | cut -c 1-110)"
     else
@@ -66,7 +67,7 @@ fault() { # fault WHAT FILE SED TEST RANKS [ARGS...]
     local what=$1 file=$2 expression=$3 test=$4 ranks=$5 code
     shift 5
     plant "$what" "$file" "$expression" "dev/test/$test.c" "$test" || return
-    run_ranks -t 300 "$ranks" "$copy/$test" "$@" >"$copy/log" 2>&1
+    run_ranks -t 600 "$ranks" "$copy/$test" "$@" >"$copy/log" 2>&1
     code=$?
     if [ $code -ne 0 ] && grep -qE '^not ok|^train_gpt: error|signal|An error occurred in MPI' "$copy/log"; then
         echo "ok $n - $what: $test fails $(grep -c '^not ok' "$copy/log") checks"

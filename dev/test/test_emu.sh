@@ -46,7 +46,7 @@ run_case() { # MODEL CASE RANKS PROGRAM FLAGS...
     shift 4
     mkdir -p "$out"
     # shellcheck disable=SC2086
-    run_ranks -t 300 "$ranks" "$binary" --train "$work/tokens.bin" $COMMON "$@" --out "$out/run" --dump-grads "$out/grads.safetensors" >"$out/log" 2>&1 || return 0
+    run_ranks -t 600 "$ranks" "$binary" --train "$work/tokens.bin" $COMMON "$@" --out "$out/run" --dump-grads "$out/grads.safetensors" >"$out/log" 2>&1 || return 0
     mv "$out/run/metrics.jsonl" "$out/run/comm.json" "$out"
 }
 

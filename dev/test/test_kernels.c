@@ -764,7 +764,7 @@ static void test_classifier_case(i64 rows, i64 V, double size, int backward) {
     for (i64 r = 0; r < rows; r++) {
         double top = -INFINITY, sum = 0;
         if (targets[r] < 0) continue;
-        for (i64 i = 0; i < V; i++) top = fmax(top, logits[r * V + i]);
+        for (i64 i = 0; i < V; i++) top = logits[r * V + i] > top ? logits[r * V + i] : top; /* gcc 12 for aarch64 crashes over fmax here */
         for (i64 i = 0; i < V; i++) sum += exp(logits[r * V + i] - top);
         for (i64 i = 0; i < V; i++) want[r * V + i] = (double)scale * (exp(logits[r * V + i] - top) / sum - (i == targets[r]));
         want_loss += log(sum) + top - logits[r * V + targets[r]];

@@ -227,7 +227,8 @@ refuses 'HOSTFILE=.*/none: no such file' HOSTFILE="$work/none" MODEL="$work/hf" 
 
 # ---- quickstart's choice, in a copy of the sources, with stand-ins for nvidia-smi and for the build of the CUDA program
 copy=$work/copy
-mkdir -p "$copy/dev"
+mkdir -p "$copy/dev" "$copy/build"
+cp -a build/options "$copy/build" # else the copy would be built again
 cp -a Makefile README.md ./*.cu ./*.h core kernels scripts train_gpt_cpu "$copy"
 cp -a dev/data "$copy/dev"
 cat >"$work/bin/nvidia-smi" <<'END'

@@ -9,7 +9,7 @@ sim=./train_gpt_sim
 refuses() {
     local pattern=$1 code
     shift
-    timeout 30 $sim "$@" >"$work/stdout" 2>"$work/out"
+    timeout 600 $sim "$@" >"$work/stdout" 2>"$work/out"
     code=$?
     [ $code -eq 1 ] && [ "$(wc -l <"$work/out")" -eq 1 ] && grep -Eq "^train_gpt: error: .*$pattern" "$work/out"
     ok $? "refused: $* ($(cut -c 19-180 "$work/out" | head -n 1))"

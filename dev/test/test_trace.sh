@@ -12,7 +12,7 @@ traces() { # NAME RANKS PROGRAM FLAGS...
     local name=$1 ranks=$2 steps
     shift 2
     mkdir "$work/$name"
-    run_ranks -t 60 "$ranks" "$@" "${small[@]}" --out "$work/$name/run" --trace "$work/$name/trace.json" >"$work/out" 2>&1 &&
+    run_ranks -t 600 "$ranks" "$@" "${small[@]}" --out "$work/$name/run" --trace "$work/$name/trace.json" >"$work/out" 2>&1 &&
         [[ $(ls "$work/$name") == $'run\ntrace.json' ]] && steps=$(wc -l <"$work/$name/run/metrics.jsonl") &&
         python3 dev/test/check_trace.py "$work/$name/trace.json" "$work/$name/run/comm.json" "$ranks" $((steps < 3 ? steps : 3)) 2 >"$work/out" 2>&1
     ok $? "$ranks ranks, $*: $(grep -c '"ph":"X"' "$work/$name/trace.json" 2>/dev/null) spans nest and are the steps"
@@ -28,7 +28,7 @@ traces nccl 2 ./train_gpt_emu --steps 3 --sp ring
 traces staged 2 ./train_gpt_emu --steps 3 --sp odysseus --comm mpi
 
 # ---- no influence: the same bits
-run_ranks -t 60 2 ./train_gpt_cpu "${small[@]}" --steps 3 --sp tp --out "$work/plain" >"$work/out" 2>&1
+run_ranks -t 600 2 ./train_gpt_cpu "${small[@]}" --steps 3 --sp tp --out "$work/plain" >"$work/out" 2>&1
 numbers() { sed -E 's/.*("loss": [^,]*, "grad_norm": [^,]*),.*/\1/' "$1/metrics.jsonl"; }
 [[ $(numbers "$work/plain") == "$(numbers "$work/tp/run")" && $(numbers "$work/plain" | wc -l) -eq 3 ]]
 ok $? "losses and norms are those of a run without a trace"
@@ -37,7 +37,7 @@ ok $? "losses and norms are those of a run without a trace"
 refuses() { # PATTERN FLAGS...
     local pattern=$1 code=0
     shift
-    timeout 60 ./train_gpt_cpu "${small[@]}" "$@" >"$work/out" 2>&1 || code=$?
+    timeout 600 ./train_gpt_cpu "${small[@]}" "$@" >"$work/out" 2>&1 || code=$?
     [[ $code -ge 1 && $code -le 127 && $(grep -c '^train_gpt: error: ' "$work/out") -eq 1 && ! -e $work/none/trace.json ]] &&
         grep -qE "^train_gpt: error: .*$pattern" "$work/out" && [[ -z $(ls "$work/none") ]]
     ok $? "refused: $(grep -m 1 '^train_gpt: error: ' "$work/out" | cut -c 19-150)"
