@@ -143,25 +143,41 @@ static inline void memory_release(Device *dev, void *base, i64 reserved, i64 com
     munmap(base, (size_t)reserved);
 }
 
-/* 512-bit vectors become two or four narrower ones where the machine has no AVX-512; sixteen chains hide the latency. */
-typedef real CpuVector __attribute__((vector_size(64)));
-#define CPU_CHAINS 16
+/* Chains of multiply-adds that fill the registers but for two: a multiply-add takes four or five cycles, and two begin in each (four on
+   NEON). Were one more than fit, the loop would measure the memory instead. */
+#if defined __AVX512F__ || defined __aarch64__
+#define CPU_CHAINS 24
+#else
+#define CPU_CHAINS 12
+#endif
 
-/* FLOP/s of one core: independent multiply-add chains in registers, the best of several short trials. */
+/* One round. On x86 the result may overwrite the factor; on NEON only the addend, so the next chain's old value is the factor there. */
+static inline void cpu_chains_round(Vector *chain, Vector scale, Vector shift) {
+#pragma GCC unroll 24
+    for (int c = 0; c < CPU_CHAINS; c++) {
+#ifdef __aarch64__
+        (void)scale;
+        chain[c] += chain[(c + 1) % CPU_CHAINS] * shift;
+#else
+        chain[c] = chain[c] * scale + shift;
+#endif
+    }
+}
+
+/* FLOP/s of one core: independent chains in registers, the best of many trials too short to be interrupted, over the time that a clock
+   takes to rise. The chains start from different numbers, else the compiler would merge them; no number leaves [0, 4]. */
 static inline double cpu_core_peak(void) {
-    const int rounds = 100000, width = (int)(sizeof(CpuVector) / sizeof(real));
-    CpuVector chain[CPU_CHAINS], scale, shift;
-    for (int i = 0; i < width; i++) scale[i] = (real)0.999, shift[i] = (real)0.001;
-    for (int c = 0; c < CPU_CHAINS; c++) chain[c] = shift;
+    const int trials = 40, rounds = 20000;
+    const double enough = 0.05, start = seconds_now();
+    const Vector scale = vector_all((real)(1 - 1e-6)), shift = vector_all((real)1e-6);
+    Vector chain[CPU_CHAINS];
+    for (int c = 0; c < CPU_CHAINS; c++) chain[c] = vector_all((real)1 + (real)c / CPU_CHAINS);
     double best = 0;
-    for (int trial = 0; trial < 8; trial++) {
+    for (int trial = 0; trial < trials || seconds_now() - start < enough; trial++) {
         double begin = seconds_now();
-        for (int r = 0; r < rounds; r++) {
-#pragma GCC unroll 16
-            for (int c = 0; c < CPU_CHAINS; c++) chain[c] = chain[c] * scale + shift;
-        }
+        for (int r = 0; r < rounds; r++) cpu_chains_round(chain, scale, shift);
         for (int c = 0; c < CPU_CHAINS; c++) __asm__ volatile("" : : "m"(chain[c])); /* the result is needed */
-        double rate = 2.0 * width * CPU_CHAINS * rounds / (seconds_now() - begin);
+        double rate = 2.0 * VECTOR_WIDTH * CPU_CHAINS * rounds / (seconds_now() - begin);
         if (rate > best) best = rate;
     }
     return best;
