@@ -2,11 +2,13 @@
 
    No reduction is left to MPI (see comm.h), so everything travels as bytes. Counts beyond 2^31 go as one element of a
    derived type. MPI_THREAD_FUNNELED: only the thread that walks the model calls in here. Open MPI moves nonblocking
-   collectives only inside its calls, hence wire_test from the kernels.                                             */
+   collectives only inside its calls, hence wire_test from the kernels.
+
+   A process that no launcher has started is one rank and does without MPI: MPI_COMM_SELF, of which nothing is asked then. */
 #ifndef ODYSSEUS_COMM_MPI_H
 #define ODYSSEUS_COMM_MPI_H
 
-#include "util.h"
+#include "launcher.h"
 #include <limits.h>
 #include <mpi.h>
 
@@ -24,6 +26,13 @@ static inline WireRequest wire_request_none(void) {
 
 static inline Wire wire_none(void) { return MPI_COMM_NULL; }
 
+/* One rank without MPI? */
+static inline int wire_alone(void) {
+    int started;
+    MPI_Initialized(&started);
+    return !started;
+}
+
 /* Take every rank down. A rank alone has nobody to take along, and MPI_Abort would bury the message under its own. */
 static inline void wire_abort(int code) {
     int ranks = 0;
@@ -33,42 +42,53 @@ static inline void wire_abort(int code) {
 }
 
 /* Start MPI and return the communicator of all ranks; from here on an error on one rank ends every rank. */
-static inline Wire wire_start(int *argc, char ***argv) {
-    int provided = 0;
+static inline Wire wire_start_mpi(int *argc, char ***argv) {
+    int provided = 0, ranks;
     MPI_Init_thread(argc, argv, MPI_THREAD_FUNNELED, &provided);
     MPI_Comm_rank(MPI_COMM_WORLD, &fail_state()->rank);
     fail_state()->abort_all = wire_abort;
     if (provided < MPI_THREAD_FUNNELED) FAIL(EVERYONE, "this MPI gives no MPI_THREAD_FUNNELED; install Open MPI with thread support");
+    MPI_Comm_size(MPI_COMM_WORLD, &ranks);
+    if (ranks == 1 && launcher_ranks() > 1)
+        FAIL(THIS_RANK, "%d ranks were started, but MPI sees one, so each would train alone; start them with the mpirun that belongs to the mpicc "
+                        "that built this program (in Slurm: srun --mpi=pmix)", launcher_ranks());
     return MPI_COMM_WORLD;
 }
 
+/* The wire between all ranks: MPI's where a launcher has started this process. */
+static inline Wire wire_start(int *argc, char ***argv) { return launcher_found() ? wire_start_mpi(argc, argv) : MPI_COMM_SELF; }
+
+/* Output first: what MPI_Finalize takes down may take with it what was printed. */
 static inline void wire_finish(void) {
+    output_finish();
     fail_state()->abort_all = NULL;
-    MPI_Finalize();
+    if (!wire_alone()) MPI_Finalize();
 }
 
 static inline int wire_rank(Wire w) {
-    int rank;
-    MPI_Comm_rank(w, &rank);
+    int rank = 0;
+    if (!wire_alone()) MPI_Comm_rank(w, &rank);
     return rank;
 }
 
 static inline int wire_size(Wire w) {
-    int size;
-    MPI_Comm_size(w, &size);
+    int size = 1;
+    if (!wire_alone()) MPI_Comm_size(w, &size);
     return size;
 }
 
 /* Ranks of one colour form a new communicator, ordered by key. Owner: caller; wire_free. */
 static inline Wire wire_split(Wire w, int colour, int key) {
-    Wire out;
-    MPI_Comm_split(w, colour, key, &out);
+    Wire out = w;
+    if (!wire_alone()) MPI_Comm_split(w, colour, key, &out);
     return out;
 }
 
 /* Rank and number of ranks on this host, in `local` and `locals`. */
 static inline void wire_local(Wire w, int *local, int *locals) {
     Wire host;
+    *local = 0, *locals = 1;
+    if (wire_alone()) return;
     MPI_Comm_split_type(w, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &host);
     MPI_Comm_rank(host, local);
     MPI_Comm_size(host, locals);
@@ -76,10 +96,13 @@ static inline void wire_local(Wire w, int *local, int *locals) {
 }
 
 static inline void wire_free(Wire *w) {
-    if (*w != MPI_COMM_NULL) MPI_Comm_free(w);
+    if (*w != MPI_COMM_NULL && !wire_alone()) MPI_Comm_free(w);
+    *w = MPI_COMM_NULL;
 }
 
-static inline void wire_barrier(Wire w) { MPI_Barrier(w); }
+static inline void wire_barrier(Wire w) {
+    if (!wire_alone()) MPI_Barrier(w);
+}
 
 /* A count and datatype for `bytes` bytes; `made` says that the type must be freed. */
 typedef struct {
@@ -140,14 +163,15 @@ static inline int wire_test(WireRequest *r) {
 
 /* all (ranks, bytes) = every rank's `mine`, now; for agreement outside the training step, not part of the ledger. */
 static inline void wire_share(Wire w, void *all, const void *mine, size_t bytes) {
-    MPI_Allgather(mine, (int)bytes, MPI_BYTE, all, (int)bytes, MPI_BYTE, w);
+    if (wire_alone()) memcpy(all, mine, bytes);
+    else MPI_Allgather(mine, (int)bytes, MPI_BYTE, all, (int)bytes, MPI_BYTE, w);
 }
 
 /* On rank 0: the bitwise or of everybody's buf, which is a collection where every byte has one owner and the others hold zero.
    For files, outside the training step: not part of the ledger. bytes <= INT_MAX. */
 static inline void wire_collect(Wire w, void *buf, i64 bytes) {
     int rank = wire_rank(w);
-    MPI_Reduce(rank == 0 ? MPI_IN_PLACE : buf, buf, (int)bytes, MPI_BYTE, MPI_BOR, 0, w);
+    if (!wire_alone()) MPI_Reduce(rank == 0 ? MPI_IN_PLACE : buf, buf, (int)bytes, MPI_BYTE, MPI_BOR, 0, w);
 }
 
 #endif
