@@ -387,7 +387,8 @@ typedef struct {
     Trace trace;
     DevicePlace place;
     i64 parameters;
-    double peak; /* FLOP/s of one rank */
+    double peak;     /* FLOP/s of one rank; 0: not known (any more) */
+    int peak_again;  /* it was measured a second time */
     double eval_seconds;
 } Trainer;
 
@@ -725,15 +726,20 @@ static void selfcheck(Trainer *t) {
     fflush(stdout);
 }
 
-/* A step faster than the measured peak: others may have used the machine while it was measured, so look again before calling it impossible. */
-static void measure_again(Trainer *t, Metrics *k) {
-    for (int i = 0; k->mfu_causal > 1 && i < 3; i++) {
-        double peak = device_peak(&t->place), higher = peak / t->peak;
-        if (higher <= 1) continue;
-        printf("note     the peak was measured too low, at %.1f GFLOP/s a rank; again: %.1f\n", t->peak / 1e9, peak / 1e9);
-        t->peak = peak;
-        k->mfu_causal /= higher, k->mfu_full /= higher;
-    }
+/* A step faster than the peak. Where that was given, or a table states it, the step is impossible: an error. Where it was measured, the
+   measurement is wrong, which stops nothing: others may have used the machine meanwhile, so look again, once; a peak that is still below
+   what was reached is not known, and then MFU is not either. */
+static void rate_above_peak(Trainer *t, Metrics *k) {
+    if (t->settings->peak_tflops > 0 || device_peak_is_stated(&t->place))
+        FAIL(THIS_RANK, "step %lld ran at %.2f times the peak of %g GFLOP/s a rank: either the peak is too low (--peak-tflops) or work was skipped",
+             (long long)k->step, k->mfu_causal, t->peak / 1e9);
+    double measured = t->peak, again = t->peak_again ? 0 : device_peak(&t->place), higher = again / measured;
+    t->peak_again = 1;
+    t->peak = k->mfu_causal <= higher ? again : 0;
+    k->mfu_causal = t->peak > 0 ? k->mfu_causal / higher : NAN, k->mfu_full = t->peak > 0 ? k->mfu_full / higher : NAN;
+    if (t->peak > 0) printf("note     the peak was measured too low, at %.1f GFLOP/s a rank; again: %.1f\n", measured / 1e9, again / 1e9);
+    else printf("note     step %lld ran above the measured peak of %.1f GFLOP/s a rank, so MFU is not known; --peak-tflops gives the true one\n",
+                (long long)k->step, fmax(measured, again) / 1e9);
 }
 
 static void step_metrics(Trainer *t, Metrics *k, i64 step, double seconds) {
@@ -744,16 +750,13 @@ static void step_metrics(Trainer *t, Metrics *k, i64 step, double seconds) {
     k->lr = learning_rate(t->settings, step);
     k->step_ms = 1e3 * seconds;
     k->tokens_per_s = (double)k->tokens / seconds;
-    k->mfu_causal = k->tokens_per_s * flop_per_token(t, 1) / peak;
-    k->mfu_full = k->tokens_per_s * flop_per_token(t, 0) / peak;
+    k->mfu_causal = peak > 0 ? k->tokens_per_s * flop_per_token(t, 1) / peak : NAN;
+    k->mfu_full = peak > 0 ? k->tokens_per_s * flop_per_token(t, 0) / peak : NAN;
     k->mem_bytes = m->arena.committed;
     k->comm_bytes = ledger_total(&m->ledger, 0);
     k->comm_exposed_ms = 1e3 * fabric_exposed(&m->fabric);
     k->val_loss = NAN;
-    if (m->mesh.rank == 0 && t->settings->peak_tflops <= 0) measure_again(t, k);
-    if (k->mfu_causal > 1 && m->mesh.rank == 0)
-        FAIL(THIS_RANK, "step %lld ran at %.2f times the peak of %g GFLOP/s a rank: either the peak is too low (--peak-tflops) or work was skipped",
-             (long long)step, k->mfu_causal, t->peak / 1e9);
+    if (k->mfu_causal > 1 && m->mesh.rank == 0) rate_above_peak(t, k);
 }
 
 /* ---- when a number is not finite --------------------------------------------------------------------------------------------------- */

@@ -2,7 +2,7 @@
 #ifndef ODYSSEUS_COMM_ALONE_H
 #define ODYSSEUS_COMM_ALONE_H
 
-#include "util.h"
+#include "launcher.h"
 
 typedef int Wire; /* 1: the one rank; 0: none */
 
@@ -19,13 +19,10 @@ static inline Wire wire_none(void) { return 0; }
 
 /* A launcher that started several would get as many lonely trainings. */
 static inline Wire wire_start(int *argc, char ***argv) {
-    const char *names[] = {"OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_NTASKS"};
     (void)argc, (void)argv;
-    for (int i = 0; i < COUNT_OF(names); i++) {
-        const char *ranks = getenv(names[i]);
-        if (ranks && atoi(ranks) > 1)
-            FAIL(EVERYONE, "%s ranks were started, but this program was built without MPI and is one rank; apt-get install libopenmpi-dev openmpi-bin, then make again", ranks);
-    }
+    if (launcher_ranks() > 1)
+        FAIL(EVERYONE, "%d ranks were started, but this program was built without MPI and is one rank; apt-get install libopenmpi-dev openmpi-bin, "
+                       "then make again", launcher_ranks());
     return 1;
 }
 
@@ -45,7 +42,7 @@ static inline void watch_over(void) {}
 static inline void watch_look(void) {}
 static inline void wire_watch(Wire w, double timeout) { (void)w, (void)timeout; }
 
-static inline void wire_finish(void) {}
+static inline void wire_finish(void) { output_finish(); }
 static inline int wire_rank(Wire w) { return w - w; }
 static inline int wire_size(Wire w) { return w ? 1 : 0; }
 static inline Wire wire_split(Wire w, int colour, int key) {

@@ -1,12 +1,14 @@
 /* comm_mpi.h - the wire under comm.h, as MPI: nonblocking collectives on host memory, bytes in, bytes out.
 
    No reduction is left to MPI (see comm.h), so everything travels as bytes. Counts beyond 2^31 go as one element of a
-   derived type. Whoever waits looks for ranks that stand still (comm_watch.h). MPI_THREAD_FUNNELED: only the thread that walks the model calls in here. Open MPI moves nonblocking
-   collectives only inside its calls, hence wire_test from the kernels.                                             */
+   derived type. Whoever waits looks for ranks that stand still (comm_watch.h). MPI_THREAD_FUNNELED: only the thread that walks the model
+   calls in here. Open MPI moves nonblocking collectives only inside its calls, hence wire_test from the kernels.
+
+   A process that no launcher has started is one rank and does without MPI: MPI_COMM_SELF, of which nothing is asked then. */
 #ifndef ODYSSEUS_COMM_MPI_H
 #define ODYSSEUS_COMM_MPI_H
 
-#include "util.h"
+#include "launcher.h"
 #include <limits.h>
 #include <mpi.h>
 #include "comm_watch.h"
@@ -25,6 +27,13 @@ static inline WireRequest wire_request_none(void) {
 
 static inline Wire wire_none(void) { return MPI_COMM_NULL; }
 
+/* One rank without MPI? */
+static inline int wire_alone(void) {
+    int started;
+    MPI_Initialized(&started);
+    return !started;
+}
+
 /* Take every rank down. A rank alone has nobody to take along, and MPI_Abort would bury the message under its own. */
 static inline void wire_abort(int code) {
     int ranks = 0;
@@ -34,35 +43,44 @@ static inline void wire_abort(int code) {
 }
 
 /* Start MPI and return the communicator of all ranks; from here on an error on one rank ends every rank. */
-static inline Wire wire_start(int *argc, char ***argv) {
-    int provided = 0;
+static inline Wire wire_start_mpi(int *argc, char ***argv) {
+    int provided = 0, ranks;
     MPI_Init_thread(argc, argv, MPI_THREAD_FUNNELED, &provided);
     MPI_Comm_rank(MPI_COMM_WORLD, &fail_state()->rank);
     fail_state()->abort_all = wire_abort;
     if (provided < MPI_THREAD_FUNNELED) FAIL(EVERYONE, "this MPI gives no MPI_THREAD_FUNNELED; install Open MPI with thread support");
+    MPI_Comm_size(MPI_COMM_WORLD, &ranks);
+    if (ranks == 1 && launcher_ranks() > 1)
+        FAIL(THIS_RANK, "%d ranks were started, but MPI sees one, so each would train alone; start them with the mpirun that belongs to the mpicc "
+                        "that built this program (in Slurm: srun --mpi=pmix)", launcher_ranks());
     return MPI_COMM_WORLD;
 }
 
+/* The wire between all ranks: MPI's where a launcher has started this process. */
+static inline Wire wire_start(int *argc, char ***argv) { return launcher_found() ? wire_start_mpi(argc, argv) : MPI_COMM_SELF; }
+
 /* Watch the ranks of `w`: see comm_watch.h. Collective. */
-static inline void wire_watch(Wire w, double timeout) { watch_start(w, timeout); }
+static inline void wire_watch(Wire w, double timeout) {
+    if (!wire_alone()) watch_start(w, timeout);
+}
 
 static inline int wire_rank(Wire w) {
-    int rank;
-    MPI_Comm_rank(w, &rank);
+    int rank = 0;
+    if (!wire_alone()) MPI_Comm_rank(w, &rank);
     return rank;
 }
 
 static inline int wire_size(Wire w) {
-    int size;
-    MPI_Comm_size(w, &size);
+    int size = 1;
+    if (!wire_alone()) MPI_Comm_size(w, &size);
     return size;
 }
 
-/* Is it over? Moves it along. */
+/* Is it over? Moves it along. A rank alone may ask, too: for the transfers of a world that it imagines, of which none was begun. */
 static inline int wire_test(WireRequest *r) {
     MPI_Status status[2]; /* not MPI_STATUSES_IGNORE: gcc sees an array of no bytes in MPICH's */
-    int done;
-    MPI_Testall(2, r->request, &done, status);
+    int done = 1;
+    if (!wire_alone()) MPI_Testall(2, r->request, &done, status);
     return done;
 }
 
@@ -78,23 +96,26 @@ static inline void wire_wait(WireRequest *r, const char *what) {
 
 static inline void wire_barrier_as(Wire w, const char *what) {
     WireRequest r = wire_request_none();
-    MPI_Ibarrier(w, &r.request[0]);
+    if (!wire_alone()) MPI_Ibarrier(w, &r.request[0]);
     wire_wait(&r, what);
 }
 
 static inline void wire_barrier(Wire w) { wire_barrier_as(w, "a barrier"); }
 
+/* Output first: what MPI_Finalize takes down may take with it what was printed. */
 static inline void wire_finish(void) {
+    output_finish();
     wire_barrier_as(MPI_COMM_WORLD, "the end of the run");
     watch_stop();
     fail_state()->abort_all = NULL;
-    MPI_Finalize();
+    if (!wire_alone()) MPI_Finalize();
 }
 
 /* Ranks of one colour form a new communicator, ordered by key. Owner: caller; wire_free. MPI makes it in a call that cannot be watched:
    the barrier can. */
 static inline Wire wire_split(Wire w, int colour, int key) {
-    Wire out;
+    Wire out = w;
+    if (wire_alone()) return out;
     wire_barrier_as(w, "the making of a group of ranks");
     MPI_Comm_split(w, colour, key, &out);
     return out;
@@ -103,6 +124,8 @@ static inline Wire wire_split(Wire w, int colour, int key) {
 /* Rank and number of ranks on this host, in `local` and `locals`. */
 static inline void wire_local(Wire w, int *local, int *locals) {
     Wire host;
+    *local = 0, *locals = 1;
+    if (wire_alone()) return;
     wire_barrier_as(w, "the start");
     MPI_Comm_split_type(w, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &host);
     MPI_Comm_rank(host, local);
@@ -111,7 +134,8 @@ static inline void wire_local(Wire w, int *local, int *locals) {
 }
 
 static inline void wire_free(Wire *w) {
-    if (*w != MPI_COMM_NULL) MPI_Comm_free(w);
+    if (*w != MPI_COMM_NULL && !wire_alone()) MPI_Comm_free(w);
+    *w = MPI_COMM_NULL;
 }
 
 /* A count and datatype for `bytes` bytes; `made` says that the type must be freed. */
@@ -165,7 +189,8 @@ static inline void wire_ring(Wire w, WireRequest *r, void *recv, const void *sen
 /* all (ranks, bytes) = every rank's `mine`, now; for agreement outside the training step, not part of the ledger. */
 static inline void wire_share(Wire w, void *all, const void *mine, size_t bytes) {
     WireRequest r = wire_request_none();
-    MPI_Iallgather(mine, (int)bytes, MPI_BYTE, all, (int)bytes, MPI_BYTE, w, &r.request[0]);
+    if (wire_alone()) memcpy(all, mine, bytes);
+    else MPI_Iallgather(mine, (int)bytes, MPI_BYTE, all, (int)bytes, MPI_BYTE, w, &r.request[0]);
     wire_wait(&r, "an exchange between the steps");
 }
 
@@ -174,7 +199,7 @@ static inline void wire_share(Wire w, void *all, const void *mine, size_t bytes)
 static inline void wire_collect(Wire w, void *buf, i64 bytes) {
     int rank = wire_rank(w);
     WireRequest r = wire_request_none();
-    MPI_Ireduce(rank == 0 ? MPI_IN_PLACE : buf, buf, (int)bytes, MPI_BYTE, MPI_BOR, 0, w, &r.request[0]);
+    if (!wire_alone()) MPI_Ireduce(rank == 0 ? MPI_IN_PLACE : buf, buf, (int)bytes, MPI_BYTE, MPI_BOR, 0, w, &r.request[0]);
     wire_wait(&r, "the collection of a file");
 }
 

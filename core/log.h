@@ -14,7 +14,7 @@
 
 typedef struct {
     i64 step, tokens, mem_bytes, comm_bytes;
-    double loss, grad_norm, lr, step_ms, tokens_per_s, mfu_causal, mfu_full, comm_exposed_ms, val_loss; /* val_loss: NaN if not evaluated */
+    double loss, grad_norm, lr, step_ms, tokens_per_s, mfu_causal, mfu_full, comm_exposed_ms, val_loss; /* NaN: MFU not known, no evaluation */
 } Metrics;
 
 typedef struct {
@@ -140,11 +140,13 @@ static inline void run_open(RunLog *log, const char *dir, cJSON *config) {
 }
 
 static inline void run_metrics(RunLog *log, const Metrics *m) {
+    char causal[32] = "null", full[32] = "null"; /* JSON has no NaN */
     if (!log->metrics) return;
+    if (isfinite(m->mfu_causal)) snprintf(causal, sizeof causal, "%.6f", m->mfu_causal), snprintf(full, sizeof full, "%.6f", m->mfu_full);
     fprintf(log->metrics,
             "{\"step\": %lld, \"tokens\": %lld, \"loss\": %.17g, \"grad_norm\": %.17g, \"lr\": %.17g, \"step_ms\": %.3f, \"tokens_per_s\": %.1f, "
-            "\"mfu_causal\": %.6f, \"mfu_full\": %.6f, \"mem_bytes\": %lld, \"comm_bytes\": %lld, \"comm_exposed_ms\": %.3f",
-            (long long)m->step, (long long)m->tokens, m->loss, m->grad_norm, m->lr, m->step_ms, m->tokens_per_s, m->mfu_causal, m->mfu_full,
+            "\"mfu_causal\": %s, \"mfu_full\": %s, \"mem_bytes\": %lld, \"comm_bytes\": %lld, \"comm_exposed_ms\": %.3f",
+            (long long)m->step, (long long)m->tokens, m->loss, m->grad_norm, m->lr, m->step_ms, m->tokens_per_s, causal, full,
             (long long)m->mem_bytes, (long long)m->comm_bytes, m->comm_exposed_ms);
     if (m->val_loss == m->val_loss) fprintf(log->metrics, ", \"val_loss\": %.17g", m->val_loss);
     fprintf(log->metrics, "}\n");
@@ -158,10 +160,11 @@ static inline void run_finish(RunLog *log) {
 
 /* The line of one step. `eta`: seconds to go. */
 static inline void print_step(const Metrics *m, i64 steps, double eta) {
-    char val[48] = "";
+    char val[48] = "", mfu[32] = "?";
+    if (isfinite(m->mfu_causal)) snprintf(mfu, sizeof mfu, "%.1f%%", 100 * m->mfu_causal);
     if (m->val_loss == m->val_loss) snprintf(val, sizeof val, " | val %.4f", m->val_loss);
-    printf("step %lld/%lld | loss %.4f%s | norm %.3f | lr %.2e | %.0f ms | %.0f tok/s | mfu %.1f%% | eta %lld:%02lld\n", (long long)m->step + 1,
-           (long long)steps, m->loss, val, m->grad_norm, m->lr, m->step_ms, m->tokens_per_s, 100 * m->mfu_causal, (long long)eta / 60,
+    printf("step %lld/%lld | loss %.4f%s | norm %.3f | lr %.2e | %.0f ms | %.0f tok/s | mfu %s | eta %lld:%02lld\n", (long long)m->step + 1,
+           (long long)steps, m->loss, val, m->grad_norm, m->lr, m->step_ms, m->tokens_per_s, mfu, (long long)eta / 60,
            (long long)eta % 60);
     fflush(stdout);
 }

@@ -52,6 +52,7 @@ static inline void fail_at(FailScope scope, const char *file, int line, const ch
 
 static inline void fail_at(FailScope scope, const char *file, int line, const char *format, ...) {
     FailState *state = fail_state();
+    fflush(stdout); /* what was said before stays said, whoever ends this rank meanwhile */
     /* Several ranks often find the same thing at once; the lowest speaks first and takes the others down before they repeat it. */
     if (scope == EVERYONE && state->rank != 0) sleep(3);
     if (scope == THIS_RANK) usleep(200000u * (unsigned)(state->rank < 10 ? state->rank : 10));
@@ -61,7 +62,6 @@ static inline void fail_at(FailScope scope, const char *file, int line, const ch
     vsnprintf(text, sizeof text, format, args);
     va_end(args);
     gethostname(host, sizeof host - 1);
-    fflush(stdout);
     if (scope == EVERYONE && state->rank == 0) fprintf(stderr, "train_gpt: error: %s\n", text);
     else fprintf(stderr, "train_gpt: error: %s [rank %d on %s, %s:%d]\n", text, state->rank, host, file, line);
     fflush(stderr);
@@ -70,6 +70,13 @@ static inline void fail_at(FailScope scope, const char *file, int line, const ch
 }
 
 #define FAIL(scope, ...) fail_at(scope, __FILE__, __LINE__, __VA_ARGS__)
+
+/* At the end of a program: all that was printed has gone where it should, or this is an error. A disk may have been full on the way. */
+static inline void output_finish(void) {
+    int lost = ferror(stdout);
+    errno = 0;
+    if (fflush(stdout) != 0 || lost) FAIL(THIS_RANK, "cannot write to standard output%s%s", errno ? ": " : "", errno ? strerror(errno) : "");
+}
 
 /* malloc that cannot return NULL; the caller frees. For host-side tables only: tensors live in the arena. */
 static inline void *host_alloc(size_t bytes) {

@@ -140,7 +140,7 @@ rows = [json.loads(line) for line in open(sys.argv[2])]
 late = rows[len(rows) // 3:]
 used = [int(line) * 2**20 for line in open(sys.argv[3]) if line.strip().isdigit()]
 print(json.dumps({"name": "step_" + sys.argv[1], "value": statistics.median(r["tokens_per_s"] for r in late), "unit": "tokens/s",
-                  "mfu": statistics.median(r["mfu_causal"] for r in late), "ms": statistics.median(r["step_ms"] for r in late),
+                  "mfu": statistics.median(r["mfu_causal"] for r in late) if all(r["mfu_causal"] is not None for r in late) else None, "ms": statistics.median(r["step_ms"] for r in late),
                   "first_loss": rows[0]["loss"], "last_loss": rows[-1]["loss"], "memory_arena": rows[-1]["mem_bytes"],
                   "memory_used": max(used) - used[0] if used else None}))
 PY

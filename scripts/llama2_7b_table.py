@@ -49,7 +49,8 @@ def read_cell(directory, length, scheme):
         row["timed_steps"] = len(timed)
         row["seconds"] = seconds
         row["tokens_per_s"] = sum(step["tokens"] for step in timed) / seconds
-        row["mfu_causal"] = sum(step["mfu_causal"] * step["step_ms"] for step in timed) / 1e3 / seconds
+        known = all(step["mfu_causal"] is not None for step in timed)
+        row["mfu_causal"] = sum(step["mfu_causal"] * step["step_ms"] for step in timed) / 1e3 / seconds if known else None
         row["mem_bytes"] = max(step["mem_bytes"] for step in steps)
         row["comm_bytes"] = steps[-1]["comm_bytes"]
         row["loss"] = steps[-1]["loss"]
@@ -94,7 +95,8 @@ def main():
         row["original_seconds"], row["original_gb"] = original_of(row, comparable)
         length = f"{row['seq_len'] // 1024}K" if row["seq_len"] % 1024 == 0 else str(row["seq_len"])
         if row["result"] == "ok":
-            ours = [f"{row['seconds']:.2f}", f"{row['mem_bytes'] / 1e9:.2f}", f"{row['tokens_per_s']:,.0f}", f"{100 * row['mfu_causal']:.1f}%"]
+            mfu = "?" if row["mfu_causal"] is None else f"{100 * row['mfu_causal']:.1f}%"
+            ours = [f"{row['seconds']:.2f}", f"{row['mem_bytes'] / 1e9:.2f}", f"{row['tokens_per_s']:,.0f}", mfu]
         else:
             ours = ["OOM" if row["out_of_memory"] else "failed", "-", "-", "-"]
         table.append([length, row["scheme"], *ours, row["original_seconds"], row["original_gb"]])

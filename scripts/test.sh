@@ -17,6 +17,7 @@ RUNS='
 check-cxx               alone  120
 test_positions_fp32     alone   60
 test_memory_fp32            1   60
+test_host_fp32          alone  120
 test_kernels_fp32       alone  300
 test_kernels_fp64       alone  300
 test_comm_fp32              1  120
@@ -30,6 +31,7 @@ test_comm_fp64              3  120
 test_comm_fp64              4  120
 test_comm_fp64              8  240
 test_log_fp32           alone   60
+test_peak.sh            alone  120
 test_gradients_fp64         1  300
 test_fixtures_fp32          1  120
 test_fixtures_fp32          4  120
@@ -65,6 +67,7 @@ test_kernels_asan       alone 1800
 test_checkpoint_asan    alone 1800
 test_fixtures_asan          4 1800
 test_schemes_asan           8 3600
+starts.sh               alone 3600
 faults.sh               alone 3600
 fuzz.sh                 alone 9000 1200
 aarch64.sh              alone 3600

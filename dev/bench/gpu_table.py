@@ -79,7 +79,7 @@ def table(gpu, bench, torch, train):
         rows.append(row(f"{what}, GB/s", number(got), peer, over(got, copy), target))
     for name, what, flop in STEPS:
         ours, peer = train.get(name, {}), value(torch, name)
-        mfu = f" (MFU {100 * ours['mfu']:.1f}%)" if "mfu" in ours else ""
+        mfu = f" (MFU {100 * ours['mfu']:.1f}%)" if ours.get("mfu") is not None else ""
         text = f"PyTorch {number(peer)}" if gpu else "at most " + bounds(lambda rate, byte: 1e12 * rate / flop)
         rows.append(row(f"{what}, tokens/s", number(ours.get("value")) + mfu, text, over(ours.get("value"), peer), 1.0))
     for name, what, _ in STEPS:

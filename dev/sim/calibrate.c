@@ -263,6 +263,7 @@ int main(int argc, char **argv) {
     int local, locals;
     wire_local(world, &local, &locals);
     DevicePlace place = device_place(local, locals, 0);
+    device_open(&place);
     Bench *b = (Bench *)host_alloc(sizeof(Bench));
     char how[160], date[32];
     time_t now = time(NULL);

@@ -137,14 +137,6 @@ static void seed(const char *name, const void *bytes, size_t n) {
 
 /* ---- flags: lines of arguments; a byte from 128 on opens `--name` of the table's flag with that number -------------------------------- */
 
-/* MPI is not started; a plan waits for nothing. */
-int MPI_Testall(int n, MPI_Request *requests, int *over, MPI_Status *statuses) {
-    (void)statuses;
-    for (int i = 0; i < n; i++) demand(requests[i] == MPI_REQUEST_NULL, "a plan waits for a transfer");
-    *over = 1;
-    return MPI_SUCCESS;
-}
-
 /* Plan a step as the first and as the last rank; what is counted must be the closed form. */
 static void flags_plan(ModelOptions *o, const Settings *s) {
     for (int last = 0; last < 2; last++) {

@@ -1246,7 +1246,7 @@ int main(int argc, char **argv) {
         test_names();
         test_initialise();
     }
-    Wire world = wire_start(&argc, &argv);
+    Wire world = wire_start_mpi(&argc, &argv);
     checks()->silent = wire_rank(world) != 0;
     if (ranks && wire_rank(world) == 0 && !mkdtemp(temp)) FAIL(THIS_RANK, "%s: cannot create the test's directory", temp);
     MPI_Bcast(temp, sizeof temp, MPI_CHAR, 0, world);

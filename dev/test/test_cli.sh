@@ -132,6 +132,48 @@ rm -rf "$work/w1"
 run_ranks 1 ./train_gpt_cpu --train "$work/wide.bin" --seq-len 64 --steps 2 --out "$work/w1" >"$work/out" 2>&1
 ok $? "uint32 shards are read"
 
+# ---- the team of threads that OpenMP grants, whatever was planned
+losses() { sed -E 's/.*"loss": ([^,]*), "grad_norm": ([^,]*),.*/\1 \2/' "$work/$1/metrics.jsonl" 2>/dev/null; }
+wide=(--seq-len 256 --micro-batch 4 --dim 256 --ffn 512)
+team() { # team RANKS NAME ENVIRONMENT ARGS...
+    local ranks=$1 name=$2 setting=$3
+    shift 3
+    rm -rf "${work:?}/$name"
+    env "$setting" bash -c 'source scripts/common.sh; n=$1; shift; run_ranks "$n" "$@"' _ "$ranks" ./train_gpt_cpu --train "$data" --batch 4 --steps 3 \
+        --threads 3 --out "$work/$name" "$@" >"$work/out" 2>&1
+}
+for ranks in 1 2; do
+    team $ranks "team$ranks" ODYSSEUS=1 "${wide[@]}"
+    for setting in OMP_THREAD_LIMIT=1 OMP_THREAD_LIMIT=2 OMP_DYNAMIC=true OMP_MAX_ACTIVE_LEVELS=0 OMP_NUM_THREADS=1; do
+        team $ranks granted $setting "${wide[@]}" && [ -n "$(losses granted)" ] && [ "$(losses granted)" = "$(losses "team$ranks")" ]
+        status=$?
+        note=$(grep -m 1 -o 'OpenMP grants . of the 3 threads planned' "$work/out")
+        case $setting in *LIMIT* | *LEVELS*) [ -n "$note" ] || status=1 ;; *) [ -z "$note" ] || status=1 ;; esac
+        ok $status "$setting, $ranks ranks: the bits of a full team${note:+; $note}"
+    done
+done
+
+# ---- a process alone needs no launcher, and what it prints arrives or is an error
+if is_open_mpi; then
+    for args in --help --dry-run "--init-only --out $work/alone" "--train $work/a_0.bin --seq-len 64 --steps 1"; do
+        # shellcheck disable=SC2086
+        OMPI_MCA_pml=none-such ./train_gpt_cpu $args >"$work/out" 2>&1 # with this, MPI does not start
+        ok $? "no MPI for ${args%% *}"
+    done
+    PMI_RANK=0 PMI_SIZE=4 ./train_gpt_cpu --dry-run >"$work/out" 2>&1
+    [ $? -eq 1 ] && grep -q '^train_gpt: error: 4 ranks were started, but MPI sees one' "$work/out"
+    ok $? "ranks whose launcher is not MPI's do not train alone, each for itself"
+fi
+for args in --help --dry-run "--train $work/a_0.bin --seq-len 64 --steps 2 --out $work/unheard"; do
+    # shellcheck disable=SC2086
+    ./train_gpt_cpu $args >/dev/full 2>"$work/out"
+    code=$?
+    [ $code -eq 1 ] && [ "$(grep -c '^train_gpt: error: cannot write to standard output' "$work/out")" -eq 1 ]
+    ok $? "${args%% *} onto a full disk: exit code $code, $(cut -c 1-90 "$work/out" | head -n 1)"
+done
+[ "$(wc -l <"$work/unheard/metrics.jsonl")" -eq 2 ]
+ok $? "a training that nobody hears ends with its metrics"
+
 # ---- things that go wrong on the way
 rm -rf "$work/nan"
 run_ranks 2 ./train_gpt_cpu "${small[@]::6}" --lr 1000 --grad-clip 0 --weight-decay 1000 --steps 200 --out "$work/nan" >"$work/out" 2>&1

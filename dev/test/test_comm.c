@@ -174,7 +174,7 @@ static void test_slow_rank(Bench *t, Wire everyone, double timeout) {
 }
 
 int main(int argc, char **argv) {
-    Wire everyone = wire_start(&argc, &argv);
+    Wire everyone = wire_start_mpi(&argc, &argv);
     int rank = wire_rank(everyone), ranks = wire_size(everyone);
     checks()->silent = rank != 0;
     const i64 counts[] = {0, 1, 3, 64, 1001, 70001}, most = 70001;

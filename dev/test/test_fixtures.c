@@ -147,7 +147,7 @@ static void run_fixture(const char *name, Wire world) {
 
 int main(int argc, char **argv) {
     const char *names[] = {"gpt2-tied", "llama-mha", "llama-gqa", "llama3-rope"};
-    Wire world = wire_start(&argc, &argv);
+    Wire world = wire_start_mpi(&argc, &argv);
     if (argc > 1) fixtures = argv[1];
     checks()->silent = wire_rank(world) != 0;
     for (int i = 0; i < COUNT_OF(names); i++) run_fixture(names[i], world);

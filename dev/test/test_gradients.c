@@ -65,7 +65,7 @@ static void check_model(const char *name, Config c, const char *directory, Wire 
 }
 
 int main(int argc, char **argv) {
-    Wire world = wire_start(&argc, &argv);
+    Wire world = wire_start_mpi(&argc, &argv);
     char directory[256], path[512];
     test_directory(directory, "gradients", world);
     int32_t tokens[23];

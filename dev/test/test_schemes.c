@@ -373,7 +373,7 @@ static void check_balance(void) {
 }
 
 int main(int argc, char **argv) {
-    Wire everyone = wire_start(&argc, &argv);
+    Wire everyone = wire_start_mpi(&argc, &argv);
     Wire alone = wire_split(everyone, wire_rank(everyone), 0);
     char directory[256];
     test_directory(directory, "schemes", everyone);

@@ -1,10 +1,12 @@
 /* device.h - the CPU as a device: how many threads a rank gets, and what the cores could do at best.
 
-   cores of this host (or of the affinity mask, if a launcher bound the rank) / ranks on this host = threads of a rank.
-   peak of a rank = measured fused multiply-add rate of one core x the cores it may count on.                          */
+   cores of this host (those whose time its control group gives it, if that is less) / ranks on this host, within the affinity mask, if
+   a launcher bound the rank = threads that are planned; threads of a rank = the team that OpenMP then grants (OMP_THREAD_LIMIT, ...).
+   peak of a rank = measured multiply-add rate of one core x the cores it may count on.                                              */
 #ifndef ODYSSEUS_CPU_DEVICE_H
 #define ODYSSEUS_CPU_DEVICE_H
 
+#include "../../core/cgroup.h"
 #include <omp.h>
 #include <sched.h>
 #include <sys/mman.h>
@@ -12,53 +14,66 @@
 typedef struct {
     int cores;    /* of this host */
     int mask;     /* that this rank may run on */
+    int planned;  /* threads that it asks for */
     int threads;  /* that it will use */
     int sharing;  /* ranks on this host */
+    double limit; /* cores' worth of time that control groups give those ranks together; 0: no limit */
     double share; /* cores this rank can count on: less than one when ranks outnumber cores */
     uint64_t identity; /* 0: the host itself, whose ranks are known */
 } DevicePlace;
 
-/* Threads and cores of rank `local` among `locals` ranks on this host; `threads` 0: decide. */
-static inline DevicePlace device_place(int local, int locals, int threads) {
-    (void)local;
-    DevicePlace p = {(int)sysconf(_SC_NPROCESSORS_ONLN), 0, threads, locals, 0, 0};
-    cpu_set_t set;
-    p.mask = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : p.cores;
-    p.share = (double)p.cores / locals;
-    if (p.share > p.mask) p.share = p.mask;
-    if (!p.threads) p.threads = p.share < 1 ? 1 : (int)p.share;
-    if (p.share > p.threads) p.share = p.threads;
+/* Threads and cores of rank `local` among `locals` ranks on a host of `cores`, `mask` of which it may use, with `limit` cores' worth of
+   time (0: all); `threads` 0: decide. A part of a core is rounded up to one more thread, for all ranks together. */
+static inline DevicePlace cpu_place(int cores, int mask, double limit, int locals, int threads) {
+    DevicePlace p;
+    memset(&p, 0, sizeof p);
+    p.cores = cores, p.mask = mask, p.sharing = locals;
+    p.limit = limit > 0 && limit < cores ? limit : 0;
+    double given = p.limit > 0 ? p.limit : cores;
+    p.share = given / locals;
+    if (p.share > mask) p.share = mask;
+    p.planned = threads ? threads : (int)i64_max(i64_min((i64)ceil(given) / locals, mask), 1);
+    if (p.share > p.planned) p.share = p.planned;
+    p.threads = p.planned;
     return p;
 }
 
-/* Look at the device; a host is always there. */
-static inline void device_open(DevicePlace *p) { p->identity = 0; }
+/* The same for this process's host. */
+static inline DevicePlace device_place(int local, int locals, int threads) {
+    (void)local;
+    int cores = (int)sysconf(_SC_NPROCESSORS_ONLN);
+    cpu_set_t set;
+    return cpu_place(cores, sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : cores, host_cores_limit(""), locals, threads);
+}
+
+/* The team that OpenMP grants where `threads` are asked for, now and whenever they are again. Whoever counted on more, as a library may,
+   would leave a part of the work undone. */
+static inline int team_granted(int threads) {
+    int granted = 1;
+    omp_set_dynamic(0); /* else it grants another number every time, by the load */
+    omp_set_num_threads(threads);
+#pragma omp parallel num_threads(threads)
+#pragma omp single
+    granted = omp_get_num_threads();
+    omp_set_num_threads(granted);
+    return granted;
+}
+
+/* Look at the device: a host is always there, but its threads may not be. */
+static inline void device_open(DevicePlace *p) {
+    p->identity = 0;
+    p->threads = team_granted(p->planned);
+    if (p->share > p->threads) p->share = p->threads;
+}
 static inline void device_check_comm(const DevicePlace *p, const char *comm) { (void)p, (void)comm; }
 
-/* The number that follows `key` in a small system file, times `unit`; 0 where there is none. */
-static inline i64 system_number(const char *path, const char *key, i64 unit) {
-    char line[256];
-    long long value = 0;
-    FILE *f = fopen(path, "r");
-    while (f && fgets(line, sizeof line, f))
-        if (strncmp(line, key, strlen(key)) == 0 && sscanf(line + strlen(key), "%lld", &value) == 1) break;
-    if (f) fclose(f);
-    return value * unit;
-}
-
-/* Bytes that this host (or the control group around this process) can still give; 0: not known. */
-static inline i64 device_memory_available(void) {
-    i64 host = system_number("/proc/meminfo", "MemAvailable:", 1024);
-    i64 limit = system_number("/sys/fs/cgroup/memory.max", "", 1), used = system_number("/sys/fs/cgroup/memory.current", "", 1);
-    return limit > 0 && limit - used < host ? i64_max(limit - used, 1) : host;
-}
+static inline i64 device_memory_available(void) { return host_memory_available(""); }
 
 /* Make `dev` ready for the rank placed at `p`; a dry run has none (`imagined`). device_free. */
 static inline void device_init(Device *dev, const DevicePlace *p, int imagined) {
     memset(dev, 0, sizeof *dev);
     dev->imagined = imagined;
-    dev->threads = dev->host_threads = p->threads;
-    omp_set_num_threads(p->threads);
+    dev->threads = dev->host_threads = imagined ? p->threads : team_granted(p->threads);
 }
 
 static inline void device_free(Device *dev) { (void)dev; }
@@ -87,11 +102,15 @@ static inline const char *device_refuses_heads(i64 head_dim) { return cpu_refuse
 
 /* One line for the start-up printout. */
 static inline void device_print(const DevicePlace *p) {
-    printf("%d threads a rank, %d cores on this host", p->threads, p->cores);
+    printf("%d thread%s a rank, %d cores on this host", p->threads, p->threads == 1 ? "" : "s", p->cores);
 }
 
 /* What the user should know about the place; prints nothing if all is well. */
 static inline void device_note(const DevicePlace *p) {
+    if (p->threads < p->planned)
+        printf("note     OpenMP grants %d of the %d threads planned (OMP_THREAD_LIMIT, OMP_MAX_ACTIVE_LEVELS)\n", p->threads, p->planned);
+    if (p->limit > 0)
+        printf("note     the control group of this process gives it the time of %g of %d cores (cpu.max)\n", p->limit, p->cores);
     if (p->mask < p->cores)
         printf("note     this rank may run on %d of %d cores (launcher binding); mpirun --bind-to none lifts it\n", p->mask, p->cores);
 }
@@ -143,31 +162,53 @@ static inline void memory_release(Device *dev, void *base, i64 reserved, i64 com
     munmap(base, (size_t)reserved);
 }
 
-/* 512-bit vectors become two or four narrower ones where the machine has no AVX-512; sixteen chains hide the latency. */
-typedef real CpuVector __attribute__((vector_size(64)));
-#define CPU_CHAINS 16
+/* Chains of multiply-adds that fill the registers but for two: a multiply-add takes four or five cycles, and two begin in each (four on
+   NEON). Were one more than fit, the loop would measure the memory instead. */
+#if defined __AVX512F__ || defined __aarch64__
+#define CPU_CHAINS 24
+#else
+#define CPU_CHAINS 12
+#endif
 
-/* FLOP/s of one core: independent multiply-add chains in registers, the best of several short trials. */
+/* One round. On x86 the result may overwrite the factor; on NEON only the addend, so the next chain's old value is the factor there. */
+static inline void cpu_chains_round(Vector *chain, Vector scale, Vector shift) {
+#pragma GCC unroll 24
+    for (int c = 0; c < CPU_CHAINS; c++) {
+#ifdef __aarch64__
+        (void)scale;
+        chain[c] += chain[(c + 1) % CPU_CHAINS] * shift;
+#else
+        chain[c] = chain[c] * scale + shift;
+#endif
+    }
+}
+
+/* FLOP/s of one core: independent chains in registers, the best of many trials too short to be interrupted, over the time that a clock
+   takes to rise. The chains start from different numbers, else the compiler would merge them; no number leaves [0, 4]. */
 static inline double cpu_core_peak(void) {
-    const int rounds = 100000, width = (int)(sizeof(CpuVector) / sizeof(real));
-    CpuVector chain[CPU_CHAINS], scale, shift;
-    for (int i = 0; i < width; i++) scale[i] = (real)0.999, shift[i] = (real)0.001;
-    for (int c = 0; c < CPU_CHAINS; c++) chain[c] = shift;
+    const int trials = 40, rounds = 20000;
+    const double enough = 0.05, start = seconds_now();
+    const Vector scale = vector_all((real)(1 - 1e-6)), shift = vector_all((real)1e-6);
+    Vector chain[CPU_CHAINS];
+    for (int c = 0; c < CPU_CHAINS; c++) chain[c] = vector_all((real)1 + (real)c / CPU_CHAINS);
     double best = 0;
-    for (int trial = 0; trial < 8; trial++) {
+    for (int trial = 0; trial < trials || seconds_now() - start < enough; trial++) {
         double begin = seconds_now();
-        for (int r = 0; r < rounds; r++) {
-#pragma GCC unroll 16
-            for (int c = 0; c < CPU_CHAINS; c++) chain[c] = chain[c] * scale + shift;
-        }
+        for (int r = 0; r < rounds; r++) cpu_chains_round(chain, scale, shift);
         for (int c = 0; c < CPU_CHAINS; c++) __asm__ volatile("" : : "m"(chain[c])); /* the result is needed */
-        double rate = 2.0 * width * CPU_CHAINS * rounds / (seconds_now() - begin);
+        double rate = 2.0 * VECTOR_WIDTH * CPU_CHAINS * rounds / (seconds_now() - begin);
         if (rate > best) best = rate;
     }
     return best;
 }
 
 #define PEAK_ORIGIN "measured"
+
+/* Is the peak known, and not measured or guessed? Only then is a rate above it an error. */
+static inline int device_peak_is_stated(const DevicePlace *p) {
+    (void)p;
+    return 0;
+}
 
 /* FLOP/s that the rank placed at `p` could reach. */
 static inline double device_peak(const DevicePlace *p) { return cpu_core_peak() * p->share; }

@@ -7,6 +7,7 @@
 #ifndef ODYSSEUS_CUDA_DEVICE_H
 #define ODYSSEUS_CUDA_DEVICE_H
 
+#include "../../core/cgroup.h"
 #include <sys/mman.h>
 
 typedef struct {
@@ -31,7 +32,8 @@ static inline DevicePlace device_place(int local, int locals, int threads) {
     memset(&p, 0, sizeof p);
     if (threads) FAIL(EVERYONE, "--threads is for the CPU builds; this one computes on a GPU");
     p.threads = 1;
-    p.host_threads = (int)i64_max(1, sysconf(_SC_NPROCESSORS_ONLN) / locals);
+    double cores = (double)sysconf(_SC_NPROCESSORS_ONLN), limit = host_cores_limit("");
+    p.host_threads = (int)i64_max(1, (i64)ceil(limit > 0 && limit < cores ? limit : cores) / locals);
     cudaError_t e = cudaGetDeviceCount(&p.count);
     if (e != cudaSuccess) p.count = 0;
     if (!p.count) return p;
@@ -73,15 +75,22 @@ static inline void device_check_comm(const DevicePlace *p, const char *comm) {
                        "them share with --comm mpi", p->sharing, p->count);
 }
 
-/* bf16 FLOP/s: multiply-adds of a multiprocessor's tensor cores in a clock, by architecture (NVIDIA's white papers); an unknown one counts
-   as the fastest, so that a rate never seems too high. */
-static inline double device_peak(const DevicePlace *p) {
+/* Multiply-adds in bf16 of a multiprocessor's tensor cores in a clock, by architecture (NVIDIA's white papers); 0: an unknown one. */
+static inline int known_fma(const DevicePlace *p) {
     static const struct {
         int arch, fma;
     } known[] = {{80, 1024}, {86, 512}, {87, 512}, {89, 512}, {90, 2048}, {120, 512}, {121, 512}};
-    int fma = 4096;
     for (int i = 0; i < COUNT_OF(known); i++)
-        if (known[i].arch == 10 * p->major + p->minor) fma = known[i].fma;
+        if (known[i].arch == 10 * p->major + p->minor) return known[i].fma;
+    return 0;
+}
+
+/* Is the peak known, and not guessed? Only then is a rate above it an error. */
+static inline int device_peak_is_stated(const DevicePlace *p) { return known_fma(p) != 0; }
+
+/* bf16 FLOP/s of this rank's share of the GPU; an unknown architecture counts as the fastest. */
+static inline double device_peak(const DevicePlace *p) {
+    int fma = known_fma(p) ? known_fma(p) : 4096;
     return 2.0 * fma * p->multiprocessors * p->clock_hz / p->sharing;
 }
 

@@ -101,14 +101,15 @@ static inline void simulate(Settings *s, const FlagsGiven *given, Wire alone) {
 int main(int argc, char **argv) {
     Settings settings;
     FlagsGiven given;
-    const char *ranks = getenv("OMPI_COMM_WORLD_SIZE");
-    if (ranks && atoi(ranks) > 1) FAIL(EVERYONE, "%s ranks were started; the simulator is one process for a world of any size: leave mpirun out", ranks);
+    if (launcher_ranks() > 1)
+        FAIL(EVERYONE, "%d ranks were started; the simulator is one process for a world of any size: leave mpirun out", launcher_ranks());
     Wire alone = wire_start(&argc, &argv);
     flags_parse(&settings, &given, argc, argv);
     if (settings.help) print_help("train_gpt_sim - what a training of train_gpt would take on a machine that is described in a file: nothing is computed",
                                   "./train_gpt_sim --cluster NAME --world N [flags]; flags of data, learning and output have no effect");
     else if (settings.calibrate) calibrate(&settings);
     else simulate(&settings, &given, alone);
+    wire_finish();
     return 0;
 }
 #endif
