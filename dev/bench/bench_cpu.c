@@ -88,6 +88,7 @@ static double attention_rate(i64 T, i64 heads, i64 kv_heads, i64 HS) {
 
 int main(void) {
     DevicePlace place = device_place(0, 1, 0);
+    device_open(&place);
     device_init(&dev, &place, 0);
     device_scratch(&dev, numbers(CPU_SCRATCH / (i64)sizeof(real), 9), CPU_SCRATCH);
     printf("threads %d -\n", place.threads);

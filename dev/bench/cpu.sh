@@ -20,12 +20,12 @@ step() {
     local march=$1 name=$2 ranks=$3
     shift 3
     say "measuring $name ($march)"
-    run_ranks "$ranks" "$work/$march/train_gpt_cpu" --train "$work/data/train_*.bin" --out "$work/$march/run-$name" --peak-tflops 1 --selfcheck off \
+    run_ranks "$ranks" "$work/$march/train_gpt_cpu" --train "$work/data/train_*.bin" --out "$work/$march/run-$name" --peak-tflops 1000 --selfcheck off \
         "$@" >"$work/log" 2>&1 || die "$name failed: $(grep -m 1 error "$work/log")"
     python3 - "$work/$march/run-$name" "$name" >>"$work/$march/steps" <<'PY'
 import json, statistics, sys
 rows = [json.loads(l) for l in open(sys.argv[1] + "/metrics.jsonl")][2:]
-rate = statistics.median(r["mfu_causal"] for r in rows) * 1e3  # of a peak given as 1 TFLOP/s a rank
+rate = statistics.median(r["mfu_causal"] for r in rows) * 1e6  # of a peak given as 1000 TFLOP/s a rank
 ms = statistics.median(r["step_ms"] for r in rows)
 world = json.load(open(sys.argv[1] + "/config.json"))["world"]
 print(sys.argv[2], f'{rows[0]["tokens"] / ms * 1e3:.1f}', f"{rate * world:.1f}", f"{ms:.0f}")
