@@ -451,8 +451,8 @@ static void imagine_micro_steps(Model *m, accum scale, i64 micro) {
 }
 
 /* Forward and backward of the whole batch of `step`: the gradient's shards, and through *loss and *norm the mean loss over the
-   targets of the step and the global gradient norm. */
-static void step_gradients(Trainer *t, i64 step, double *loss, double *norm) {
+   targets of the step (NaN where none counts) and the global gradient norm. Returns how many count. */
+static double step_gradients(Trainer *t, i64 step, double *loss, double *norm) {
     Model *m = &t->model;
     Zero *z = &m->zero;
     i64 first = step * t->options.batch;
@@ -476,8 +476,19 @@ static void step_gradients(Trainer *t, i64 step, double *loss, double *norm) {
     sum_squares(&m->dev, m->sums + 1, z->grad, z->flat);
     copy_out(&m->dev, values, m->sums, sizeof values);
     comm_sum_control(&m->fabric, &m->mesh.world, tag(BLOCK_OTHER, PHASE_OPTIMIZER, WHAT_CONTROL), values, 2);
-    *loss = counted > 0 ? values[0] / counted : 0;
+    *loss = counted > 0 ? values[0] / counted : NAN; /* nothing to learn is no perfect loss */
     *norm = sqrt(values[1]);
+    return counted;
+}
+
+/* Where targets are ignored: at least one of the steps must have something to learn. Nearly always the first has. Collective. */
+static void check_targets(Trainer *t) {
+    const Settings *s = t->settings;
+    if (s->ignore_token < 0) return;
+    i64 steps = i64_min(s->steps, t->train.sequences); /* no more different steps than sequences */
+    for (i64 step = 0; step < steps; step++)
+        if (count_targets(t, step * t->options.batch) > 0) return;
+    FAIL(EVERYONE, "--ignore-token %lld: every target of --train %s is ignored, so there is nothing to learn", (long long)s->ignore_token, s->train);
 }
 
 /* AdamW with clipping on this rank's shards. */
@@ -488,7 +499,7 @@ static void step_update(Trainer *t, i64 step, double norm) {
     zero_adamw(&t->model.zero, a);
 }
 
-/* Mean loss over the targets of the validation set, or of its first --eval-batches batches. */
+/* Mean loss over the targets of the validation set, or of its first --eval-batches batches; NaN, and a note, where none counts. */
 static double validate(Trainer *t) {
     Model *m = &t->model;
     i64 batch = t->options.batch, batches = ceil_div(t->val.sequences, batch);
@@ -502,7 +513,11 @@ static double validate(Trainer *t) {
         }
     copy_out(&m->dev, values, m->sums, sizeof(double));
     comm_sum_control(&m->fabric, &m->mesh.world, tag(BLOCK_OTHER, PHASE_FORWARD, WHAT_CONTROL), values, 2);
-    return values[1] > 0 ? values[0] / values[1] : 0;
+    if (values[1] == 0 && m->mesh.rank == 0) {
+        printf("note     no target of --val counts (--ignore-token %lld): no validation loss\n", (long long)t->settings->ignore_token);
+        fflush(stdout);
+    }
+    return values[1] > 0 ? values[0] / values[1] : NAN;
 }
 
 /* Walk one step in plan mode: the ledger is filled, the arena's peak known, nothing computed. */
@@ -827,11 +842,25 @@ static void check_finite(const Trainer *t, i64 step, double loss, double norm) {
          all[first].what, first, t->settings->out ? "; metrics.jsonl has the steps before" : "");
 }
 
+/* --steps 0 --val: judge the model as it is. */
+static void judge(Trainer *t) {
+    Metrics k;
+    memset(&k, 0, sizeof k);
+    k.loss = k.grad_norm = NAN;
+    k.mem_bytes = t->model.arena.committed;
+    k.val_loss = validate(t);
+    if (k.val_loss != k.val_loss) FAIL(EVERYONE, "--val %s: every target is ignored, so there is no loss to state", t->settings->val);
+    if (t->model.mesh.rank != 0) return;
+    printf("val      %.4f\n", k.val_loss);
+    run_metrics(&t->log, &k);
+}
+
 static void train(Trainer *t) {
     const Settings *s = t->settings;
     Model *m = &t->model;
     int speaks = m->mesh.rank == 0;
-    if (s->steps > 0) selfcheck(t);
+    if (s->steps > 0) check_targets(t), selfcheck(t);
+    else if (t->val.sequences) judge(t);
     i64 traced = s->trace ? i64_min(TRACE_STEPS, s->steps) : 0;
     if (traced) trace_init(&t->trace, m->mesh.shape.world);
     double began = seconds_now();
@@ -843,10 +872,9 @@ static void train(Trainer *t) {
         fabric_exposed_reset(&m->fabric);
         if (step < traced) trace_step_begin(&t->trace, &m->dev, step);
         double begin = seconds_now();
-        step_gradients(t, step, &k.loss, &k.grad_norm);
+        int learns = step_gradients(t, step, &k.loss, &k.grad_norm) > 0; /* else the weights stay as they are */
         if (step == 0 && s->dump_grads) checkpoint_write_tensors(&m->zero, m->mesh.world.wire, s->dump_grads, m->zero.grad, accum_size() == 8 ? ST_F64 : ST_F32);
-        check_finite(t, step, k.loss, k.grad_norm);
-        step_update(t, step, k.grad_norm);
+        if (learns) check_finite(t, step, k.loss, k.grad_norm), step_update(t, step, k.grad_norm);
         device_finish(&m->dev);
         double seconds = seconds_now() - begin;
         if (step < traced) trace_step_end(&t->trace, &m->dev);
@@ -987,8 +1015,10 @@ static void load_weights(Trainer *t) {
 static void open_data(Trainer *t) {
     const Settings *s = t->settings;
     i64 vocab = t->options.config.vocab;
-    if (!s->train) FAIL(EVERYONE, "--train is missing: a glob of token shards, e.g. --train \"data/train_*.bin\"");
-    dataset_open(&t->train, s->train, "train", s->seq_len, vocab);
+    if (s->ignore_token >= vocab)
+        FAIL(EVERYONE, "--ignore-token %lld is no token of this model; its vocabulary is 0 to %lld", (long long)s->ignore_token, (long long)vocab - 1);
+    if (!s->train && (s->steps > 0 || !s->val)) FAIL(EVERYONE, "--train is missing: a glob of token shards, e.g. --train \"data/train_*.bin\"");
+    if (s->train) dataset_open(&t->train, s->train, "train", s->seq_len, vocab);
     if (s->val) dataset_open(&t->val, s->val, "val", s->seq_len, vocab);
 }
 
@@ -1003,15 +1033,47 @@ static void check_flags(const Settings *s, const FlagsGiven *given) {
         FAIL(EVERYONE, "--eval-every and --eval-batches need --val, the shards to validate on");
 }
 
-/* The directory of `path` must take a new file: better known before the first step than after. */
-static void check_writable(const char *flag, const char *path) {
+/* Does the file lie in the run directory, which is made later? */
+static int path_in_run(const Settings *s, const char *where) {
+    struct stat a, b;
+    if (!s->out) return 0;
+    if (stat(where, &a) == 0 && stat(s->out, &b) == 0) return a.st_dev == b.st_dev && a.st_ino == b.st_ino;
+    size_t n = strlen(where), m = strlen(s->out);
+    while (n > 1 && where[n - 1] == '/') n--;
+    while (m > 1 && s->out[m - 1] == '/') m--;
+    return n == m && strncmp(where, s->out, n) == 0;
+}
+
+/* The file that a flag names must be new, and its directory take it: better known before the first step than after. Devices and pipes
+   are written through. */
+static void check_writable(const Settings *s, const char *flag, const char *path) {
     char directory[4096];
+    int fd = path_descriptor(path), mode = fd >= 0 ? fcntl(fd, F_GETFL) : 0;
+    if (fd >= 0 && (mode < 0 || (mode & O_ACCMODE) == O_RDONLY)) FAIL(EVERYONE, "--%s %s is not open for writing", flag, path);
+    if (path_is_stream(path)) {
+        if (fd < 0 && access(path, W_OK) != 0) FAIL(EVERYONE, "--%s %s: cannot write: %s", flag, path, strerror(errno));
+        return;
+    }
+    if (is_directory(path)) FAIL(EVERYONE, "--%s %s is a directory; name a file", flag, path);
+    if (path_is_taken(path)) FAIL(EVERYONE, "--%s %s is there already; choose another name, nothing is overwritten", flag, path);
     snprintf(directory, sizeof directory, "%s", path);
     char *slash = strrchr(directory, '/');
     if (slash) *slash = 0;
-    const char *where = slash ? (slash == directory ? "/" : directory) : ".";
-    if (access(where, W_OK) != 0) FAIL(EVERYONE, "--%s %s: cannot write into %s: %s", flag, path, where, strerror(errno));
-    if (is_directory(path)) FAIL(EVERYONE, "--%s %s is a directory; name a file", flag, path);
+    const char *where = slash ? (slash == directory ? "/" : directory) : ".", *name = slash ? slash + 1 : path;
+    if (!*name) FAIL(EVERYONE, "--%s %s is a directory; name a file", flag, path);
+    if (path_in_run(s, where)) {
+        const char *own[] = {"config.json", "metrics.jsonl", "comm.json"};
+        for (int i = 0; i < COUNT_OF(own); i++)
+            if (strcmp(name, own[i]) == 0) FAIL(EVERYONE, "--%s %s is a file of the run itself; choose another name", flag, path);
+        if (!is_directory(where)) return;
+    }
+    if (access(where, W_OK | X_OK) != 0) FAIL(EVERYONE, "--%s %s: cannot write into %s: %s", flag, path, where, strerror(errno));
+}
+
+/* Two outputs cannot be one file. */
+static void check_apart(const char *flag, const char *path, const char *other, const char *other_path) {
+    if (path && other_path && strcmp(path, other_path) == 0 && !path_is_stream(path))
+        FAIL(EVERYONE, "--%s and --%s name the same file, %s", flag, other, path);
 }
 
 /* How many ranks have this rank's device, where it can be told from others. */
@@ -1031,8 +1093,8 @@ static inline void run(Trainer *t, Settings *s, const FlagsGiven *given, Wire wo
     t->settings = s;
     t->place = device_place(local, locals, (int)s->threads);
     check_flags(s, given);
-    if (s->dump_grads && rank == 0) check_writable("dump-grads", s->dump_grads);
-    if (s->trace && rank == 0) check_writable("trace", s->trace);
+    if (s->dump_grads && rank == 0) check_writable(s, "dump-grads", s->dump_grads);
+    if (s->trace && rank == 0) check_writable(s, "trace", s->trace), check_apart("trace", s->trace, "dump-grads", s->dump_grads);
     if (!s->dry_run) device_open(&t->place), place_share(&t->place, world), device_check_comm(&t->place, s->comm);
     options_from_flags(&t->options, s, given, s->world ? s->world : wire_size(world), t->place);
     options_check(&t->options);

@@ -2,7 +2,7 @@
 
    file   256 int32 header: magic, version, number of tokens n; then n tokens
           magic 20240520 version 1: uint16 (GPT-2, bytes)      magic 20240801 version 7: uint32 (Llama 3)
-   list   files by name; a file of n tokens holds floor((n-1)/L) sequences, sequence j is its tokens jL .. jL+L, the last a target
+   list   files by the bytes of their names (t_10 before t_2); a file of n tokens holds floor((n-1)/L) sequences, sequence j is its tokens jL .. jL+L, the last a target
    step   s takes sequences s*batch .. s*batch+batch-1 of the list, which starts over at its end - whatever the mesh:
           sequence (micro * dp + dp_rank) * B + b of them goes to that micro-step, data-parallel group and place in the micro-batch
 
@@ -56,25 +56,37 @@ static inline void shard_check(Shard *s, const char *flag) {
              (long long)s->tokens);
 }
 
+static inline int shard_by_name(const void *a, const void *b) { return strcmp(((const Shard *)a)->path, ((const Shard *)b)->path); }
+
+/* The files that `pattern` means, in the order of their names' bytes, whatever the locale. A path that exists is itself
+   and no pattern: brackets and backslashes are letters of a name, too. */
+static inline void dataset_find(Dataset *d, const char *pattern, const char *flag) {
+    struct stat info;
+    glob_t found;
+    memset(&found, 0, sizeof found);
+    int exact = stat(pattern, &info) == 0;
+    if (!exact && (glob(pattern, GLOB_NOSORT, NULL, &found) != 0 || found.gl_pathc == 0))
+        FAIL(EVERYONE, "--%s %s: no such file; give a shard or a quoted glob, e.g. \"data/train_*.bin\"", flag, pattern);
+    d->shards = exact ? 1 : (int)found.gl_pathc;
+    d->shard = (Shard *)host_alloc(sizeof(Shard) * (size_t)d->shards);
+    for (int i = 0; i < d->shards; i++) d->shard[i].path = strdup(exact ? pattern : found.gl_pathv[i]);
+    globfree(&found);
+    qsort(d->shard, (size_t)d->shards, sizeof(Shard), shard_by_name);
+}
+
 /* Open the files of `pattern`, sorted by name. `flag` (train, val) is for messages. Owner: the caller; dataset_close. */
 static inline void dataset_open(Dataset *d, const char *pattern, const char *flag, i64 L, i64 vocab) {
     memset(d, 0, sizeof *d);
     d->L = L, d->vocab = vocab, d->open = -1, d->fd = -1;
-    glob_t found;
     i64 longest = 0;
-    if (glob(pattern, 0, NULL, &found) != 0 || found.gl_pathc == 0)
-        FAIL(EVERYONE, "--%s %s: no such file; give a shard or a quoted glob, e.g. \"data/train_*.bin\"", flag, pattern);
-    d->shards = (int)found.gl_pathc;
-    d->shard = (Shard *)host_alloc(sizeof(Shard) * found.gl_pathc);
+    dataset_find(d, pattern, flag);
     for (int i = 0; i < d->shards; i++) {
         Shard *s = &d->shard[i];
-        s->path = strdup(found.gl_pathv[i]);
         s->first = d->sequences;
         shard_check(s, flag);
         d->sequences += i64_max(s->tokens - 1, 0) / L;
         longest = i64_max(longest, s->tokens);
     }
-    globfree(&found);
     if (d->sequences == 0)
         FAIL(EVERYONE, "--%s %s: the longest shard has %lld tokens, a sequence of --seq-len %lld needs %lld; lower --seq-len or use longer shards", flag,
              pattern, (long long)longest, (long long)L, (long long)L + 1);

@@ -216,6 +216,9 @@ static inline void flags_parse(Settings *s, FlagsGiven *given, int argc, char **
             continue;
         }
         const Flag *flag = strncmp(argv[a], "--", 2) == 0 ? flag_find(argv[a] + 2) : NULL;
+        const char *before = a > 2 ? argv[a - 2] : "";
+        if (!flag && (strcmp(before, "--train") == 0 || strcmp(before, "--val") == 0) && access(argv[a], F_OK) == 0)
+            FAIL(EVERYONE, "several files after %s (%s, %s): put the glob in quotes", before, argv[a - 1], argv[a]);
         if (!flag) fail_unknown_flag(argv[a]);
         if (given->given[flag - FLAGS]++) FAIL(EVERYONE, "--%s is given twice; keep one", flag->name);
         if (flag->type != FLAG_SWITCH && a + 1 >= argc) FAIL(EVERYONE, "--%s needs a value: %s", flag->name, flag->help);

@@ -14,7 +14,7 @@
 
 typedef struct {
     i64 step, tokens, mem_bytes, comm_bytes;
-    double loss, grad_norm, lr, step_ms, tokens_per_s, mfu_causal, mfu_full, comm_exposed_ms, val_loss; /* NaN: MFU not known, no evaluation */
+    double loss, grad_norm, lr, step_ms, tokens_per_s, mfu_causal, mfu_full, comm_exposed_ms, val_loss; /* NaN: there is none, MFU is not known */
 } Metrics;
 
 typedef struct {
@@ -139,32 +139,48 @@ static inline void run_open(RunLog *log, const char *dir, cJSON *config) {
     }
 }
 
+/* A file without a name takes what is written, and loses it at the end. */
+static inline void run_still_there(const RunLog *log) {
+    struct stat info;
+    if (fstat(fileno(log->metrics), &info) == 0 && info.st_nlink == 0)
+        FAIL(THIS_RANK, "--out %s: metrics.jsonl was removed while the run went on, its results are lost; start again", log->dir);
+}
+
+/* A number of JSON, which knows no NaN: null where there is none. */
+static inline const char *metric_text(char out[32], double value, int digits) {
+    if (isfinite(value)) snprintf(out, 32, "%.*g", digits, value);
+    else snprintf(out, 32, "null");
+    return out;
+}
+
 static inline void run_metrics(RunLog *log, const Metrics *m) {
-    char causal[32] = "null", full[32] = "null"; /* JSON has no NaN */
+    char loss[32], norm[32], causal[32], full[32];
     if (!log->metrics) return;
-    if (isfinite(m->mfu_causal)) snprintf(causal, sizeof causal, "%.6f", m->mfu_causal), snprintf(full, sizeof full, "%.6f", m->mfu_full);
     fprintf(log->metrics,
-            "{\"step\": %lld, \"tokens\": %lld, \"loss\": %.17g, \"grad_norm\": %.17g, \"lr\": %.17g, \"step_ms\": %.3f, \"tokens_per_s\": %.1f, "
+            "{\"step\": %lld, \"tokens\": %lld, \"loss\": %s, \"grad_norm\": %s, \"lr\": %.17g, \"step_ms\": %.3f, \"tokens_per_s\": %.1f, "
             "\"mfu_causal\": %s, \"mfu_full\": %s, \"mem_bytes\": %lld, \"comm_bytes\": %lld, \"comm_exposed_ms\": %.3f",
-            (long long)m->step, (long long)m->tokens, m->loss, m->grad_norm, m->lr, m->step_ms, m->tokens_per_s, causal, full,
+            (long long)m->step, (long long)m->tokens, metric_text(loss, m->loss, 17), metric_text(norm, m->grad_norm, 17), m->lr, m->step_ms,
+            m->tokens_per_s, metric_text(causal, m->mfu_causal, 6), metric_text(full, m->mfu_full, 6),
             (long long)m->mem_bytes, (long long)m->comm_bytes, m->comm_exposed_ms);
     if (m->val_loss == m->val_loss) fprintf(log->metrics, ", \"val_loss\": %.17g", m->val_loss);
     fprintf(log->metrics, "}\n");
     if (fflush(log->metrics) != 0) FAIL(THIS_RANK, "cannot write %s/metrics.jsonl: %s", log->dir, strerror(errno));
+    run_still_there(log);
 }
 
 static inline void run_finish(RunLog *log) {
-    if (log->metrics) run_close(log, log->metrics, "metrics.jsonl");
+    if (log->metrics) run_still_there(log), run_close(log, log->metrics, "metrics.jsonl");
     log->metrics = NULL;
 }
 
 /* The line of one step. `eta`: seconds to go. */
 static inline void print_step(const Metrics *m, i64 steps, double eta) {
-    char val[48] = "", mfu[32] = "?";
+    char val[48] = "", loss[48] = "none, no target counts", mfu[32] = "?";
+    if (m->loss == m->loss) snprintf(loss, sizeof loss, "%.4f", m->loss);
     if (isfinite(m->mfu_causal)) snprintf(mfu, sizeof mfu, "%.1f%%", 100 * m->mfu_causal);
     if (m->val_loss == m->val_loss) snprintf(val, sizeof val, " | val %.4f", m->val_loss);
-    printf("step %lld/%lld | loss %.4f%s | norm %.3f | lr %.2e | %.0f ms | %.0f tok/s | mfu %s | eta %lld:%02lld\n", (long long)m->step + 1,
-           (long long)steps, m->loss, val, m->grad_norm, m->lr, m->step_ms, m->tokens_per_s, mfu, (long long)eta / 60,
+    printf("step %lld/%lld | loss %s%s | norm %.3f | lr %.2e | %.0f ms | %.0f tok/s | mfu %s | eta %lld:%02lld\n", (long long)m->step + 1,
+           (long long)steps, loss, val, m->grad_norm, m->lr, m->step_ms, m->tokens_per_s, mfu, (long long)eta / 60,
            (long long)eta % 60);
     fflush(stdout);
 }

@@ -3,7 +3,7 @@
    file    [ u64 header length | {"name": {"dtype", "shape", "data_offsets": [begin, end]}, ...} spaces | data ]
    read    map the file, check every number in the header against the file's size, sort tensors by name, convert on access
    write   header from a list of names and shapes, then the data in that order, piece by piece; under a temporary name that
-           becomes the real one by rename() when everything is on disk: a file that exists is complete
+           becomes the real one when everything is on disk: a file that exists is complete, and was not there before
 
    A header is input from outside: whatever it says, nothing is read beyond the file and a bad one ends in one line that names
    file and tensor. As in the format's reference implementation, data are contiguous: no holes, no overlap, nothing left over,
@@ -19,6 +19,7 @@
 #include <dirent.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <signal.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 
@@ -570,17 +571,47 @@ static inline void safetensors_close(SafetensorSet *s) {
 
 /* ---- writer: one rank writes, so its errors are THIS_RANK's ------------------------------------------------------------ */
 
-/* A file that comes into being complete or not at all. */
+/* A file that comes into being complete or not at all, and replaces nothing; or a device or pipe, which is written through. */
 typedef struct {
-    int fd;
+    int fd, through;
     char path[PATH_MAX], temporary[PATH_MAX];
 } NewFile;
+
+/* The descriptor that a path names, as process substitution does; -1: none. What is open already is no file to be replaced. */
+static inline int path_descriptor(const char *path) {
+    if (strcmp(path, "/dev/stdout") == 0) return 1;
+    if (strcmp(path, "/dev/stderr") == 0) return 2;
+    int fd = -1, end = 0;
+    return sscanf(path, "/dev/fd/%9d%n", &fd, &end) == 1 && !path[end] ? fd : -1;
+}
+
+/* Is something there that is written through: a device, a pipe, a socket (or a link to one)? */
+static inline int path_is_stream(const char *path) {
+    struct stat st;
+    return path_descriptor(path) >= 0 || (stat(path, &st) == 0 && !S_ISREG(st.st_mode) && !S_ISDIR(st.st_mode));
+}
+
+/* Is there anything of this name, a link to nothing included? */
+static inline int path_is_taken(const char *path) {
+    struct stat st;
+    return lstat(path, &st) == 0;
+}
 
 static inline void new_file_fail(NewFile *f, const char *what) {
     int error = errno;
     if (f->fd >= 0) close(f->fd);
-    unlink(f->temporary);
+    if (!f->through) unlink(f->temporary);
     FAIL(THIS_RANK, "%s: cannot %s: %s", f->path, what, strerror(error));
+}
+
+/* A pipe that nobody reads would keep all ranks waiting: it is an error, and so is one whose reader goes away. */
+static inline void stream_open(NewFile *f) {
+    int named = path_descriptor(f->path);
+    signal(SIGPIPE, SIG_IGN);
+    f->fd = named >= 0 ? fcntl(named, F_DUPFD_CLOEXEC, 0) : open(f->path, O_WRONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
+    if (f->fd < 0) new_file_fail(f, errno == ENXIO ? "write: nobody reads this pipe yet, start its reader first" : "open");
+    if (named < 0 && fcntl(f->fd, F_SETFL, 0) != 0) new_file_fail(f, "open");
+    if (named >= 0) fflush(NULL); /* what was printed before comes first */
 }
 
 /* The process number keeps two runs that share a directory apart. */
@@ -588,6 +619,11 @@ static inline void new_file_open(NewFile *f, const char *path) {
     int n = snprintf(f->path, sizeof f->path, "%s", path);
     int m = snprintf(f->temporary, sizeof f->temporary, "%s.tmp%d", path, (int)getpid());
     if (n < 0 || m < 0 || (size_t)m >= sizeof f->temporary) FAIL(THIS_RANK, "path too long: %.200s...", path);
+    f->through = path_is_stream(path);
+    if (f->through) {
+        stream_open(f);
+        return;
+    }
     f->fd = open(f->temporary, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
     if (f->fd < 0) new_file_fail(f, "create");
 }
@@ -604,11 +640,16 @@ static inline void new_file_append(NewFile *f, const void *bytes, i64 n) {
 
 /* Everything on disk, then the name. The directory's own sync is best effort: some file systems refuse it. */
 static inline void new_file_close(NewFile *f) {
-    if (fsync(f->fd) != 0) new_file_fail(f, "write");
+    if (!f->through && fsync(f->fd) != 0) new_file_fail(f, "write");
     int failed = close(f->fd);
     f->fd = -1;
     if (failed) new_file_fail(f, "write");
-    if (rename(f->temporary, f->path) != 0) new_file_fail(f, "rename its temporary file");
+    if (f->through) return;
+    /* a second name, unlike rename, replaces nothing that has come meanwhile; where the file system has none, look first */
+    int named = link(f->temporary, f->path) == 0;
+    if (named) unlink(f->temporary);
+    else if (errno == EEXIST || path_is_taken(f->path)) errno = EEXIST, new_file_fail(f, "create");
+    else if (rename(f->temporary, f->path) != 0) new_file_fail(f, "rename its temporary file");
     char *slash = strrchr(f->temporary, '/'); /* no longer needed as a name */
     if (slash) slash[1] = 0;
     int fd = open(slash ? f->temporary : ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);

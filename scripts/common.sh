@@ -176,10 +176,10 @@ tokens() { # NAME: this variable as a number: 128K is 131072
     if [[ ${!1} =~ ^([1-9][0-9]{0,8})K$ ]]; then say $((BASH_REMATCH[1] * 1024)); else say "${!1}"; fi
 }
 
-require_shards() { # NAME: this variable is a glob of token shards; makes it absolute
+require_shards() { # NAME: this variable is a token shard or a glob of them; makes it absolute
     local -n glob=$1
     glob=$(absolute "$glob")
-    compgen -G "$glob" >/dev/null || die "$1=$glob: no such file; token shards in llm.c's format, dev/data/text_to_shards.py makes them from text"
+    [[ -e $glob ]] || compgen -G "$glob" >/dev/null || die "$1=$glob: no such file; token shards in llm.c's format, dev/data/text_to_shards.py makes them from text"
 }
 
 gpus() { # how many this machine has

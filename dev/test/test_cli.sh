@@ -54,6 +54,8 @@ refuses 1 'no such file' --train "$work/nothing_*.bin"
 refuses 1 'empty.bin is empty' --train "$work/empty.bin"
 refuses 1 'truncated.bin is damaged.*promises 5000 tokens.*holds 100' --train "$work/truncated.bin" --seq-len 64
 refuses 1 'foreign.bin is not a token shard' --train "$work/foreign.bin"
+refuses 1 'several files after --train .*: put the glob in quotes' --train "$work/a_0.bin" "$work/a_1.bin" --seq-len 64
+refuses 1 'several files after --val .*: put the glob in quotes' --train "$data" --val "$work/a_0.bin" "$work/a_1.bin"
 mkfifo "$work/pipe.bin"
 refuses 1 'pipe.bin is not a regular file' --train "$work/pipe.bin"
 refuses 1 'the longest shard has 10 tokens.*needs 65' --train "$work/short.bin" --seq-len 64
@@ -173,6 +175,93 @@ for args in --help --dry-run "--train $work/a_0.bin --seq-len 64 --steps 2 --out
 done
 [ "$(wc -l <"$work/unheard/metrics.jsonl")" -eq 2 ]
 ok $? "a training that nobody hears ends with its metrics"
+# ---- nothing to learn is no perfect loss
+python3 - "$work" <<'PY'
+import struct, sys
+def shard(name, tokens): open(f"{sys.argv[1]}/{name}", "wb").write(struct.pack(f"<256i{len(tokens)}H", 20240520, 1, len(tokens), *[0] * 253, *tokens))
+shard("mute.bin", [97] * 257)
+shard("half.bin", [98 + i % 9 for i in range(64)] + [97] * 65)
+PY
+mute=(--seq-len 64 --batch 1 --ignore-token 97)
+refuses 1 'every target of --train .* is ignored' --train "$work/mute.bin" "${mute[@]}" --steps 9
+refuses 2 'every target of --train .* is ignored' --train "$work/mute.bin" "${mute[@]}" --steps 9
+refuses 1 'ignore-token 256 is no token of this model; its vocabulary is 0 to 255' "${small[@]}" --ignore-token 256
+refuses 1 'every target is ignored, so there is no loss' --val "$work/mute.bin" "${mute[@]}" --steps 0
+small=("${mute[@]}" --train "$work/half.bin" --steps 2)
+train 2 half --val "$work/mute.bin" && grep -q 'step 2/2 | loss none, no target counts' "$work/out" && grep -q '^note .*no validation loss' "$work/out" &&
+    ! grep -q 'val 0\.' "$work/out" && python3 - "$work/half/metrics.jsonl" <<'PY'
+import json, sys
+a, b = map(json.loads, open(sys.argv[1]))
+assert a["loss"] > 1 and b["loss"] is None and b["grad_norm"] == 0 and "val_loss" not in b
+PY
+ok $? "a step without a target, and a validation without one, state no loss"
+small=(--val "$data" --seq-len 64 --batch 4)
+train 2 judged --steps 0 && judged=$(sed -n 's/^val *//p' "$work/out") && [ -n "$judged" ] && python3 - "$work/judged/metrics.jsonl" "$judged" <<'PY'
+import json, sys
+row, = map(json.loads, open(sys.argv[1]))
+assert row["step"] == 0 and row["loss"] is None and f'{row["val_loss"]:.4f}' == sys.argv[2] and 5 < row["val_loss"] < 7
+PY
+ok $? "--steps 0 --val validates once, without --train: ${judged:-}"
+small=(--train "$data" --seq-len 64 --batch 4 --steps 3)
+
+# ---- outputs replace nothing
+echo mine >"$work/mine" && ln -s "$work/nothing" "$work/dangling" && ln -s "$work/mine" "$work/link" && ln -s /dev/null "$work/sink"
+for flag in dump-grads trace; do
+    for taken in mine dangling link; do
+        refuses 1 "--$flag .*/$taken is there already.*nothing is overwritten" "${small[@]}" --out "$work/refused" --$flag "$work/$taken"
+    done
+    refuses 1 "--$flag .* is there already" "${small[@]}" --$flag "$work/a_0.bin"
+    refuses 1 "--$flag .* is a file of the run itself" "${small[@]}" --out "$work/refused" --$flag "$work/refused/metrics.jsonl"
+    train 1 sunk --$flag "$work/sink" && [ -L "$work/sink" ] && [ -c /dev/null ]
+    ok $? "--$flag writes through a link to /dev/null"
+    mkfifo "$work/$flag.pipe" && { cat "$work/$flag.pipe" >"$work/$flag.read" & }
+    reader=$!
+    train 1 piped --$flag "$work/$flag.pipe"
+    code=$?
+    [ $code -eq 0 ] || kill $reader 2>/dev/null
+    wait $reader
+    [ $code -eq 0 ] && [ -p "$work/$flag.pipe" ] && [ "$(wc -c <"$work/$flag.read")" -gt 1000 ]
+    ok $? "--$flag writes into a pipe and leaves it one"
+    train 1 inside --$flag "$work/inside/$flag.json" && [ "$(wc -c <"$work/inside/$flag.json")" -gt 1000 ]
+    ok $? "--$flag into the run's own directory"
+done
+[ "$(cat "$work/mine")" = mine ] && [ ! -e "$work/nothing" ]
+ok $? "what stood there still stands"
+refuses 1 'name the same file' "${small[@]}" --dump-grads "$work/one" --trace "$work/one"
+run_ranks -t 60 2 ./train_gpt_cpu "${small[@]::6}" --steps 100000000 --log-every 100000000 --out "$work/gone" >"$work/out" 2>&1 &
+launched=$!
+for ((i = 0; i < 200; i++)); do [ -s "$work/gone/metrics.jsonl" ] && break || sleep 0.2; done
+rm -rf "$work/gone"
+wait $launched
+code=$?
+[ $code -ne 0 ] && [ $code -ne 124 ] && [ "$(grep -c '^train_gpt: error: .*was removed while the run went on' "$work/out")" -eq 1 ]
+ok $? "a run directory removed in mid-run ends the run, exit code $code"
+
+# ---- a path that exists is taken before its pattern
+first_loss() { sed -n 's/.*"step": 0,.*"loss": \([^,]*\),.*/\1/p' "$work/$1/metrics.jsonl"; }
+small=(--seq-len 64 --batch 4 --steps 1)
+train 1 plain --train "$work/a_1.bin" && plain=$(first_loss plain)
+mkdir "$work/run[1]" "$work/run1"
+cp "$work/a_1.bin" "$work/run[1]/a.bin" && cp "$work/a_0.bin" "$work/run1/a.bin" && cp "$work/a_1.bin" "$work/back\\slash*.bin"
+for name in 'run[1]/a.bin' 'back\slash*.bin'; do
+    train 1 exact --train "$work/$name" --val "$work/$name" && [ -n "$plain" ] && [ "$(first_loss exact)" = "$plain" ]
+    ok $? "--train $name is that file"
+done
+mkdir "$work/order" # 64 tokens + 1 each: the first step's four sequences say in which order they came
+for name in t_10 t_2 B a; do python3 - "$work/order/$name.bin" $RANDOM <<'PY'
+import struct, sys
+open(sys.argv[1], "wb").write(struct.pack("<256i", 20240520, 1, 65, *[0] * 253) + bytes(b for i in range(65) for b in (97 + (i * int(sys.argv[2])) % 23, 0)))
+PY
+done
+python3 - "$work/order" <<'PY' # what the right order gives, as one file of one sequence a step
+import sys
+d = sys.argv[1]
+for i, name in enumerate(["B", "a", "t_10", "t_2"]): open(f"{d}/../sorted_{i}.bin", "wb").write(open(f"{d}/{name}.bin", "rb").read())
+PY
+small=(--seq-len 64 --batch 1 --steps 4)
+train 1 sorted --train "$work/sorted_*.bin" && train 1 listed --train "$work/order/*.bin" && same sorted listed
+ok $? "shards come in the order of their names' bytes"
+small=(--train "$data" --seq-len 64 --batch 4 --steps 3)
 
 # ---- things that go wrong on the way
 rm -rf "$work/nan"
