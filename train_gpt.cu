@@ -499,11 +499,16 @@ static void step_update(Trainer *t, i64 step, double norm) {
     zero_adamw(&t->model.zero, a);
 }
 
-/* Mean loss over the targets of the validation set, or of its first --eval-batches batches; NaN, and a note, where none counts. */
+/* Batches of a validation: all, or the first --eval-batches. */
+static i64 validation_batches(const Trainer *t) {
+    i64 all = ceil_div(t->val.sequences, t->options.batch);
+    return t->settings->eval_batches > 0 ? i64_min(all, t->settings->eval_batches) : all;
+}
+
+/* Mean loss over the targets of these batches; NaN, and a note, where none counts. */
 static double validate(Trainer *t) {
     Model *m = &t->model;
-    i64 batch = t->options.batch, batches = ceil_div(t->val.sequences, batch);
-    if (t->settings->eval_batches > 0) batches = i64_min(batches, t->settings->eval_batches);
+    i64 batch = t->options.batch, batches = validation_batches(t);
     double values[2] = {0, 0};
     zero_fill(&m->dev, m->sums, sizeof(double));
     for (i64 i = 0; i < batches; i++)
@@ -851,7 +856,8 @@ static void judge(Trainer *t) {
     k.val_loss = validate(t);
     if (k.val_loss != k.val_loss) FAIL(EVERYONE, "--val %s: every target is ignored, so there is no loss to state", t->settings->val);
     if (t->model.mesh.rank != 0) return;
-    printf("val      %.4f\n", k.val_loss);
+    printf("val      %.4f over %lld of %lld sequences\n", k.val_loss, (long long)i64_min(validation_batches(t) * t->options.batch, t->val.sequences),
+           (long long)t->val.sequences);
     run_metrics(&t->log, &k);
 }
 

@@ -90,6 +90,9 @@ def curve_difference(a, b):
         return math.inf
     worst = 0.0
     for x, y in zip(a, b):
+        if x is None or y is None:  # a step in which no target counted
+            worst = worst if x is y else math.inf
+            continue
         difference = abs(x - y) / max(abs(y), 1.0)
         worst = max(worst, difference if math.isfinite(difference) else math.inf)
     return worst
@@ -104,7 +107,7 @@ def print_table(runs):
     for i, run in enumerate(runs):
         val = "-" if run["val"] is None else f"{run['val']:.4f}"
         difference = "-" if i == 0 else f"{run['difference']:.1e}"
-        line = f"{run['name']:{wide}s} {run['ranks']:5d} {run['losses'][-1]:8.4f} {val:>8s} {difference:>9s} {run['speed']:9,.0f} {run['memory'] / 1e6:8.1f} "
+        line = f"{run['name']:{wide}s} {run['ranks']:5d} {next((x for x in reversed(run['losses']) if x is not None), math.nan):8.4f} {val:>8s} {difference:>9s} {run['speed']:9,.0f} {run['memory'] / 1e6:8.1f} "
         for kind in KINDS:
             line += f" {run['sent'][kind]:>12,d} {MARK[run['sent'][kind] == run['expected'][kind]]}"
         print(line)

@@ -196,7 +196,7 @@ assert a["loss"] > 1 and b["loss"] is None and b["grad_norm"] == 0 and "val_loss
 PY
 ok $? "a step without a target, and a validation without one, state no loss"
 small=(--val "$data" --seq-len 64 --batch 4)
-train 2 judged --steps 0 && judged=$(sed -n 's/^val *//p' "$work/out") && [ -n "$judged" ] && python3 - "$work/judged/metrics.jsonl" "$judged" <<'PY'
+train 2 judged --steps 0 && judged=$(sed -n 's/^val *\([^ ]*\) over.*/\1/p' "$work/out") && [ -n "$judged" ] && python3 - "$work/judged/metrics.jsonl" "$judged" <<'PY'
 import json, sys
 row, = map(json.loads, open(sys.argv[1]))
 assert row["step"] == 0 and row["loss"] is None and f'{row["val_loss"]:.4f}' == sys.argv[2] and 5 < row["val_loss"] < 7
