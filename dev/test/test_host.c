@@ -264,7 +264,7 @@ static void test_launcher(void) {
     wire_local(part, &local, &locals), wire_share(part, ranks, mine, sizeof mine), wire_barrier(part), wire_collect(part, ranks, sizeof ranks);
     check(wire_alone() && wire_rank(part) == 0 && wire_size(part) == 1 && local == 0 && locals == 1 && ranks[0] == 7, "one rank needs no MPI");
     WireRequest none = wire_request_none();
-    wire_wait(&none); /* a plan of several ranks waits so */
+    wire_wait(&none, "nothing"); /* a plan of several ranks waits so */
     check(wire_test(&none), "and waits for nothing");
     wire_free(&part);
     check(part == wire_none(), "and leaves nothing behind");
