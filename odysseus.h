@@ -21,14 +21,24 @@ static inline int odysseus_refuses(const Config *c, const MeshShape *shape, char
     return refuse_head_axis(c, shape, 0, why, size);
 }
 
-static inline void odysseus_volume(Ledger *l, const Config *c, const Mesh *m, i64 L, i64 B, i64 times, int recompute) {
-    tpsp_block_volume(l, BLOCK_ATTENTION, c, m, L, B, times, recompute);
-    ring_volume(l, c, m, L, B, times, recompute);
+static inline void odysseus_volume(Ledger *l, const Config *c, const Mesh *m, i64 L, i64 B, i64 times) {
+    tpsp_block_volume(l, BLOCK_ATTENTION, c, m, L, B, times);
 }
 
 static const Scheme SCHEME_ODYSSEUS = {
-    "odysseus", "attention split by heads as in tpsp, MLP on own tokens with ZeRO-3 weights", 0, 0, 0, odysseus_splits, odysseus_refuses, NULL,
-    tpsp_attention_forward, tpsp_attention_backward, local_mlp_forward, local_mlp_backward, odysseus_volume,
+    .name = "odysseus",
+    .help = "attention split by heads as in tpsp, MLP on own tokens with ZeRO-3 weights",
+    .replicated_stream = 0,
+    .ring_takes_all = 0,
+    .rope_on_own = 0,
+    .splits = odysseus_splits,
+    .refuses = odysseus_refuses,
+    .attention_keep = NULL,
+    .attention_forward = tpsp_attention_forward,
+    .attention_backward = tpsp_attention_backward,
+    .mlp_forward = local_mlp_forward,
+    .mlp_backward = local_mlp_backward,
+    .volume = odysseus_volume,
 };
 
 #endif

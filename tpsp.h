@@ -20,7 +20,7 @@
 #ifndef ODYSSEUS_TPSP_H
 #define ODYSSEUS_TPSP_H
 
-#include "ring.h"
+#include "core/blocks.h"
 
 static inline int tpsp_splits(BlockKind block) { return block == BLOCK_ATTENTION || block == BLOCK_MLP; }
 
@@ -101,7 +101,7 @@ static inline void tpsp_attention_backward(Model *m, AttentionSaved *s, real *dx
     real *partial = tp_partial(dxn, &dall);
     HeadsBackward h = heads_backward(m, s, dall.rows);
     project_q_backward_input(m, partial, h.dq, rows, m->heads_l);
-    heads_backward_home(m, &h);
+    heads_backward_finish(m, &h);
     project_kv_backward_input(m, partial, h.dkv, rows, m->kv_heads_l);
     Request *leaving = tp_leave(m, t, dxn, partial);
     tp_arrived(m, &all);
@@ -144,38 +144,58 @@ static inline void tpsp_mlp_backward(Model *m, MlpSaved *s, real *dxn, const rea
 /* ---- closed forms --------------------------------------------------------------------------------------------------------------- */
 
 /* Of one block in all micro-steps: forward AG + RS, backward 2 AG + RS, each (N-1) (L/RN) B d elements. */
-static inline void tpsp_block_volume(Ledger *l, BlockKind block, const Config *c, const Mesh *m, i64 L, i64 B, i64 times, int recompute) {
-    i64 one = times * (m->shape.head - 1) * volume_own(m, L) * B * c->dim * real_size(), again = recompute ? one : 0;
+static inline void tpsp_block_volume(Ledger *l, BlockKind block, const Config *c, const Mesh *m, i64 L, i64 B, i64 times) {
+    i64 one = times * (m->shape.head - 1) * volume_own(m, L) * B * c->dim * real_size();
     ledger_expect(l, COMM_ALL_GATHER, tag(block, PHASE_FORWARD, WHAT_ACTIVATION), one);
     ledger_expect(l, COMM_REDUCE_SCATTER, tag(block, PHASE_FORWARD, WHAT_ACTIVATION), one);
-    ledger_expect(l, COMM_ALL_GATHER, tag(block, PHASE_BACKWARD, WHAT_ACTIVATION), 2 * one + again);
-    ledger_expect(l, COMM_REDUCE_SCATTER, tag(block, PHASE_BACKWARD, WHAT_ACTIVATION), one + again);
+    ledger_expect(l, COMM_ALL_GATHER, tag(block, PHASE_BACKWARD, WHAT_ACTIVATION), 2 * one);
+    ledger_expect(l, COMM_REDUCE_SCATTER, tag(block, PHASE_BACKWARD, WHAT_ACTIVATION), one);
 }
 
-static inline void tpsp_volume(Ledger *l, const Config *c, const Mesh *m, i64 L, i64 B, i64 times, int recompute) {
-    tpsp_block_volume(l, BLOCK_ATTENTION, c, m, L, B, times, recompute);
-    tpsp_block_volume(l, BLOCK_MLP, c, m, L, B, times, recompute);
-    ring_volume(l, c, m, L, B, times, recompute);
+static inline void tpsp_volume(Ledger *l, const Config *c, const Mesh *m, i64 L, i64 B, i64 times) {
+    tpsp_block_volume(l, BLOCK_ATTENTION, c, m, L, B, times);
+    tpsp_block_volume(l, BLOCK_MLP, c, m, L, B, times);
 }
 
-static inline void tp_volume(Ledger *l, const Config *c, const Mesh *m, i64 L, i64 B, i64 times, int recompute) {
+static inline void tp_volume(Ledger *l, const Config *c, const Mesh *m, i64 L, i64 B, i64 times) {
     const BlockKind blocks[2] = {BLOCK_ATTENTION, BLOCK_MLP};
     i64 one = times * 2 * (m->shape.head - 1) * volume_own(m, L) * B * c->dim * real_size();
     for (int b = 0; b < 2; b++) {
         ledger_expect(l, COMM_ALL_REDUCE, tag(blocks[b], PHASE_FORWARD, WHAT_ACTIVATION), one);
-        ledger_expect(l, COMM_ALL_REDUCE, tag(blocks[b], PHASE_BACKWARD, WHAT_ACTIVATION), one * (recompute ? 2 : 1));
+        ledger_expect(l, COMM_ALL_REDUCE, tag(blocks[b], PHASE_BACKWARD, WHAT_ACTIVATION), one);
     }
-    ring_volume(l, c, m, L, B, times, recompute);
 }
 
 static const Scheme SCHEME_TP = {
-    "tp", "heads and MLP split, all-reduce after each; the stream is whole on every rank", 1, 0, 0, tpsp_splits, tpsp_refuses, NULL,
-    tpsp_attention_forward, tpsp_attention_backward, tpsp_mlp_forward, tpsp_mlp_backward, tp_volume,
+    .name = "tp",
+    .help = "heads and MLP split, all-reduce after each; the stream is whole on every rank",
+    .replicated_stream = 1,
+    .ring_takes_all = 0,
+    .rope_on_own = 0,
+    .splits = tpsp_splits,
+    .refuses = tpsp_refuses,
+    .attention_keep = NULL,
+    .attention_forward = tpsp_attention_forward,
+    .attention_backward = tpsp_attention_backward,
+    .mlp_forward = tpsp_mlp_forward,
+    .mlp_backward = tpsp_mlp_backward,
+    .volume = tp_volume,
 };
 
 static const Scheme SCHEME_TPSP = {
-    "tpsp", "heads and MLP split, all-gather in and reduce-scatter out; the stream is split by tokens", 0, 0, 0, tpsp_splits, tpsp_refuses, NULL,
-    tpsp_attention_forward, tpsp_attention_backward, tpsp_mlp_forward, tpsp_mlp_backward, tpsp_volume,
+    .name = "tpsp",
+    .help = "heads and MLP split, all-gather in and reduce-scatter out; the stream is split by tokens",
+    .replicated_stream = 0,
+    .ring_takes_all = 0,
+    .rope_on_own = 0,
+    .splits = tpsp_splits,
+    .refuses = tpsp_refuses,
+    .attention_keep = NULL,
+    .attention_forward = tpsp_attention_forward,
+    .attention_backward = tpsp_attention_backward,
+    .mlp_forward = tpsp_mlp_forward,
+    .mlp_backward = tpsp_mlp_backward,
+    .volume = tpsp_volume,
 };
 
 #endif

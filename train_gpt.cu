@@ -111,9 +111,9 @@ static void model_keep_layer(Model *m, AttentionSaved *a, MlpSaved *p) {
     a->kv = take_real(m, kept, ring * 2 * m->kv_heads_l * HS);
     a->out = take_real(m, kept, ring * m->heads_l * HS);
     a->lse = take_accum(m, kept, ring * m->heads_l);
-    a->mean = take_accum(m, kept, rows), a->rstd = take_accum(m, kept, rows);
+    a->in.mean = take_accum(m, kept, rows), a->in.rstd = take_accum(m, kept, rows);
     if (m->scheme->attention_keep) m->scheme->attention_keep(m, a);
-    p->mean = take_accum(m, kept, rows), p->rstd = take_accum(m, kept, rows);
+    p->in.mean = take_accum(m, kept, rows), p->in.rstd = take_accum(m, kept, rows);
     i64 head = m->scheme->splits(BLOCK_MLP) ? m->mesh.shape.head : 1; /* split columns of all tokens, or all columns of own tokens */
     i64 mlp_rows = head > 1 ? ring : own_rows(m);
     p->pre = take_real(m, kept, mlp_rows * mlp_gates(&m->config) * m->config.ffn / head);
@@ -134,14 +134,14 @@ static i64 model_head_rows(const Model *m) {
 
 static void model_layout(Model *m) {
     i64 rows = stream_rows(m), C = m->config.dim, L = m->config.layers;
-    AttentionShape attended = ring_attention_shape(m);
+    AttentionShape attended = attention_shape(m);
     m->attention = (AttentionSaved *)host_alloc(sizeof(AttentionSaved) * (size_t)L);
     m->mlp = (MlpSaved *)host_alloc(sizeof(MlpSaved) * (size_t)L);
     for (i64 l = 0; l < L; l++) {
         if (l > 0 && m->recompute) m->attention[l] = m->attention[0], m->mlp[l] = m->mlp[0];
         else model_keep_layer(m, &m->attention[l], &m->mlp[l]);
-        m->attention[l].x = take_real(m, MEM_ACTIVATIONS, rows * C);
-        m->mlp[l].x = take_real(m, MEM_ACTIVATIONS, rows * C);
+        m->attention[l].in.x = take_real(m, MEM_ACTIVATIONS, rows * C);
+        m->mlp[l].in.x = take_real(m, MEM_ACTIVATIONS, rows * C);
     }
     m->final_x = take_real(m, MEM_ACTIVATIONS, own_rows(m) * C);
     m->final_mean = take_accum(m, MEM_ACTIVATIONS, own_rows(m));
@@ -168,7 +168,7 @@ static Use *model_schedule(const Config *c, int *uses) {
 /* Lay out a model for `rank` of `base` (collective), or of an imagined world. `m` must not move afterwards; model_free. */
 static void model_init(Model *m, const ModelOptions *o, Wire base, int imagined, int rank) {
     memset(m, 0, sizeof *m);
-    m->config = o->config, m->scheme = o->scheme, m->layout = o->layout;
+    m->config = o->config, m->scheme = o->scheme, m->context = &CONTEXT_RING, m->layout = o->layout;
     m->L = o->L, m->B = o->B, m->recompute = o->recompute;
     device_init(&m->dev, &o->place, imagined);
     fabric_init(&m->fabric, &m->dev, &m->ledger, (int)o->shape.world, o->overlap, o->comm);
@@ -203,11 +203,13 @@ static void model_free(Model *m) {
     free(m->host_tokens);
 }
 
-/* The closed form of a step's traffic: parameters by ZeRO, activations by the scheme, the head's slices, control. */
+/* The closed form of a step's traffic: activations by scheme and context, parameters by ZeRO, the head's slices, control. */
 static void model_expect(Model *m, i64 micro) {
     const Mesh *mesh = &m->mesh;
+    m->scheme->volume(&m->ledger, &m->config, mesh, m->L, m->B, micro * m->config.layers);
+    m->context->volume(&m->ledger, &m->config, mesh, m->L, m->B, micro * m->config.layers);
+    if (m->recompute) ledger_expect_repeat(&m->ledger);
     zero_volume(&m->ledger, &m->config, mesh, m->scheme->splits, m->zero.grad_wire, micro);
-    m->scheme->volume(&m->ledger, &m->config, mesh, m->L, m->B, micro * m->config.layers, m->recompute);
     if (m->scheme->replicated_stream)
         ledger_expect(&m->ledger, COMM_ALL_GATHER, tag(BLOCK_HEAD, PHASE_BACKWARD, WHAT_ACTIVATION),
                       micro * (mesh->shape.head - 1) * volume_own(mesh, m->L) * m->B * m->config.dim * real_size());
@@ -217,58 +219,34 @@ static void model_expect(Model *m, i64 micro) {
 
 /* ---- the layer walk --------------------------------------------------------------------------------------------------------------- */
 
+static BlockSaved *block_saved(Model *m, BlockKind kind, int l) { return kind == BLOCK_ATTENTION ? &m->attention[l].in : &m->mlp[l].in; }
+
 /* One block forward: x = a + delta (kept), out = block(norm(x)). delta may be out; NULL where x is there already. */
-static void attention_block_forward(Model *m, int l, const real *a, const real *delta, real *out) {
-    AttentionSaved *s = &m->attention[l];
+static void block_forward(Model *m, BlockKind kind, int l, const real *a, const real *delta, real *out) {
+    BlockSaved *s = block_saved(m, kind, l);
     real **w = m->zero.weight;
     ArenaMark mark = arena_mark(&m->arena);
     real *xn = take_real(m, MEM_WORKSPACE, stream_rows(m) * m->config.dim);
     norm_forward(&m->dev, norm_kind(m), xn, s->x, s->mean, s->rstd, a, delta, w[T_NORM], w[T_NORM_BIAS], stream_rows(m), m->config.dim, m->config.norm_eps);
-    m->scheme->attention_forward(m, s, out, xn);
+    if (kind == BLOCK_ATTENTION) m->scheme->attention_forward(m, &m->attention[l], out, xn);
+    else m->scheme->mlp_forward(m, &m->mlp[l], out, xn);
     arena_release(&m->arena, mark);
-}
-
-static void mlp_block_forward(Model *m, int l, const real *a, const real *delta, real *out) {
-    MlpSaved *s = &m->mlp[l];
-    real **w = m->zero.weight;
-    ArenaMark mark = arena_mark(&m->arena);
-    real *xn = take_real(m, MEM_WORKSPACE, stream_rows(m) * m->config.dim);
-    norm_forward(&m->dev, norm_kind(m), xn, s->x, s->mean, s->rstd, a, delta, w[T_NORM], w[T_NORM_BIAS], stream_rows(m), m->config.dim, m->config.norm_eps);
-    m->scheme->mlp_forward(m, s, out, xn);
-    arena_release(&m->arena, mark);
-}
-
-/* dx (stream) += what flows back through one block's norm; dxn is the gradient of the norm's output. */
-static void block_norm_backward(Model *m, real *dx, const real *dxn, const accum *mean, const accum *rstd, const real *x) {
-    accum **g = m->zero.dweight;
-    norm_backward(&m->dev, norm_kind(m), dx, g[T_NORM], g[T_NORM_BIAS], dxn, mean, rstd, x, m->zero.weight[T_NORM], stream_rows(m), m->config.dim,
-                  m->own_first * m->B, own_rows(m));
 }
 
 /* One block backward: dx is the gradient of the stream after it, and becomes that before it. */
-static void attention_block_backward(Model *m, int l, real *dx) {
-    AttentionSaved *s = &m->attention[l];
+static void block_backward(Model *m, BlockKind kind, int l, real *dx) {
+    BlockSaved *s = block_saved(m, kind, l);
     real **w = m->zero.weight;
+    accum **g = m->zero.dweight;
     ArenaMark mark = arena_mark(&m->arena);
     i64 n = stream_rows(m) * m->config.dim;
     real *xn = take_real(m, MEM_WORKSPACE, n), *dxn = take_real(m, MEM_WORKSPACE, n);
-    if (m->recompute) attention_block_forward(m, l, s->x, NULL, dxn);
+    if (m->recompute) block_forward(m, kind, l, s->x, NULL, dxn);
     norm_recompute(&m->dev, norm_kind(m), xn, s->mean, s->rstd, s->x, w[T_NORM], w[T_NORM_BIAS], stream_rows(m), m->config.dim);
-    m->scheme->attention_backward(m, s, dxn, dx, xn);
-    block_norm_backward(m, dx, dxn, s->mean, s->rstd, s->x);
-    arena_release(&m->arena, mark);
-}
-
-static void mlp_block_backward(Model *m, int l, real *dx) {
-    MlpSaved *s = &m->mlp[l];
-    real **w = m->zero.weight;
-    ArenaMark mark = arena_mark(&m->arena);
-    i64 n = stream_rows(m) * m->config.dim;
-    real *xn = take_real(m, MEM_WORKSPACE, n), *dxn = take_real(m, MEM_WORKSPACE, n);
-    if (m->recompute) mlp_block_forward(m, l, s->x, NULL, dxn);
-    norm_recompute(&m->dev, norm_kind(m), xn, s->mean, s->rstd, s->x, w[T_NORM], w[T_NORM_BIAS], stream_rows(m), m->config.dim);
-    m->scheme->mlp_backward(m, s, dxn, dx, xn);
-    block_norm_backward(m, dx, dxn, s->mean, s->rstd, s->x);
+    if (kind == BLOCK_ATTENTION) m->scheme->attention_backward(m, &m->attention[l], dxn, dx, xn);
+    else m->scheme->mlp_backward(m, &m->mlp[l], dxn, dx, xn);
+    norm_backward(&m->dev, norm_kind(m), dx, g[T_NORM], g[T_NORM_BIAS], dxn, s->mean, s->rstd, s->x, w[T_NORM], stream_rows(m), m->config.dim,
+                  m->own_first * m->B, own_rows(m));
     arena_release(&m->arena, mark);
 }
 
@@ -318,15 +296,15 @@ static void layers_forward(Model *m, const real **a, real *delta) {
     m->phase = PHASE_FORWARD;
     zero_acquire(z, block_embedding());
     zero_prefetch(z);
-    const real *x = m->attention[0].x, *d = NULL;
-    embedding_forward(&m->dev, m->attention[0].x, m->tokens, m->stream_map, z->weight[T_WTE], z->weight[T_WPE], m->B, m->config.dim);
+    const real *x = m->attention[0].in.x, *d = NULL;
+    embedding_forward(&m->dev, m->attention[0].in.x, m->tokens, m->stream_map, z->weight[T_WTE], z->weight[T_WPE], m->B, m->config.dim);
     for (int l = 0; l < (int)m->config.layers; l++) {
         zero_acquire(z, block_attention(l));
-        attention_block_forward(m, l, x, d, delta);
-        x = m->attention[l].x, d = delta;
+        block_forward(m, BLOCK_ATTENTION, l, x, d, delta);
+        x = m->attention[l].in.x, d = delta;
         zero_acquire(z, block_mlp(l));
-        mlp_block_forward(m, l, x, d, delta);
-        x = m->mlp[l].x;
+        block_forward(m, BLOCK_MLP, l, x, d, delta);
+        x = m->mlp[l].in.x;
     }
     *a = x;
 }
@@ -338,11 +316,11 @@ static void layers_backward(Model *m, real *dx) {
     for (int l = (int)m->config.layers - 1; l >= 0; l--) {
         zero_acquire(z, block_mlp(l));
         zero_grad_begin(z, block_mlp(l));
-        mlp_block_backward(m, l, dx);
+        block_backward(m, BLOCK_MLP, l, dx);
         zero_grad_end(z, block_mlp(l));
         zero_acquire(z, block_attention(l));
         zero_grad_begin(z, block_attention(l));
-        attention_block_backward(m, l, dx);
+        block_backward(m, BLOCK_ATTENTION, l, dx);
         zero_grad_end(z, block_attention(l));
     }
     i64 own = m->own_first * m->B;
@@ -820,7 +798,7 @@ static void find_bad_tensor(const Trainer *t, BadTensor *bad) {
     bad->order = -1;
     if (bad_in_flat(&m->zero, m->zero.param, real_size(), "weights", 0, bad)) return;
     for (i64 i = 0; i < 2 * layers; i++) {
-        if (all_finite(dev, i % 2 ? m->mlp[i / 2].x : m->attention[i / 2].x, n, real_size())) continue;
+        if (all_finite(dev, i % 2 ? m->mlp[i / 2].in.x : m->attention[i / 2].in.x, n, real_size())) continue;
         bad->order = base + i;
         snprintf(bad->what, sizeof bad->what, "stream into the %s of layer %lld", i % 2 ? "MLP" : "attention", (long long)i / 2);
         return;

@@ -16,7 +16,7 @@
 #ifndef ODYSSEUS_ULYSSES_H
 #define ODYSSEUS_ULYSSES_H
 
-#include "ring.h"
+#include "core/blocks.h"
 
 static inline int ulysses_refuses(const Config *c, const MeshShape *shape, char *why, size_t size) {
     return refuse_head_axis(c, shape, 0, why, size);
@@ -33,7 +33,7 @@ static inline i64 ulysses_kv_part(const Model *m) { return own_rows(m) * 2 * m->
 static inline void ulysses_attention_forward(Model *m, AttentionSaved *s, real *out, const real *xn) {
     const Comm *head = &m->mesh.head;
     if (head->size == 1) {
-        ring_attention_forward(m, s, out, xn);
+        local_attention_forward(m, s, out, xn);
         return;
     }
     const Config *c = &m->config;
@@ -49,7 +49,7 @@ static inline void ulysses_attention_forward(Model *m, AttentionSaved *s, real *
     kv_pack(&m->dev, kv_send, kv, m->rope, rows, m->B, c->kv_heads, HS, N);
     comm_wait(&m->fabric, comm_all_to_all_start(&m->fabric, head, t, s->kv, kv_send, ulysses_kv_part(m), DTYPE_REAL));
     comm_wait(&m->fabric, sent);
-    context_attention_forward(m, s);
+    m->context->forward(m, s);
     comm_wait(&m->fabric, comm_all_to_all_start(&m->fabric, head, t, q_send, s->out, ulysses_q_part(m), DTYPE_REAL));
     parts_merge(&m->dev, s->out_local, q_send, N, rows, m->heads_l * HS);
     linear_forward(&m->dev, out, s->out_local, m->zero.weight[T_O], m->zero.weight[T_O_BIAS], rows, c->dim, c->dim);
@@ -61,7 +61,7 @@ static inline void ulysses_attention_forward(Model *m, AttentionSaved *s, real *
 static inline void ulysses_attention_backward(Model *m, AttentionSaved *s, real *dxn, const real *dout, const real *xn) {
     const Comm *head = &m->mesh.head;
     if (head->size == 1) {
-        ring_attention_backward(m, s, dxn, dout, xn);
+        local_attention_backward(m, s, dxn, dout, xn);
         return;
     }
     const Config *c = &m->config;
@@ -78,9 +78,9 @@ static inline void ulysses_attention_backward(Model *m, AttentionSaved *s, real 
     linear_backward_weight(&m->dev, g[T_O], s->out_local, dout, rows, c->dim, c->dim);
     if (g[T_O_BIAS]) bias_backward(&m->dev, g[T_O_BIAS], dout, rows, c->dim);
     comm_wait(&m->fabric, flying);
-    RingHome home = context_attention_backward(m, s, dq_heads, dkv_heads, dout_heads);
+    ContextBackward rest = m->context->backward(m, s, dq_heads, dkv_heads, dout_heads);
     flying = comm_all_to_all_start(&m->fabric, head, t, q_parts, dq_heads, q_part, DTYPE_REAL);
-    context_attention_home(m, &home);
+    m->context->finish(m, &rest);
     Request *kv_flying = comm_all_to_all_start(&m->fabric, head, t, kv_parts, dkv_heads, kv_part, DTYPE_REAL);
     comm_wait(&m->fabric, flying);
     queries_unpack(&m->dev, dq, q_parts, m->rope, rows, m->B, c->heads, HS, N);
@@ -94,17 +94,27 @@ static inline void ulysses_attention_backward(Model *m, AttentionSaved *s, real 
 }
 
 /* Forward and backward each: q and out (N-1) rows (h/N) HS, kv (N-1) rows 2 max(1, k/N) HS elements. */
-static inline void ulysses_volume(Ledger *l, const Config *c, const Mesh *m, i64 L, i64 B, i64 times, int recompute) {
+static inline void ulysses_volume(Ledger *l, const Config *c, const Mesh *m, i64 L, i64 B, i64 times) {
     i64 N = m->shape.head, rows = volume_own(m, L) * B;
     i64 one = times * (N - 1) * rows * (2 * c->dim / N + 2 * kv_heads_local(c, N) * c->head_dim) * real_size();
     ledger_expect(l, COMM_ALL_TO_ALL, tag(BLOCK_ATTENTION, PHASE_FORWARD, WHAT_ACTIVATION), one);
-    ledger_expect(l, COMM_ALL_TO_ALL, tag(BLOCK_ATTENTION, PHASE_BACKWARD, WHAT_ACTIVATION), one * (recompute ? 2 : 1));
-    ring_volume(l, c, m, L, B, times, recompute);
+    ledger_expect(l, COMM_ALL_TO_ALL, tag(BLOCK_ATTENTION, PHASE_BACKWARD, WHAT_ACTIVATION), one);
 }
 
 static const Scheme SCHEME_ULYSSES = {
-    "ulysses", "all-to-all turns tokens into heads and back; MLP local; weights by ZeRO-3", 0, 0, 1, splits_nothing, ulysses_refuses, ulysses_keep,
-    ulysses_attention_forward, ulysses_attention_backward, local_mlp_forward, local_mlp_backward, ulysses_volume,
+    .name = "ulysses",
+    .help = "all-to-all turns tokens into heads and back; MLP local; weights by ZeRO-3",
+    .replicated_stream = 0,
+    .ring_takes_all = 0,
+    .rope_on_own = 1,
+    .splits = splits_nothing,
+    .refuses = ulysses_refuses,
+    .attention_keep = ulysses_keep,
+    .attention_forward = ulysses_attention_forward,
+    .attention_backward = ulysses_attention_backward,
+    .mlp_forward = local_mlp_forward,
+    .mlp_backward = local_mlp_backward,
+    .volume = ulysses_volume,
 };
 
 #endif

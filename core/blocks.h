@@ -101,4 +101,70 @@ static inline void local_mlp_backward(Model *m, MlpSaved *s, real *dxn, const re
     arena_release(&m->arena, mark);
 }
 
+/* ---- attention of this rank's heads over its ring-local tokens ------------------------------------------------------------ */
+
+/* out (L/R, B, C) = attention of xn (L/R, B, C) with this rank's heads and its columns of the output projection, without bias:
+   everything where all heads are here, a partial sum where the head axis has split them. */
+static inline void heads_attention_forward(Model *m, AttentionSaved *s, real *out, const real *xn) {
+    i64 rows = ring_rows(m), HS = m->config.head_dim;
+    project_q(m, s->q, xn, rows, m->heads_l);
+    project_kv(m, s->kv, xn, rows, m->kv_heads_l);
+    queries_pack(&m->dev, s->q, s->q, m->rope, rows, m->B, m->heads_l, HS, 1);
+    kv_pack(&m->dev, s->kv, s->kv, m->rope, rows, m->B, m->kv_heads_l, HS, 1);
+    m->context->forward(m, s);
+    linear_forward(&m->dev, out, s->out, m->zero.weight[T_O], NULL, rows, m->heads_l * HS, m->config.dim);
+}
+
+/* Backward up to the projections: gradients of q and kv before rotation, the latter complete after heads_backward_finish. */
+typedef struct {
+    real *dq, *dkv; /* (L/R, B, heads_l, HS), (L/R, B, 2, kv_heads_l, HS), of the caller's mark */
+    ContextBackward rest;
+    ArenaMark inner; /* of all else, which goes with heads_backward_finish */
+} HeadsBackward;
+
+/* For dout (L/R, B, C), which is not needed afterwards; adds to the gradient of the output projection. What remains to be done are the input
+   gradient of the first projections, a partial sum where heads are split, and the gradients of their weights: in the caller's order. */
+static inline HeadsBackward heads_backward(Model *m, AttentionSaved *s, const real *dout) {
+    HeadsBackward h;
+    i64 rows = ring_rows(m), HS = m->config.head_dim, NQ = m->heads_l * HS, NKV = 2 * m->kv_heads_l * HS;
+    h.dq = take_real(m, MEM_WORKSPACE, rows * NQ), h.dkv = take_real(m, MEM_WORKSPACE, rows * NKV);
+    h.inner = arena_mark(&m->arena);
+    real *dattended = take_real(m, MEM_WORKSPACE, rows * NQ);
+    linear_backward_weight(&m->dev, m->zero.dweight[T_O], s->out, dout, rows, NQ, m->config.dim);
+    linear_backward_input(&m->dev, dattended, dout, m->zero.weight[T_O], rows, NQ, m->config.dim, 0);
+    h.rest = m->context->backward(m, s, h.dq, h.dkv, dattended);
+    queries_unpack(&m->dev, h.dq, h.dq, m->rope, rows, m->B, m->heads_l, HS, 1);
+    return h;
+}
+
+/* dkv is complete. */
+static inline void heads_backward_finish(Model *m, HeadsBackward *h) {
+    i64 rows = ring_rows(m), HS = m->config.head_dim;
+    m->context->finish(m, &h->rest);
+    kv_unpack(&m->dev, h->dkv, h->dkv, m->rope, rows, m->B, m->kv_heads_l, HS, 1);
+    arena_release(&m->arena, h->inner);
+}
+
+/* The attention of every scheme whose head axis, if any, has one rank: all heads, with whole weights that ZeRO-3 has gathered. */
+static inline void local_attention_forward(Model *m, AttentionSaved *s, real *out, const real *xn) {
+    zero_prefetch(&m->zero);
+    heads_attention_forward(m, s, out, xn);
+    if (m->zero.weight[T_O_BIAS]) bias_add(&m->dev, out, m->zero.weight[T_O_BIAS], ring_rows(m), m->config.dim);
+}
+
+/* The context's last transfer flies under the query projection's backward. */
+static inline void local_attention_backward(Model *m, AttentionSaved *s, real *dxn, const real *dout, const real *xn) {
+    i64 rows = ring_rows(m);
+    ArenaMark mark = arena_mark(&m->arena);
+    zero_prefetch(&m->zero);
+    if (m->zero.dweight[T_O_BIAS]) bias_backward(&m->dev, m->zero.dweight[T_O_BIAS], dout, rows, m->config.dim);
+    HeadsBackward h = heads_backward(m, s, dout);
+    project_q_backward_input(m, dxn, h.dq, rows, m->heads_l);
+    project_q_backward_weight(m, h.dq, xn, rows, m->heads_l);
+    heads_backward_finish(m, &h);
+    project_kv_backward_input(m, dxn, h.dkv, rows, m->kv_heads_l);
+    project_kv_backward_weight(m, h.dkv, xn, rows, m->kv_heads_l);
+    arena_release(&m->arena, mark);
+}
+
 #endif

@@ -47,6 +47,14 @@ static inline void ledger_count(Ledger *l, CommOp op, Tag t, i64 bytes) {
 
 static inline void ledger_expect(Ledger *l, CommOp op, Tag t, i64 bytes) { ledger_row(l, op, t)->expected += bytes; }
 
+/* Backward repeats the forward of its blocks: what activations are expected to move there, they move once more. Called when the closed forms
+   of the blocks' activations, and no others, stand in the ledger. */
+static inline void ledger_expect_repeat(Ledger *l) {
+    for (int op = 0; op < COMM_OPS; op++)
+        for (int b = 0; b < BLOCK_KINDS; b++)
+            l->row[op][b][PHASE_BACKWARD][WHAT_ACTIVATION].expected += l->row[op][b][PHASE_FORWARD][WHAT_ACTIVATION].expected;
+}
+
 /* Forget what was counted, keep the closed forms. */
 static inline void ledger_reset(Ledger *l) {
     LedgerRow *rows = &l->row[0][0][0][0];

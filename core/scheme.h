@@ -12,10 +12,15 @@
 
 #include "zero.h"
 
-/* What one layer's attention keeps for its backward. Owner: the arena. */
+/* What every block keeps for its backward. Owner: the arena. */
 typedef struct {
     real *x;            /* (stream) block input, before the norm */
     accum *mean, *rstd; /* (stream rows) of the norm */
+} BlockSaved;
+
+/* What one layer's attention keeps. */
+typedef struct {
+    BlockSaved in;
     real *q;            /* (L/R, B, heads_l, HS) rotated */
     real *kv;           /* (L/R, B, 2, kv_heads_l, HS) rotated k, v */
     real *out;          /* (L/R, B, heads_l, HS) */
@@ -25,17 +30,18 @@ typedef struct {
 
 /* What one layer's MLP keeps. */
 typedef struct {
-    real *x;
-    accum *mean, *rstd;
+    BlockSaved in;
     real *pre; /* (rows, gates * ffn_l) before GELU or SwiGLU */
 } MlpSaved;
 
 struct Scheme;
+struct Context;
 
 /* A rank's whole model: configuration, place in the mesh, memory, and the state of the walk. */
 typedef struct {
     Config config;
     const struct Scheme *scheme;
+    const struct Context *context;
     Device dev;
     Ledger ledger;
     Fabric fabric;
@@ -80,9 +86,31 @@ typedef struct Scheme {
     void (*attention_backward)(Model *, AttentionSaved *s, real *dxn, const real *dout, const real *xn);
     void (*mlp_forward)(Model *, MlpSaved *s, real *out, const real *xn);
     void (*mlp_backward)(Model *, MlpSaved *s, real *dxn, const real *dout, const real *xn);
-    /* Add the closed form of the activations of one micro-step, one layer: bytes that this rank sends. */
-    void (*volume)(Ledger *, const Config *, const Mesh *, i64 L, i64 B, i64 times, int recompute);
+    /* Add the closed form of the activations that the head axis moves in one layer, `times` micro-steps: bytes that this rank sends. What
+       the context moves, and what a forward repeated in backward does, the walk adds. */
+    void (*volume)(Ledger *, const Config *, const Mesh *, i64 L, i64 B, i64 times);
 } Scheme;
+
+/* What a context's backward leaves under way, for its finish. */
+typedef struct {
+    real *dkv;        /* (L/R, B, 2, kv_heads_l, HS), complete only then */
+    accum *dkv_sum;   /* this rank's own share of it; NULL where that is all, and dkv has it */
+    accum *arrived;   /* what the others found, to be added; NULL: nothing comes */
+    Request *flying;
+    i64 count;        /* of dkv */
+} ContextBackward;
+
+/* How queries meet the keys of the other ring ranks: the middle of every scheme's attention. With a ring of one rank it is one local block. */
+typedef struct Context {
+    const char *name, *help;
+    /* s->out, s->lse from s->q, s->kv: causal attention over the whole sequence, of which this rank holds its ring-local part */
+    void (*forward)(Model *, AttentionSaved *s);
+    /* dq (L/R, B, heads_l, HS) for dout like s->out, and dkv after `finish`; buffers that it needs until then live in the caller's mark */
+    ContextBackward (*backward)(Model *, AttentionSaved *s, real *dq, real *dkv, const real *dout);
+    void (*finish)(Model *, ContextBackward *);
+    /* As a scheme's, of what the ring axis moves. */
+    void (*volume)(Ledger *, const Config *, const Mesh *, i64 L, i64 B, i64 times);
+} Context;
 
 /* Temporaries of a block: real or accum, uninitialised, until the mark is released. */
 static inline real *take_real(Model *m, MemCategory category, i64 n) { return (real *)arena_take(&m->arena, category, n * real_size()); }
@@ -92,11 +120,20 @@ static inline i64 stream_rows(const Model *m) { return m->T_stream * m->B; }
 static inline i64 own_rows(const Model *m) { return m->T_own * m->B; }
 static inline i64 ring_rows(const Model *m) { return m->T_ring * m->B; }
 
+/* One block of attention: this rank's queries against the keys of one ring rank. */
+static inline AttentionShape attention_shape(const Model *m) {
+    AttentionShape shape = {m->B, m->T_ring, m->T_ring, m->heads_l, m->kv_heads_l, m->config.head_dim};
+    return shape;
+}
+
 /* Placement of a scheme whose weights are whole on every rank, as far as the head axis goes. */
 static inline int splits_nothing(BlockKind block) {
     (void)block;
     return 0;
 }
+
+/* Volume of a scheme whose head axis moves no activations. */
+static inline void moves_nothing(Ledger *l, const Config *c, const Mesh *m, i64 L, i64 B, i64 times) { (void)l, (void)c, (void)m, (void)L, (void)B, (void)times; }
 
 /* ---- closed-form helpers ---------------------------------------------------------------------------------------------- */
 
@@ -105,15 +142,6 @@ static inline i64 volume_own(const Mesh *m, i64 L) { return L / (m->shape.ring *
 
 /* KV heads that one rank attends with when the head axis splits heads: at least one. */
 static inline i64 kv_heads_local(const Config *c, i64 head_axis) { return i64_max(1, c->kv_heads / head_axis); }
-
-/* The ring's traffic in one layer, `times` micro-steps. g' = max(k, H)/h; forward 2 g' c_R L d/H elements of KV; backward the KV
-   again and as many of dKV in accum. With recompute the repeated forward comes on top. */
-static inline void ring_volume(Ledger *l, const Config *c, const Mesh *m, i64 L, i64 B, i64 times, int recompute) {
-    i64 R = m->shape.ring;
-    i64 kv = times * (R - 1) * (L / R) * B * 2 * kv_heads_local(c, m->shape.head) * c->head_dim;
-    ledger_expect(l, COMM_SEND_RECV, tag(BLOCK_ATTENTION, PHASE_FORWARD, WHAT_ACTIVATION), kv * real_size());
-    ledger_expect(l, COMM_SEND_RECV, tag(BLOCK_ATTENTION, PHASE_BACKWARD, WHAT_ACTIVATION), kv * (real_size() * (recompute ? 2 : 1) + accum_size()));
-}
 
 /* ---- refusals --------------------------------------------------------------------------------------------------------- */
 

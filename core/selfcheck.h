@@ -125,7 +125,7 @@ enum { PROBE_HEADS, PROBE_AFTER, PROBE_LAST, PROBE_PLACES };
 static inline ProbePlace probe_place(const Model *m, int which) {
     const ProbePlace places[PROBE_PLACES] = {
         {"attention", m->attention[0].out, &m->ring_map, m->heads_l, m->config.head_dim}, /* every head's, where they are apart */
-        {"the stream behind attention", m->mlp[0].x + m->own_first * m->B * m->config.dim, &m->own_map, 1, m->config.dim},
+        {"the stream behind attention", m->mlp[0].in.x + m->own_first * m->B * m->config.dim, &m->own_map, 1, m->config.dim},
         {"the last stream", m->final_x, &m->own_map, 1, m->config.dim},
     };
     return places[which];

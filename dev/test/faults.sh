@@ -83,7 +83,7 @@ SHIFTED='s/^( *)(dataset_column\(d, sequence, \&m->own_map, 1, targets, b, m->B\
 # shellcheck disable=SC2086
 {
 fault 'ring: blocks are not merged' ring.h '0,/ring_visitor\(m, step\), step > 0\)/s//ring_visitor(m, step), 0)/' $S
-fault 'ring: query gradients of earlier blocks are lost' ring.h 's/^( +ring_attention_shape\(m\), m->ring_map, ring_visitor\(m, step\)), step > 0/\1, 0/' $S
+fault 'ring: query gradients of earlier blocks are lost' ring.h 's/(attention_shape\(m\), m->ring_map, ring_visitor\(m, step\)), step > 0/\1, 0/' $S
 fault 'ring: a share that nobody made is sent on' ring.h 's/^ +else zero_fill\(.*$//' $S
 fault 'ring: the exchange is skipped' ring.h '0,/kv = arriving;/s//kv = s->kv;/' $S
 fault 'ring: gradients never come home' ring.h 's/^    sum_parts\(\&m->dev, h->dkv_sum.*$//' $S
@@ -106,8 +106,10 @@ fault 'loss averaged over this rank only' train_gpt.cu 's/^    comm_sum_control\
 fault 'gradients scaled by ranks' train_gpt.cu 's/scale = \(accum\)\(1\.0 \//scale = (accum)(1.0 * t->options.shape.world \//' $S
 fault 'ignored targets counted' train_gpt.cu 's/ignore_token >= 0 \&\&/ignore_token >= 1000 \&\&/' test_gradients 1
 fault 'micro-batches read the same sequences' train_gpt.cu 's/\(micro \* m->mesh/(0 * micro * m->mesh/' $S
-fault 'recompute skips the norm' train_gpt.cu 's/if \(m->recompute\) mlp_block_forward\(m, l, s->x, NULL, dxn\);//' $S
+fault 'recompute skips the norm' train_gpt.cu 's/if \(m->recompute\) block_forward\(m, kind, l, s->x, NULL, dxn\);//' $S
 fault 'ledger counts its own part' core/comm.h '0,/COMM_ALL_GATHER, t, \(c->size - 1\)/s//COMM_ALL_GATHER, t, (c->size)/' $S
+fault 'closed form of the ring forgotten' train_gpt.cu 's/^    m->context->volume\(.*//' $S
+fault 'closed form without the repeated forward' train_gpt.cu 's/if \(m->recompute\) ledger_expect_repeat.*//' $S
 fault 'closed form of ulysses off' ulysses.h 's/2 \* c->dim \/ N/c->dim \/ N/' $S
 fault 'arena: a buffer the plan does not see' train_gpt.cu 's/if \(!m->dev\.plan\) load_micro_batch/if (!m->dev.plan) take_real(m, MEM_WORKSPACE, 1 << 20); if (!m->dev.plan) load_micro_batch/' $S
 fault 'memory: the sequence named is one step too long' train_gpt.cu 's/return fits \* unit;/return fails * unit;/' test_memory 1
@@ -157,7 +159,7 @@ emulated 'cuda: a tail one short' kernels/cuda/reduce.cuh 's/i < left \? bf16_fl
 emulated 'cuda: the order of sums in dq not kept' kernels/cuda/attention_backward.cuh 's/counter_wait\(/if (0) counter_wait(/' test_cuda_attention
 caught 'self-check: attention exchange skipped' ring.h '0,/kv = arriving;/s//kv = s->kv;/' 'self-check: token [0-9]+ of sequence 0 reached [0-9]+ of the' 4 --sp ring --selfcheck on
 caught 'self-check: a hop of the ring is lost, and the layers above make up for it' ring.h '0,/if \(ring_sees\(m, step\)\)/s//if (ring_sees(m, step) \&\& step != 2)/' 'self-check: token [0-9]+ of sequence 0 reached [0-9]+ of the' 4 --sp ring --ring-layout contiguous
-caught 'self-check: one sender of an all-to-all is lost' ulysses.h '0,/^    context_attention_forward\(m, s\);/s//    zero_fill(\&m->dev, s->kv, ulysses_kv_part(m) * real_size());\n&/' 'self-check: token [0-9]+ of sequence 0 reached [0-9]+ of the' 4 --sp ulysses
+caught 'self-check: one sender of an all-to-all is lost' ulysses.h '0,/^    m->context->forward\(m, s\);/s//    zero_fill(\&m->dev, s->kv, ulysses_kv_part(m) * real_size());\n&/' 'self-check: token [0-9]+ of sequence 0 reached [0-9]+ of the' 4 --sp ulysses
 caught 'self-check: a norm looks at the next row' kernels/cpu/norm.h 's/x, row_mean, rstd\[r\], weight/x, row_mean, rstd[r] * (1 + (delta || r + 1 == rows ? 0 : x[C])), weight/' 'self-check: changing token [0-9]+ of sequence 0 moved position' 1 --selfcheck on
 caught 'self-check: all-gather into attention skipped' tpsp.h 's/e\.gathered, x, own_rows/e.gathered, e.gathered, own_rows/' 'self-check: token [0-9]+ of sequence 0 reached 0 of the' 4 --selfcheck on
 caught 'self-check: the mask lets a token see its successor' kernels/cpu/attention.h 's/kv->run.stride \+ 1\)/kv->run.stride + 2)/' 'self-check: changing token [0-9]+ of sequence 0 moved position' 1 --selfcheck on
