@@ -87,7 +87,7 @@ all:
 train_gpt_cpu $(BUILD)/train_gpt_cpu: train_gpt.cu $(BUILD)/options | $(BUILD)
 	$(call need,cpu)$(COMPILE) $(FP32)
 
-train_gpt_sim $(BUILD)/train_gpt_sim: kernels/sim/simulator.c $(BUILD)/options | $(BUILD)
+train_gpt_sim $(BUILD)/train_gpt_sim: sim/simulator.c $(BUILD)/options | $(BUILD)
 	$(call need,sim)$(SIMCOMPILE)
 
 $(BUILD)/%_sim: dev/test/%.c $(BUILD)/options | $(BUILD)

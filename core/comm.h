@@ -17,29 +17,15 @@
 
 #include "../kernels/compute.h"
 #include "ledger.h"
-#ifdef ODYSSEUS_NO_MPI
-#include "comm_alone.h"
-#else
-#include "comm_mpi.h"
-#endif
+#include "wire.h"
 
-/* A group of ranks along one or more axes of the mesh. */
-typedef struct {
-    int rank, size;
-    Wire wire;
-    void *link; /* the backend's own way between devices; NULL: by the wire */
-    i64 world, inner, stride; /* of `world` ranks, member i stands i / inner * stride + i % inner behind member 0: who shares a node with whom */
-} Comm;
-
-/* The world's rank of member 0 of the group in which the world's `rank` is member c->rank. */
-static inline i64 comm_first(const Comm *c, i64 rank) { return rank - (c->rank / c->inner * c->stride + c->rank % c->inner); }
-
+/* How the bytes of a device get on the wire: Transfer, Links, transfer_*, links_*, link_open. */
 #ifdef ODYSSEUS_CUDA
-#include "comm_cuda.h"
+#include "transfer_cuda.h"
 #elif defined ODYSSEUS_SIM
-#include "comm_sim.h"
+#include "transfer_sim.h"
 #else
-#include "comm_direct.h"
+#include "transfer_direct.h"
 #endif
 
 /* One collective as the plan has it. `hash` covers it and all before it. */

@@ -2,7 +2,8 @@
 
    A scheme is one constant struct at the end of its header. It answers: which blocks' weights the head axis splits, whether the
    stream between blocks is replicated, how attention and MLP run forward and backward, what that moves. A sixth scheme is a new
-   header and one row in the table of train_gpt.cu.
+   header and one row in the table of train_gpt.cu. How queries meet keys over the ring axis is another struct, a context, which every
+   scheme's attention calls in its middle.
 
    stream of this rank   x (T, B, C), T = L/(R H) tokens, or L/R where the scheme replicates the stream over its head axis
    attention             q (L/R, B, NH/H, HS), kv (L/R, B, 2, KH', HS), out like q: whole ring-local sequence, this rank's heads,

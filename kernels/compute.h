@@ -12,63 +12,15 @@
 #ifndef ODYSSEUS_COMPUTE_H
 #define ODYSSEUS_COMPUTE_H
 
-#include "../core/positions.h"
-#include "../core/util.h"
+#include "device.h"
 
-typedef enum { DTYPE_REAL, DTYPE_ACCUM, DTYPE_F64, DTYPES } Dtype;
-
-typedef enum { OP_GEMM, OP_ATTENTION, OP_NORM, OP_POINTWISE, OP_EMBEDDING, OP_CLASSIFIER, OP_OPTIMIZER, OP_CLASSES } OpClass;
-static const char *const OP_CLASS_NAMES[OP_CLASSES] = {"gemm", "attention", "norm", "pointwise", "embedding", "classifier", "optimizer"};
-
-/* The backend's types: real, accum, their sizes in bytes as real_size() and accum_size() (a model of a device is told them at its start),
-   REAL_NAME, DeviceState, real_from, real_value, Mark (trace.h). */
 #ifdef ODYSSEUS_CUDA
-#include "cuda/types.h"
+#include "cuda/backend.h"
 #elif defined ODYSSEUS_SIM
-#include "sim/types.h"
+#include "sim/backend.h"
 #else
-#include "cpu/types.h"
+#include "cpu/backend.h"
 #endif
-
-static inline i64 dtype_size(Dtype t) { return t == DTYPE_REAL ? real_size() : t == DTYPE_ACCUM ? accum_size() : 8; }
-
-/* True where activations are already in the accumulation type: a cast between them can alias instead. */
-static inline int real_is_accum(void) { return real_size() == accum_size(); }
-
-#include "trace.h"
-
-/* The operation under way. */
-typedef struct {
-    OpClass op;
-    double flop, bytes;
-} Work;
-
-/* A device: what operations need to run and what they leave behind. One per rank. */
-typedef struct {
-    DeviceState state;            /* the backend's own */
-    int threads;                  /* OpenMP threads that compute for this rank */
-    int host_threads;             /* the same where the host works, whatever the device is */
-    int plan;                     /* 1: count, do not compute (dry run, and the walk that sizes the arena) */
-    int imagined;                 /* 1: no memory, no data and no other ranks stand behind it (dry run, simulator) */
-    int layer;                    /* of the model, that the walk is in; -1: in none */
-    void (*poll)(void *);         /* called between tiles by the calling thread, so that communication moves on */
-    void *poll_arg;
-    i64 calls[OP_CLASSES];
-    double flop[OP_CLASSES];      /* floating-point operations that the mathematics asks for (multiply-add = 2) */
-    double bytes[OP_CLASSES];     /* bytes read and written once each */
-    Work now;
-    Trace *trace;                 /* NULL: this step is not traced */
-} Device;
-
-/* The backend's: see trace.h. */
-static inline void marks_begin(Device *dev);
-static inline Mark device_mark(Device *dev);
-static inline double mark_seconds(const Device *dev, Mark m);
-
-/* Are there tokens to read and numbers to compute with? */
-static inline int device_is_real(const Device *dev) { return !dev->plan && !dev->imagined; }
-
-static inline void device_poll(Device *dev) { if (dev->poll) dev->poll(dev->poll_arg); }
 
 /* Every operation passes here: the one place where work is counted. Returns whether to compute. */
 static inline int op_begin(Device *dev, OpClass op, const char *name, double flop, double bytes) {
@@ -101,30 +53,6 @@ static inline void part_begin(Device *dev, BlockKind block, int layer, Phase pha
     dev->layer = layer;
     if (dev->trace && !trace_in_part(dev->trace, block, layer, phase)) trace_part(dev->trace, block, layer, phase, device_mark(dev));
 }
-
-typedef enum { NORM_LAYER, NORM_RMS } NormKind;
-
-/* The shape of one attention call: a block of queries against a block of keys and values. */
-typedef struct {
-    i64 B, Tq, Tk;         /* sequences; query and key tokens per sequence in this block */
-    i64 heads, kv_heads;   /* of this rank; heads is a multiple of kv_heads, query head h reads KV head h / (heads / kv_heads) */
-    i64 head_dim;
-} AttentionShape;
-
-/* AdamW's numbers for one step; `step` counts from 1 for the bias correction. */
-typedef struct {
-    double lr, beta1, beta2, eps, weight_decay, grad_scale;
-    i64 step;
-} AdamW;
-
-#ifdef ODYSSEUS_CUDA
-#include "cuda/backend.h"
-#elif defined ODYSSEUS_SIM
-#include "sim/backend.h"
-#else
-#include "cpu/backend.h"
-#include "cpu/device.h"
-#endif
 
 /* Count again, `times` times, what `dev` counted (and, as a model, took) since `before`. */
 static inline void device_repeat(Device *dev, const Device *before, i64 times) {

@@ -17,6 +17,7 @@
 #define ODYSSEUS_TRACE_H
 
 #include "../core/ledger.h"
+#include "types.h"
 
 typedef enum { SPAN_STEP, SPAN_PART, SPAN_OP, SPAN_WAIT, SPAN_TRANSFER } SpanKind;
 

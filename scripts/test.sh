@@ -59,6 +59,7 @@ test_cuda_ops_emuasan   alone  600
 test_cuda_attention_emu alone  300
 test_emu.sh             alone 1200
 test_emu_refusals.sh    alone  600
+test_layers.sh          alone 3000
 test_nvcc.sh            alone  900
 test_gpu_check.sh       alone  300
 '

@@ -1,4 +1,4 @@
-/* nccl.h - the part of NCCL that core/comm_cuda.h uses, on the CPU: calls go into the stream's queue and run there, over MPI.
+/* nccl.h - the part of NCCL that core/transfer_cuda.h uses, on the CPU: calls go into the stream's queue and run there, over MPI.
 
    A queue runs when something waits for it, so a collective that somebody forgot to order behind its inputs sends old data.
    EMU_NCCL makes this rank fail: init (a communicator), call, later (found only by asking), hang (transfers that never end).      */

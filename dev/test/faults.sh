@@ -20,7 +20,7 @@ plant() { # plant WHAT FILE SED SOURCE PROGRAM: a copy of the sources with the f
     [[ $what == *"$only"* ]] || return 1
     n=$((n + 1))
     rm -rf "${copy:?}"/*
-    cp -r train_gpt.cu ./*.h core kernels dev "$copy"
+    cp -r train_gpt.cu ./*.h core kernels sim dev "$copy"
     sed -i -E "$expression" "$copy/$file"
     if cmp -s "$file" "$copy/$file"; then
         echo "not ok $n - $what: the fault could not be planted in $file"
@@ -119,9 +119,9 @@ fault 'zigzag work unbalanced' core/positions.h 's/layout == RING_CONTIGUOUS\)/l
 fault 'collectives: wrong part summed' core/comm.h 's/char \*own = .*;/char *own = (char *)buf;/' test_comm 4
 fault 'collectives: reduce-scatter forgets one rank' core/comm.h 's/r->n_parts = c->size, r->type = r->sum_type = type, r->add/r->n_parts = c->size - 1, r->type = r->sum_type = type, r->add/' test_comm 4
 fault 'collectives: control sum loses its last value' core/comm.h 's/i64 chunk = ceil_div\(n, c->size\), all/i64 chunk = n \/ c->size, all/' test_comm 4
-fault 'large types lay their rest over the start' core/comm_mpi.h 's/\(MPI_Aint\)\(bytes \/ big \* big\)/(MPI_Aint)0/' test_comm 1
-fault 'watch: a rank that works is taken for one that stands still' core/comm_watch.h 's/if \(!silent \&\& works >= 0\)/if (0)/' test_comm 3
-fault 'watch: nobody answers' core/comm_watch.h 's/^ +watch_answer\(w, from.MPI_SOURCE, round\);//' test_comm 3
+fault 'large types lay their rest over the start' core/wire_mpi.h 's/\(MPI_Aint\)\(bytes \/ big \* big\)/(MPI_Aint)0/' test_comm 1
+fault 'watch: a rank that works is taken for one that stands still' core/wire_watch.h 's/if \(!silent \&\& works >= 0\)/if (0)/' test_comm 3
+fault 'watch: nobody answers' core/wire_watch.h 's/^ +watch_answer\(w, from.MPI_SOURCE, round\);//' test_comm 3
 fault 'warmup one step late' train_gpt.cu 's/\(double\)\(step \+ 1\) \/ \(double\)s->warmup/(double)step \/ (double)s->warmup/' test_fixtures 1
 fault 'decay on norms and biases' core/tensors.h 's/return spec->cols != SIZE_1;/return 1;/' test_fixtures 1
 fault 'clipping by the squared norm' train_gpt.cu 's/s->grad_clip \/ norm : 1/s->grad_clip \/ (norm * norm) : 1/' test_fixtures 1

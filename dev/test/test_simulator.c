@@ -7,7 +7,7 @@
    repeat     micro-steps that are counted by repetition take what micro-steps that are walked take
    slowest    a contiguous ring waits for its last rank, zigzag for nobody                                                        */
 #define ODYSSEUS_SIM_TEST
-#include "../../kernels/sim/simulator.c"
+#include "../../sim/simulator.c"
 #include "check.h"
 
 static const char *const CLUSTER_TEXT =

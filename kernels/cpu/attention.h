@@ -39,6 +39,10 @@
 #ifndef ODYSSEUS_CPU_ATTENTION_H
 #define ODYSSEUS_CPU_ATTENTION_H
 
+#include "elementary.h"
+#include "gemm.h"
+#include "pointwise.h"
+
 /* Sizes of tiles: what a core's L2 holds, and what a thread's stack does. */
 enum {
     PAIR_QUERIES = 96,             /* queries of one S, at most: a multiple of TILE_ROWS and of TILE_COLUMNS */

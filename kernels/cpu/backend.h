@@ -22,17 +22,6 @@
 #ifndef ODYSSEUS_CPU_BACKEND_H
 #define ODYSSEUS_CPU_BACKEND_H
 
-#include <omp.h>
-
-/* Fewer elements than this are done by the calling thread: waking the others costs more than they would bring. */
-enum { SERIAL_BELOW = 16384 };
-
-/* Columns that one thread sums over all rows at a time: four cache lines of floats, read row by row. */
-enum { COLUMN_BLOCK = 64 };
-
-/* Rows summed apart before they join the total, so that rounding grows with rows/ROW_BLOCK + ROW_BLOCK and not with rows. */
-enum { ROW_BLOCK = 128 };
-
 #include "elementary.h"
 #include "gemm.h"
 #include "pointwise.h"
@@ -42,5 +31,6 @@ enum { ROW_BLOCK = 128 };
 #include "attention.h"
 #include "classifier.h"
 #include "optimizer.h"
+#include "device.h"
 
 #endif

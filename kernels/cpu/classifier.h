@@ -8,6 +8,9 @@
 #ifndef ODYSSEUS_CPU_CLASSIFIER_H
 #define ODYSSEUS_CPU_CLASSIFIER_H
 
+#include "elementary.h"
+#include "parallel.h"
+
 enum {
     CLASSIFIER_ROWS = 256, /* rows between two polls of the communication */
     CLASSIFIER_SPAN = 128  /* exponentials summed in `accum`, their sums in double: else a large one swallows

@@ -7,6 +7,9 @@
 #define ODYSSEUS_CPU_DEVICE_H
 
 #include "../../core/cgroup.h"
+#include "../device.h"
+#include "scratch.h"
+#include "vector.h"
 #include <omp.h>
 #include <sched.h>
 #include <sys/mman.h>

@@ -8,6 +8,8 @@
 #ifndef ODYSSEUS_CPU_EMBEDDING_H
 #define ODYSSEUS_CPU_EMBEDDING_H
 
+#include "parallel.h"
+
 static inline void embedding_forward_run(Device *dev, real *out, const int32_t *tokens, TokenMap map, const real *wte, const real *wpe, i64 B,
                                          i64 C) {
     i64 rows = map.count * B;

@@ -18,6 +18,7 @@
 #ifndef ODYSSEUS_CPU_GEMM_H
 #define ODYSSEUS_CPU_GEMM_H
 
+#include "parallel.h"
 #include "scratch.h"
 #include "vector.h"
 

@@ -14,6 +14,8 @@
 #ifndef ODYSSEUS_CPU_HEADS_H
 #define ODYSSEUS_CPU_HEADS_H
 
+#include "parallel.h"
+
 static inline void rope_table_run(Device *dev, accum *table, TokenMap map, const double *inv_freq, i64 head_dim) {
     i64 half = head_dim / 2;
 #pragma omp parallel for num_threads(dev->threads) if (map.count * head_dim > SERIAL_BELOW)

@@ -11,6 +11,9 @@
 #ifndef ODYSSEUS_CPU_NORM_H
 #define ODYSSEUS_CPU_NORM_H
 
+#include "elementary.h"
+#include "parallel.h"
+
 /* out = (x - mean) rstd weight + bias for one row */
 static inline void norm_row(real *out, const real *x, accum mean, accum rstd, const real *weight, const real *bias, i64 C) {
     if (bias) {

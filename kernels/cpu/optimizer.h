@@ -7,6 +7,9 @@
 #ifndef ODYSSEUS_CPU_OPTIMIZER_H
 #define ODYSSEUS_CPU_OPTIMIZER_H
 
+#include "elementary.h"
+#include "parallel.h"
+
 enum { NORM_PARTS = 256 };
 
 static inline void sum_squares_run(Device *dev, double *out, const accum *g, i64 n) {

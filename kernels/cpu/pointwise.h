@@ -10,6 +10,9 @@
 #ifndef ODYSSEUS_CPU_POINTWISE_H
 #define ODYSSEUS_CPU_POINTWISE_H
 
+#include "elementary.h"
+#include "parallel.h"
+
 /* ---- activations ---- */
 
 #define GELU_SCALE ((real)1.59576912160573071176) /* 2 sqrt(2/pi) */

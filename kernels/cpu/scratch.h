@@ -4,6 +4,8 @@
 #ifndef ODYSSEUS_CPU_SCRATCH_H
 #define ODYSSEUS_CPU_SCRATCH_H
 
+#include "../../core/util.h"
+
 enum { GEMM_TASK_ROWS = 96, GEMM_M = 10 * GEMM_TASK_ROWS, GEMM_N = 1920, GEMM_K_BYTES = 1536 }; /* the parts of gemm.h */
 enum { CPU_SCRATCH = (GEMM_M + GEMM_N) * GEMM_K_BYTES };
 enum { HEAD_DIM_MOST = 512 }; /* attention.h keeps tiles of a head's keys on the stack */

@@ -2,6 +2,8 @@
 #ifndef ODYSSEUS_CPU_TYPES_H
 #define ODYSSEUS_CPU_TYPES_H
 
+#include "../../core/util.h"
+
 #ifdef ODYSSEUS_FP64
 typedef double real;
 typedef double accum;

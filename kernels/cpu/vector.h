@@ -14,6 +14,8 @@
 #ifndef ODYSSEUS_CPU_VECTOR_H
 #define ODYSSEUS_CPU_VECTOR_H
 
+#include "../types.h"
+
 #if defined __AVX512F__
 #define VECTOR_BYTES 64
 #define TILE_ROWS 12

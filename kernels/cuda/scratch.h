@@ -5,6 +5,8 @@
 #ifndef ODYSSEUS_CUDA_SCRATCH_H
 #define ODYSSEUS_CUDA_SCRATCH_H
 
+#include "../device.h"
+
 enum { GEMM_WORKSPACE = 32 << 20 };                                                        /* gemm.cuh: what cuBLASLt may use */
 enum { COLUMN_TILE = 256, COLUMN_BLOCKS = 1024, COLUMN_ROWS = 64 };                        /* reduce.cuh: sums over rows */
 enum { NORM_WIDEST_FORWARD = 16384, NORM_WIDEST_BACKWARD = 8192, NORM_PARTS = 320 };       /* norm.cuh */

@@ -6,13 +6,10 @@
    cpu                     the host computes: it is the compute stream
 
    FLOP and bytes are those that compute.h has counted for the operation (dev->now). The clocks are in types.h, the figures in
-   cluster.h, the links in core/comm_sim.h. No buffer is touched: they are addresses without memory.                              */
+   cluster.h, the links in core/transfer_sim.h. No buffer is touched: they are addresses without memory.                              */
 #ifndef ODYSSEUS_SIM_BACKEND_H
 #define ODYSSEUS_SIM_BACKEND_H
 
-#include "cluster.h"
-#include "../cpu/scratch.h"
-#include "../cuda/scratch.h"
 #include "device.h"
 
 /* The operation under way takes `seconds` of the compute stream, and up to `slowdown` times that while the comm stream is busy. */

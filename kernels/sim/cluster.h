@@ -8,6 +8,8 @@
 #ifndef ODYSSEUS_SIM_CLUSTER_H
 #define ODYSSEUS_SIM_CLUSTER_H
 
+#include "../device.h"
+
 #include <dirent.h>
 
 #define CURVE_POINTS 16

@@ -2,6 +2,10 @@
 #ifndef ODYSSEUS_SIM_DEVICE_H
 #define ODYSSEUS_SIM_DEVICE_H
 
+#include "../cpu/scratch.h"
+#include "../cuda/scratch.h"
+#include "cluster.h"
+
 #include <sys/mman.h>
 
 typedef struct {
@@ -73,7 +77,7 @@ static inline double mark_seconds(const Device *dev, Mark m) {
 static inline double host_seconds(const Device *dev) { return dev->state.host; }
 
 static inline i64 device_scratch_bytes(i64 rows, i64 widest, i64 vocab, const AttentionShape *s) {
-    return sim_program()->gpu ? cuda_scratch_bytes(rows, widest, vocab, s) : CPU_SCRATCH;
+    return sim_program()->gpu ? cuda_scratch_bytes(rows, widest, vocab, s) : (i64)CPU_SCRATCH;
 }
 static inline void device_scratch(Device *dev, void *scratch, i64 bytes) { (void)dev, (void)scratch, (void)bytes; }
 

@@ -1,4 +1,4 @@
-/* comm_watch.h - a rank that stands still: how the others notice, and what they say.
+/* wire_watch.h - a rank that stands still: how the others notice, and what they say.
 
    A rank that has waited --comm-timeout seconds cannot tell one that is gone from one that is slow, so at half of them it asks:
 
@@ -11,8 +11,11 @@
 
    Only time in which this rank has looked counts: who was stopped himself raises no alarm when he goes on. Looking costs one reading of the
    clock, ten times a second also a question to MPI. One process has one watch, as it has one fail_state.                             */
-#ifndef ODYSSEUS_COMM_WATCH_H
-#define ODYSSEUS_COMM_WATCH_H
+#ifndef ODYSSEUS_WIRE_WATCH_H
+#define ODYSSEUS_WIRE_WATCH_H
+
+#include "util.h"
+#include <mpi.h>
 
 /* Writes what `what` is: a transfer, a barrier, the work under way. */
 typedef void (*WatchText)(char *out, size_t size, const void *what);

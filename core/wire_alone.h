@@ -1,6 +1,6 @@
-/* comm_alone.h - the wire of a program built without MPI: one rank, which has nobody to talk to. The functions are comm_mpi.h's. */
-#ifndef ODYSSEUS_COMM_ALONE_H
-#define ODYSSEUS_COMM_ALONE_H
+/* wire_alone.h - the wire of a program built without MPI: one rank, which has nobody to talk to. The functions are wire_mpi.h's. */
+#ifndef ODYSSEUS_WIRE_ALONE_H
+#define ODYSSEUS_WIRE_ALONE_H
 
 #include "launcher.h"
 

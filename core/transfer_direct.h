@@ -1,6 +1,9 @@
-/* comm_direct.h - transfers where the wire reaches the device's memory: nothing stands between the two. */
-#ifndef ODYSSEUS_COMM_DIRECT_H
-#define ODYSSEUS_COMM_DIRECT_H
+/* transfer_direct.h - transfers where the wire reaches the device's memory: nothing stands between the two. */
+#ifndef ODYSSEUS_TRANSFER_DIRECT_H
+#define ODYSSEUS_TRANSFER_DIRECT_H
+
+#include "../kernels/compute.h"
+#include "wire.h"
 
 typedef struct {
     WireRequest wire;

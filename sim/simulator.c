@@ -10,11 +10,6 @@
 
    forecast.h   one configuration -> Forecast                      report.h   Forecast -> text and JSON
    plan.h       many configurations, and how long a sequence may be                                                               */
-#define ODYSSEUS_TEST /* without the trainer's main */
-#include "../../train_gpt.cu"
-
-#include "forecast.h"
-#include "report.h"
 #include "plan.h"
 
 /* Measure this machine: dev/sim/calibrate.sh runs the CPU program's own operations and writes the cluster file. */

@@ -1,17 +1,17 @@
-/* comm_mpi.h - the wire under comm.h, as MPI: nonblocking collectives on host memory, bytes in, bytes out.
+/* wire_mpi.h - the wire under comm.h, as MPI: nonblocking collectives on host memory, bytes in, bytes out.
 
    No reduction is left to MPI (see comm.h), so everything travels as bytes. Counts beyond 2^31 go as one element of a
-   derived type. Whoever waits looks for ranks that stand still (comm_watch.h). MPI_THREAD_FUNNELED: only the thread that walks the model
+   derived type. Whoever waits looks for ranks that stand still (wire_watch.h). MPI_THREAD_FUNNELED: only the thread that walks the model
    calls in here. Open MPI moves nonblocking collectives only inside its calls, hence wire_test from the kernels.
 
    A process that no launcher has started is one rank and does without MPI: MPI_COMM_SELF, of which nothing is asked then. */
-#ifndef ODYSSEUS_COMM_MPI_H
-#define ODYSSEUS_COMM_MPI_H
+#ifndef ODYSSEUS_WIRE_MPI_H
+#define ODYSSEUS_WIRE_MPI_H
 
 #include "launcher.h"
 #include <limits.h>
 #include <mpi.h>
-#include "comm_watch.h"
+#include "wire_watch.h"
 
 typedef MPI_Comm Wire;
 
@@ -59,7 +59,7 @@ static inline Wire wire_start_mpi(int *argc, char ***argv) {
 /* The wire between all ranks: MPI's where a launcher has started this process. */
 static inline Wire wire_start(int *argc, char ***argv) { return launcher_found() ? wire_start_mpi(argc, argv) : MPI_COMM_SELF; }
 
-/* Watch the ranks of `w`: see comm_watch.h. Collective. */
+/* Watch the ranks of `w`: see wire_watch.h. Collective. */
 static inline void wire_watch(Wire w, double timeout) {
     if (!wire_alone()) watch_start(w, timeout);
 }

@@ -5,6 +5,8 @@
 #ifndef ODYSSEUS_SIM_FORECAST_H
 #define ODYSSEUS_SIM_FORECAST_H
 
+#include "trainer.h"
+
 typedef struct {
     int rank;                  /* of the world: the slowest */
     double imbalance;          /* its attention over the mean of all ring ranks */

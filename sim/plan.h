@@ -5,6 +5,8 @@
 #ifndef ODYSSEUS_SIM_PLAN_H
 #define ODYSSEUS_SIM_PLAN_H
 
+#include "report.h"
+
 typedef struct {
     ModelOptions o;
     Forecast f;

@@ -2,6 +2,8 @@
 #ifndef ODYSSEUS_SIM_REPORT_H
 #define ODYSSEUS_SIM_REPORT_H
 
+#include "forecast.h"
+
 /* "1.234 s", "12.3 ms", "45 us": three or four digits of a time. */
 static const char *time_text(char out[32], double seconds) {
     if (seconds >= 1) snprintf(out, 32, "%.3f s", seconds);

@@ -1,4 +1,4 @@
-/* comm_cuda.h - transfers of device memory: by NCCL on a stream of its own, or staged through pinned host memory over MPI.
+/* transfer_cuda.h - transfers of device memory: by NCCL on a stream of its own, or staged through pinned host memory over MPI.
 
    nccl    start   the comm stream waits for what the compute stream has been asked so far, then moves the bytes; an event marks the end
            wait    the compute stream waits for the event; the host does not                    compute ==ready==> comm ==done==> compute
@@ -9,8 +9,11 @@
 
    NCCL only copies: all-gather, and all-to-all and ring as grouped send and receive. Sums stay with comm.h, in rank order: NCCL's own
    reduction of bf16 would round at every hop.                                                                                        */
-#ifndef ODYSSEUS_COMM_CUDA_H
-#define ODYSSEUS_COMM_CUDA_H
+#ifndef ODYSSEUS_TRANSFER_CUDA_H
+#define ODYSSEUS_TRANSFER_CUDA_H
+
+#include "../kernels/compute.h"
+#include "wire.h"
 
 #ifdef ODYSSEUS_NCCL
 #ifdef __CUDACC__

@@ -1,4 +1,4 @@
-/* comm_sim.h - transfers of the simulator: nothing moves, the comm stream's clock goes on by what the links would take.
+/* transfer_sim.h - transfers of the simulator: nothing moves, the comm stream's clock goes on by what the links would take.
 
    start   begins when the comm stream is free, the compute stream has come this far and the host has asked for it
    wait    the compute stream waits for its end; what it waits is exposed
@@ -12,8 +12,11 @@
    A reduce-scatter is an all-to-all and a sum, an all-reduce that and an all-gather, as in comm.h.
 
    Where a link cannot move bytes while the rank computes (overlap < 1), the rest of its time is spent on the compute stream at once.  */
-#ifndef ODYSSEUS_COMM_SIM_H
-#define ODYSSEUS_COMM_SIM_H
+#ifndef ODYSSEUS_TRANSFER_SIM_H
+#define ODYSSEUS_TRANSFER_SIM_H
+
+#include "../kernels/compute.h"
+#include "wire.h"
 
 typedef struct {
     CommOp op;

@@ -1,0 +1,53 @@
+/* device.h - a device, as the walk and the operations see it: what they need to run, and what they leave behind.
+
+   Below the list of operations (compute.h), above the types of one backend (types.h): a kernel includes this, and no kernel includes the list. */
+#ifndef ODYSSEUS_DEVICE_H
+#define ODYSSEUS_DEVICE_H
+
+#include "../core/positions.h"
+#include "trace.h"
+
+/* The operation under way. */
+typedef struct {
+    OpClass op;
+    double flop, bytes;
+} Work;
+
+/* A device: what operations need to run and what they leave behind. One per rank. */
+typedef struct {
+    DeviceState state;            /* the backend's own */
+    int threads;                  /* OpenMP threads that compute for this rank */
+    int host_threads;             /* the same where the host works, whatever the device is */
+    int plan;                     /* 1: count, do not compute (dry run, and the walk that sizes the arena) */
+    int imagined;                 /* 1: no memory, no data and no other ranks stand behind it (dry run, simulator) */
+    int layer;                    /* of the model, that the walk is in; -1: in none */
+    void (*poll)(void *);         /* called between tiles by the calling thread, so that communication moves on */
+    void *poll_arg;
+    i64 calls[OP_CLASSES];
+    double flop[OP_CLASSES];      /* floating-point operations that the mathematics asks for (multiply-add = 2) */
+    double bytes[OP_CLASSES];     /* bytes read and written once each */
+    Work now;
+    Trace *trace;                 /* NULL: this step is not traced */
+} Device;
+
+/* Are there tokens to read and numbers to compute with? */
+static inline int device_is_real(const Device *dev) { return !dev->plan && !dev->imagined; }
+
+static inline void device_poll(Device *dev) { if (dev->poll) dev->poll(dev->poll_arg); }
+
+typedef enum { NORM_LAYER, NORM_RMS } NormKind;
+
+/* The shape of one attention call: a block of queries against a block of keys and values. */
+typedef struct {
+    i64 B, Tq, Tk;         /* sequences; query and key tokens per sequence in this block */
+    i64 heads, kv_heads;   /* of this rank; heads is a multiple of kv_heads, query head h reads KV head h / (heads / kv_heads) */
+    i64 head_dim;
+} AttentionShape;
+
+/* AdamW's numbers for one step; `step` counts from 1 for the bias correction. */
+typedef struct {
+    double lr, beta1, beta2, eps, weight_decay, grad_scale;
+    i64 step;
+} AdamW;
+
+#endif
