@@ -522,7 +522,7 @@ static inline void directory_refuse(const char *dir, const char *file) {
     int best = COUNT_OF(DIRECTORY_KINDS);
     DIR *d = opendir(dir);
     if (!d) FAIL(EVERYONE, "%s: cannot open this directory: %s", dir, strerror(errno));
-    for (const struct dirent *e; (e = readdir(d));) {
+    for (const struct dirent *e; (e = readdir(d)) != NULL;) {
         const char *name = e->d_name;
         if (name[0] == '.' || strcmp(name, "config.json") == 0 || !text_is_printable(name)) continue;
         int k = 0;

@@ -36,9 +36,10 @@ whole NP STEPS
 require_packages python mpi
 require_hosts
 require_program
-known=$(list_schemes "$PROGRAM")
+names=$(list_schemes "$PROGRAM")
+mapfile -t known <<<"$names"
 for scheme in "${schemes[@]}"; do
-    [[ $'\n'$known$'\n' == *$'\n'$scheme$'\n'* ]] || die "SCHEMES: '$scheme' is none of ${known//$'\n'/ }"
+    [[ " ${known[*]} " == *" $scheme "* ]] || die "SCHEMES: '$scheme' is none of ${known[*]}"
 done
 longest=0
 for i in "${!lengths[@]}"; do

@@ -89,11 +89,10 @@ static void print_forecast(const Forecast *f, const Trainer *t) {
 static void report_write(const char *path, cJSON *json) {
     if (path) {
         char *text = cJSON_Print(json);
-        NewFile f;
-        new_file_open(&f, path);
-        new_file_append(&f, text, (i64)strlen(text));
-        new_file_append(&f, "\n", 1);
-        new_file_close(&f);
+        FILE *f = fopen(path, "w");
+        if (!f) FAIL(EVERYONE, "--json %s: cannot write: %s", path, strerror(errno));
+        int bad = fprintf(f, "%s\n", text) < 0;
+        if (fclose(f) != 0 || bad) FAIL(EVERYONE, "--json %s: cannot write: %s", path, strerror(errno));
         free(text);
     }
     cJSON_Delete(json);

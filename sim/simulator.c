@@ -56,7 +56,7 @@ static void refuse_flags(const Settings *s, const FlagsGiven *given) {
     if (s->max_seq && flag_given(given, "seq-len")) FAIL(EVERYONE, "--max-seq looks for the --seq-len; leave one of them out");
     if (s->json && s->dry_run) FAIL(EVERYONE, "--json goes with a forecast, --plan or --max-seq; --dry-run prints only");
     if (s->trace && (s->dry_run || s->plan || s->max_seq)) FAIL(EVERYONE, "--trace shows one forecast; leave out --plan, --max-seq and --dry-run");
-    if (s->json) check_writable(s, "json", s->json);
+    if (s->json && !path_is_taken(s->json)) check_writable(s, "json", s->json); /* a forecast takes milliseconds: its file may be written again */
     if (s->trace) check_writable(s, "trace", s->trace);
 }
 

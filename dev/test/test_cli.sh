@@ -50,6 +50,7 @@ refuses 1 '--layers 2x: must be' --layers 2x
 refuses 1 '--steps needs a value' --steps
 refuses 1 'must be one of tp.tpsp.ulysses.ring.odysseus' "${small[@]}" --sp megatron
 refuses 1 '--train is missing' --steps 1
+refuses 1 'heads of 1024 .*CPU kernels take up to 512' "${small[@]}" --heads 1 --dim 1024
 refuses 1 'no such file' --train "$work/nothing_*.bin"
 refuses 1 'empty.bin is empty' --train "$work/empty.bin"
 refuses 1 'truncated.bin is damaged.*promises 5000 tokens.*holds 100' --train "$work/truncated.bin" --seq-len 64
