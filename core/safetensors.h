@@ -41,6 +41,11 @@ static inline int path_exists(const char *path) {
     return stat(path, &st) == 0;
 }
 
+static inline int path_is_directory(const char *path) {
+    struct stat st;
+    return stat(path, &st) == 0 && S_ISDIR(st.st_mode);
+}
+
 /* Text from a file that goes into our one-line messages must not bring lines of its own. */
 static inline int text_is_printable(const char *text) {
     if (!*text) return 0;

@@ -1,5 +1,6 @@
 /* selfcheck.h - before the first step: do all ranks mean the same run, and does every token reach exactly whom it may?
 
+   links      a small exchange on every group that has a way of its own between devices
    schedule   all ranks compare hashes of the collectives that their plan holds; where they part, a binary search over the
               prefixes finds the first call that differs, and the message names rank, operation and block
    labels     summed over ranks, the targets of positions 0 .. L-2 must be the tokens of positions 1 .. L-1: labels that were shifted
@@ -16,7 +17,23 @@
 #ifndef ODYSSEUS_SELFCHECK_H
 #define ODYSSEUS_SELFCHECK_H
 
+#include "data.h"
 #include "scheme.h"
+
+/* A small exchange on every group that has a way of its own between devices: what cannot work fails before a run directory is made. */
+static inline void try_links(Model *m) {
+    Tag t = tag(BLOCK_OTHER, PHASE_FORWARD, WHAT_CONTROL);
+    for (int i = 0; i < MESH_GROUPS; i++) {
+        const Comm *c = mesh_group(&m->mesh, i);
+        if (!c->link) continue;
+        ArenaMark mark = arena_mark(&m->arena);
+        accum *all = take_accum(m, MEM_COMM, 2 * c->size);
+        comm_all_gather(&m->fabric, c, t, all, all + c->rank, 1, DTYPE_ACCUM);
+        comm_wait(&m->fabric, comm_all_to_all_start(&m->fabric, c, t, all + c->size, all, 1, DTYPE_ACCUM));
+        device_finish(&m->dev);
+        arena_release(&m->arena, mark);
+    }
+}
 
 /* Compare the recorded schedules of all ranks; rank 0 reports. Collective over `world`, outside any step. */
 static inline void selfcheck_schedule(const Fabric *f, Wire world) {
@@ -59,6 +76,26 @@ static inline void selfcheck_schedule(const Fabric *f, Wire world) {
 /* A value for "token at position of sequence b"; a rank sums them modulo 2^32, of which a double sums those of 2^20 ranks exactly. */
 static inline uint32_t label_hash(i64 b, i64 position, i64 token) {
     return (uint32_t)(hash_pair(hash_pair((uint64_t)b + 1, (uint64_t)position), (uint64_t)(token + 2)) >> 32);
+}
+
+/* Tokens and targets of the first micro-batch, which is loaded, as the ranks hold them together. Collective. */
+static inline void selfcheck_labels(Model *m, Dataset *train, i64 ignore_token) {
+    uint32_t mine[2] = {0, 0};
+    int32_t *tokens = (int32_t *)host_alloc((size_t)own_rows(m) * sizeof(int32_t)), *targets = m->host_tokens + stream_rows(m);
+    for (i64 b = 0; b < m->B; b++) {
+        i64 sequence = (m->mesh.dp_rank * m->B + b) % train->sequences;
+        dataset_column(train, sequence, &m->own_map, 0, tokens, b, m->B);
+        for (i64 i = 0; i < m->T_own; i++) {
+            i64 p = token_position(&m->own_map, i), token = tokens[i * m->B + b];
+            if (token == ignore_token) token = TOKEN_IGNORED;
+            if (p > 0) mine[0] += label_hash(m->mesh.dp_rank * m->B + b, p, token);
+            if (p + 1 < m->L) mine[1] += label_hash(m->mesh.dp_rank * m->B + b, p + 1, targets[i * m->B + b]);
+        }
+    }
+    free(tokens);
+    double sums[2] = {(double)mine[0], (double)mine[1]};
+    comm_sum_control(&m->fabric, &m->mesh.world, tag(BLOCK_OTHER, PHASE_FORWARD, WHAT_CONTROL), sums, 2);
+    if (fmod(sums[0] - sums[1], 0x1p32) != 0) FAIL(EVERYONE, "self-check: the targets are not the next tokens of the sequence; they were shifted after it was split");
 }
 
 /* ---- the probe ---------------------------------------------------------------------------------------------------------------- */
@@ -182,6 +219,83 @@ static inline void probe_reached(const Model *m, const ProbePlace *place, i64 po
             FAIL(EVERYONE, "self-check: token %lld of sequence 0 reached %lld of the %lld rows of %s on rank %d that must see it", (long long)position,
                  (long long)all[r].moved, (long long)all[r].may, place->what, r);
     free(all);
+}
+
+/* The walk of a micro-batch, which stands above this file: scale 0 is forward only. */
+typedef void (*ModelWalk)(Model *, accum scale);
+
+/* Forward over the probe's tokens, that at `position` of sequence 0 raised by `change`. */
+static inline void probe_walk(Model *m, ModelWalk walk, int loud, i64 position, i64 change) {
+    for (i64 i = 0; i < m->T_stream; i++)
+        for (i64 b = 0, p = token_position(&m->stream_map, i); b < m->B; b++) {
+            i64 token = probe_token(&m->config, loud, b, p) + (b == 0 && p == position ? change : 0);
+            m->host_tokens[i * m->B + b] = (int32_t)(token % m->config.vocab);
+        }
+    copy_in(&m->dev, m->tokens, m->host_tokens, stream_rows(m) * (i64)sizeof(int32_t));
+    walk(m, 0);
+}
+
+/* One token, and nothing else: who hears it? */
+static inline void probe_reach(Model *m, ModelWalk walk, i64 position) {
+    probe_walk(m, walk, 0, position, 1);
+    for (int i = 0; i < PROBE_PLACES; i++) {
+        ProbePlace place = probe_place(m, i);
+        uint64_t *heard = probe_look(m, &place);
+        probe_reached(m, &place, position, probe_moved(m, &place, position, NULL, heard));
+        free(heard);
+    }
+}
+
+/* One among many: do the earlier ones, and other sequences, keep their bits? */
+static inline void probe_leak(Model *m, ModelWalk walk, i64 position) {
+    ProbePlace place = probe_place(m, PROBE_LAST);
+    probe_walk(m, walk, 1, position, 0);
+    uint64_t *before = probe_look(m, &place);
+    probe_walk(m, walk, 1, position, 1);
+    uint64_t *after = probe_look(m, &place);
+    probe_moved(m, &place, position, before, after);
+    free(before);
+    free(after);
+}
+
+/* Does a token reach exactly whom it may? The model's weights stay where they are. Collective. */
+static inline void selfcheck_probe(Model *m, ModelWalk walk) {
+    Zero *z = &m->zero;
+    real *param = z->param;
+    double eps = m->config.norm_eps;
+    i64 early = m->L / 8, late = m->L - 1 - m->L / 4; /* one that nearly all see, one that few do */
+    z->param = (real *)z->grad;
+    m->config.norm_eps = 1e-5;
+    probe_weights(z, z->param);
+    probe_reach(m, walk, early);
+    probe_reach(m, walk, late);
+    probe_leak(m, walk, late);
+    z->param = param;
+    m->config.norm_eps = eps;
+}
+
+/* Seconds that the probe will take, about: four forward passes of a micro-batch at a fifth of this rank's `peak` FLOP/s, for `flop` a token
+   and step. The same on all ranks; collective. */
+static inline double selfcheck_seconds(Model *m, double flop, double peak) {
+    double tokens = (double)(m->mesh.shape.dp * m->B * m->L), peaks = peak;
+    comm_sum_control(&m->fabric, &m->mesh.world, tag(BLOCK_OTHER, PHASE_FORWARD, WHAT_CONTROL), &peaks, 1);
+    return 4 * tokens * flop / 3 / (0.2 * peaks);
+}
+
+/* What was found, unless it has ended the run: schedule and labels are checked, the probe follows; `automatic`: if it takes less than a
+   second. Every rank decides the same; rank 0 speaks. */
+static inline void selfcheck_tokens(Model *m, ModelWalk walk, int automatic, double seconds) {
+    double begin = seconds_now();
+    if (automatic && seconds >= 1) {
+        if (m->mesh.rank == 0) printf("check    ranks agree on the schedule and the labels; the probe would take about %.0f s: --selfcheck on\n", seconds);
+        return;
+    }
+    int deaf = probe_is_deaf(&m->config);
+    if (!deaf) selfcheck_probe(m, walk);
+    if (m->mesh.rank != 0) return;
+    if (!deaf) printf("check    ranks agree on the schedule and the labels; changed tokens move what may see them, nothing else (%.2f s)\n", seconds_now() - begin);
+    else printf("check    ranks agree on the schedule and the labels; this model cannot tell one token from another, so the probe says nothing\n");
+    fflush(stdout);
 }
 
 #endif

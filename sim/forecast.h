@@ -62,10 +62,10 @@ static void forecast_collect(Forecast *f, Trainer *t) {
         f->exposed += s->comm_exposed[i];
     }
     ledger_visit(&m->ledger, forecast_traffic, f);
-    double tokens = (double)t->options.batch * (double)t->options.L, peaks = t->peak * (double)t->options.shape.world;
+    double tokens = (double)t->options.batch * (double)t->options.L, peaks = t->peak.flops * (double)t->options.shape.world;
     f->tokens_per_s = tokens / f->seconds;
-    f->mfu_causal = f->tokens_per_s * flop_per_token(t, 1) / peaks;
-    f->mfu_full = f->tokens_per_s * flop_per_token(t, 0) / peaks;
+    f->mfu_causal = f->tokens_per_s * flop_per_token(&t->options, 1) / peaks;
+    f->mfu_full = f->tokens_per_s * flop_per_token(&t->options, 0) / peaks;
 }
 
 /* The trainer's plan, then a step on the modelled clocks, into t->trace when `traced`. `t` stays open: model_free. */
@@ -76,10 +76,10 @@ static void forecast_step(Forecast *f, Trainer *t, int traced) {
     f->rank = slowest_ring_rank(&t->options, &f->imbalance) * (int)t->options.shape.head;
     model_init(m, &t->options, wire_none(), 1, f->rank);
     trainer_plan(t);
-    f->memory = m->arena.peak, f->available = cluster_memory(t->place.cluster);
+    f->memory = m->arena.peak, f->available = cluster_memory(t->options.place.cluster);
     ledger_reset(&m->ledger);
-    device_init(&m->dev, &t->place, 1);
-    m->dev.state.host = t->place.cluster->step;
+    device_init(&m->dev, &t->options.place, 1);
+    m->dev.state.host = t->options.place.cluster->step;
     if (traced) trace_step_begin(&t->trace, &m->dev, 0);
     step_gradients(t, 0, &loss, &norm);
     step_update(t, 0, 1);
@@ -90,9 +90,8 @@ static void forecast_step(Forecast *f, Trainer *t, int traced) {
 /* A trainer on `cluster` for flags that are checked already. */
 static void forecast_open(Trainer *t, const ModelOptions *o, const Settings *s, const Cluster *cluster) {
     memset(t, 0, sizeof *t);
-    t->settings = s, t->options = *o, t->place = o->place;
-    t->parameters = config_parameters(&o->config);
-    t->peak = s->peak_tflops > 0 ? 1e12 * s->peak_tflops : device_peak_of(cluster);
+    t->settings = s, t->options = *o;
+    t->peak.flops = s->peak_tflops > 0 ? 1e12 * s->peak_tflops : device_peak_of(cluster);
 }
 
 #endif

@@ -147,7 +147,7 @@ static void plan_fail(const Plan *p) {
     const Candidate *c = &p->candidate[0];
     char fits[256], advice[512];
     fit_text(fits, sizeof fits, &c->f);
-    memory_advice(&c->o, c->f.available, advice, sizeof advice);
+    memory_advice(&c->o, c->f.available, options_bytes, advice, sizeof advice);
     FAIL(EVERYONE, "--plan: nothing fits. Closest is --sp %s --dp %lld --ring %lld --ring-layout %s --micro-batch %lld, which %s. There, %s", c->o.scheme->name,
          (long long)c->o.shape.dp, (long long)c->o.shape.ring, RING_LAYOUT_NAMES[c->o.layout], (long long)c->o.B, fits, advice);
 }
@@ -219,7 +219,7 @@ static cJSON *longest_row(const ModelOptions *base, const Scheme *scheme, const 
     c.o.scheme = scheme, c.o.shape = scheme_shape(scheme, s, given);
     c.o.L = sequence_unit(&c.o);
     int refused = options_refuse(&c.o, why, sizeof why);
-    c.o.L = refused ? 0 : longest_sequence(&c.o, cluster_memory(cluster));
+    c.o.L = refused ? 0 : longest_sequence(&c.o, cluster_memory(cluster), options_bytes);
     if (!refused && !c.o.L) {
         ModelOptions shortest = c.o;
         shortest.L = sequence_unit(&shortest);

@@ -63,11 +63,11 @@ static double host_share(const Forecast *f) {
 /* The whole forecast; the arena and the ledger are the program's own tables. */
 static void print_forecast(const Forecast *f, const Trainer *t) {
     const ModelOptions *o = &t->options;
-    const Cluster *c = t->place.cluster;
+    const Cluster *c = t->options.place.cluster;
     char time[32], fits[256];
     print_model(t), print_mesh(t);
     printf("cluster  %s: %lld ranks on %lld nodes, peak %.4g TFLOP/s a rank in %s, overlap %s\n", c->name, (long long)o->shape.world,
-           (long long)ceil_div(o->shape.world, (i64)c->ranks_per_node), t->peak / 1e12, REAL_NAME, t->settings->overlap);
+           (long long)ceil_div(o->shape.world, (i64)c->ranks_per_node), t->peak.flops / 1e12, REAL_NAME, t->settings->overlap);
     if (f->imbalance > 1.001)
         printf("slowest  rank %d (ring rank %d): its attention is %.2f times the mean; the others wait\n", f->rank, (int)(f->rank / o->shape.head),
                f->imbalance);
@@ -120,7 +120,7 @@ static void json_options(cJSON *json, const ModelOptions *o, const Forecast *f) 
 
 static cJSON *json_forecast(const Forecast *f, const Trainer *t) {
     cJSON *json = cJSON_CreateObject();
-    cJSON_AddStringToObject(json, "cluster", t->place.cluster->name);
+    cJSON_AddStringToObject(json, "cluster", t->options.place.cluster->name);
     cJSON_AddStringToObject(json, "dtype", REAL_NAME);
     cJSON_AddNumberToObject(json, "world", (double)t->options.shape.world);
     json_options(json, &t->options, f);

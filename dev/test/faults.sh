@@ -112,7 +112,7 @@ fault 'closed form of the ring forgotten' train_gpt.cu 's/^    m->context->volum
 fault 'closed form without the repeated forward' train_gpt.cu 's/if \(m->recompute\) ledger_expect_repeat.*//' $S
 fault 'closed form of ulysses off' ulysses.h 's/2 \* c->dim \/ N/c->dim \/ N/' $S
 fault 'arena: a buffer the plan does not see' train_gpt.cu 's/if \(!m->dev\.plan\) load_micro_batch/if (!m->dev.plan) take_real(m, MEM_WORKSPACE, 1 << 20); if (!m->dev.plan) load_micro_batch/' $S
-fault 'memory: the sequence named is one step too long' train_gpt.cu 's/return fits \* unit;/return fails * unit;/' test_memory 1
+fault 'memory: the sequence named is one step too long' core/fit.h 's/return fits \* unit;/return fails * unit;/' test_memory 1
 fault 'memory: a run of several micro-steps needs more than its plan' train_gpt.cu 's/^        model_walk\(m, scale\);/        take_real(m, MEM_WORKSPACE, 1024);\n&/' test_memory 1
 fault 'a refusal offers what cannot work' core/scheme.h 's/if \(works\(c, v\)\) \*below = v;/*below = v;/' test_schemes 6 6
 fault 'zigzag work unbalanced' core/positions.h 's/layout == RING_CONTIGUOUS\)/layout != RING_STRIPE)/' $S
@@ -137,7 +137,7 @@ fault 'attention scaled by another root' kernels/cpu/attention.h 's/sqrt/cbrt/' 
 fault 'final norm bias gradient dropped' train_gpt.cu 's/dx \+ own, g\[T_NORM\], g\[T_NORM_BIAS\], xn/dx + own, g[T_NORM], NULL, xn/' test_gradients 1
 fault 'positions of the embedding gradient' train_gpt.cu 's/z->dweight\[T_WPE\], dx/NULL, dx/' test_gradients 1
 fault 'a measured peak stops a run' kernels/cpu/device.h '/^static inline int device_peak_is_stated/,/^}/s/return 0;/return 1;/' test_host 1
-fault 'a peak that was given stops nothing' train_gpt.cu 's/if \(t->settings->peak_tflops > 0 \|\|/if (t->settings->peak_tflops > 1e12 ||/' test_host 1
+fault 'a peak that was given stops nothing' core/rate.h 's/s->peak_tflops > 0 \|\|/s->peak_tflops > 1e12 ||/' test_host 1
 fault 'the page cache counts as used' core/cgroup.h 's/\{"inactive_file ", "active_file ",/{NULL, NULL,/' test_host 1
 fault 'only the own group limits' core/cgroup.h 's/if \(strlen\(g.group\) <= strlen\(g.mount\) \|\| !slash\) break;/break;/' test_host 1
 fault 'a group outside the namespace is looked for beside the mount' core/cgroup.h 's/ \&\& !strstr\(path, "\/\.\."\)//' test_host 1
@@ -166,7 +166,7 @@ caught 'self-check: the mask lets a token see its successor' kernels/cpu/attenti
 caught 'self-check: labels shifted after the split' train_gpt.cu "$SHIFTED" 'self-check: the targets are not the next tokens' 4 --selfcheck on
 caught 'self-check: a rank plans another branch' ulysses.h 's/if \(head->size == 1\) \{/if (head->size == 1 || (m->mesh.rank == 2 \&\& s == \&m->attention[1])) {/' 'self-check: the ranks do not plan the same step: as collective [0-9]+, rank 2 has .*\((attention|mlp),' 4 --sp ulysses
 caught 'schedule: a rank takes another branch in the run' ulysses.h 's/if \(head->size == 1\) \{/if (head->size == 1 || (m->mesh.rank == 2 \&\& !m->dev.plan)) {/' 'this rank has taken another branch than the plan .rank 2' 4 --sp ulysses --selfcheck off
-caught 'a rate above the peak' train_gpt.cu 's/double peak = t->peak/double peak = 1e-9 * t->peak/' 'times the peak' 2 --peak-tflops 1
+caught 'a rate above the peak' core/rate.h 's/double peak = p->flops/double peak = 1e-9 * p->flops/' 'times the peak' 2 --peak-tflops 1
 }
 echo "1..$n"
 exit $((failed > 0))

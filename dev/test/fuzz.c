@@ -142,7 +142,6 @@ static void flags_plan(ModelOptions *o, const Settings *s) {
     for (int last = 0; last < 2; last++) {
         Trainer *t = (Trainer *)host_alloc(sizeof(Trainer));
         t->settings = s, t->options = *o;
-        t->parameters = config_parameters(&o->config);
         model_init(&t->model, &t->options, wire_none(), 1, last ? (int)o->shape.world - 1 : 0);
         trainer_plan(t);
         for (int i = 0; i < (int)(sizeof(Ledger) / sizeof(LedgerRow)); i++) {
@@ -171,9 +170,10 @@ static void flags_one(Input in) {
     ModelOptions o;
     flags_parse(&s, &given, argc, argv);
     check_flags(&s, &given);
-    if (s.dump_grads) check_writable("dump-grads", s.dump_grads);
+    if (s.dump_grads) check_writable(&s, "dump-grads", s.dump_grads);
     i64 world = s.world ? s.world : 4;
-    options_from_flags(&o, &s, &given, world, device_place(0, 1, 1));
+    options_from_flags(&o, scheme_find(s.sp), &s, &given, world, device_place(0, 1, 1));
+    options_check(&o);
     demand(o.shape.dp * o.shape.ring * o.shape.head == world, "mesh");
     demand(o.batch % (o.shape.dp * o.B) == 0 && o.L % (o.shape.ring * o.shape.head) == 0, "batch");
     /* a dry run, where it takes no longer than the model's size warrants */

@@ -48,7 +48,6 @@ static inline void test_remove(const char *directory, Wire world) {
 static inline void trainer_start(Trainer *t, const ModelOptions *o, const Settings *s, Wire world) {
     memset(t, 0, sizeof *t);
     t->settings = s, t->options = *o;
-    t->parameters = config_parameters(&o->config);
     dataset_open(&t->train, s->train, "train", o->L, o->config.vocab);
     model_init(&t->model, &t->options, world, 0, wire_rank(world));
     trainer_plan(t);

@@ -117,7 +117,7 @@ static void run_fixture(const char *name, Wire world) {
     FlagsGiven given;
     flags_parse(&s, &given, COUNT_OF(argv), (char **)argv);
     ModelOptions o;
-    options_from_flags(&o, &s, &given, ranks, device_place(0, 1, 1));
+    options_from_flags(&o, scheme_find(s.sp), &s, &given, ranks, device_place(0, 1, 1));
     Trainer *t = (Trainer *)host_alloc(sizeof(Trainer));
     trainer_start(t, &o, &s, world);
     double logits = logits_distance(t, &set), losses = 0, norms = 0, rates = 0;

@@ -231,11 +231,11 @@ static void run_with_peak(const char *what) {
     int is_given = strncmp(what, "given", 5) == 0;
     flags_parse(&s, &given, COUNT_OF(args) - (is_given ? 0 : 2), (char **)(uintptr_t)args);
     DevicePlace place = device_place(0, 1, 1);
-    options_from_flags(&o, &s, &given, 1, place);
+    options_from_flags(&o, scheme_find(s.sp), &s, &given, 1, place);
     trainer_start(t, &o, &s, MPI_COMM_SELF); /* no MPI: one rank alone, whoever started this test */
-    t->place = place;
-    if (strncmp(what, "low", 3) == 0) t->place.share *= 1e-9; /* every measurement says a billionth */
-    t->peak = is_given ? 1e12 * s.peak_tflops : 1e-9 * device_peak(&place);
+    t->peak = peak_of(&s, &place);
+    if (strncmp(what, "low", 3) == 0) t->options.place.share *= 1e-9; /* every measurement from now on says a billionth */
+    if (!is_given) t->peak.flops *= 1e-9;
     char run[512];
     snprintf(run, sizeof run, "%s/%.3s", directory, what);
     run_open(&t->log, run, run_config_json(&s, &o.config, 1, 1, 1, REAL_NAME));

@@ -20,23 +20,23 @@ static ModelOptions options_of(const char *preset, const Scheme *scheme, i64 ran
 static void sequence_is_longest(const char *preset, const Scheme *scheme, i64 ranks, i64 ring, i64 dp, i64 bytes) {
     ModelOptions o = options_of(preset, scheme, ranks, ring, dp);
     double begin = seconds_now();
-    i64 L = longest_sequence(&o, bytes), unit = sequence_unit(&o), next = L + unit;
+    i64 L = longest_sequence(&o, bytes, options_bytes), unit = sequence_unit(&o), next = L + unit;
     double seconds = seconds_now() - begin;
     int positions = o.config.arch == ARCH_GPT2 && next > o.config.max_pos;
-    check(L > 0 && L % unit == 0 && options_fit(o, L, o.B, bytes), "%s, %s on %lld (ring %lld, dp %lld): %lld tokens fit %.0f MB, %.1f s", preset, scheme->name,
+    check(L > 0 && L % unit == 0 && options_fit(o, L, o.B, bytes, options_bytes), "%s, %s on %lld (ring %lld, dp %lld): %lld tokens fit %.0f MB, %.1f s", preset, scheme->name,
           (long long)ranks, (long long)ring, (long long)dp, (long long)L, bytes / 1e6, seconds);
     o.L = next;
-    check(positions || (!options_fit(o, next, o.B, bytes) && options_bytes(&o) > bytes), "%s, %s: %lld do not (%.3f MB)", preset, scheme->name,
+    check(positions || (!options_fit(o, next, o.B, bytes, options_bytes) && options_bytes(&o) > bytes), "%s, %s: %lld do not (%.3f MB)", preset, scheme->name,
           (long long)next, positions ? 0 : options_bytes(&o) / 1e6);
 }
 
 static void micro_batch_is_largest(const Scheme *scheme, i64 bytes) {
     ModelOptions o = options_of("tiny-llama", scheme, 4, 1, 1);
-    i64 B = largest_micro_batch(&o, bytes), next = B + 1;
+    i64 B = largest_micro_batch(&o, bytes, options_bytes), next = B + 1;
     while (next < o.batch && o.batch % next != 0) next++;
-    check(B > 0 && o.batch % B == 0 && options_fit(o, o.L, B, bytes), "%s: micro-batch %lld of %lld fits %.0f MB", scheme->name, (long long)B,
+    check(B > 0 && o.batch % B == 0 && options_fit(o, o.L, B, bytes, options_bytes), "%s: micro-batch %lld of %lld fits %.0f MB", scheme->name, (long long)B,
           (long long)o.batch, bytes / 1e6);
-    check(!options_fit(o, o.L, next, bytes), "%s: %lld does not", scheme->name, (long long)next);
+    check(!options_fit(o, o.L, next, bytes, options_bytes), "%s: %lld does not", scheme->name, (long long)next);
 }
 
 /* The plan of one micro-step is the memory of a run of many. */
@@ -56,7 +56,7 @@ static void micro_steps_need_the_same(const Scheme *scheme) {
 
 static void advice(const char *name, ModelOptions o, i64 bytes, const char *expected) {
     char text[512];
-    memory_advice(&o, bytes, text, sizeof text);
+    memory_advice(&o, bytes, options_bytes, text, sizeof text);
     check(strstr(text, expected) != NULL, "%s, %.0f MB: %s", name, bytes / 1e6, text);
 }
 
@@ -71,9 +71,9 @@ int main(int argc, char **argv) {
     }
     ModelOptions o = options_of("tiny-llama", &SCHEME_TPSP, 4, 1, 1);
     i64 whole = options_bytes(&o), smallest;
-    check(longest_sequence(&o, whole) >= o.L && longest_sequence(&o, whole - 4096) < o.L, "a page less than the plan is too little");
-    check(longest_sequence(&o, 1000) == 0 && largest_micro_batch(&o, 1000) == 0, "nothing fits a kilobyte");
-    check(!options_fit(o, (i64)1 << 40, 1, (i64)80e9), "a plan beyond what can be reserved does not fit, and ends nothing");
+    check(longest_sequence(&o, whole, options_bytes) >= o.L && longest_sequence(&o, whole - 4096, options_bytes) < o.L, "a page less than the plan is too little");
+    check(longest_sequence(&o, 1000, options_bytes) == 0 && largest_micro_batch(&o, 1000, options_bytes) == 0, "nothing fits a kilobyte");
+    check(!options_fit(o, (i64)1 << 40, 1, (i64)80e9, options_bytes), "a plan beyond what can be reserved does not fit, and ends nothing");
     advice("both", o, whole - 4096, "the largest that fit: --seq-len 1020, or --micro-batch 1; as it is, with --recompute full; or use more ranks");
     o.L = 4, o.B = 1, smallest = options_bytes(&o);
     o.L = 1024, o.B = 12;

@@ -184,7 +184,7 @@ static int selfcheck_is_quiet(Model *m) {
     real *before = (real *)host_alloc(bytes);
     memcpy(before, z->param, bytes);
     selfcheck_schedule(&m->fabric, m->mesh.world.wire);
-    selfcheck_probe(m);
+    selfcheck_probe(m, model_walk);
     int same = z->param == param && m->config.norm_eps == eps && memcmp(before, z->param, bytes) == 0;
     free(before);
     return same;

@@ -51,7 +51,7 @@ static void open_flags(Trainer *t, const Cluster *c, const char *flags, const ch
     flags_parse(&s, &given, argc, argv);
     take_cluster(c, &s);
     DevicePlace place = {c, 1, 1, 0};
-    options_from_flags(&o, &s, &given, s.world, place);
+    options_from_flags(&o, scheme_find(s.sp), &s, &given, s.world, place);
     options_check(&o);
     forecast_open(t, &o, &s, c);
 }
@@ -114,7 +114,7 @@ static double sixteen(Trainer *t, int walked, i64 *gathers) {
     model_init(m, &t->options, wire_none(), 1, 0);
     trainer_plan(t);
     ledger_reset(&m->ledger);
-    device_init(&m->dev, &t->place, 1);
+    device_init(&m->dev, &t->options.place, 1);
     if (!walked) imagine_micro_steps(m, 1, 16);
     for (int i = 0; i < 16 && walked; i++) model_walk(m, 1);
     double seconds = fmax(m->dev.state.compute, m->dev.state.host);

@@ -1,0 +1,75 @@
+/* finite.h - a loss or a gradient norm that is not finite ends the run, and the message names the tensor where it began.
+
+   Searched in the order of the walk: weights, the streams into every block, gradients; of all ranks the earliest. */
+#ifndef ODYSSEUS_FINITE_H
+#define ODYSSEUS_FINITE_H
+
+#include "scheme.h"
+
+/* The first thing that went bad on a rank, in the order of the walk: weights, then streams, then gradients. */
+typedef struct {
+    i64 order; /* smaller is earlier; -1: all is well */
+    char what[160];
+} BadTensor;
+
+static inline int all_finite(Device *dev, const void *values, i64 n, i64 size) {
+    int finite = 1;
+    unsigned char *host = (unsigned char *)host_alloc((size_t)(n * size));
+    copy_out(dev, host, values, n * size);
+    for (i64 i = 0; i < n && finite; i++)
+        finite = size == real_size() ? isfinite(real_value(((const real *)host)[i])) : isfinite(((const accum *)host)[i]);
+    free(host);
+    return finite;
+}
+
+/* Of this rank's part of every tensor in a flat buffer: the first that holds something not finite. */
+static inline int bad_in_flat(const Zero *z, const void *flat, i64 size, const char *kind, i64 base, BadTensor *bad) {
+    for (int i = 0; i < z->tensors; i++) {
+        const Tensor *t = &z->tensor[i];
+        i64 at, n = tensor_range(z, t, &at);
+        if (n == 0 || all_finite(z->dev, (const char *)flat + at * size, n, size)) continue;
+        char name[HF_NAME_MAX];
+        tensor_hf_name(name, t->spec, t->layer);
+        bad->order = base + i;
+        snprintf(bad->what, sizeof bad->what, "%s of %s", kind, name);
+        return 1;
+    }
+    return 0;
+}
+
+static inline void find_bad_tensor(const Model *m, BadTensor *bad) {
+    Device *dev = m->zero.dev;
+    i64 n = stream_rows(m) * m->config.dim, layers = m->config.layers, base = m->zero.tensors;
+    memset(bad, 0, sizeof *bad);
+    bad->order = -1;
+    if (bad_in_flat(&m->zero, m->zero.param, real_size(), "weights", 0, bad)) return;
+    for (i64 i = 0; i < 2 * layers; i++) {
+        if (all_finite(dev, i % 2 ? m->mlp[i / 2].in.x : m->attention[i / 2].in.x, n, real_size())) continue;
+        bad->order = base + i;
+        snprintf(bad->what, sizeof bad->what, "stream into the %s of layer %lld", i % 2 ? "MLP" : "attention", (long long)i / 2);
+        return;
+    }
+    if (!all_finite(dev, m->final_x, own_rows(m) * m->config.dim, real_size())) {
+        bad->order = base + 2 * layers;
+        snprintf(bad->what, sizeof bad->what, "stream into the final norm");
+        return;
+    }
+    bad_in_flat(&m->zero, m->zero.grad, accum_size(), "gradient", base + 2 * layers + 1, bad);
+}
+
+/* A loss or norm that is not finite ends the run; metrics so far are on disk, where there is an `out`. Every rank holds the same two
+   numbers. Collective, where they are not finite. */
+static inline void check_finite(const Model *m, i64 step, double loss, double norm, const char *out) {
+    if (isfinite(loss) && isfinite(norm)) return;
+    int ranks = (int)m->mesh.shape.world, first = -1;
+    BadTensor mine, *all = (BadTensor *)host_alloc(sizeof(BadTensor) * (size_t)ranks);
+    find_bad_tensor(m, &mine);
+    wire_share(m->mesh.world.wire, all, &mine, sizeof mine);
+    for (int r = 0; r < ranks; r++)
+        if (all[r].order >= 0 && (first < 0 || all[r].order < all[first].order)) first = r;
+    if (first < 0) FAIL(EVERYONE, "step %lld: loss %g, gradient norm %g: the sum overflowed; lower --lr", (long long)step, loss, norm);
+    FAIL(EVERYONE, "step %lld: loss %g, gradient norm %g; first not finite: %s, on rank %d. Lower --lr, or look at the data%s", (long long)step, loss, norm,
+         all[first].what, first, out ? "; metrics.jsonl has the steps before" : "");
+}
+
+#endif
