@@ -45,9 +45,9 @@ $(NVCC) -x cu $(NVCCFLAGS) -MMD -MP -MF $(BUILD)/$(@F).d $< -o $@ -lcublasLt $(N
 @bash dev/registers.sh $(BUILD)/ptxas_$(@F).txt >$(BUILD)/registers_$(@F).txt
 endef
 
-# The CUDA program on the CPU: a C++ compiler sees the same sources.
+# The CUDA program on the CPU: a C++ compiler sees the same sources, and the emulator where the CUDA toolkit would be.
 EMUFLAGS = -std=c++20 -fopenmp -D_GNU_SOURCE -DODYSSEUS_CUDA -DODYSSEUS_NCCL -DOMPI_SKIP_MPICXX -DMPICH_SKIP_MPICXX -Wall -Wextra -Werror -Wno-unused-function -Wno-deprecated-enum-enum-conversion
-EMUCOMPILE = $(MPICXX) -x c++ $(EMUFLAGS) $(filter -m% -D%,$(OPT)) -MMD -MP -MF $(BUILD)/$(@F).d $< -o $@
+EMUCOMPILE = $(MPICXX) -x c++ -Idev/emu $(EMUFLAGS) $(filter -m% -D%,$(OPT)) -MMD -MP -MF $(BUILD)/$(@F).d $< -o $@
 
 TESTS = $(filter-out $(BUILD)/test_simulator,$(patsubst dev/test/%.c,$(BUILD)/%,$(wildcard dev/test/test_*.c)))
 

@@ -89,12 +89,10 @@ static void model_keep_layer(Model *m, AttentionSaved *a, MlpSaved *p) {
 /* From a row of logits to the next: GPT-2 has 50257 words, and each row shall begin at a whole cache line. */
 static inline i64 head_step(const Model *m) { return round_up(m->config.vocab, 64); }
 
-/* Rows of logits held at once: some 64 MB of them, a quarter of the own ones; every chunk reads all of the head's weights, so
-   not below 128 (half of the own ones) for the quarter's sake. Every chunk also adds to the weights' gradient in accum: r rows give 2r FLOP
-   for each 8 bytes of it. A GPU, which is where real is bf16, does some 300 FLOP while a byte comes and another goes: it wants
-   thousands of rows. */
+/* Rows of logits held at once: logits_bytes() of them, at most a quarter of the own ones; every chunk reads all of the head's weights, so
+   not below 128 (half of the own ones) for the quarter's sake. */
 static i64 model_head_rows(const Model *m) {
-    i64 budget = ((i64)(real_is_accum() ? 64 : 256) << 20) / (head_step(m) * real_size()), own = own_rows(m);
+    i64 budget = logits_bytes() / (head_step(m) * real_size()), own = own_rows(m);
     i64 share = i64_max(ceil_div(own, 4), i64_min(ceil_div(own, 2), 128));
     return i64_max(1, i64_min(i64_max(budget, 64), share));
 }

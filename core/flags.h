@@ -5,7 +5,8 @@
 #ifndef ODYSSEUS_FLAGS_H
 #define ODYSSEUS_FLAGS_H
 
-#include "../kernels/compute.h"
+#include "../kernels/flags.h"
+#include "util.h"
 
 typedef struct {
     /* model */

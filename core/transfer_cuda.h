@@ -16,11 +16,7 @@
 #include "wire.h"
 
 #ifdef ODYSSEUS_NCCL
-#ifdef __CUDACC__
 #include <nccl.h>
-#else
-#include "../dev/emu/nccl.h"
-#endif
 #if NCCL_VERSION_CODE < NCCL_VERSION(2, 18, 1)
 #error "NCCL 2.18.1 or later is needed, whose communicators can be split"
 #endif

@@ -4,6 +4,7 @@
    program's own operations, counted as compute.h counts them; the median of several rounds, the mean of the ranks.
    Some ten seconds on two cores. train_gpt_sim --calibrate runs it (dev/sim/calibrate.sh).                                          */
 #include "../../core/mesh.h"
+#include "../../kernels/flags.h"
 
 #define ROUNDS 5
 

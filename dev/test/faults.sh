@@ -29,7 +29,7 @@ plant() { # plant WHAT FILE SED SOURCE PROGRAM: a copy of the sources with the f
     fi
     # the fault may leave something unused: no -Werror here
     local compile=(mpicc -x c -std=c11 -O2 $arch -ffp-contract=fast -fopenmp -fno-math-errno -D_GNU_SOURCE -DODYSSEUS_FP64 -w)
-    [[ $source != *cuda*.cu ]] || compile=(mpicxx -x c++ -std=c++20 -O1 $arch -fopenmp -D_GNU_SOURCE -DODYSSEUS_CUDA -DOMPI_SKIP_MPICXX -DMPICH_SKIP_MPICXX -w)
+    [[ $source != *cuda*.cu ]] || compile=(mpicxx -x c++ -std=c++20 -I"$copy/dev/emu" -O1 $arch -fopenmp -D_GNU_SOURCE -DODYSSEUS_CUDA -DOMPI_SKIP_MPICXX -DMPICH_SKIP_MPICXX -w)
     if ! "${compile[@]}" "$copy/$source" -o "$copy/$program" -lcjson -lm 2>"$copy/log"; then
         echo "not ok $n - $what: does not compile: $(head -n 1 "$copy/log")"
         failed=$((failed + 1))

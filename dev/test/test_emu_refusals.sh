@@ -80,7 +80,7 @@ ok $? "a rank stands still: $(grep -m1 '^train_gpt: error' "$work/out" | cut -c 
 build() { # NAME COMPILER...
     local name=$1
     shift
-    "$@" -x c++ -std=c++20 -fopenmp -D_GNU_SOURCE -DODYSSEUS_CUDA -DOMPI_SKIP_MPICXX -DMPICH_SKIP_MPICXX -Wall -Wextra -Werror -Wno-unused-function -Wno-deprecated-enum-enum-conversion \
+    "$@" -x c++ -std=c++20 -Idev/emu -fopenmp -D_GNU_SOURCE -DODYSSEUS_CUDA -DOMPI_SKIP_MPICXX -DMPICH_SKIP_MPICXX -Wall -Wextra -Werror -Wno-unused-function -Wno-deprecated-enum-enum-conversion \
         -O1 train_gpt.cu -lcjson -o "$work/$name" >"$work/$name.txt" 2>&1
 }
 build no_mpi g++ -DODYSSEUS_NO_MPI & # beside the other

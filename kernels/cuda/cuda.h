@@ -1,4 +1,5 @@
-/* cuda.h - what a kernel stands on: the CUDA runtime with nvcc, its twin on the CPU (dev/emu) with any other compiler.
+/* cuda.h - what a kernel stands on: the CUDA runtime with nvcc, its twin on the CPU with any other compiler, which
+   then looks for headers in dev/emu.
 
    LAUNCH           starts a kernel on a stream and reports a launch that was refused; the only place with <<< >>>
    SHARED           static shared memory, SHARED_DYNAMIC what the launch gave: declared here alone, so that the emulator can guard it
@@ -12,7 +13,7 @@
 #ifdef __CUDACC__
 #include <cuda_runtime.h>
 
-#define UNROLL _Pragma("unroll") /* before a loop over registers; nothing for the emulator */
+#define UNROLL _Pragma("unroll") /* before a loop whose arrays must stay in registers; nothing for the emulator */
 #define UNROLL_PRAGMA(text) _Pragma(#text)
 #define UNROLL_BY(n) UNROLL_PRAGMA(unroll n)
 
@@ -29,7 +30,7 @@
         CUDA_CHECK(cudaGetLastError()); \
     } while (0)
 #else
-#include "../../dev/emu/emu.h"
+#include <emu.h>
 #endif
 
 #define CUDA_CHECK(call) \

@@ -8,6 +8,7 @@
 #define ODYSSEUS_CUDA_DEVICE_H
 
 #include "../../core/cgroup.h"
+#include "flags.h"
 #include <sys/mman.h>
 
 typedef struct {

@@ -10,11 +10,7 @@
 #ifndef ODYSSEUS_CUDA_GEMM_CUH
 #define ODYSSEUS_CUDA_GEMM_CUH
 
-#ifdef __CUDACC__
 #include <cublasLt.h>
-#else
-#include "../../dev/emu/cublasLt.h"
-#endif
 
 #define CUBLAS_CHECK(call) \
     do { \
