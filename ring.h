@@ -41,7 +41,7 @@ static inline int ring_sees(const Model *m, i64 step) {
     return step == 0 || causal_pairs(&m->ring_map, &kv_map) > 0;
 }
 
-/* The last step at which it does: there sums are rounded. */
+/* The last step at which it does. Attention rounds its sums to the compute type there. */
 static inline i64 ring_last_step(const Model *m) {
     i64 step = m->mesh.shape.ring - 1;
     while (!ring_sees(m, step)) step--;

@@ -88,8 +88,8 @@ static inline void tpsp_attention_forward(Model *m, AttentionSaved *s, real *out
     arena_release(&m->arena, mark);
 }
 
-/* What nobody waits for is done while something flies: dout comes under the output bias, the normed input under attention, and the sum of
-   the input gradient leaves under the weight gradients of the first projections, the only ones that need that input. */
+/* Every transfer runs under work that does not need it: the gather of dout under the output bias's gradient, that of the normed input under
+   attention, and the sum of the input gradient under the weight gradients of the first projections, which alone need that input. */
 static inline void tpsp_attention_backward(Model *m, AttentionSaved *s, real *dxn, const real *dout, const real *xn) {
     Tag t = tag(BLOCK_ATTENTION, PHASE_BACKWARD, WHAT_ACTIVATION);
     i64 rows = ring_rows(m);

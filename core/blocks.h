@@ -2,7 +2,8 @@
 
    xn (rows, C) -> project_q, project_kv -> q (rows, heads, HS), kv (rows, 2, kv_heads, HS)      before rotation
    xn (rows, C) -> mlp_body    -> (rows, C), without the output bias                    ffn_l wide: all of it, or this rank's part
-   backward comes in halves: the input gradient, for which others wait, and the first weights' gradients, for which nobody does
+   backward comes in halves: the gradient of the input, which other ranks wait for, and those of the first weights, which can be computed
+   while it travels
    Schemes wrap them in their exchanges. Weights and gradients are those of the block acquired last.                            */
 #ifndef ODYSSEUS_BLOCKS_H
 #define ODYSSEUS_BLOCKS_H
@@ -20,7 +21,7 @@ static inline void project_kv(Model *m, real *kv, const real *xn, i64 rows, i64 
     linear_forward(&m->dev, kv, xn, w[T_K], w[T_K_BIAS], rows, m->config.dim, 2 * kv_heads * m->config.head_dim);
 }
 
-/* dxn (rows, C) = for dy (rows, width), += when `add`, before rotation. */
+/* dxn (rows, C) = the input gradient of the query projection for dq (rows, heads, HS), before rotation; that of keys and values adds to it. */
 static inline void project_q_backward_input(Model *m, real *dxn, const real *dq, i64 rows, i64 heads) {
     linear_backward_input(&m->dev, dxn, dq, m->zero.weight[T_Q], rows, m->config.dim, heads * m->config.head_dim, 0);
 }
@@ -29,7 +30,7 @@ static inline void project_kv_backward_input(Model *m, real *dxn, const real *dk
     linear_backward_input(&m->dev, dxn, dkv, m->zero.weight[T_K], rows, m->config.dim, 2 * kv_heads * m->config.head_dim, 1);
 }
 
-/* Add to the gradients of a first projection's weight and bias, for dy (rows, width): nobody waits for them, transfers fly meanwhile. */
+/* Add to the gradients of a first projection's weight and bias, for dy (rows, width). No other rank waits for them: transfers run meanwhile. */
 static inline void first_backward_weight(Model *m, Role weight, Role bias, const real *dy, const real *xn, i64 rows, i64 width) {
     accum **g = m->zero.dweight;
     linear_backward_weight(&m->dev, g[weight], xn, dy, rows, m->config.dim, width);
@@ -72,7 +73,7 @@ static inline void mlp_body_backward_input(Model *m, MlpSaved *s, real *dxn, rea
     ArenaMark mark = arena_mark(&m->arena);
     real *act = take_real(m, MEM_WORKSPACE, rows * ffn_l);
     zero_prefetch(&m->zero);
-    linear_backward_input(dev, act, dout, w[T_DOWN], rows, ffn_l, C, 0); /* its gradient, until the next makes it itself */
+    linear_backward_input(dev, act, dout, w[T_DOWN], rows, ffn_l, C, 0); /* act holds its own gradient, until the next operation computes act again */
     if (m->config.arch == ARCH_LLAMA) swiglu_backward(dev, dpre, act, s->pre, rows, ffn_l);
     else gelu_backward(dev, dpre, act, s->pre, rows * ffn_l);
     linear_backward_weight(dev, m->zero.dweight[T_DOWN], act, dout, rows, ffn_l, C);

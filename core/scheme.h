@@ -57,11 +57,11 @@ typedef struct {
     i64 heads_l, kv_heads_l;      /* heads that this rank attends with */
     int recompute;
     Phase phase;                  /* of the walk, for the ledger */
-    accum *rope;                  /* (T_stream or T_ring, HS/2, 2), NULL for learned positions */
-    TokenMap rope_map;
-    AttentionSaved *attention;    /* (layers), or one that all layers share when recomputing */
+    accum *rope;                  /* (tokens of rope_map, HS/2, 2), NULL for learned positions */
+    TokenMap rope_map;            /* where q and k are rotated: the own tokens, or the ring rank's */
+    AttentionSaved *attention;    /* (layers); when recomputing, all but in.x are the same buffers in every layer */
     MlpSaved *mlp;
-    real *final_x;                /* (stream) input of the final norm */
+    real *final_x;                /* (own rows, C) input of the final norm */
     accum *final_mean, *final_rstd; /* (own rows) */
     int32_t *tokens, *targets;    /* (T_stream, B) and (T_own, B) */
     int32_t *host_tokens;         /* the same two, on the host */
@@ -83,7 +83,7 @@ typedef struct Scheme {
     void (*attention_keep)(Model *, AttentionSaved *);
     /* out (stream) = attention(xn (stream)), without the residual; fills s */
     void (*attention_forward)(Model *, AttentionSaved *s, real *out, const real *xn);
-    /* dxn (stream) = its gradient for dout (stream); adds to z->dweight */
+    /* dxn (stream) = its gradient for dout (stream); adds to m->zero.dweight */
     void (*attention_backward)(Model *, AttentionSaved *s, real *dxn, const real *dout, const real *xn);
     void (*mlp_forward)(Model *, MlpSaved *s, real *out, const real *xn);
     void (*mlp_backward)(Model *, MlpSaved *s, real *dxn, const real *dout, const real *xn);
