@@ -66,8 +66,8 @@ typedef struct {
     int32_t *tokens, *targets;    /* (T_stream, B) and (T_own, B) */
     int32_t *host_tokens;         /* the same two, on the host */
     double *sums;                 /* (2) of this rank: losses of its targets, squares of its gradients */
-    i64 head_rows;                /* rows of logits held at once */
-    Use *schedule;                /* blocks in the order of the walk; the forward part comes first */
+    i64 logits_rows;              /* rows of logits held at once */
+    Use *order;                   /* blocks as the walk uses them; the forward part comes first */
     int uses;
 } Model;
 

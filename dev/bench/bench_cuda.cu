@@ -140,15 +140,15 @@ static void bench_ceilings(void) {
     begin(n, n, 1, NO_ATTENTION);
     Reals x = reals(2, n * n), w = reals(2, n * n), y = reals(2, n * n);
     Accums dw = accums(2, n * n, -0.5, 0.5);
-    auto forward = [&](int i) { linear_forward(&dev, y.set[i], x.set[i], w.set[i], NULL, n, n, n); };
+    auto forward = [&](int i) { linear_forward(&dev, y.set[i], n, x.set[i], w.set[i], NULL, n, n, n); };
     if (!toy) timing(forward, 2, ROUNDS); /* clocks rise from idle */
     Timing t = measure(forward, 2);
     double flop = 2.0 * (double)n * (double)n * (double)n, peak = device_peak(&place);
     product_rate = 1e3 * flop / t.ms;
     report("product_forward", product_rate, peak, 1e12, "TFLOP/s", t);
-    t = measure([&](int i) { linear_backward_weight(&dev, dw.set[i], x.set[i], w.set[i], n, n, n); }, 2);
+    t = measure([&](int i) { linear_backward_weight(&dev, dw.set[i], x.set[i], w.set[i], n, n, n, n); }, 2);
     report("product_backward_weight", 1e3 * flop / t.ms, peak, 1e12, "TFLOP/s", t);
-    t = measure([&](int i) { linear_backward_input(&dev, y.set[i], x.set[i], w.set[i], n, n, n, 0); }, 2);
+    t = measure([&](int i) { linear_backward_input(&dev, y.set[i], x.set[i], n, w.set[i], n, n, n, 0); }, 2);
     report("product_backward_input", 1e3 * flop / t.ms, peak, 1e12, "TFLOP/s", t);
 
     begin(1, 1, 1, NO_ATTENTION);
@@ -265,13 +265,13 @@ static void bench_classifier(void) {
         char name[64];
         begin(rows, 8, V, NO_ATTENTION);
         int sets = sets_for(4.0 * (double)(rows * V));
-        i64 step = round_up(V, 64); /* as the model has them */
-        Reals logits = reals(sets, rows * step);
+        i64 ld = round_up(V, 64); /* as the model has them */
+        Reals logits = reals(sets, rows * ld);
         int32_t *targets = tokens_like_text(rows, V, &distinct);
         double *loss = (double *)device_take(8);
         zero_fill(&dev, loss, 8);
         snprintf(name, sizeof name, "classifier_%lld", (long long)vocab[k]);
-        bandwidth(name, 4.0 * (double)(rows * V), sets, [&](int i) { classifier(&dev, loss, logits.set[i], step, targets, 1, rows, V, 1); });
+        bandwidth(name, 4.0 * (double)(rows * V), sets, [&](int i) { classifier(&dev, loss, logits.set[i], ld, targets, 1, rows, V, 1); });
     }
 }
 

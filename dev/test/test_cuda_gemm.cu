@@ -7,19 +7,19 @@
 
 static Device device;
 
-/* (rows, n) with its rows `step` apart and no numbers between them; and back, where nothing but those must be there. */
-static double *spread(const double *x, i64 rows, i64 n, i64 step) {
-    double *y = zeros(rows * step);
+/* (rows, n) with its rows `ld` apart and no numbers between them; and back, where nothing but those must be there. */
+static double *spread(const double *x, i64 rows, i64 n, i64 ld) {
+    double *y = zeros(rows * ld);
     for (i64 r = 0; r < rows; r++)
-        for (i64 i = 0; i < step; i++) y[r * step + i] = i < n ? x[r * n + i] : NAN;
+        for (i64 i = 0; i < ld; i++) y[r * ld + i] = i < n ? x[r * n + i] : NAN;
     return y;
 }
-static double *gathered(const double *y, i64 rows, i64 n, i64 step) {
+static double *gathered(const double *y, i64 rows, i64 n, i64 ld) {
     double *x = zeros(rows * n);
     for (i64 r = 0; r < rows; r++)
-        for (i64 i = 0; i < step; i++) {
-            if (i < n) x[r * n + i] = y[r * step + i];
-            else if (!isnan(y[r * step + i])) x[r * n] = INFINITY; /* written past the row */
+        for (i64 i = 0; i < ld; i++) {
+            if (i < n) x[r * n + i] = y[r * ld + i];
+            else if (!isnan(y[r * ld + i])) x[r * n] = INFINITY; /* written past the row */
         }
     return x;
 }
@@ -42,17 +42,17 @@ static void test_shape(i64 rows, i64 IC, i64 OC) {
             out[r * OC + o] = plain[r * OC + o] + bias[o];
         }
     for (i64 i = 0; i < rows * IC; i++) sum[i] += dinp[i];
-    linear_forward(dev, d_out, d_inp, d_weight, d_bias, rows, IC, OC);
-    linear_forward(dev, d_plain, d_inp, d_weight, NULL, rows, IC, OC);
-    linear_backward_input(dev, d_dinp, d_dout, d_weight, rows, IC, OC, 0);
-    linear_backward_input(dev, d_add, d_dout, d_weight, rows, IC, OC, 1);
-    linear_backward_weight(dev, d_dweight, d_inp, d_dout, rows, IC, OC);
-    i64 step = round_up(OC, 64) + 64; /* the same with rows apart: logits */
-    real *d_wide = upload_real(spread(dout, rows, OC, step), rows * step), *d_apart = unset_real(rows * step), *d_dinp_apart = unset_real(rows * IC);
+    linear_forward(dev, d_out, OC, d_inp, d_weight, d_bias, rows, IC, OC);
+    linear_forward(dev, d_plain, OC, d_inp, d_weight, NULL, rows, IC, OC);
+    linear_backward_input(dev, d_dinp, d_dout, OC, d_weight, rows, IC, OC, 0);
+    linear_backward_input(dev, d_add, d_dout, OC, d_weight, rows, IC, OC, 1);
+    linear_backward_weight(dev, d_dweight, d_inp, d_dout, OC, rows, IC, OC);
+    i64 ld = round_up(OC, 64) + 64; /* the same with rows apart: logits */
+    real *d_wide = upload_real(spread(dout, rows, OC, ld), rows * ld), *d_apart = unset_real(rows * ld), *d_dinp_apart = unset_real(rows * IC);
     accum *d_dweight_apart = upload_accum(old_dweight, OC * IC);
-    linear_forward_apart(dev, d_apart, step, d_inp, d_weight, d_bias, rows, IC, OC);
-    linear_backward_input_apart(dev, d_dinp_apart, d_wide, step, d_weight, rows, IC, OC, 0);
-    linear_backward_weight_apart(dev, d_dweight_apart, d_inp, d_wide, step, rows, IC, OC);
+    linear_forward(dev, d_apart, ld, d_inp, d_weight, d_bias, rows, IC, OC);
+    linear_backward_input(dev, d_dinp_apart, d_wide, ld, d_weight, rows, IC, OC, 0);
+    linear_backward_weight(dev, d_dweight_apart, d_inp, d_wide, ld, rows, IC, OC);
     char text[96];
     snprintf(text, sizeof text, "rows %lld, IC %lld, OC %lld", (long long)rows, (long long)IC, (long long)OC);
     double u = 0x1p-8, many = rows * i64_min(IC, OC) > 100 ? u / 2 : u, fp32 = 1e-6 + 6e-8 * sqrt((double)rows);
@@ -61,7 +61,7 @@ static void test_shape(i64 rows, i64 IC, i64 OC) {
     check_close(download_real(d_dinp, rows * IC), dinp, rows * IC, many, u + 1e-5, "linear_backward_input, %s", text);
     check_close(download_real(d_add, rows * IC), sum, rows * IC, many, u + 1e-5, "linear_backward_input adding, %s", text);
     check_close(download_accum(d_dweight, OC * IC), dweight, OC * IC, fp32, 4 * fp32, "linear_backward_weight, %s", text);
-    double *apart = gathered(download_real(d_apart, rows * step), rows, OC, step);
+    double *apart = gathered(download_real(d_apart, rows * ld), rows, OC, ld);
     check_close(apart, out, rows * OC, many, u + 1e-5, "linear_forward, rows apart, %s", text);
     /* where the sum is made of two, the first is rounded, too */
     check_close(download_real(d_dinp_apart, rows * IC), dinp, rows * IC, 2 * many, 2 * u, "linear_backward_input, rows apart, %s", text);

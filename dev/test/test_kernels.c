@@ -114,22 +114,22 @@ static void test_linear_shape(i64 rows, i64 IC, i64 OC) {
         }
     for (i64 i = 0; i < rows * IC; i++) want_add[i] += want_dinp[i];
     real *nan = unset(64 * 64); /* a product of NaNs first: what it leaves in scratch must not reach the next one */
-    linear_forward(&dev, filled(64 * 64, 0), nan, nan, NULL, 64, 64, 64);
-    linear_forward(&dev, out, inp, weight, bias, rows, IC, OC);
-    linear_forward(&dev, plain, inp, weight, NULL, rows, IC, OC);
-    linear_backward_input(&dev, dinp, dout, weight, rows, IC, OC, 0);
-    linear_backward_input(&dev, dinp_add, dout, weight, rows, IC, OC, 1);
-    linear_backward_weight(&dev, dweight, inp, dout, rows, IC, OC);
-    i64 step = OC + 5; /* the same with rows apart, and no numbers between them */
-    real *apart = filled(rows * step, NAN), *wide = filled(rows * step, NAN), *dinp_apart = unset(rows * IC);
-    for (i64 r = 0; r < rows; r++) memcpy(wide + r * step, dout + r * OC, sizeof(real) * (size_t)OC);
-    linear_forward_apart(&dev, apart, step, inp, weight, bias, rows, IC, OC);
-    linear_backward_input_apart(&dev, dinp_apart, wide, step, weight, rows, IC, OC, 0);
-    linear_backward_weight_apart(&dev, dweight_apart, inp, wide, step, rows, IC, OC);
+    linear_forward(&dev, filled(64 * 64, 0), 64, nan, nan, NULL, 64, 64, 64);
+    linear_forward(&dev, out, OC, inp, weight, bias, rows, IC, OC);
+    linear_forward(&dev, plain, OC, inp, weight, NULL, rows, IC, OC);
+    linear_backward_input(&dev, dinp, dout, OC, weight, rows, IC, OC, 0);
+    linear_backward_input(&dev, dinp_add, dout, OC, weight, rows, IC, OC, 1);
+    linear_backward_weight(&dev, dweight, inp, dout, OC, rows, IC, OC);
+    i64 ld = OC + 5; /* the same with rows apart, and no numbers between them */
+    real *apart = filled(rows * ld, NAN), *wide = filled(rows * ld, NAN), *dinp_apart = unset(rows * IC);
+    for (i64 r = 0; r < rows; r++) memcpy(wide + r * ld, dout + r * OC, sizeof(real) * (size_t)OC);
+    linear_forward(&dev, apart, ld, inp, weight, bias, rows, IC, OC);
+    linear_backward_input(&dev, dinp_apart, wide, ld, weight, rows, IC, OC, 0);
+    linear_backward_weight(&dev, dweight_apart, inp, wide, ld, rows, IC, OC);
     i64 between = 0;
     for (i64 r = 0; r < rows; r++)
-        for (i64 i = OC; i < step; i++) between += !isnan(apart[r * step + i]);
-    for (i64 r = 0; r < rows; r++) memmove(apart + r * OC, apart + r * step, sizeof(real) * (size_t)OC);
+        for (i64 i = OC; i < ld; i++) between += !isnan(apart[r * ld + i]);
+    for (i64 r = 0; r < rows; r++) memmove(apart + r * OC, apart + r * ld, sizeof(real) * (size_t)OC);
     char text[96];
     snprintf(text, sizeof text, "rows %lld, IC %lld, OC %lld", (long long)rows, (long long)IC, (long long)OC);
     check_close(out, want, rows * OC, 2 + sqrt((double)IC), "linear_forward with bias, %s", text);
@@ -154,7 +154,7 @@ static void test_linear(void) {
     real *inp = randoms(rows * IC, 1), *weight = randoms(OC * IC, 1), *out = unset(rows * OC), *dweight = randoms(OC * IC, 1);
     double *want = doubles(NULL, rows * 2), *want_dweight = doubles(NULL, OC * 2);
     real *got = unset(rows * 2), *got_dweight = unset(OC * 2);
-    linear_forward(&dev, out, inp, weight, NULL, rows, IC, OC);
+    linear_forward(&dev, out, OC, inp, weight, NULL, rows, IC, OC);
     for (i64 r = 0; r < rows; r++)
         for (i64 k = 0; k < 2; k++) {
             i64 o = k * (OC - 1);
@@ -167,7 +167,7 @@ static void test_linear(void) {
             want_dweight[o * 2 + k] = dweight[o * IC + i];
             for (i64 r = 0; r < rows; r++) want_dweight[o * 2 + k] += (double)out[r * OC + o] * inp[r * IC + i];
         }
-    linear_backward_weight(&dev, dweight, inp, out, rows, IC, OC);
+    linear_backward_weight(&dev, dweight, inp, out, OC, rows, IC, OC);
     for (i64 o = 0; o < OC; o++) got_dweight[o * 2] = dweight[o * IC + 7], got_dweight[o * 2 + 1] = dweight[o * IC + IC - 2];
     check_close(got, want, rows * 2, 2 + sqrt((double)IC), "linear_forward in many tiles");
     check_close(got_dweight, want_dweight, OC * 2, 2 + sqrt((double)rows), "linear_backward_weight in many tiles");
@@ -755,8 +755,8 @@ static void test_swiglu(void) {
 static void test_classifier_case(i64 rows, i64 V, double size, int backward) {
     Device dev = device_with(2);
     accum scale = (accum)0.125;
-    i64 step = V + 3;
-    real *logits = randoms(rows * V, size), *kept = copy_of(logits, rows * V), *apart = filled(rows * step, NAN);
+    i64 ld = V + 3;
+    real *logits = randoms(rows * V, size), *kept = copy_of(logits, rows * V), *apart = filled(rows * ld, NAN);
     int32_t *targets = (int32_t *)take(rows * 4);
     for (i64 r = 0; r < rows; r++) targets[r] = r % 5 == 2 ? -100 : (int32_t)((uniform() + 1) / 2 * (double)V);
     for (i64 r = 2; r < rows; r += 5) logits[r * V] = kept[r * V] = (real)NAN; /* an ignored row may hold anything */
@@ -769,12 +769,12 @@ static void test_classifier_case(i64 rows, i64 V, double size, int backward) {
         for (i64 i = 0; i < V; i++) want[r * V + i] = (double)scale * (exp(logits[r * V + i] - top) / sum - (i == targets[r]));
         want_loss += log(sum) + top - logits[r * V + targets[r]];
     }
-    for (i64 r = 0; r < rows; r++) memcpy(apart + r * step, logits + r * V, sizeof(real) * (size_t)V);
+    for (i64 r = 0; r < rows; r++) memcpy(apart + r * ld, logits + r * V, sizeof(real) * (size_t)V);
     classifier(&dev, &loss, logits, V, targets, scale, rows, V, backward);
     double loss_apart = 1.5;
     i64 wrong = 0;
-    classifier(&dev, &loss_apart, apart, step, targets, scale, rows, V, backward);
-    for (i64 r = 0; r < rows; r++) wrong += memcmp(apart + r * step, logits + r * V, sizeof(real) * (size_t)V) != 0;
+    classifier(&dev, &loss_apart, apart, ld, targets, scale, rows, V, backward);
+    for (i64 r = 0; r < rows; r++) wrong += memcmp(apart + r * ld, logits + r * V, sizeof(real) * (size_t)V) != 0;
     check(wrong == 0 && loss_apart == loss, "classifier of rows that lie apart: %lld of %lld differ", (long long)wrong, (long long)rows);
     /* rows' losses are doubles; a row's sum of exponentials is off by sqrt(V)/2 + 1 ulp, its difference from the maximum by `size` of them */
     double k = 4 + sqrt((double)V), bound = fmax(k * epsilon(), 1e-13) * fmax(1, want_loss);
@@ -1056,9 +1056,9 @@ static void test_same_bits(void) {
     for (int i = 0; i < 3; i++) {
         Device dev = device_with(i == 2 ? 1 : 2);
         real *out = results[i] = filled(total, 0), *dinp = out + rows * OC, *dweight = dinp + rows * IC;
-        linear_forward(&dev, out, x, w, NULL, rows, IC, OC);
-        linear_backward_input(&dev, dinp, dout, w, rows, IC, OC, 0);
-        linear_backward_weight(&dev, dweight, x, dout, rows, IC, OC);
+        linear_forward(&dev, out, OC, x, w, NULL, rows, IC, OC);
+        linear_backward_input(&dev, dinp, dout, OC, w, rows, IC, OC, 0);
+        linear_backward_weight(&dev, dweight, x, dout, OC, rows, IC, OC);
     }
     check(same(results[0], results[1], total), "matrix products twice: the same bits");
     check(same(results[0], results[2], total), "matrix products on 1 and 2 threads: the same bits");
@@ -1089,7 +1089,7 @@ static void poll_each(int threads, i64 counts[4]) {
     counts[1] = polls - counts[0] - 2;
     classifier(&dev, &loss, logits, V, targets, (accum)1, 600, V, 1);
     counts[2] = polls - counts[0] - counts[1] - 3;
-    linear_forward(&dev, unset(rows * OC), filled(rows * IC, 0), filled(OC * IC, 0), NULL, rows, IC, OC);
+    linear_forward(&dev, unset(rows * OC), OC, filled(rows * IC, 0), filled(OC * IC, 0), NULL, rows, IC, OC);
     counts[3] = polls - counts[0] - counts[1] - counts[2] - 4;
     release_all();
 }
@@ -1107,7 +1107,7 @@ static void test_poll_and_plan(void) {
     Device plan = device_with(2);
     plan.plan = 1;
     AdamW a = {0, 0, 0, 0, 0, 0, 1};
-    linear_forward(&plan, NULL, NULL, NULL, NULL, 10, 20, 30);
+    linear_forward(&plan, NULL, 30, NULL, NULL, NULL, 10, 20, 30);
     attention_forward(&plan, NULL, NULL, NULL, NULL, NULL, z.s, whole(T), whole(T), 0);
     adamw(&plan, NULL, NULL, NULL, NULL, NULL, 100, a);
     check(plan.flop[OP_GEMM] == 12000 && plan.flop[OP_ATTENTION] == 4.0 * 2 * 16 * (1024.0 * 1025 / 2) && plan.calls[OP_OPTIMIZER] == 1,

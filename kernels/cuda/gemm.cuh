@@ -126,29 +126,29 @@ static inline void gemm(Device *dev, GemmShape s, const real *a, const real *b, 
 
 /* Columns of the first of two products that make one: an odd number of them (GPT-2's 50257 words), in rows that begin at whole vectors, is a
    multiple of 64 and a rest, so that nearly all of the work has whole vectors too. */
-static inline i64 even_columns(i64 OC, i64 step) { return OC % 8 != 0 && step % 8 == 0 ? OC / 64 * 64 : 0; }
+static inline i64 even_columns(i64 OC, i64 ld) { return OC % 8 != 0 && ld % 8 == 0 ? OC / 64 * 64 : 0; }
 
-static inline void linear_forward_run(Device *dev, real *out, i64 step, const real *inp, const real *weight, const real *bias, i64 rows, i64 IC, i64 OC) {
+static inline void linear_forward_run(Device *dev, real *out, i64 ld, const real *inp, const real *weight, const real *bias, i64 rows, i64 IC, i64 OC) {
     int fused = aligned_to(bias, 16); /* what the epilogue may count on is nowhere said; ours are */
-    i64 even = even_columns(OC, step);
-    GemmShape s = {even, rows, IC, IC, IC, step, 1, 0, 0, 0, 0, 0}, rest = {OC - even, rows, IC, IC, IC, step, 1, 0, 0, 0, 0, 0};
+    i64 even = even_columns(OC, ld);
+    GemmShape s = {even, rows, IC, IC, IC, ld, 1, 0, 0, 0, 0, 0}, rest = {OC - even, rows, IC, IC, IC, ld, 1, 0, 0, 0, 0, 0};
     gemm(dev, s, weight, inp, out, fused ? bias : NULL);
     gemm(dev, rest, weight + even * IC, inp, out + even, fused && bias ? bias + even : NULL);
     if (!fused) bias_add_run(dev, out, bias, rows, OC);
 }
 
 /* The rest goes first: its sum is small, so that little is lost where it is rounded before the other is added. */
-static inline void linear_backward_input_run(Device *dev, real *dinp, const real *dout, i64 step, const real *weight, i64 rows, i64 IC, i64 OC, int add) {
-    i64 even = even_columns(OC, step);
-    GemmShape s = {IC, rows, even, IC, step, IC, 0, 0, 0, 1, 0, 0}, rest = {IC, rows, OC - even, IC, step, IC, 0, 0, 0, add, 0, 0};
+static inline void linear_backward_input_run(Device *dev, real *dinp, const real *dout, i64 ld, const real *weight, i64 rows, i64 IC, i64 OC, int add) {
+    i64 even = even_columns(OC, ld);
+    GemmShape s = {IC, rows, even, IC, ld, IC, 0, 0, 0, 1, 0, 0}, rest = {IC, rows, OC - even, IC, ld, IC, 0, 0, 0, add, 0, 0};
     gemm(dev, rest, weight + even * IC, dout + even, dinp, NULL);
     if (even) gemm(dev, s, weight, dout, dinp, NULL);
 }
 
-static inline void linear_backward_weight_run(Device *dev, accum *dweight, const real *inp, const real *dout, i64 step, i64 rows, i64 IC, i64 OC) {
+static inline void linear_backward_weight_run(Device *dev, accum *dweight, const real *inp, const real *dout, i64 ld, i64 rows, i64 IC, i64 OC) {
     if (rows == 0) return; /* the empty sum */
-    i64 even = even_columns(OC, step);
-    GemmShape s = {IC, even, rows, IC, step, IC, 0, 1, 0, 1, 1, 0}, rest = {IC, OC - even, rows, IC, step, IC, 0, 1, 0, 1, 1, 0};
+    i64 even = even_columns(OC, ld);
+    GemmShape s = {IC, even, rows, IC, ld, IC, 0, 1, 0, 1, 1, 0}, rest = {IC, OC - even, rows, IC, ld, IC, 0, 1, 0, 1, 1, 0};
     gemm(dev, s, inp, dout, dweight, NULL);
     gemm(dev, rest, inp, dout + even, dweight + even * IC, NULL);
 }
