@@ -137,6 +137,9 @@ def main(root):
         if os.path.isdir(f"{root}/{model}/again"):
             with open(f"{root}/{model}/again/of") as f:
                 of = f.read().strip()
+            if not os.path.exists(f"{root}/{model}/again/grads.safetensors") or not os.path.exists(f"{root}/{model}/{of}/grads.safetensors"):
+                tap.ok(False, f"{model}: {of} twice gives the same bits: a run failed")
+                continue
             same = [[{k: m[k] for k in ("loss", "grad_norm")} for m in lines(f"{root}/{model}/{c}/metrics.jsonl")] for c in ("again", of)]
             bits = [open(f"{root}/{model}/{c}/grads.safetensors", "rb").read() for c in ("again", of)]
             tap.ok(same[0] == same[1] and bits[0] == bits[1], f"{model}: {of} twice gives the same bits")
