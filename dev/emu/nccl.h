@@ -20,6 +20,7 @@ typedef struct {
 } ncclUniqueId;
 typedef struct EmuNccl {
     MPI_Comm comm;
+    int shares; /* its buffers with communicators split from it */
 } *ncclComm_t;
 
 static inline const char *ncclGetErrorString(ncclResult_t r) { return r == ncclSuccess ? "no error" : "unhandled system error"; }
@@ -30,16 +31,18 @@ static inline ncclResult_t ncclGetUniqueId(ncclUniqueId *id) {
     memset(id, 1, sizeof *id);
     return ncclSuccess;
 }
-static inline ncclResult_t ncclCommInitRank(ncclComm_t *out, int size, ncclUniqueId id, int rank) {
+static inline ncclResult_t ncclCommInitRankConfig(ncclComm_t *out, int size, ncclUniqueId id, int rank, ncclConfig_t *config) {
     int ranks, self;
     MPI_Comm_size(MPI_COMM_WORLD, &ranks), MPI_Comm_rank(MPI_COMM_WORLD, &self);
     if (emu_nccl_fails("init") || size != ranks || rank != self || id.internal[0] != 1) return ncclSystemError;
-    *out = new EmuNccl();
+    *out = new EmuNccl{MPI_COMM_NULL, config->splitShare};
     MPI_Comm_dup(MPI_COMM_WORLD, &(*out)->comm);
     return ncclSuccess;
 }
-static inline ncclResult_t ncclCommSplit(ncclComm_t c, int color, int key, ncclComm_t *out, ncclConfig_t *) {
-    *out = new EmuNccl();
+/* NCCL reads what the parent was made with, and says nothing: buffers are then not shared. Here it is an error. */
+static inline ncclResult_t ncclCommSplit(ncclComm_t c, int color, int key, ncclComm_t *out, ncclConfig_t *config) {
+    if (config->splitShare && !c->shares) emu_fail("this communicator shall share its parent's buffers, which was made not to", {__FILE__, __LINE__});
+    *out = new EmuNccl{MPI_COMM_NULL, config->splitShare};
     MPI_Comm_split(c->comm, color, key, &(*out)->comm);
     return ncclSuccess;
 }
