@@ -159,7 +159,6 @@ static inline double links_exposed(Links *l) {
    whose own group comes first: the others are split from it and share its buffers, which is for the one that is split to allow. */
 static inline void *link_open(Links *l, const Comm *c, int rank) {
     if (!l->stream || c->size == 1) return NULL;
-    if (l->links && c->size == c->world) return l->link[0];
     if (l->links == LINKS) FAIL(THIS_RANK, "more than %d NCCL communicators", LINKS);
     ncclComm_t comm;
     ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
@@ -254,6 +253,13 @@ static inline void links_close(Links *l) {
     }
     memset(l, 0, sizeof *l);
 }
+
+/* Device memory to try the links with, before there is an arena; NULL: no more. links_untried gives it back. */
+static inline void *links_trial(i64 bytes) {
+    void *p = NULL;
+    return cudaMalloc(&p, (size_t)bytes) == cudaSuccess ? p : NULL;
+}
+static inline void links_untried(void *p) { CUDA_CHECK(cudaFree(p)); }
 
 /* Move the wire along where it is staged; NCCL needs no help. */
 static inline void transfer_poll(Device *dev, Transfer *t) {

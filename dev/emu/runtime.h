@@ -220,8 +220,15 @@ static inline cudaError_t cudaDeviceGetAttribute(int *value, cudaDeviceAttr what
     *value = what == cudaDevAttrClockRate ? 1410000 : what == cudaDevAttrL2CacheSize ? 40 << 20 : emu_shared_most();
     return cudaSuccess;
 }
+/* Bytes that this process has taken of the GPU: the arena, NCCL's buffers. */
+static inline size_t &emu_taken(void) {
+    static size_t taken = 0;
+    return taken;
+}
+static inline size_t emu_memory(void) { return (size_t)emu_setting("EMU_MEMORY", 8192) * 1000000; }
+static inline bool emu_take(size_t bytes) { return emu_taken() + bytes <= emu_memory() && (emu_taken() += bytes, true); }
 static inline cudaError_t cudaMemGetInfo(size_t *available, size_t *total) {
-    *available = *total = (size_t)emu_setting("EMU_MEMORY", 8192) * 1000000;
+    *total = emu_memory(), *available = *total - emu_taken();
     return cudaSuccess;
 }
 typedef struct {
