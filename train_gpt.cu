@@ -598,21 +598,6 @@ static void check_memory(Trainer *t, Wire world) {
     FAIL(EVERYONE, "out of memory: a rank needs %.1f MB, its share of a " MEMORY_OWNER " is %.1f MB (rank %d); %s", need / 1e6, least / 1e6, poorest, advice);
 }
 
-/* A small exchange on every group that has a way of its own between devices: what cannot work fails before a run directory is made. */
-static void try_links(Model *m) {
-    Tag t = tag(BLOCK_OTHER, PHASE_FORWARD, WHAT_CONTROL);
-    for (int i = 0; i < MESH_GROUPS; i++) {
-        const Comm *c = mesh_group(&m->mesh, i);
-        if (!c->link) continue;
-        ArenaMark mark = arena_mark(&m->arena);
-        accum *all = take_accum(m, MEM_COMM, 2 * c->size);
-        comm_all_gather(&m->fabric, c, t, all, all + c->rank, 1, DTYPE_ACCUM);
-        comm_wait(&m->fabric, comm_all_to_all_start(&m->fabric, c, t, all + c->size, all, 1, DTYPE_ACCUM));
-        device_finish(&m->dev);
-        arena_release(&m->arena, mark);
-    }
-}
-
 /* ---- measures and checks of a run ------------------------------------------------------------------------------------------------------ */
 
 /* FLOP per token: 6 per parameter that multiplies (tables that are only looked up do not: positions, an untied token embedding), and
@@ -986,6 +971,7 @@ static void print_plan(Trainer *t) {
     double flop = flop_per_token(t, 1);
     printf("work     %.6e FLOP a token, %.6e a step: 6 a parameter and causal attention\n", flop, flop * (double)(t->options.batch * t->options.L));
     arena_print(stdout, &t->model.arena);
+    device_print_reserve(&t->place, t->settings->comm, mesh_links(t->options.shape, t->options.config.kv_heads));
     ledger_print(stdout, &t->model.ledger);
 }
 
@@ -1097,11 +1083,11 @@ static inline void run(Trainer *t, Settings *s, const FlagsGiven *given, Wire wo
     if (s->dry_run) {
         print_plan(t);
     } else {
+        mesh_try(&t->model.mesh, &t->model.fabric);
         check_memory(t, world);
         arena_commit(&t->model.arena);
         model_tables(&t->model);
         load_weights(t);
-        try_links(&t->model);
         wire_barrier(world); /* nothing is written before every rank has come this far */
         if (rank == 0 && s->init_only) make_directories(s->out);
         if (rank == 0 && !s->init_only)

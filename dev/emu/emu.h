@@ -491,8 +491,15 @@ static inline void emu_begin(EmuBlock *b, const char *kernel, dim3 grid, dim3 bl
     }
 }
 
-/* Run a grid to its end. Blocks are begun in order of their index. */
-static inline void emu_grid(const char *kernel, dim3 grid, dim3 block, size_t dynamic, const std::function<void()> &body, EmuWhere where) {
+/* Without having asked for it, a launch may give what leaves room for the block's static arrays and a KB of the system's in 48 KB. */
+static inline void emu_check_asked(const EmuBlock *b, size_t asked, EmuWhere where) {
+    size_t all = 1024;
+    for (const EmuShared &a : b->arrays) all += a.bytes;
+    if (all > 48 << 10 && asked < b->dynamic_bytes) emu_fail("a launch must ask for more than 48 KB of shared memory", where);
+}
+
+/* Run a grid to its end. Blocks are begun in order of their index. `asked`: dynamic shared memory that the kernel was allowed. */
+static inline void emu_grid(const char *kernel, dim3 grid, dim3 block, size_t dynamic, size_t asked, const std::function<void()> &body, EmuWhere where) {
     unsigned threads = block.x * block.y * block.z;
     if (threads == 0 || threads > 1024 || threads % 32 != 0) emu_fail("a block must have 32, 64, ... 1024 threads", where);
     if (grid.x == 0 || grid.y == 0 || grid.z == 0 || grid.y > 65535 || grid.z > 65535) emu_fail("an empty grid, or one of more than 65535 in y or z", where);
@@ -507,6 +514,7 @@ static inline void emu_grid(const char *kernel, dim3 grid, dim3 block, size_t dy
             b->index = dim3((unsigned)(i % grid.x), (unsigned)(i / grid.x % grid.y), (unsigned)(i / grid.x / grid.y));
             emu_shared_reset(b);
             emu_run_block(b);
+            emu_check_asked(b, asked, where);
         }
         emu_block() = nullptr;
     }

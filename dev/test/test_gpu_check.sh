@@ -55,6 +55,30 @@ assert r["machine"]["gpu"] == "NVIDIA Imaginary" and r["machine"]["commit"] and 
 assert all(row["ours"].startswith("not measured") for row in r["table"])' "$work/results"
 ok "results.md has both tables" [ "$(grep -c '^|--' "$work/results/results.md")" -eq 2 ]
 
+# ---- what the schemes are held to: runs of one tensor, ulysses 1e-4 from one rank, where products of fewer rows sum otherwise
+
+made_runs() { # DEVICE DISTANCE
+    rm -rf "$work/runs"
+    python3 - "$work/runs/gpt2" "$@" <<'END'
+import json, os, struct, sys
+root, device, off = sys.argv[1], sys.argv[2], float(sys.argv[3])
+header = json.dumps({"w": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}).encode()
+for case, size in ("referee", 1), ("single", 1), ("ulysses-2", 1 + off):
+    os.makedirs(f"{root}/{case}")
+    open(f"{root}/{case}/grads.safetensors", "wb").write(struct.pack("<Q", len(header)) + header + struct.pack("<4f", *[size] * 4))
+    open(f"{root}/{case}/metrics.jsonl", "w").write('{"loss": 1, "grad_norm": 1}\n')
+    open(f"{root}/{case}/comm.json", "w").write("[]")
+    open(f"{root}/{case}/log", "w").write(f"device   {device} (sm_90, 132 multiprocessors), GPU 0 of 1 on this host\n")
+END
+}
+held() { python3 dev/test/check_runs.py "$work/runs" >"$work/checked"; }
+made_runs "NVIDIA H100" 1e-4
+ok "on a GPU ulysses may differ from one rank as any two schemes do" held
+made_runs "NVIDIA H100" 2e-2
+ok "and not more" fails held
+made_runs "emulated GPU" 1e-4
+ok "in the emulator it must agree" fails held
+
 # ---- the benchmarks
 
 ok "torch_peer.py and gpu_table.py compile" python3 -c '

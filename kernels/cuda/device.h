@@ -22,8 +22,9 @@ typedef struct {
     double clock_hz;
 } DevicePlace;
 
-#define DEVICE_RESERVE ((i64)512 << 20) /* what CUDA and NCCL take when they are first used: code that loads late, buffers of links */
-#define MEMORY_OWNER "GPU, less 512 MiB for CUDA and NCCL,"
+#define DEVICE_RESERVE ((i64)512 << 20) /* what CUDA takes after memory was counted: code that loads with its first use */
+#define LINK_RESERVE ((i64)1 << 30)     /* what NCCL takes for a communicator, stated: it is reported to be 1 to 4 GB on eight H100. A run measures it */
+#define MEMORY_OWNER "GPU, less 512 MiB for CUDA,"
 #define PEAK_ORIGIN "by its clock"
 
 /* The GPU of rank `local` among `locals` ranks on this host; nothing is opened yet. `threads` is of the CPU builds. */
@@ -109,6 +110,13 @@ static inline void device_print(const DevicePlace *p) {
 static inline void device_note(const DevicePlace *p) {
     if (p->sharing > 1) printf("note     %d ranks share this GPU: for tests; a rank of its own each is faster\n", p->sharing);
     if (p->count > 1 && strcmp(COMM_DEFAULT, "mpi") == 0) printf("note     " NCCL_MISSING "\n");
+}
+
+/* What a GPU must have besides the arena, where nothing was measured; `links`: groups that need a communicator by --comm nccl. */
+static inline void device_print_reserve(const DevicePlace *p, const char *comm, int links) {
+    (void)p;
+    if (strcmp(comm, "nccl") != 0) links = 0;
+    printf("reserve  %.2f GB besides: 512 MiB for CUDA, 1 GiB for each of %d NCCL communicators\n", (double)(DEVICE_RESERVE + links * LINK_RESERVE) / 1e9, links);
 }
 
 /* Why attention cannot run heads of this size: NULL, it can. */
