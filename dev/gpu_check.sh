@@ -41,6 +41,8 @@ if [[ -z $gpu ]]; then
     exit 0
 fi
 arch=$(ask compute_cap | tr -d .)
+code=$arch
+if [[ $arch == 90 ]]; then code=90a; fi # with the instructions that only sm_90 has
 memory=$(ask memory.total) # MiB
 toolkit=$(nvcc --version 2>/dev/null | sed -n 's/.*release \([0-9.]*\).*/\1/p' || true)
 commit=${COMMIT:-$(git describe --always --dirty 2>/dev/null || echo unknown)}
@@ -97,7 +99,7 @@ if [[ -n $lacks ]]; then world=0; fi
 if [[ $lacks == *cjson* ]]; then train=0; fi
 [[ $train -eq 0 ]] || targets+=(train_gpt)
 [[ $world -eq 0 ]] || targets+=(train_gpt_fp64)
-step build 240 make -k -s -j "$(nproc)" CUDA_ARCHS="$arch" "${targets[@]}" || true
+step build 240 make -k -s -j "$(nproc)" CUDA_ARCHS="$code" "${targets[@]}" || true
 
 # ---- prove ----------------------------------------------------------------------------------------------------------------------
 
