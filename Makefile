@@ -48,7 +48,7 @@ $(NVCC) -x cu $(NVCCFLAGS) -MMD -MP -MF $(BUILD)/$(@F).d $< -o $@ -lcublasLt $(N
 endef
 
 # The CUDA program on the CPU: a C++ compiler sees the same sources.
-EMUFLAGS = -std=c++20 -fopenmp -D_GNU_SOURCE -DODYSSEUS_CUDA -DODYSSEUS_NCCL -DOMPI_SKIP_MPICXX -DMPICH_SKIP_MPICXX -Wall -Wextra -Werror -Wno-unused-function -Wno-deprecated-enum-enum-conversion
+EMUFLAGS = -std=c++20 -fopenmp -D_GNU_SOURCE -DODYSSEUS_CUDA -DODYSSEUS_HOPPER -DODYSSEUS_NCCL -DOMPI_SKIP_MPICXX -DMPICH_SKIP_MPICXX -Wall -Wextra -Werror -Wno-unused-function -Wno-deprecated-enum-enum-conversion -Wno-psabi
 EMUCOMPILE = $(MPICXX) -x c++ $(EMUFLAGS) $(filter -m% -D%,$(OPT)) -MMD -MP -MF $(BUILD)/$(@F).d $< -o $@
 
 TESTS = $(filter-out $(BUILD)/test_simulator,$(patsubst dev/test/%.c,$(BUILD)/%,$(wildcard dev/test/test_*.c)))

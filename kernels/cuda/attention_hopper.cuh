@@ -21,14 +21,13 @@ enum { GROUP_THREADS = 128 }; /* of a warpgroup */
 
 /* The map of run r: `rows` heads of head_dim elements in a token, `step` elements from token to token; a copy brings box_rows tokens and
    box_cols elements of one head. */
-static inline TensorMap run_tensor_map(const void *base, int element_bytes, i64 head_dim, i64 rows, i64 step, const TokenMap *map, int r, int box_cols,
-                                       int box_rows) {
-    TensorMap none;
-    memset(&none, 0, sizeof none);
-    if (map->run[r].count == 0) return none;
-    i64 size[3] = {head_dim, rows, map->run[r].count}, steps[2] = {head_dim * element_bytes, step * element_bytes};
-    int box[3] = {box_cols, 1, box_rows};
-    return tensor_map_encode((const char *)base + (r ? map->run[0].count * steps[1] : 0), element_bytes, size, steps, box, 1);
+static inline void run_tensor_map(TensorMap *to, int type, const void *base, i64 head_dim, i64 rows, i64 step, const TokenMap *map, int r, int box_cols,
+                                  int box_rows) {
+    if (map->run[r].count == 0) return; /* no tile asks for it */
+    uint64_t bytes = type == TENSOR_BF16 ? 2 : 4, strides[2] = {(uint64_t)head_dim * bytes, (uint64_t)step * bytes};
+    uint64_t dims[3] = {(uint64_t)head_dim, (uint64_t)rows, (uint64_t)map->run[r].count};
+    uint32_t box[3] = {(uint32_t)box_cols, 1, (uint32_t)box_rows};
+    tensor_map_encode(to, type, (const char *)base + (r ? (uint64_t)map->run[0].count * strides[1] : 0), 3, dims, strides, box, 1);
 }
 
 /* ---- tiles ---- */
@@ -43,12 +42,6 @@ __device__ __forceinline__ void tile_load(bf16 *tile, const TensorMap *maps, con
     const TensorMap *map = maps + tile_run(m, i);
     UNROLL
     for (int c = 0; c < HD; c += 64) tma_load_3d(tile + c * ROWS, map, b, c, head, tile_token(m, i, ROWS));
-}
-
-/* Where shared memory's tiles may begin: a swizzle counts rows from a multiple of 1024 bytes. */
-__device__ __forceinline__ char *shared_aligned(void) {
-    SHARED_DYNAMIC(char, shared);
-    return shared + (1024 - (unsigned)((uintptr_t)shared % 1024)) % 1024;
 }
 
 /* A ring of stages, filled and emptied in turn: what number n uses, and the parity of its round. */

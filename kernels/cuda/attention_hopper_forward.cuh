@@ -33,12 +33,13 @@ typedef struct {
 template <int HD, int BM, int BN, int STAGES> struct HopperForwardTile {
     static constexpr int GROUPS = BM / 64, THREADS = GROUP_THREADS * (GROUPS + 1), Q_STAGES = 2, WARPS = 4 * GROUPS;
     static constexpr int BARRIERS = 2 * Q_STAGES + 4 * STAGES;
-    static constexpr int SHARED_BYTES = (Q_STAGES * BM + 2 * STAGES * BN) * HD * (int)sizeof(bf16) + BARRIERS * (int)sizeof(Mbarrier) + 1024;
+    static constexpr int SHARED_BYTES = (Q_STAGES * BM + 2 * STAGES * BN) * HD * (int)sizeof(bf16) + BARRIERS * (int)sizeof(Mbarrier);
     bf16 *q, *k, *v; /* stage after stage */
     Mbarrier *q_full, *q_empty, *k_full, *k_empty, *v_full, *v_empty;
     static __device__ __forceinline__ HopperForwardTile make(void) {
         HopperForwardTile t;
-        t.q = (bf16 *)shared_aligned(), t.k = t.q + Q_STAGES * BM * HD, t.v = t.k + STAGES * BN * HD;
+        SHARED_DYNAMIC_ALIGNED(bf16, shared, 1024);
+        t.q = shared, t.k = t.q + Q_STAGES * BM * HD, t.v = t.k + STAGES * BN * HD;
         t.q_full = (Mbarrier *)(t.v + STAGES * BN * HD), t.q_empty = t.q_full + Q_STAGES;
         t.k_full = t.q_empty + Q_STAGES, t.k_empty = t.k_full + STAGES, t.v_full = t.k_empty + STAGES, t.v_empty = t.v_full + STAGES;
         return t;
@@ -268,8 +269,8 @@ static inline void attention_forward_hopper_launch(Device *dev, const AttentionF
     p.blocks = (int)tiles * p.a.order.heads;
     i64 kv_rows = (i64)a->rows / a->heads * 2 * a->kv_heads;
     for (int r = 0; r < 2; r++) {
-        p.q[r] = run_tensor_map(a->q, (int)sizeof(bf16), a->head_dim, a->rows, a->q_step, q_map, r, 64, BM);
-        p.kv[r] = run_tensor_map(a->kv, (int)sizeof(bf16), a->head_dim, kv_rows, a->kv_step, kv_map, r, 64, BN);
+        run_tensor_map(&p.q[r], TENSOR_BF16, a->q, a->head_dim, a->rows, a->q_step, q_map, r, 64, BM);
+        run_tensor_map(&p.kv[r], TENSOR_BF16, a->kv, a->head_dim, kv_rows, a->kv_step, kv_map, r, 64, BN);
     }
     int grid = (int)i64_min(p.blocks, dev->state.multiprocessors);
     LAUNCH((attention_forward_hopper_kernel<HD, BM, BN, STAGES>), dim3((unsigned)grid), dim3(T::THREADS), T::SHARED_BYTES, dev->state.stream, p);

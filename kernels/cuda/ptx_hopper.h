@@ -18,24 +18,25 @@
 
 typedef CUtensorMap TensorMap;
 
-/* A map of three dimensions over `base`: size[i] elements of element_bytes (2: bf16, 4: fp32), the innermost side by side, the others step_bytes[i - 1]
-   apart; a copy brings box[] elements, and zeros for those beyond the sizes. `swizzle` as in a matrix descriptor: 0 none, 1 of 128 bytes. */
-static inline TensorMap tensor_map_encode(const void *base, int element_bytes, const i64 size[3], const i64 step_bytes[2], const int box[3], int swizzle) {
+enum { TENSOR_F32 = CU_TENSOR_MAP_DATA_TYPE_FLOAT32, TENSOR_BF16 = CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 };
+
+/* A map of `rank` dimensions over `global`: dims in elements, the innermost first and side by side, the others strides[i - 1] bytes apart; a copy
+   brings box[] elements, and zeros for those beyond dims. `swizzle` as in a matrix descriptor: 0 none, 1 of 128 bytes, 2 of 64, 3 of 32. */
+static inline void tensor_map_encode(TensorMap *map, int type, const void *global, int rank, const uint64_t *dims, const uint64_t *strides,
+                                     const uint32_t *box, int swizzle) {
     typedef CUresult (*Encode)(CUtensorMap *, CUtensorMapDataType, cuuint32_t, void *, const cuuint64_t *, const cuuint64_t *, const cuuint32_t *,
                                const cuuint32_t *, CUtensorMapInterleave, CUtensorMapSwizzle, CUtensorMapL2promotion, CUtensorMapFloatOOBfill);
+    static const CUtensorMapSwizzle swizzles[] = {CU_TENSOR_MAP_SWIZZLE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_SWIZZLE_64B,
+                                                  CU_TENSOR_MAP_SWIZZLE_32B};
     static Encode encode = (Encode)driver_function("cuTensorMapEncodeTiled");
-    TensorMap map;
-    cuuint64_t sizes[3], steps[2];
-    cuuint32_t boxes[3], ones[3] = {1, 1, 1};
-    for (int i = 0; i < 3; i++) sizes[i] = (cuuint64_t)size[i], boxes[i] = (cuuint32_t)box[i];
-    for (int i = 0; i < 2; i++) steps[i] = (cuuint64_t)step_bytes[i];
-    CUresult e = encode(&map, element_bytes == 2 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT32, 3, (void *)(uintptr_t)base, sizes,
-                        steps, boxes, ones, CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_NONE,
-                        CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+    const cuuint32_t ones[5] = {1, 1, 1, 1, 1};
+    cuuint64_t sizes[5], steps[5];
+    for (int i = 0; i < rank; i++) sizes[i] = dims[i];
+    for (int i = 0; i + 1 < rank; i++) steps[i] = strides[i];
+    CUresult e = encode(map, (CUtensorMapDataType)type, (cuuint32_t)rank, (void *)(uintptr_t)global, sizes, steps, box, ones,
+                        CU_TENSOR_MAP_INTERLEAVE_NONE, swizzles[swizzle], CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
     if (e != CUDA_SUCCESS)
-        FAIL(THIS_RANK, "CUDA: cuTensorMapEncodeTiled: error %d (%lld x %lld x %lld elements)", (int)e, (long long)size[0], (long long)size[1],
-             (long long)size[2]);
-    return map;
+        FAIL(THIS_RANK, "CUDA: cuTensorMapEncodeTiled: error %d (%lld elements side by side at %p)", (int)e, (long long)dims[0], global);
 }
 
 /* ---- barriers in shared memory ---- */
@@ -181,6 +182,6 @@ template <int N, bool B_TURNED> __device__ __forceinline__ void wgmma_rs(float (
 
 #else
 #define HOPPER_CODE 1
-#include "../../dev/emu/ptx_hopper.h"
+template <int N> static inline void wgmma_hold(float (&d)[N]) { (void)d; }
 #endif
 #endif
