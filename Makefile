@@ -1,7 +1,7 @@
 # make                  what this machine can build, after saying what it found and what is missing
 # make train_gpt_cpu    fp32 on CPU ranks (MPI, OpenMP)
 # make train_gpt_fp64   every real is a double: the referee
-# make train_gpt        bf16 on GPUs (CUDA toolkit, MPI): sm_80 and sm_90, and PTX for what comes after
+# make train_gpt        bf16 on GPUs (CUDA toolkit, MPI): sm_80 and sm_90a, and PTX for what comes after
 # make train_gpt_emu    the same program on the CPU, under the emulator of dev/emu: for tests
 # make build/bench_cuda what this GPU does at best, and what each kernel gets of it (dev/gpu_check.sh)
 # make tests            dev/test/test_*.c -> build/test_*_fp32, build/test_*_fp64 (scripts/test.sh runs them)
@@ -27,8 +27,10 @@ FP64 = -DODYSSEUS_FP64 -lcjson -lm
 
 # The CUDA program, by nvcc: a warning is an error, and so is a kernel that spills registers (dev/registers.sh; table: build/registers_*.txt).
 NVCC = $(or $(shell command -v nvcc 2>/dev/null),$(wildcard /usr/local/cuda/bin/nvcc))
-CUDA_ARCHS = 80 90
-NVPTX = -gencode arch=compute_$(lastword $(CUDA_ARCHS)),code=compute_$(lastword $(CUDA_ARCHS))
+# 90a: sm_90 with its own instructions (wgmma, setmaxnreg), for attention_hopper*.cuh; PTX of 90 serves what comes later, PTX of 90a would not
+CUDA_ARCHS = 80 90a
+NEWEST = $(patsubst %a,%,$(lastword $(CUDA_ARCHS)))
+NVPTX = -gencode arch=compute_$(NEWEST),code=compute_$(NEWEST) $(if $(filter 90a,$(CUDA_ARCHS)),-DODYSSEUS_HOPPER)
 NVCCFLAGS = -std=c++20 -O3 -DODYSSEUS_CUDA -D_GNU_SOURCE -Werror all-warnings -Xcompiler -Wall,-Wextra,-Werror,-Wno-unused-function,-fopenmp \
 	-Xptxas -v $(foreach a,$(CUDA_ARCHS),-gencode arch=compute_$(a),code=sm_$(a)) $(NVPTX) --threads 0
 MPIFLAGS = $(if $(MPI),$(shell $(MPICXX) --showme:compile 2>/dev/null) -DOMPI_SKIP_MPICXX,-DODYSSEUS_NO_MPI)
@@ -46,7 +48,7 @@ $(NVCC) -x cu $(NVCCFLAGS) -MMD -MP -MF $(BUILD)/$(@F).d $< -o $@ -lcublasLt $(N
 endef
 
 # The CUDA program on the CPU: a C++ compiler sees the same sources.
-EMUFLAGS = -std=c++20 -fopenmp -D_GNU_SOURCE -DODYSSEUS_CUDA -DODYSSEUS_NCCL -DOMPI_SKIP_MPICXX -DMPICH_SKIP_MPICXX -Wall -Wextra -Werror -Wno-unused-function -Wno-deprecated-enum-enum-conversion
+EMUFLAGS = -std=c++20 -fopenmp -D_GNU_SOURCE -DODYSSEUS_CUDA -DODYSSEUS_HOPPER -DODYSSEUS_NCCL -DOMPI_SKIP_MPICXX -DMPICH_SKIP_MPICXX -Wall -Wextra -Werror -Wno-unused-function -Wno-deprecated-enum-enum-conversion -Wno-psabi
 EMUCOMPILE = $(MPICXX) -x c++ $(EMUFLAGS) $(filter -m% -D%,$(OPT)) -MMD -MP -MF $(BUILD)/$(@F).d $< -o $@
 
 TESTS = $(filter-out $(BUILD)/test_simulator,$(patsubst dev/test/%.c,$(BUILD)/%,$(wildcard dev/test/test_*.c)))

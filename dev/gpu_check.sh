@@ -89,6 +89,8 @@ if [[ $table_only -eq 1 || ( -z $gpu && ( "${parts[*]}" != build || -z ${ARCH-} 
     exit 0
 fi
 arch=${ARCH:-$(ask compute_cap | tr -d .)}
+code=$arch
+if [[ $arch == 90 ]]; then code=90a; fi # with the instructions that only sm_90 has
 memory=$(ask memory.total || echo 0) # MiB
 toolkit=$(nvcc --version 2>/dev/null | sed -n 's/.*release \([0-9.]*\).*/\1/p' || true)
 commit=${COMMIT:-$(git describe --always --dirty 2>/dev/null || echo unknown)}
@@ -153,7 +155,7 @@ part_build() {
     if [[ $missing == *cjson* ]]; then skip "build train_gpt" "missing: ${missing% }; apt-get install them, or see --pack"
     else targets+=("$built/train_gpt"); fi
     [[ -n $missing ]] || targets+=("$built/train_gpt_fp64")
-    step build 300 make -k -s -j "$(nproc)" BUILD="$built" CUDA_ARCHS="$arch" "${targets[@]}" || true
+    step build 300 make -k -s -j "$(nproc)" BUILD="$built" CUDA_ARCHS="$code" "${targets[@]}" || true
 }
 
 part_kernels() {

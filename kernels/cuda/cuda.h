@@ -20,6 +20,10 @@
 #define SHARED_DYNAMIC(type, name) \
     extern __shared__ __align__(128) unsigned char dynamic_shared[]; \
     type *name = (type *)dynamic_shared
+/* Its first byte a multiple of `to`: the swizzle of bulk copies counts from there. */
+#define SHARED_DYNAMIC_ALIGNED(type, name, to) \
+    extern __shared__ __align__(to) unsigned char dynamic_shared_##to[]; \
+    type *name = (type *)dynamic_shared_##to
 
 #define LAUNCH(kernel, grid, block, shared, stream, ...) \
     do { \

@@ -65,8 +65,8 @@ static inline void device_open(DevicePlace *p) {
     p->major = prop.major, p->minor = prop.minor, p->multiprocessors = prop.multiProcessorCount, p->clock_hz = 1e3 * clock_khz, p->shared_bytes = shared;
     if (p->major < 8) FAIL(EVERYONE, "GPU %d is a %s (sm_%d%d); the kernels need sm_80 or later (A100, H100, ...)", p->index, p->name, p->major, p->minor);
     if (cudaFuncGetAttributes(&kernel, sum_parts_f64_kernel) != cudaSuccess)
-        FAIL(EVERYONE, "this program has no kernels for GPU %d, a %s (sm_%d%d); build it with make -B train_gpt CUDA_ARCHS=%d%d", p->index, p->name, p->major,
-             p->minor, p->major, p->minor);
+        FAIL(EVERYONE, "this program has no kernels for GPU %d, a %s (sm_%d%d); build it with make -B train_gpt CUDA_ARCHS=%d%d%s", p->index, p->name, p->major,
+             p->minor, p->major, p->minor, p->major == 9 ? "a" : "");
 }
 
 /* Can ranks reach each other by --comm `comm` from where they are? p->sharing is known. */
@@ -132,6 +132,9 @@ static inline void device_init(Device *dev, const DevicePlace *p, int imagined) 
     if (imagined) return;
     dev->state.index = p->index;
     dev->state.multiprocessors = p->multiprocessors, dev->state.shared_bytes = p->shared_bytes;
+#ifdef ODYSSEUS_HOPPER
+    dev->state.wgmma = p->major == 9;
+#endif
     CUDA_CHECK(cudaSetDevice(p->index));
     CUDA_CHECK(cudaStreamCreateWithFlags(&dev->state.stream, cudaStreamNonBlocking));
     dev->state.gemm = gemm_open();
