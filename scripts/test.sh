@@ -56,7 +56,8 @@ test_emulator_emuasan   alone  120
 test_cuda_gemm_emu      alone  120
 test_cuda_ops_emu       alone  300
 test_cuda_ops_emuasan   alone  600
-test_cuda_attention_emu alone  300
+test_cuda_hopper_emu    alone  120
+test_cuda_attention_emu alone  600
 test_emu.sh             alone 1200
 test_emu_refusals.sh    alone  600
 test_layers.sh          alone 3000

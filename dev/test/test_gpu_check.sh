@@ -44,7 +44,7 @@ SHIM
 printf '#!/bin/sh\necho "make: error: nothing builds here"\nexit 2\n' >"$work/bin/make"
 chmod +x "$work/bin/"*
 code=0
-PATH=$work/bin:$PATH BUDGET=11 bash dev/gpu_check.sh "$work/results" >"$work/failed" 2>&1 || code=$?
+PATH=$work/bin:$PATH BUDGET=11 bash dev/gpu_check.sh --results "$work/results" >"$work/failed" 2>&1 || code=$?
 ok "a step that fails makes the exit code 1" [ $code -eq 1 ]
 ok "it stands in the table as FAILED" has '^build  *FAILED.*nothing builds' "$work/failed"
 ok "what finds no time is SKIPPED, with the reason" has '^[a-z0-9_ -]*SKIPPED.*no time left' "$work/failed"
