@@ -245,7 +245,7 @@ part_sanitize() { # over every kernel once, and the tests that take the word `sm
     for tool in memcheck racecheck; do
         for test in "${cases[@]}"; do
             # shellcheck disable=SC2086
-            step "$tool ${test%% *}" 60 compute-sanitizer --tool $tool --error-exitcode 9 $built/$test || true
+            step "$tool ${test%% *}" 150 compute-sanitizer --tool $tool --error-exitcode 9 $built/$test || true
         done
     done
 }

@@ -8,6 +8,7 @@
 set -euo pipefail
 # shellcheck source=scripts/common.sh
 source "$(dirname "$0")/common.sh"
+export WERROR=1 # a warning is an error here, and only here
 
 # What to run: the name, on how many ranks (alone: without mpirun), the most seconds that two cores take, and its arguments; what runs ten
 # times as long, on one slow and busy core, has hung. Programs are

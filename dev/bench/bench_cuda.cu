@@ -94,7 +94,7 @@ typedef struct { double ms, spread; } Timing;
 
 /* run(i) works on set i; called for each set in turn, `rounds` times. */
 template <class F> static Timing timing(F run, int sets, int rounds) {
-    cudaEvent_t event[ROUNDS + 1];
+    cudaEvent_t event[ROUNDS + 1] = {}; /* gcc 13 cannot see that all are created before one is used */
     double ms[ROUNDS];
     for (int i = 0; i <= rounds; i++) CUDA_CHECK(cudaEventCreate(&event[i]));
     CUDA_CHECK(cudaEventRecord(event[0], dev.state.stream));
