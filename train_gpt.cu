@@ -16,7 +16,7 @@
 #include "core/config.h"      /* Config, PRESETS, rope_frequencies */
 #include "core/options.h"     /* ModelOptions, options_from_flags, options_check, micro_steps */
 #include "core/arena.h"       /* arena_reserve, arena_take, arena_mark, arena_release, arena_commit */
-#include "core/mesh.h"        /* Mesh, MeshShape, mesh_init */
+#include "core/mesh.h"        /* Mesh, MeshShape, mesh_init, mesh_link, mesh_try, mesh_links */
 #include "core/wire.h"        /* Wire, wire_start, wire_share, wire_barrier, wire_finish: messages between hosts */
 #include "core/comm.h"        /* Fabric, Comm, comm_all_gather, comm_sum_control, schedule_begin: collectives, counted */
 #include "core/ledger.h"      /* Ledger, Tag, ledger_expect, ledger_print: bytes sent, and what they should be */
@@ -26,7 +26,7 @@
 #include "core/checkpoint.h"  /* checkpoint_load, checkpoint_write, checkpoint_write_tensors */
 #include "core/fit.h"         /* check_memory: does it fit, and what would? */
 #include "core/rate.h"        /* Peak, peak_of, flop_per_token, step_metrics: MFU */
-#include "core/selfcheck.h"   /* selfcheck_*, try_links: do the ranks mean the same run? */
+#include "core/selfcheck.h"   /* selfcheck_*: do the ranks mean the same run? */
 #include "core/finite.h"      /* check_finite */
 #include "core/output.h"      /* check_writable, check_apart */
 #include "core/log.h"         /* Metrics, RunLog, run_open, run_metrics, print_step */
@@ -600,6 +600,7 @@ static void print_plan(Trainer *t) {
     double flop = flop_per_token(&t->options, 1);
     printf("work     %.6e FLOP a token, %.6e a step: 6 a parameter and causal attention\n", flop, flop * (double)(t->options.batch * t->options.L));
     arena_print(stdout, &t->model.arena);
+    device_print_reserve(&t->options.place, t->settings->comm, mesh_links(t->options.shape, t->options.config.kv_heads));
     ledger_print(stdout, &t->model.ledger);
 }
 
@@ -667,11 +668,11 @@ static inline void run(Trainer *t, Settings *s, const FlagsGiven *given, Wire wo
     if (s->dry_run) {
         print_plan(t);
     } else {
+        mesh_try(&t->model.mesh, &t->model.fabric);
         check_memory(&t->model, &t->options, options_bytes);
         arena_commit(&t->model.arena);
         model_tables(&t->model);
         load_weights(t);
-        try_links(&t->model);
         wire_barrier(world); /* nothing is written before every rank has come this far */
         if (rank == 0 && s->init_only) make_directories(s->out);
         if (rank == 0 && !s->init_only)

@@ -147,6 +147,7 @@ fault 'a part of a core gives no thread' kernels/cpu/device.h 's/ceil\(given\)/f
 fault 'OpenMP may give less when the host is busy' kernels/cpu/device.h 's/^    omp_set_dynamic\(0\);.*//' test_host 1
 fault 'a team is taken for granted' kernels/cpu/device.h 's/^    granted = omp_get_num_threads\(\);/    granted = threads;/' test_host 1
 fault 'a rank of a launcher goes alone' core/launcher.h 's/"PMI_", "PMI2_", //' test_host 1
+emulated 'cuda: 48 KB of shared memory are not asked for' kernels/cuda/cuda.h 's/> 32 \* 1024\)/> 48 * 1024)/' test_cuda_attention small
 emulated 'cuda: a barrier is missing' kernels/cuda/attention_forward.cuh 's@__syncthreads\(\); /\* V\(j\).*@@' test_cuda_attention small
 emulated 'cuda: another swizzle on one side' kernels/cuda/attention_backward.cuh 's/int first = swizzle<COLS>\(row, col\);/int first = swizzle<COLS>(row + 1, col) - COLS;/' test_cuda_attention small
 emulated 'cuda: rows not swizzled: right, but in the same banks' kernels/cuda/attention.cuh 's/\(\(\(col >> 3\) \^ \(row \& 7\)\) << 3\)/(col >> 3 << 3)/' test_cuda_attention small

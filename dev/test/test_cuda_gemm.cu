@@ -2,7 +2,8 @@
 
    Sums are fp32, the result is rounded once to bf16 (or added to an fp32 gradient): a bf16 result is off by at most u = 2^-8 of itself,
    and over many elements by some 0.43 u in norm, so that u/2 is the bound there; fp32 sums of n terms walk about sqrt(n) half-steps of
-   2^-24 away.                                                                                                                      */
+   2^-24 away. Where something is added to a bf16 result (a bias, the old dinp), cuBLASLt may round the sum first: twice, sqrt(2) as much in
+   norm and 2 u at most, as an H200 shows at small shapes.                                                                          */
 #include "cuda_support.h"
 
 static Device device;
@@ -55,14 +56,14 @@ static void test_shape(i64 rows, i64 IC, i64 OC) {
     linear_backward_weight(dev, d_dweight_apart, d_inp, d_wide, ld, rows, IC, OC);
     char text[96];
     snprintf(text, sizeof text, "rows %lld, IC %lld, OC %lld", (long long)rows, (long long)IC, (long long)OC);
-    double u = 0x1p-8, many = rows * i64_min(IC, OC) > 100 ? u / 2 : u, fp32 = 1e-6 + 6e-8 * sqrt((double)rows);
-    check_close(download_real(d_out, rows * OC), out, rows * OC, many, u + 1e-5, "linear_forward with bias, %s", text);
+    double u = 0x1p-8, many = rows * i64_min(IC, OC) > 100 ? u / 2 : u, twice = sqrt(2) * many, fp32 = 1e-6 + 6e-8 * sqrt((double)rows);
+    check_close(download_real(d_out, rows * OC), out, rows * OC, twice, 2 * u, "linear_forward with bias, %s", text);
     check_close(download_real(d_plain, rows * OC), plain, rows * OC, many, u + 1e-5, "linear_forward without bias, %s", text);
     check_close(download_real(d_dinp, rows * IC), dinp, rows * IC, many, u + 1e-5, "linear_backward_input, %s", text);
-    check_close(download_real(d_add, rows * IC), sum, rows * IC, many, u + 1e-5, "linear_backward_input adding, %s", text);
+    check_close(download_real(d_add, rows * IC), sum, rows * IC, twice, 2 * u, "linear_backward_input adding, %s", text);
     check_close(download_accum(d_dweight, OC * IC), dweight, OC * IC, fp32, 4 * fp32, "linear_backward_weight, %s", text);
     double *apart = gathered(download_real(d_apart, rows * ld), rows, OC, ld);
-    check_close(apart, out, rows * OC, many, u + 1e-5, "linear_forward, rows apart, %s", text);
+    check_close(apart, out, rows * OC, twice, 2 * u, "linear_forward, rows apart, %s", text);
     /* where the sum is made of two, the first is rounded, too */
     check_close(download_real(d_dinp_apart, rows * IC), dinp, rows * IC, 2 * many, 2 * u, "linear_backward_input, rows apart, %s", text);
     check_close(download_accum(d_dweight_apart, OC * IC), dweight, OC * IC, fp32, 4 * fp32, "linear_backward_weight, rows apart, %s", text);

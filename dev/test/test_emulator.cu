@@ -113,6 +113,19 @@ template <Fault FAULT> static void check_shows(const char *name) {
     check(caught > 0, "%s: caught under %d of 3 schedules", name, caught);
 }
 
+/* A launch with `bytes` of dynamic shared memory for which `asked` were allowed, and 64 floats of static shared memory. */
+__global__ void uses_shared(float *out) {
+    SHARED(float, fixed, 64);
+    SHARED_DYNAMIC(float, given);
+    fixed[threadIdx.x] = given[threadIdx.x] = 1;
+    out[threadIdx.x] = fixed[threadIdx.x];
+}
+static int run_shared(size_t bytes, size_t asked) {
+    float out[64];
+    emu_grid("uses_shared", dim3(1), dim3(64), bytes, asked, [&] { uses_shared(out); }, {__FILE__, __LINE__});
+    return N;
+}
+
 /* Work on one stream that needs another's: with the event it is right, without it meets what was there before. */
 static int run_streams(int with_event) {
     float *x, *y, host[N];
@@ -163,6 +176,11 @@ int main(void) {
     check_reported<OVERRUN>("an index past the end of shared memory", "use-after-poison");
     check_reported<READ_EARLY>("a copy read before it was waited for", "use-after-poison");
 #endif
+    const size_t free_bytes = (48 << 10) - 1024 - 256;
+    check(in_child([] { return run_shared(free_bytes, 0); }, said, sizeof said) == 100, "shared memory of 48 KB, less what is the system's and static: nobody asks");
+    check(in_child([] { return run_shared(free_bytes + 16, 0); }, said, sizeof said) == 99 && strstr(said, "must ask for more than 48 KB"),
+          "16 bytes more without asking: reported (%.80s)", said);
+    check(in_child([] { return run_shared(48 << 10, 48 << 10); }, said, sizeof said) == 100, "with asking it runs");
     check(in_child([] { return run_streams(1); }, said, sizeof said) == 100, "a stream that waits for another's event sees its work");
     check(in_child([] { return run_streams(0); }, said, sizeof said) == 101, "a stream that forgets to wait sees old data");
     return checks_done();

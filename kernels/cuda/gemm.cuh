@@ -77,7 +77,8 @@ static inline void gemm_ask(GemmState *g, GemmPlan *p, i64 workspace) {
     p->algorithm = found.algo;
 }
 
-static inline void gemm_describe(GemmPlan *p) {
+/* `bias`, where the shape has one: the first that will be added. What cuBLASLt proposes depends on where it lies. */
+static inline void gemm_describe(GemmPlan *p, const real *bias) {
     const GemmShape *s = &p->shape;
     cublasOperation_t a = s->transpose_a ? CUBLAS_OP_T : CUBLAS_OP_N, b = s->transpose_b ? CUBLAS_OP_T : CUBLAS_OP_N;
     CUBLAS_CHECK(cublasLtMatmulDescCreate(&p->product, CUBLAS_COMPUTE_32F, CUDA_R_32F));
@@ -86,6 +87,7 @@ static inline void gemm_describe(GemmPlan *p) {
     if (s->bias) {
         cublasLtEpilogue_t epilogue = CUBLASLT_EPILOGUE_BIAS;
         CUBLAS_CHECK(cublasLtMatmulDescSetAttribute(p->product, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue, sizeof epilogue));
+        CUBLAS_CHECK(cublasLtMatmulDescSetAttribute(p->product, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias, sizeof bias));
     }
     CUBLAS_CHECK(cublasLtMatrixLayoutCreate(&p->a, CUDA_R_16BF, (uint64_t)(s->transpose_a ? s->k : s->m), (uint64_t)(s->transpose_a ? s->m : s->k), s->lda));
     CUBLAS_CHECK(cublasLtMatrixLayoutCreate(&p->b, CUDA_R_16BF, (uint64_t)(s->transpose_b ? s->n : s->k), (uint64_t)(s->transpose_b ? s->k : s->n), s->ldb));
@@ -93,13 +95,13 @@ static inline void gemm_describe(GemmPlan *p) {
 }
 
 /* The plan for a shape, made on its first use. */
-static inline GemmPlan *gemm_plan(GemmState *g, const GemmShape *s, i64 workspace) {
+static inline GemmPlan *gemm_plan(GemmState *g, const GemmShape *s, const real *bias, i64 workspace) {
     for (int i = 0; i < g->plans; i++)
         if (memcmp(&g->plan[i].shape, s, sizeof *s) == 0) return &g->plan[i];
     if (g->plans == GEMM_PLANS) FAIL(THIS_RANK, "more than %d shapes of matrix products", GEMM_PLANS);
     GemmPlan *p = &g->plan[g->plans];
     p->shape = *s;
-    gemm_describe(p);
+    gemm_describe(p, bias);
     gemm_ask(g, p, workspace);
     g->plans++;
     return p;
@@ -116,7 +118,7 @@ static inline void gemm(Device *dev, GemmShape s, const real *a, const real *b, 
     const float one = 1, beta = s.add ? 1 : 0;
     s.bias = bias != NULL;
     s.alignment = gemm_alignment(a, b, c);
-    GemmPlan *p = gemm_plan(dev->state.gemm, &s, i64_min(GEMM_WORKSPACE, dev->state.scratch_bytes));
+    GemmPlan *p = gemm_plan(dev->state.gemm, &s, bias, i64_min(GEMM_WORKSPACE, dev->state.scratch_bytes));
     if (bias) CUBLAS_CHECK(cublasLtMatmulDescSetAttribute(p->product, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias, sizeof bias));
     CUBLAS_CHECK(cublasLtMatmul(dev->state.gemm->handle, p->product, &one, a, p->a, b, p->b, &beta, c, p->c, c, p->c, &p->algorithm, dev->state.scratch,
                                 (size_t)i64_min(GEMM_WORKSPACE, dev->state.scratch_bytes), dev->state.stream));

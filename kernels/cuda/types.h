@@ -46,6 +46,7 @@ typedef struct {
     int index; /* of the GPU on this host */
     int multiprocessors;
     i64 shared_bytes; /* that a block may ask for */
+    int wgmma;        /* it has the instructions of sm_90a, and the kernels that use them were compiled */
     struct GemmState *gemm; /* gemm.cuh's handle and plans */
     MarkPool marks;
     PinnedSlot pinned[PINNED_SLOTS];
