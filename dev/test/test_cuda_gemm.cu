@@ -5,6 +5,7 @@
    2^-24 away. Where something is added to a bf16 result (a bias, the old dinp), cuBLASLt may round the sum first: twice, sqrt(2) as much in
    norm and 2 u at most, as an H200 shows at small shapes.                                                                          */
 #include "cuda_support.h"
+#include "reference.h"
 
 static Device device;
 
@@ -33,15 +34,9 @@ static void test_shape(i64 rows, i64 IC, i64 OC) {
     real *d_add = upload_real(old_dinp, rows * IC), *d_out = unset_real(rows * OC), *d_plain = unset_real(rows * OC), *d_dinp = unset_real(rows * IC);
     accum *d_dweight = upload_accum(old_dweight, OC * IC);
     double *out = zeros(rows * OC), *plain = zeros(rows * OC), *dinp = zeros(rows * IC), *sum = copy_of(old_dinp, rows * IC), *dweight = copy_of(old_dweight, OC * IC);
-    for (i64 r = 0; r < rows; r++)
-        for (i64 o = 0; o < OC; o++) {
-            for (i64 i = 0; i < IC; i++) {
-                plain[r * OC + o] += inp[r * IC + i] * weight[o * IC + i];
-                dinp[r * IC + i] += dout[r * OC + o] * weight[o * IC + i];
-                dweight[o * IC + i] += dout[r * OC + o] * inp[r * IC + i];
-            }
-            out[r * OC + o] = plain[r * OC + o] + bias[o];
-        }
+    reference_linear(out, inp, weight, bias, rows, IC, OC);
+    reference_linear(plain, inp, weight, NULL, rows, IC, OC);
+    reference_linear_backward(dinp, dweight, dout, inp, weight, rows, IC, OC);
     for (i64 i = 0; i < rows * IC; i++) sum[i] += dinp[i];
     linear_forward(dev, d_out, OC, d_inp, d_weight, d_bias, rows, IC, OC);
     linear_forward(dev, d_plain, OC, d_inp, d_weight, NULL, rows, IC, OC);

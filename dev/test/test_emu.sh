@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# test_emu.sh [PROGRAM [FLAGS...]] - the whole CUDA program against the fp64 referee: tiny GPT-2 and Llama, every scheme and two hybrids, 1, 2 and 4 ranks.
+# test_emu.sh [PROGRAM [FLAGS...]] - the whole CUDA program against the fp64 referee: tiny GPT-2 and Llama, every scheme of the table and two hybrids, 1, 2 and 4 ranks.
 #
 # PROGRAM: ./train_gpt_emu unless told; dev/gpu_check.sh gives train_gpt --comm mpi, and REFEREE. What is compared, and the bounds: check_runs.py.
 set -euo pipefail
@@ -8,6 +8,7 @@ source "$(dirname "$0")/../../scripts/common.sh"
 
 program=${1:-./train_gpt_emu} referee=${REFEREE:-./train_gpt_fp64}
 shift $(($# > 0))
+schemes=$(list_schemes "$referee")
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
@@ -58,7 +59,7 @@ run_model() { # MODEL FLAGS...
         flags="--model $work/$model-weights"
         run_case $model referee 1 "$referee" $flags
         run_case $model single 1 "$program" $flags
-        for scheme in tp tpsp ulysses ring odysseus; do
+        for scheme in $schemes; do
             for ranks in 1 2 4; do run_case $model $scheme-$ranks $ranks "$program" $flags --sp $scheme; done
         done
         run_case $model ulysses-ring2-2 2 "$program" $flags --sp ulysses --ring 2
