@@ -27,31 +27,10 @@
 
 /* ---- the context: attention over the ring, every scheme's ---------------------------------------------------------------- */
 
-/* The positions of the ring rank that is `hops` behind this one: whose keys and values are here after so many hops. */
-static inline TokenMap ring_visitor(const Model *m, i64 hops) {
-    i64 R = m->mesh.shape.ring;
-    return token_map(m->layout, m->L, (int)R, (int)((m->mesh.ring_rank - hops + R) % R));
-}
-
-static inline i64 ring_kv_count(const Model *m) { return ring_rows(m) * 2 * m->kv_heads_l * m->config.head_dim; }
-
-/* Does this rank see anything of the keys that are here at `hop`? Its own come first, of which every query sees one. */
-static inline int ring_sees(const Model *m, i64 hop) {
-    TokenMap kv_map = ring_visitor(m, hop);
-    return hop == 0 || causal_pairs(&m->ring_map, &kv_map) > 0;
-}
-
-/* The last hop at which it does. Attention rounds its sums to the compute type there. */
-static inline i64 ring_last_hop(const Model *m) {
-    i64 hop = m->mesh.shape.ring - 1;
-    while (!ring_sees(m, hop)) hop--;
-    return hop;
-}
-
 static inline void ring_forward(Model *m, AttentionSaved *s) {
     const Comm *ring = &m->mesh.ring;
     AttentionShape shape = attention_shape(m);
-    i64 kv_count = ring_kv_count(m), out_count = ring_rows(m) * m->heads_l * m->config.head_dim, last = ring_last_hop(m);
+    i64 kv_count = kv_count_own(m), out_count = ring_rows(m) * m->heads_l * m->config.head_dim, last = visitor_last(m);
     ArenaMark mark = arena_mark(&m->arena);
     accum *out = real_is_accum() ? (accum *)s->out : ring->size > 1 ? take_accum(m, MEM_WORKSPACE, out_count) : NULL;
     real *flying[2] = {NULL, NULL};
@@ -63,8 +42,8 @@ static inline void ring_forward(Model *m, AttentionSaved *s) {
         if (hop + 1 < ring->size)
             next = comm_ring_start(&m->fabric, ring, tag(BLOCK_ATTENTION, m->phase, WHAT_ACTIVATION), arriving, kv, kv_count, DTYPE_REAL);
         if (hop == 0) zero_prefetch(&m->zero);
-        if (ring_sees(m, hop))
-            attention_forward(&m->dev, out, hop == last ? s->out : NULL, s->lse, s->q, kv, shape, m->ring_map, ring_visitor(m, hop), hop > 0);
+        if (visitor_seen(m, hop))
+            attention_forward(&m->dev, out, hop == last ? s->out : NULL, s->lse, s->q, kv, shape, m->ring_map, visitor_map(m, hop), hop > 0);
         comm_wait(&m->fabric, next);
         kv = arriving;
     }
@@ -82,9 +61,9 @@ typedef struct {
 
 /* One stop: mine (accum; NULL: the result itself) = this rank's share of the gradient of `kv`; adds to dq. */
 static inline void ring_backward_block(Model *m, AttentionSaved *s, RingSums *sums, accum *mine, const real *kv, i64 hop) {
-    if (ring_sees(m, hop))
-        attention_backward(&m->dev, sums->dq_sum, hop == ring_last_hop(m) ? sums->dq : NULL, mine, mine ? NULL : sums->dkv, s->q, kv, sums->dout,
-                           s->lse, sums->delta, attention_shape(m), m->ring_map, ring_visitor(m, hop), hop > 0);
+    if (visitor_seen(m, hop))
+        attention_backward(&m->dev, sums->dq_sum, hop == visitor_last(m) ? sums->dq : NULL, mine, mine ? NULL : sums->dkv, s->q, kv, sums->dout,
+                           s->lse, sums->delta, attention_shape(m), m->ring_map, visitor_map(m, hop), hop > 0);
     else zero_fill(&m->dev, mine, sums->count * accum_size());
 }
 
@@ -92,7 +71,7 @@ static inline void ring_backward_block(Model *m, AttentionSaved *s, RingSums *su
    ranks found for this rank's own keys and values, flies while the caller works on dq: the transfers hide. */
 static inline ContextBackward ring_backward(Model *m, AttentionSaved *s, real *dq, real *dkv, const real *dout) {
     const Comm *ring = &m->mesh.ring;
-    i64 kv_count = ring_kv_count(m), rows_heads = ring_rows(m) * m->heads_l;
+    i64 kv_count = kv_count_own(m), rows_heads = ring_rows(m) * m->heads_l;
     Tag t = tag(BLOCK_ATTENTION, PHASE_BACKWARD, WHAT_ACTIVATION);
     ContextBackward h = {dkv, (accum *)dkv, NULL, NULL, kv_count};
     RingSums sums = {dq, dkv, (accum *)dq, dout, NULL, kv_count};
@@ -154,22 +133,15 @@ static const Context CONTEXT_RING = {
 
 /* ---- the scheme `ring` -------------------------------------------------------------------------------------------------- */
 
-static inline int ring_refuses(const Config *c, const MeshShape *shape, char *why, size_t size) {
-    (void)c;
-    if (shape->head == 1) return 0;
-    snprintf(why, size, "it has no head axis, but %lld ranks / dp %lld / ring %lld leaves %lld; use --ring %lld", (long long)shape->world,
-             (long long)shape->dp, (long long)shape->ring, (long long)shape->head, (long long)(shape->world / shape->dp));
-    return 1;
-}
-
 static const Scheme SCHEME_RING = {
     .name = "ring",
     .help = "KV blocks travel a ring, online-softmax merge; MLP local; weights by ZeRO-3",
+    .context = &CONTEXT_RING,
     .replicated_stream = 0,
     .ring_takes_all = 1,
     .rope_on_own = 0,
     .splits = splits_nothing,
-    .refuses = ring_refuses,
+    .refuses = refuse_any_head_axis,
     .attention_keep = NULL,
     .attention_forward = local_attention_forward,
     .attention_backward = local_attention_backward,

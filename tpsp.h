@@ -169,6 +169,7 @@ static inline void tp_volume(Ledger *l, const Config *c, const Mesh *m, i64 L, i
 static const Scheme SCHEME_TP = {
     .name = "tp",
     .help = "heads and MLP split, all-reduce after each; the stream is whole on every rank",
+    .context = NULL,
     .replicated_stream = 1,
     .ring_takes_all = 0,
     .rope_on_own = 0,
@@ -185,6 +186,7 @@ static const Scheme SCHEME_TP = {
 static const Scheme SCHEME_TPSP = {
     .name = "tpsp",
     .help = "heads and MLP split, all-gather in and reduce-scatter out; the stream is split by tokens",
+    .context = NULL,
     .replicated_stream = 0,
     .ring_takes_all = 0,
     .rope_on_own = 0,

@@ -133,7 +133,7 @@ static Use *model_order(const Config *c, int *uses) {
 /* Lay out a model for `rank` of `base` (collective), or of an imagined world. `m` must not move afterwards; model_free. */
 static void model_init(Model *m, const ModelOptions *o, Wire base, int imagined, int rank) {
     memset(m, 0, sizeof *m);
-    m->config = o->config, m->scheme = o->scheme, m->context = &CONTEXT_RING, m->layout = o->layout;
+    m->config = o->config, m->scheme = o->scheme, m->context = o->scheme->context ? o->scheme->context : &CONTEXT_RING, m->layout = o->layout;
     m->L = o->L, m->B = o->B, m->recompute = o->recompute;
     device_init(&m->dev, &o->place, imagined);
     fabric_init(&m->fabric, &m->dev, &m->ledger, (int)o->shape.world, o->overlap, o->comm);

@@ -104,6 +104,7 @@ static inline void ulysses_volume(Ledger *l, const Config *c, const Mesh *m, i64
 static const Scheme SCHEME_ULYSSES = {
     .name = "ulysses",
     .help = "all-to-all turns tokens into heads and back; MLP local; weights by ZeRO-3",
+    .context = NULL,
     .replicated_stream = 0,
     .ring_takes_all = 0,
     .rope_on_own = 1,

@@ -106,6 +106,32 @@ static inline void local_mlp_backward(Model *m, MlpSaved *s, real *dxn, const re
     arena_release(&m->arena, mark);
 }
 
+/* ---- what contexts share: the ring ranks' keys come in turns, the own ones first --------------------------------------------- */
+
+/* Elements of one ring rank's kv (L/R, B, 2, kv_heads_l, HS). */
+static inline i64 kv_count_own(const Model *m) { return ring_rows(m) * 2 * m->kv_heads_l * m->config.head_dim; }
+
+/* The ring rank whose keys and values come at `turn`, and their positions. */
+static inline i64 visitor_rank(const Model *m, i64 turn) {
+    i64 R = m->mesh.shape.ring;
+    return (m->mesh.ring_rank - turn + R) % R;
+}
+
+static inline TokenMap visitor_map(const Model *m, i64 turn) { return token_map(m->layout, m->L, (int)m->mesh.shape.ring, (int)visitor_rank(m, turn)); }
+
+/* Does this rank see anything of them? Of its own every query sees one. */
+static inline int visitor_seen(const Model *m, i64 turn) {
+    TokenMap kv_map = visitor_map(m, turn);
+    return turn == 0 || causal_pairs(&m->ring_map, &kv_map) > 0;
+}
+
+/* The last turn at which it does. Attention rounds its sums to the compute type there. */
+static inline i64 visitor_last(const Model *m) {
+    i64 turn = m->mesh.shape.ring - 1;
+    while (!visitor_seen(m, turn)) turn--;
+    return turn;
+}
+
 /* ---- attention of this rank's heads over its ring-local tokens ------------------------------------------------------------ */
 
 /* out (L/R, B, C) = attention of xn (L/R, B, C) with this rank's heads and its columns of the output projection, without bias:

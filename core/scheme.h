@@ -73,6 +73,7 @@ typedef struct {
 
 typedef struct Scheme {
     const char *name, *help;
+    const struct Context *context;   /* of a scheme that is a context and nothing besides; NULL: whichever is chosen */
     int replicated_stream;           /* 1: every head rank holds the whole ring-local stream */
     int ring_takes_all;              /* 1: it has no head axis; without --ring the ring is all that dp leaves */
     int rope_on_own;                 /* 1: q and k are made on the own tokens only, then sent to the ranks of their heads */
@@ -174,6 +175,15 @@ static inline int refuse_head_axis(const Config *c, const MeshShape *shape, int 
     n += snprintf(why + n, size - (size_t)n, "; the nearest that does: %lld", (long long)below);
     if (above) n += snprintf(why + n, size - (size_t)n, " or %lld", (long long)above);
     snprintf(why + n, size - (size_t)n, " (head axis = ranks / dp / ring)");
+    return 1;
+}
+
+/* Of a scheme without a head axis. */
+static inline int refuse_any_head_axis(const Config *c, const MeshShape *shape, char *why, size_t size) {
+    (void)c;
+    if (shape->head == 1) return 0;
+    snprintf(why, size, "it has no head axis, but %lld ranks / dp %lld / ring %lld leaves %lld; use --ring %lld", (long long)shape->world,
+             (long long)shape->dp, (long long)shape->ring, (long long)shape->head, (long long)(shape->world / shape->dp));
     return 1;
 }
 

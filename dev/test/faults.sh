@@ -82,12 +82,12 @@ S="test_schemes 4 1 2 4"
 SHIFTED='s/^( *)(dataset_column\(d, sequence, \&m->own_map, 1, targets, b, m->B\);)/\1\2 for (i64 i = 0; i < m->T_own; i++) targets[i * m->B + b] = tokens[(m->own_first + (i + 1) % m->T_own) * m->B + b];/'
 # shellcheck disable=SC2086
 {
-fault 'ring: blocks are not merged' ring.h '0,/ring_visitor\(m, hop\), hop > 0\)/s//ring_visitor(m, hop), 0)/' $S
-fault 'ring: query gradients of earlier blocks are lost' ring.h 's/(attention_shape\(m\), m->ring_map, ring_visitor\(m, hop\)), hop > 0/\1, 0/' $S
+fault 'ring: blocks are not merged' ring.h '0,/visitor_map\(m, hop\), hop > 0\)/s//visitor_map(m, hop), 0)/' $S
+fault 'ring: query gradients of earlier blocks are lost' ring.h 's/(attention_shape\(m\), m->ring_map, visitor_map\(m, hop\)), hop > 0/\1, 0/' $S
 fault 'ring: a share that nobody made is sent on' ring.h 's/^ +else zero_fill\(.*$//' $S
 fault 'ring: the exchange is skipped' ring.h '0,/kv = arriving;/s//kv = s->kv;/' $S
 fault 'ring: gradients never come home' ring.h 's/^    sum_parts\(\&m->dev, h->dkv_sum.*$//' $S
-fault 'ring: visitors taken for their neighbours' ring.h 's/ring_rank - hops \+ R/ring_rank - hops + 1 + R/' $S
+fault 'ring: visitors taken for their neighbours' core/blocks.h 's/ring_rank - turn \+ R/ring_rank - turn + 1 + R/' $S
 fault 'zigzag: second chunk shifted' core/positions.h 's/2 \* ranks - 1 - rank/2 * ranks - 2 - rank/' $S
 fault 'stripe: contiguous instead' core/positions.h 's/layout == RING_CONTIGUOUS\)/layout != RING_ZIGZAG)/' test_positions 1
 fault 'tp: bias gradient over all tokens on every rank' tpsp.h 's/dstream \+ m->own_first \* m->B \* m->config.dim, own_rows\(m\)/dstream, stream_rows(m)/' $S
@@ -159,7 +159,7 @@ emulated 'cuda: queries that see nothing keep what was there' kernels/cuda/atten
 emulated 'cuda: a tail one short' kernels/cuda/reduce.cuh 's/i < left \? bf16_float/i < left - 1 ? bf16_float/' test_cuda_ops
 emulated 'cuda: the order of sums in dq not kept' kernels/cuda/attention_backward.cuh 's/counter_wait\(/if (0) counter_wait(/' test_cuda_attention
 caught 'self-check: attention exchange skipped' ring.h '0,/kv = arriving;/s//kv = s->kv;/' 'self-check: token [0-9]+ of sequence 0 reached [0-9]+ of the' 4 --sp ring --selfcheck on
-caught 'self-check: a hop of the ring is lost, and the layers above make up for it' ring.h '0,/if \(ring_sees\(m, hop\)\)/s//if (ring_sees(m, hop) \&\& hop != 2)/' 'self-check: token [0-9]+ of sequence 0 reached [0-9]+ of the' 4 --sp ring --ring-layout contiguous
+caught 'self-check: a hop of the ring is lost, and the layers above make up for it' ring.h '0,/if \(visitor_seen\(m, hop\)\)/s//if (visitor_seen(m, hop) \&\& hop != 2)/' 'self-check: token [0-9]+ of sequence 0 reached [0-9]+ of the' 4 --sp ring --ring-layout contiguous
 caught 'self-check: one sender of an all-to-all is lost' ulysses.h '0,/^    m->context->forward\(m, s\);/s//    zero_fill(\&m->dev, s->kv, ulysses_kv_part(m) * real_size());\n&/' 'self-check: token [0-9]+ of sequence 0 reached [0-9]+ of the' 4 --sp ulysses
 caught 'self-check: a norm looks at the next row' kernels/cpu/norm.h 's/x, row_mean, rstd\[r\], weight/x, row_mean, rstd[r] * (1 + (delta || r + 1 == rows ? 0 : x[C])), weight/' 'self-check: changing token [0-9]+ of sequence 0 moved position' 1 --selfcheck on
 caught 'self-check: all-gather into attention skipped' tpsp.h 's/e\.gathered, x, own_rows/e.gathered, e.gathered, own_rows/' 'self-check: token [0-9]+ of sequence 0 reached 0 of the' 4 --selfcheck on
