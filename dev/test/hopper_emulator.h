@@ -85,6 +85,7 @@ template <int RANK> static int box_is_right(int swizzle, int inner, const int *c
     }
     CUDA_CHECK(cudaFree(tensor));
     CUDA_CHECK(cudaFree(out));
+    CUDA_CHECK(cudaStreamDestroy(stream));
     free(numbers);
     return right;
 }
@@ -99,10 +100,9 @@ typedef struct {
 static OperandLayout operand_layout(int swizzle, int turned, int rows) {
     int width = SWIZZLES[swizzle].width, atom = 8 * width;
     OperandLayout l = {swizzle, turned, rows, !turned && swizzle ? width / 2 : 16, 0, 0};
-    if (!swizzle) l.leading = turned ? 128 * rows / 8 + 256 : 128 + 16, l.stride = turned ? 128 + 16 : 288;
+    if (!swizzle) l.leading = turned ? (128 + 16) * (rows / 8) + 256 : 128 + 16, l.stride = turned ? 128 + 16 : 288;
     else if (turned) l.stride = 2 * atom, l.leading = 5 * atom;
-    else l.stride = 3 * atom / 3 * 2, l.leading = 16;
-    if (!swizzle && turned) l.leading = (128 + 16) * (rows / 8) + 256;
+    else l.stride = 2 * atom, l.leading = 16;
     return l;
 }
 
@@ -188,6 +188,7 @@ template <int N, bool A_TURNED, bool B_TURNED, bool IN_REGISTERS> static int pro
     CUDA_CHECK(cudaFree(a));
     CUDA_CHECK(cudaFree(b));
     CUDA_CHECK(cudaFree(out));
+    CUDA_CHECK(cudaStreamDestroy(stream));
     free(host);
     return right;
 }
