@@ -123,8 +123,9 @@ static void run_forward(Device *dev, const Case *c, Buffers *d) {
     for (int i = 0; i < c->blocks; i++) {
         AttentionShape s = c->s;
         s.Tk = c->kv_map[i].count;
-        attention_forward(dev, d->out, i + 1 == c->blocks ? d->out_rounded : NULL, d->lse, d->q, d->kv + first * s.B * 2 * s.kv_heads * s.head_dim, s,
-                          c->q_map, c->kv_map[i], i > 0);
+        attention_forward(dev, d->out, i + 1 == c->blocks ? d->out_rounded : NULL, d->lse, d->q,
+                          d->kv + first * s.B * 2 * s.kv_heads * s.head_dim,
+                          attention_call(s, c->q_map, c->kv_map[i], i > 0));
         first += s.Tk;
     }
     CUDA_CHECK(cudaDeviceSynchronize());
@@ -138,8 +139,9 @@ static void run_backward(Device *dev, const Case *c, Buffers *d) {
         AttentionShape s = c->s;
         s.Tk = c->kv_map[i].count;
         i64 at = first * s.B * 2 * s.kv_heads * s.head_dim;
-        attention_backward(dev, d->dq, i + 1 == c->blocks ? d->dq_rounded : NULL, d->dkv + at, d->dkv_rounded ? d->dkv_rounded + at : NULL, d->q, d->kv + at,
-                           d->dout, d->final_lse, d->delta, s, c->q_map, c->kv_map[i], c->add || i > 0);
+        attention_backward(dev, d->dq, i + 1 == c->blocks ? d->dq_rounded : NULL, d->dkv + at,
+                           d->dkv_rounded ? d->dkv_rounded + at : NULL, d->q, d->kv + at, d->dout, d->final_lse,
+                           d->delta, attention_call(s, c->q_map, c->kv_map[i], c->add || i > 0));
         first += s.Tk;
     }
     CUDA_CHECK(cudaDeviceSynchronize());
