@@ -39,7 +39,7 @@ typedef struct {
     i64 room;
     void *to;              /* device memory that `received` goes to, of `bytes` bytes; NULL: not staged, or done */
     i64 bytes;
-    cudaEvent_t done;      /* made with the first use of the request */
+    cudaEvent_t begun, done; /* made with the first use of the request; begun: it is the comm stream's turn */
     int flying, launched;  /* on the comm stream, not waited for yet; or waited for, and perhaps not over */
     int on_wire;           /* staged: not seen to be over */
     Mark began, ended;     /* where the step is traced */
@@ -72,8 +72,11 @@ static inline void transfer_unpin(Transfer *t) {
 
 static inline void transfer_free(Transfer *t) {
     transfer_unpin(t);
-    if (t->done) CUDA_CHECK(cudaEventDestroy(t->done));
-    t->done = NULL;
+    if (t->done) {
+        CUDA_CHECK(cudaEventDestroy(t->begun));
+        CUDA_CHECK(cudaEventDestroy(t->done));
+    }
+    t->begun = t->done = NULL;
 }
 
 /* ---- staged ---- */
@@ -104,9 +107,13 @@ static inline void transfer_arrived(Device *dev, Transfer *t) {
 
 /* From here on the comm stream sees what the compute stream has been asked so far. */
 static inline void transfer_begin(Device *dev, Links *l, Transfer *t) {
-    if (!t->done) CUDA_CHECK(cudaEventCreateWithFlags(&t->done, cudaEventDisableTiming));
+    if (!t->done) {
+        CUDA_CHECK(cudaEventCreateWithFlags(&t->begun, cudaEventDisableTiming));
+        CUDA_CHECK(cudaEventCreateWithFlags(&t->done, cudaEventDisableTiming));
+    }
     CUDA_CHECK(cudaEventRecord(l->ready, dev->state.stream));
     CUDA_CHECK(cudaStreamWaitEvent(l->stream, l->ready, 0));
+    CUDA_CHECK(cudaEventRecord(t->begun, l->stream));
     if (dev->trace) t->began = stream_mark(dev, l->stream);
 }
 
@@ -262,8 +269,11 @@ static inline void transfer_poll(Device *dev, Transfer *t) {
     if (t->on_wire && wire_test(&t->wire)) transfer_arrived(dev, t);
 }
 
-/* Is the device still at it, though the host waits no more? */
+/* Is the device not done with it, though the host waits no more? */
 static inline int transfer_pending(Transfer *t) { return t->launched && cudaEventQuery(t->done) == cudaErrorNotReady; }
+
+/* Is the device at it: is all that comes before it done, so that only other ranks can keep it? */
+static inline int transfer_is_under_way(Transfer *t) { return transfer_pending(t) && cudaEventQuery(t->begun) != cudaErrorNotReady; }
 
 static inline void transfer_wait(Device *dev, Links *l, Transfer *t) {
     if (t->flying) {
