@@ -3,6 +3,7 @@
    nccl    start   the comm stream waits for what the compute stream has been asked so far, then moves the bytes; an event marks the end
            wait    the compute stream waits for the event; the host does not                    compute ==ready==> comm ==done==> compute
            All groups share the one stream, so every rank launches its collectives in the order of the program.
+           Attention, whose blocks leave none of NCCL's room, starts after the oldest transfer that flies (attention_yield).
    staged  start   what this rank sends is copied out, once the stream has made it; then the wire starts        device -> pinned -> wire
            wait    the wire first, then what arrived is copied in, ahead of what the stream does next           wire -> pinned -> device
            Several ranks can share a GPU, any MPI will do. The host waits for the stream at every start: nothing hides behind own work.
@@ -55,6 +56,8 @@ typedef struct {
     int waits, room;
     void *link[LINKS]; /* the communicators; the first is the world's */
     int links;
+    const Transfer *flying[COMM_REQUESTS]; /* those that the compute stream has not been told to wait for, in the order of the comm stream */
+    int flights;
 } Links;
 
 static inline void transfer_clear(Transfer *t, CommOp op) {
@@ -121,6 +124,17 @@ static inline void transfer_launched(Device *dev, Links *l, Transfer *t) {
     if (dev->trace) t->ended = stream_mark(dev, l->stream);
     CUDA_CHECK(cudaEventRecord(t->done, l->stream));
     t->flying = t->launched = 1;
+    l->flying[l->flights++] = t;
+    dev->state.transfer = l->flying[0]->begun;
+}
+
+/* The compute stream has been told to wait for it. */
+static inline void transfer_landed(Device *dev, Links *l, const Transfer *t) {
+    int kept = 0;
+    for (int i = 0; i < l->flights; i++)
+        if (l->flying[i] != t) l->flying[kept++] = l->flying[i];
+    l->flights = kept;
+    dev->state.transfer = kept ? l->flying[0]->begun : NULL;
 }
 
 /* The compute stream waits; how long is measured by two events around it. */
@@ -139,6 +153,7 @@ static inline void transfer_join(Device *dev, Links *l, Transfer *t) {
     CUDA_CHECK(cudaStreamWaitEvent(dev->state.stream, t->done, 0));
     CUDA_CHECK(cudaEventRecord(w->after, dev->state.stream));
     t->flying = 0;
+    transfer_landed(dev, l, t);
 }
 
 /* Does a transfer go on after the host has waited for it? */

@@ -402,6 +402,7 @@ static inline void attention_backward_run(Device *dev, accum *dq, real *dq_round
                                           const real *dout, const accum *lse, const accum *delta, AttentionShape s, TokenMap q_map, TokenMap kv_map,
                                           int add) {
     attention_check(&s, &q_map, &kv_map);
+    attention_yield(dev);
     if (q_map.count == 0 || kv_map.count == 0) FAIL(THIS_RANK, "attention backward: a block of %lld queries and %lld keys; it needs both", (long long)q_map.count, (long long)kv_map.count);
     AttentionBackward a;
     memset(&a, 0, sizeof a);

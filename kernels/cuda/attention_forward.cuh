@@ -273,6 +273,7 @@ static inline void attention_forward_launch(Device *dev, AttentionForward a, con
 static inline void attention_forward_run(Device *dev, accum *out, real *rounded, accum *lse, const real *q, const real *kv, AttentionShape s,
                                          TokenMap q_map, TokenMap kv_map, int merge) {
     attention_check(&s, &q_map, &kv_map);
+    attention_yield(dev);
     AttentionForward a;
     memset(&a, 0, sizeof a);
     a.out = out, a.rounded = rounded, a.lse = lse, a.q = q, a.kv = kv, a.merge = merge;
