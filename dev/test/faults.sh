@@ -30,6 +30,7 @@ plant() { # plant WHAT FILE SED SOURCE PROGRAM: a copy of the sources with the f
     # the fault may leave something unused: no -Werror here
     local compile=(mpicc -x c -std=c11 -O2 $arch -ffp-contract=fast -fopenmp -fno-math-errno -D_GNU_SOURCE -DODYSSEUS_FP64 -w)
     [[ $source != dev/test/*.cu ]] || compile=(mpicxx -x c++ -std=c++20 -I"$copy/dev/emu" -O1 $arch -fopenmp -D_GNU_SOURCE -DODYSSEUS_CUDA -DODYSSEUS_HOPPER -DOMPI_SKIP_MPICXX -DMPICH_SKIP_MPICXX -w)
+    [[ $source != */test_simulator.c ]] || compile=(gcc -x c -std=c11 -O2 -fopenmp -D_GNU_SOURCE -DODYSSEUS_SIM -DODYSSEUS_NO_MPI -w)
     if ! "${compile[@]}" "$copy/$source" -o "$copy/$program" -lcjson -lm 2>"$copy/log"; then
         echo "not ok $n - $what: does not compile: $(head -n 1 "$copy/log")"
         failed=$((failed + 1))
@@ -158,6 +159,9 @@ emulated 'cuda: 48 KB of shared memory are not asked for' kernels/cuda/cuda.h 's
 emulated 'cuda: attention takes all registers before a transfer has begun' kernels/cuda/attention.cuh 's/if \(dev->state.transfer\)/if (0)/' test_cuda_attention small
 emulated 'transfers: attention waits for the newest to begin, and so for the older to end' core/transfer_cuda.h '/flights\+\+\] = t;/{n;s/l->flying\[0\]/t/}' test_transfers
 emulated 'transfers: what waits behind work counts as under way' core/transfer_cuda.h 's/ && cudaEventQuery\(t->begun\) != cudaErrorNotReady//' test_transfers
+fault 'zero: a share is rounded up on a CPU, too' core/zero.h 's/real_is_accum\(\) \? 1 :/0 ? 1 :/' test_memory 1
+fault 'zero: a share begins anywhere, between GPUs, too' core/zero.h 's/real_is_accum\(\) \? 1 :/1 ? 1 :/' test_simulator 1
+fault 'zero: the closed form knows no 16 bytes' core/zero.h 's/\(S - 1\) \* shard_elements/(S - 1) * ceil_div/' test_simulator 1
 emulated 'cuda: a barrier is missing' kernels/cuda/attention_forward.cuh 's@__syncthreads\(\); /\* V\(j\).*@@' test_cuda_attention small
 emulated 'cuda: another swizzle on one side' kernels/cuda/attention_backward.cuh 's/int first = swizzle<COLS>\(row, col\);/int first = swizzle<COLS>(row + 1, col) - COLS;/' test_cuda_attention small
 emulated 'cuda: rows not swizzled: right, but in the same banks' kernels/cuda/attention.cuh 's/\(\(\(col >> 3\) \^ \(row \& 7\)\) << 3\)/(col >> 3 << 3)/' test_cuda_attention small
