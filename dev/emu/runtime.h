@@ -10,7 +10,8 @@
    cudaMalloc poisons with 0xff, and is an allocation of its own: an address sanitizer sees one element too many.
 
    The environment says what this host has, and what goes wrong: EMU_DEVICES GPUs of EMU_ARCH (86: sm_86) with EMU_MEMORY MB free, EMU_DRIVER
-   the driver's CUDA version (11080; 0: no driver), EMU_NCCL (nccl.h). The kernels count as built for EMU_BUILT (80) and what comes after. */
+   the driver's CUDA version (11080; 0: no driver), EMU_NCCL (nccl.h). EMU_BUSY: whoever only looks finds work done no sooner than so many
+   seconds after it was asked for. The kernels count as built for EMU_BUILT (80) and what comes after. */
 #ifndef ODYSSEUS_EMU_RUNTIME_H
 #define ODYSSEUS_EMU_RUNTIME_H
 
@@ -32,10 +33,13 @@ struct EmuPoint {
     struct EmuStream *stream;
     int done;
     double seconds; /* when it was reached */
+    double asked;   /* when it was recorded */
+    int hangs;      /* behind a transfer that never ends */
 };
 struct EmuStream {
     std::deque<std::function<void()>> queue;
     int running, blocking, index; /* index: 0 of calls that name none, 1 of the first that was made, ... */
+    double asked;                 /* when something was asked for last */
 };
 struct EmuEvent {
     std::shared_ptr<EmuPoint> point; /* of the last record; NULL: none, which counts as reached */
@@ -55,9 +59,17 @@ static inline bool &emu_hangs(void) {
     return hangs;
 }
 
+static inline double emu_seconds(void) {
+    timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+/* Does what was asked for then still count as under way? */
+static inline bool emu_busy(double asked) { return emu_seconds() < asked + (double)emu_setting("EMU_BUSY", 0); }
+
 /* The stream of calls that name none. */
 static inline EmuStream *emu_stream(cudaStream_t s) {
-    static EmuStream zero = {{}, 0, 1, 0};
+    static EmuStream zero = {{}, 0, 1, 0, 0};
     return s ? s : &zero;
 }
 static inline std::vector<EmuStream *> &emu_streams(void) {
@@ -102,6 +114,7 @@ static inline bool emu_not_ready(void) {
 static inline void emu_enqueue(cudaStream_t stream, std::function<void()> work) {
     EmuStream *s = emu_stream(stream);
     s->queue.push_back(std::move(work));
+    s->asked = emu_seconds();
     if (emu_runs_early(s)) emu_drain(s, nullptr);
 }
 
@@ -119,7 +132,9 @@ static inline cudaError_t cudaStreamSynchronize(cudaStream_t s) {
     return cudaSuccess;
 }
 static inline cudaError_t cudaStreamQuery(cudaStream_t s) {
-    return emu_hangs() || (!emu_stream(s)->queue.empty() && emu_not_ready()) ? cudaErrorNotReady : cudaStreamSynchronize(s);
+    EmuStream *stream = emu_stream(s);
+    int busy = emu_busy(stream->asked) || (!stream->queue.empty() && emu_not_ready());
+    return emu_hangs() || busy ? cudaErrorNotReady : cudaStreamSynchronize(s);
 }
 static inline cudaError_t cudaDeviceSynchronize(void) {
     for (EmuStream *s : emu_streams()) emu_drain(s, nullptr);
@@ -144,11 +159,9 @@ static inline cudaError_t cudaEventDestroy(cudaEvent_t e) {
     return cudaSuccess;
 }
 static inline cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t s) {
-    std::shared_ptr<EmuPoint> point(new EmuPoint{emu_stream(s), 0, 0});
+    std::shared_ptr<EmuPoint> point(new EmuPoint{emu_stream(s), 0, 0, emu_seconds(), emu_hangs()});
     auto reach = [point] {
-        timespec t;
-        clock_gettime(CLOCK_MONOTONIC, &t);
-        point->seconds = (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+        point->seconds = emu_seconds();
         point->done = 1;
     };
     e->point = point;
@@ -161,7 +174,8 @@ static inline cudaError_t cudaEventSynchronize(cudaEvent_t e) {
     return cudaSuccess;
 }
 static inline cudaError_t cudaEventQuery(cudaEvent_t e) {
-    return emu_hangs() || (e->point && !e->point->done && emu_not_ready()) ? cudaErrorNotReady : cudaEventSynchronize(e);
+    EmuPoint *p = e->point.get();
+    return p && (p->hangs || emu_busy(p->asked) || (!p->done && emu_not_ready())) ? cudaErrorNotReady : cudaEventSynchronize(e);
 }
 static inline cudaError_t cudaStreamWaitEvent(cudaStream_t s, cudaEvent_t e, unsigned flags) {
     (void)flags;

@@ -32,6 +32,7 @@ plant() { # plant WHAT FILE SED SOURCE PROGRAM: a copy of the sources with the f
     local compile=(mpicc -x c -std=c11 -O2 $arch -ffp-contract=fast -fopenmp -fno-math-errno -D_GNU_SOURCE -DODYSSEUS_FP64 -w)
     [[ $source != dev/test/*.cu && $program != *_emu ]] || compile=(mpicxx -x c++ -std=c++20 -I"$copy/dev/emu" -O1 $arch -fopenmp -D_GNU_SOURCE -DODYSSEUS_CUDA
         -DODYSSEUS_HOPPER -DODYSSEUS_NCCL -DOMPI_SKIP_MPICXX -DMPICH_SKIP_MPICXX -w)
+    [[ $source != */test_simulator.c ]] || compile=(gcc -x c -std=c11 -O2 -fopenmp -D_GNU_SOURCE -DODYSSEUS_SIM -DODYSSEUS_NO_MPI -w)
     if ! "${compile[@]}" "$copy/$source" -o "$copy/$program" -lcjson -lm 2>"$copy/log"; then
         echo "not ok $n - $what: does not compile: $(head -n 1 "$copy/log")"
         failed=$((failed + 1))
@@ -193,6 +194,12 @@ emulated 'cuda: what was summed does not shrink with the base' kernels/cuda/atte
 emulated 'cuda: a base that is never raised' kernels/cuda/attention_forward.cuh 's/top\[m\]\[half\] \+ 8;/top[m][half] + 1e9f;/' test_cuda_attention small sm_80
 emulated 'cuda: a sum of gradients rounded before its last turn' kernels/cuda/attention_backward.cuh 's/step->last \&\& a.dq_rounded/a.dq_rounded/' test_cuda_attention small sm_80
 emulated 'cuda: queries that see nothing keep what was there' kernels/cuda/attention_backward.cuh 's/i < steps\[n % STEPS\].h/i < 0/' test_cuda_attention small sm_80
+emulated 'cuda: attention takes all registers before a transfer has begun' kernels/cuda/attention.cuh 's/if \(dev->state.transfer\)/if (0)/' test_cuda_attention small
+emulated 'transfers: attention waits for the newest to begin, and so for the older to end' core/transfer_cuda.h '/flights\+\+\] = t;/{n;s/l->flying\[0\]/t/}' test_transfers
+emulated 'transfers: what waits behind work counts as under way' core/transfer_cuda.h 's/ && cudaEventQuery\(t->begun\) != cudaErrorNotReady//' test_transfers
+fault 'zero: a share is rounded up on a CPU, too' core/zero.h 's/real_is_accum\(\) \? 1 :/0 ? 1 :/' test_memory 1
+fault 'zero: a share begins anywhere, between GPUs, too' core/zero.h 's/real_is_accum\(\) \? 1 :/1 ? 1 :/' test_simulator 1
+fault 'zero: the closed form knows no 16 bytes' core/zero.h 's/\(S - 1\) \* shard_elements/(S - 1) * ceil_div/' test_simulator 1
 emulated 'cuda: a tail one short' kernels/cuda/reduce.cuh 's/i < left \? bf16_float/i < left - 1 ? bf16_float/' test_cuda_ops
 emulated 'cuda: the order of sums in dq not kept' kernels/cuda/attention_backward.cuh 's/counter_wait\(/if (0) counter_wait(/' test_cuda_attention sm_80
 emulated 'cuda: blocks that trust blockIdx to be the order of starts' kernels/cuda/attention_backward.cuh 's/\*ticket = atomicAdd\(a.tickets, 1\);/*ticket = (int)blockIdx.x;/' test_cuda_attention small sm_80

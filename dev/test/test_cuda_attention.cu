@@ -431,7 +431,8 @@ static void test_far_forward(Case *c, Device *dev, AttentionShape s, FarTensor q
     i64 before = (s.heads - 1) / order.section * order.section, section = s.heads - before;
     for (int tile = 0; tile < order.tiles; tile++)
         for (int h = 2; h > 0; h--) emu_only().push_back((uint64_t)(before * order.tiles + (tile + 1) * section - h));
-    attention_forward(dev, (accum *)out.at, NULL, (accum *)lse.at, (real *)q.at, (real *)kv.at, s, c->q_map, c->kv_map[0], 0);
+    attention_forward(dev, (accum *)out.at, NULL, (accum *)lse.at, (real *)q.at, (real *)kv.at,
+                      attention_call(s, c->q_map, c->kv_map[0], 0));
     CUDA_CHECK(cudaDeviceSynchronize());
     emu_only().clear();
     double far_out = norm_distance(far_values(out, last * PAIR * 4, PAIR, FAR_TOKENS), c->out, FAR_TOKENS * PAIR);
@@ -459,8 +460,8 @@ static void test_far_backward(Case *c, Device *dev, AttentionShape s, FarTensor 
         reference_row_backward(c, row / 2, 0, row % 2, p);
     }
     emu_only().assign(1, 0);
-    attention_backward(dev, (accum *)dq.at, NULL, (accum *)dkv.at, NULL, (real *)q.at, (real *)kv.at, (real *)dout.at, (accum *)lse.at,
-                       (accum *)delta.at, s, c->q_map, c->kv_map[0], 0);
+    attention_backward(dev, (accum *)dq.at, NULL, (accum *)dkv.at, NULL, (real *)q.at, (real *)kv.at, (real *)dout.at,
+                       (accum *)lse.at, (accum *)delta.at, attention_call(s, c->q_map, c->kv_map[0], 0));
     CUDA_CHECK(cudaDeviceSynchronize());
     emu_only().clear();
     double far_q = gradient_distance(far_values(dq, 0, PAIR, FAR_TOKENS), c->want_dq, FAR_TOKENS * PAIR);
@@ -497,6 +498,34 @@ static void test_far(void) {
     release_all();
 }
 #endif
+/* Attention starts after the transfer that is asked for has begun: what its stream did before is seen by attention's. */
+static void test_yield(int backward) {
+    Case c;
+    memset(&c, 0, sizeof c);
+    c.s.B = c.s.heads = c.s.kv_heads = 1, c.s.Tq = c.s.Tk = 7, c.s.head_dim = 64;
+    c.q_map = c.kv_map[0] = run_of(0, 1, 7), c.blocks = 1;
+    random_case(&c);
+    Buffers d = upload_case(&c);
+    Device dev = case_device(&c);
+    d.final_lse = upload_accum(c.lse, q_rows(&c)), d.delta = upload_accum(c.delta, q_rows(&c));
+    d.out = unset_accum(q_elements(&c)), d.lse = unset_accum(q_rows(&c)), d.dq = unset_accum(q_elements(&c)), d.dkv = unset_accum(kv_elements(&c));
+    cudaStream_t comm;
+    char *mark = (char *)device_take(1), seen = 0;
+    CUDA_CHECK(cudaStreamCreateWithFlags(&comm, cudaStreamNonBlocking));
+    CUDA_CHECK(cudaEventCreateWithFlags(&dev.state.transfer, cudaEventDisableTiming));
+    CUDA_CHECK(cudaMemsetAsync(mark, 1, 1, comm));
+    CUDA_CHECK(cudaEventRecord(dev.state.transfer, comm));
+    if (backward) attention_backward(&dev, d.dq, NULL, d.dkv, NULL, d.q, d.kv, d.dout, d.final_lse, d.delta,
+                                     attention_call(c.s, c.q_map, c.kv_map[0], 0));
+    else attention_forward(&dev, d.out, NULL, d.lse, d.q, d.kv, attention_call(c.s, c.q_map, c.kv_map[0], 0));
+    CUDA_CHECK(cudaMemcpyAsync(&seen, mark, 1, cudaMemcpyDeviceToHost, dev.state.stream));
+    CUDA_CHECK(cudaStreamSynchronize(dev.state.stream));
+    check(seen == 1, "attention %s waits for a transfer to begin", backward ? "backward" : "forward");
+    CUDA_CHECK(cudaDeviceSynchronize());
+    CUDA_CHECK(cudaEventDestroy(dev.state.transfer));
+    CUDA_CHECK(cudaStreamDestroy(comm));
+    release_all();
+}
 
 static void test_head_dims(void) {
     int right = 1;
@@ -517,6 +546,7 @@ int main(int argc, char **argv) {
     watch_device(300);
     need_wgmma();
     test_head_dims();
+    test_yield(0), test_yield(1);
     for (i64 HS = 8; HS <= 128; HS += small ? 56 : 24) test_delta(77, HS);
     test_delta(1, 128);
 

@@ -58,6 +58,12 @@ static inline void attention_check(const AttentionCall *c) {
     attention_check_map(&c->q_map, "queries"), attention_check_map(&c->kv_map, "keys");
 }
 
+/* Blocks of attention hold a multiprocessor's registers for up to milliseconds, and NCCL's find no room beside them. So a transfer that is
+   asked for begins first: the stream waits for that moment, not for its end. What is queued behind it follows as blocks end, by priority. */
+static inline void attention_yield(Device *dev) {
+    if (dev->state.transfer) CUDA_CHECK(cudaStreamWaitEvent(dev->state.stream, dev->state.transfer, 0));
+}
+
 /* ---- tiles of a token map ---- */
 
 typedef struct {

@@ -402,6 +402,7 @@ static inline void attention_backward_run(Device *dev, accum *dq, real *dq_round
                                           const real *dout, const accum *lse, const accum *delta, AttentionCall c) {
     const AttentionShape s = c.shape;
     attention_check(&c);
+    attention_yield(dev);
     if (c.q_map.count == 0 || c.kv_map.count == 0)
         FAIL(THIS_RANK, "attention backward: a block of %lld queries and %lld keys; it needs both", (long long)c.q_map.count,
              (long long)c.kv_map.count);

@@ -274,6 +274,7 @@ static inline void attention_forward_run(Device *dev, accum *out, real *rounded,
                                          AttentionCall c) {
     const AttentionShape s = c.shape;
     attention_check(&c);
+    attention_yield(dev);
     AttentionForward a;
     memset(&a, 0, sizeof a);
     a.out = out, a.rounded = rounded, a.lse = lse, a.q = q, a.kv = kv, a.merge = c.merge;
