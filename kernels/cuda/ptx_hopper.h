@@ -39,6 +39,9 @@ static inline void tensor_map_encode(TensorMap *map, int type, const void *globa
         FAIL(THIS_RANK, "CUDA: cuTensorMapEncodeTiled: error %d (%lld elements side by side at %p)", (int)e, (long long)dims[0], global);
 }
 
+/* End the kernel with an error. */
+__device__ __forceinline__ void kernel_trap(void) { asm volatile("trap;"); }
+
 /* ---- barriers in shared memory ---- */
 
 typedef struct __attribute__((aligned(8))) { uint64_t word; } Mbarrier;
@@ -71,7 +74,7 @@ __device__ __forceinline__ void mbarrier_wait(Mbarrier *b, int parity) {
     asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(begin));
     while (!mbarrier_try(b, parity)) {
         asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now));
-        if (now - begin > WATCHDOG_SECONDS * 1000000000ull) asm volatile("trap;");
+        if (now - begin > WATCHDOG_SECONDS * 1000000000ull) kernel_trap();
     }
 #else
     while (!mbarrier_try(b, parity)) {}
@@ -178,5 +181,7 @@ template <int N, bool B_TURNED> __device__ __forceinline__ void wgmma_rs(float (
 #else
 #define HOPPER_CODE 1
 template <int N> static inline void wgmma_hold(float (&d)[N]) { (void)d; }
+static inline void proxy_fence_global(void) {}
+static inline void kernel_trap(void) { abort(); }
 #endif
 #endif
