@@ -32,18 +32,26 @@ typedef struct {
     AttentionBackward a;
 } HopperBackward;
 
+/* What all of a block's warps know, in shared memory: KV tile j of a KV head, and the steps. */
+typedef struct {
+    AttentionTile kv;
+    int j, kv_head, head; /* head: the group's first query head, of all sequences */
+    int low, done;        /* query tiles below `low` do not see the KV tile, those below `done` see no later one */
+    int steps;
+} BackwardBlock;
+
 template <int HD, int BM, int BN> struct HopperBackwardTile {
     static constexpr int STAGES = 2, THREADS = 3 * GROUP_THREADS, WARPS = 8;
     static constexpr int Q_N = BM == 64 ? HD / 2 : HD; /* columns of dQ in a warpgroup */
     static constexpr int TILES = 2 * BN * HD + STAGES * (2 * BM * HD + BM * BN);
     static constexpr int BARRIERS = 1 + 6 * STAGES;
     static constexpr int SHARED_BYTES = TILES * (int)sizeof(bf16) + STAGES * (BM * HD + 2 * BM) * (int)sizeof(float) + BARRIERS * (int)sizeof(Mbarrier) +
-                                        (int)sizeof(int);
+                                        (int)sizeof(BackwardBlock);
     static_assert(BN == 128 && Q_N == 64, "two warpgroups of 64 keys, and of 64 columns of dQ");
     bf16 *k, *v, *q, *dout, *ds; /* the last three stage after stage, and all below */
     float *dq, *lse, *delta;
     Mbarrier *kv_full, *q_full, *q_empty, *dout_full, *dout_empty, *dq_full, *dq_empty;
-    int *ticket; /* of this block: what it works on */
+    BackwardBlock *block;
     static __device__ __forceinline__ HopperBackwardTile make(void) {
         HopperBackwardTile t;
         SHARED_DYNAMIC_ALIGNED(bf16, shared, 1024);
@@ -51,7 +59,7 @@ template <int HD, int BM, int BN> struct HopperBackwardTile {
         t.dq = (float *)(t.ds + STAGES * BM * BN), t.lse = t.dq + STAGES * BM * HD, t.delta = t.lse + STAGES * BM;
         t.kv_full = (Mbarrier *)(t.delta + STAGES * BM), t.q_full = t.kv_full + 1, t.q_empty = t.q_full + STAGES;
         t.dout_full = t.q_empty + STAGES, t.dout_empty = t.dout_full + STAGES, t.dq_full = t.dout_empty + STAGES, t.dq_empty = t.dq_full + STAGES;
-        t.ticket = (int *)(t.dq_empty + STAGES);
+        t.block = (BackwardBlock *)(t.dq_empty + STAGES);
         return t;
     }
 };
@@ -66,18 +74,12 @@ template <int SIZE> __device__ __forceinline__ int tiles_before(const AttentionM
     return n;
 }
 
-/* What all of a block's warps know: KV tile j of a KV head, and the steps. */
-typedef struct {
-    int j, kv_head, head; /* head: the group's first query head, of all sequences */
-    int low, done;        /* query tiles below `low` do not see the KV tile, those below `done` see no later one */
-    int steps;
-} BackwardBlock;
-
-template <int BM, int BN> __device__ __forceinline__ BackwardBlock backward_block(const AttentionBackward &a, const int *ticket) {
+template <int BM, int BN> __device__ __forceinline__ BackwardBlock backward_block(const AttentionBackward &a, int ticket) {
     BackwardBlock b;
-    attention_block(a.order, *ticket, &b.j, &b.kv_head);
+    attention_block(a.order, ticket, &b.j, &b.kv_head);
+    b.kv = attention_tile<BN>(a.kv_map, b.j);
     b.head = b.kv_head * a.group;
-    b.low = tiles_before<BM>(a.q_map, attention_tile<BN>(a.kv_map, b.j).position);
+    b.low = tiles_before<BM>(a.q_map, b.kv.position);
     b.done = b.j + 1 == a.order.tiles ? a.q_tiles : tiles_before<BM>(a.q_map, attention_tile<BN>(a.kv_map, b.j + 1).position);
     b.steps = (a.q_tiles - b.low) * a.group;
     return b;
@@ -101,7 +103,7 @@ template <int N> __device__ __forceinline__ void rows_fetch(float (&x)[N], const
 template <int HD, int BM, int BN> __device__ __forceinline__ void backward_copies(const HopperBackward &p, const HopperBackwardTile<HD, BM, BN> &t) {
     typedef HopperBackwardTile<HD, BM, BN> T;
     const AttentionBackward &a = p.a;
-    BackwardBlock b = backward_block<BM, BN>(a, t.ticket);
+    const BackwardBlock &b = *t.block;
     int lane = (int)threadIdx.x, i = a.q_tiles - 1, h = 0;
     constexpr int BYTES = BM * HD * (int)sizeof(bf16);
     if (b.steps == 0) return;
@@ -144,14 +146,14 @@ __device__ __forceinline__ int *turn_of(const AttentionBackward &a, int head, in
 template <int HD, int BM, int BN> __device__ __forceinline__ void backward_adds(const HopperBackward &p, const HopperBackwardTile<HD, BM, BN> &t) {
     typedef HopperBackwardTile<HD, BM, BN> T;
     const AttentionBackward &a = p.a;
-    BackwardBlock b = backward_block<BM, BN>(a, t.ticket);
-    int i = a.q_tiles - 1, h = 0, m = 0; /* m: tiles that came this way */
+    const BackwardBlock &b = *t.block;
+    int i = a.q_tiles - 1, h = 0;
     for (int n = 0; n < b.steps; n++, step_on(a, &i, &h)) {
-        if (a.dq_rounded && i < b.done) continue; /* the last turn */
-        int stage = ring_stage<T::STAGES>(m), *turn = turn_of(a, b.head + h, i);
+        if (a.dq_rounded && i < b.done) return; /* last turns, and they come last */
+        int stage = ring_stage<T::STAGES>(n), *turn = turn_of(a, b.head + h, i);
         const float *from = t.dq + stage * BM * HD;
         const TensorMap *map = p.dq + tile_run(a.q_map, i);
-        mbarrier_wait(t.dq_full + stage, ring_parity<T::STAGES>(m));
+        mbarrier_wait(t.dq_full + stage, ring_parity<T::STAGES>(n));
         counter_wait(turn, b.j);
         proxy_fence_global(); /* what the turns before have written, for the bulk copy */
         UNROLL
@@ -166,7 +168,6 @@ template <int HD, int BM, int BN> __device__ __forceinline__ void backward_adds(
         bulk_wait<0>();
         proxy_fence_global();
         counter_add(turn, 1);
-        m++;
     }
 }
 
@@ -240,17 +241,15 @@ __device__ __forceinline__ void backward_products(const HopperBackward &p, const
     typedef HopperBackwardTile<HD, BM, BN> T;
     constexpr int NT = BM / 8, DT = HD / 8;
     const AttentionBackward &a = p.a;
-    BackwardBlock b = backward_block<BM, BN>(a, t.ticket);
-    AttentionTile kv = attention_tile<BN>(a.kv_map, b.j);
+    const BackwardBlock &b = *t.block;
     int q_row = BM == 64 ? 0 : 64 * group, q_col = BM == 64 ? 64 * group : 0; /* this group's part of dQ */
-    int last_key = kv.position + min(64 * group + 63, kv.count - 1) * kv.stride;
     float dk[1][DT][4], dv[1][DT][4];
     warp_zero(dk), warp_zero(dv);
     if (b.steps > 0) {
         const bf16 *k = t.k + 64 * 64 * group, *v = t.v + 64 * 64 * group;
         float s[1][NT][4];
         uint32_t p_pieces[NT / 2][4], ds_pieces[NT / 2][4];
-        int i = a.q_tiles - 1, h = 0, m = 0;
+        int i = a.q_tiles - 1, h = 0;
         mbarrier_wait(t.kv_full, 0);
         mbarrier_wait(t.q_full, 0);
         wgmma_hold(flat(dk)), wgmma_hold(flat(dv));
@@ -275,7 +274,8 @@ __device__ __forceinline__ void backward_products(const HopperBackward &p, const
             group_multiply<BM, HD, BN, BM>(flat(dp), v, dout, true);
             wgmma_commit();
             AttentionTile tile = attention_tile<BM>(a.q_map, i);
-            if (kv.count < BN || tile.position < last_key) mask_turned(s, tile, kv, 64 * group + group_row(thread_anew()), group_col(thread_anew()));
+            AttentionTile kv = b.kv;
+            if (kv.count < BN || tile.position < kv.position + min(64 * group + 63, kv.count - 1) * kv.stride) mask_turned(s, tile, kv, 64 * group + group_row(thread_anew()), group_col(thread_anew()));
             UNROLL
             for (int c = 0; c < NT; c++)
                 UNROLL
@@ -330,12 +330,10 @@ __device__ __forceinline__ void backward_products(const HopperBackward &p, const
                 named_barrier_sync(LAST_TURN + group, GROUP_THREADS);
                 last_turn(a, at, dq, q_row + warp_row(thread_anew()), tile.count, q_col, b.j == 0 && !a.add);
             } else {
-                int to = ring_stage<T::STAGES>(m);
-                mbarrier_wait(t.dq_empty + to, ring_parity<T::STAGES>(m) ^ 1);
-                dq_store<BM>(t.dq + to * BM * HD, dq, q_row, q_col, thread_anew());
+                mbarrier_wait(t.dq_empty + stage, parity ^ 1);
+                dq_store<BM>(t.dq + stage * BM * HD, dq, q_row, q_col, thread_anew());
                 proxy_fence();
-                warp_arrive(t.dq_full + to);
-                m++;
+                warp_arrive(t.dq_full + stage);
             }
             wgmma_wait<0>(); /* dK, and the next S^T */
             wgmma_hold(flat(dk));
@@ -344,9 +342,9 @@ __device__ __forceinline__ void backward_products(const HopperBackward &p, const
         }
     }
     for (int i = 0; b.j == 0 && i < b.low; i++) unseen_rows<BM, 2 * GROUP_THREADS>(a, i, b.head, (int)threadIdx.x - GROUP_THREADS);
-    i64 at = kv_begin(a, kv, b.kv_head);
-    kv_write(a, at, dk, a.scale, 64 * group + warp_row(thread_anew()), kv.count, 0);
-    kv_write(a, at + a.kv_heads * a.head_dim, dv, 1, 64 * group + warp_row(thread_anew()), kv.count, 0);
+    i64 at = kv_begin(a, b.kv, b.kv_head);
+    kv_write(a, at, dk, a.scale, 64 * group + warp_row(thread_anew()), b.kv.count, 0);
+    kv_write(a, at + a.kv_heads * a.head_dim, dv, 1, 64 * group + warp_row(thread_anew()), b.kv.count, 0);
 }
 
 template <int HD, int BM, int BN>
@@ -355,7 +353,7 @@ __global__ void __launch_bounds__(3 * GROUP_THREADS, 1) attention_backward_hoppe
     typedef HopperBackwardTile<HD, BM, BN> T;
     T t = T::make();
     if (threadIdx.x == 0) {
-        *t.ticket = atomicAdd(p.a.tickets, 1);
+        *t.block = backward_block<BM, BN>(p.a, atomicAdd(p.a.tickets, 1));
         mbarrier_init(t.kv_full, 1);
         for (int i = 0; i < T::STAGES; i++) {
             mbarrier_init(t.q_full + i, 33), mbarrier_init(t.dout_full + i, 33); /* a warp, and once more for the bulk copy */
