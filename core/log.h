@@ -63,25 +63,28 @@ static inline void run_write_json(const RunLog *log, const char *name, cJSON *js
     cJSON_Delete(json);
 }
 
+/* A flag's value under its name; a text that is not set is left out. */
+static inline void flag_json(cJSON *object, const Settings *s, const Flag *flag) {
+    const char *field = (const char *)s + flag->field;
+    if (flag->type == FLAG_TEXT || flag->type == FLAG_OPTIONAL || flag->type == FLAG_CHOICE) {
+        const char *text;
+        memcpy(&text, field, sizeof text);
+        if (text) cJSON_AddStringToObject(object, flag->name, text);
+    } else if (flag->type == FLAG_REAL) {
+        double number;
+        memcpy(&number, field, sizeof number);
+        cJSON_AddNumberToObject(object, flag->name, number);
+    } else {
+        i64 number;
+        memcpy(&number, field, sizeof number);
+        cJSON_AddNumberToObject(object, flag->name, (double)number);
+    }
+}
+
 /* Flags under their names, then the model and mesh they came to. */
 static inline cJSON *run_config_json(const Settings *s, const Config *c, i64 world, i64 head, int threads, const char *precision) {
     cJSON *json = cJSON_CreateObject(), *flags = cJSON_AddObjectToObject(json, "flags"), *model = cJSON_AddObjectToObject(json, "model");
-    for (int i = 0; i < COUNT_OF(FLAGS); i++) {
-        const char *field = (const char *)s + FLAGS[i].field;
-        if (FLAGS[i].type == FLAG_TEXT || FLAGS[i].type == FLAG_CHOICE) {
-            const char *text;
-            memcpy(&text, field, sizeof text);
-            if (text) cJSON_AddStringToObject(flags, FLAGS[i].name, text);
-        } else if (FLAGS[i].type == FLAG_REAL) {
-            double number;
-            memcpy(&number, field, sizeof number);
-            cJSON_AddNumberToObject(flags, FLAGS[i].name, number);
-        } else {
-            i64 number;
-            memcpy(&number, field, sizeof number);
-            cJSON_AddNumberToObject(flags, FLAGS[i].name, (double)number);
-        }
-    }
+    for (int i = 0; i < COUNT_OF(FLAGS); i++) flag_json(flags, s, &FLAGS[i]);
     cJSON_AddStringToObject(model, "arch", c->arch == ARCH_GPT2 ? "gpt2" : "llama");
     const char *names[] = {"layers", "dim", "heads", "kv_heads", "head_dim", "ffn", "vocab", "max_pos"};
     const i64 sizes[] = {c->layers, c->dim, c->heads, c->kv_heads, c->head_dim, c->ffn, c->vocab, c->max_pos};
