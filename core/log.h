@@ -3,7 +3,10 @@
    DIR/config.json     every flag as given or defaulted, the model, the mesh
    DIR/metrics.jsonl   one object a step, flushed: a killed run keeps what it has
    DIR/comm.json       the ledger of the first step on rank 0, next to its closed form
-   stdout              one plain line a step: loss, norm, rate, time to go                     Rank 0 only. */
+   DIR/resumes.jsonl   an object each time the run goes on from a checkpoint: from which, what changed, config.json of that time
+   stdout              one plain line a step: loss, norm, rate, time to go                     Rank 0 only.
+
+   A run that goes on cuts metrics.jsonl back to the steps that its checkpoint has done: no step twice, none missing. */
 #ifndef ODYSSEUS_LOG_H
 #define ODYSSEUS_LOG_H
 
@@ -20,6 +23,7 @@ typedef struct {
 typedef struct {
     char dir[3072];
     FILE *metrics; /* NULL: no --out */
+    int lacks_val; /* it goes on after a step whose line has no val_loss */
 } RunLog;
 
 /* mkdir -p */
@@ -142,6 +146,65 @@ static inline void run_open(RunLog *log, const char *dir, cJSON *config) {
     }
 }
 
+/* Where the lines of metrics.jsonl end that come before `step`: whole ones, a step each. *last: the last of them, or -1; *val: has it
+   a val_loss? */
+static inline long metrics_end(FILE *f, i64 step, i64 *last, int *val) {
+    char *line = NULL;
+    size_t room = 0;
+    long end = 0;
+    *last = -1, *val = 0;
+    for (ssize_t n; (n = getline(&line, &room, f)) > 0 && line[n - 1] == '\n';) {
+        cJSON *json = cJSON_Parse(line);
+        const cJSON *at = cJSON_GetObjectItemCaseSensitive(json, "step");
+        int whole = cJSON_IsNumber(at) && at->valuedouble >= 0 && at->valuedouble < (double)step && (*last < 0 || at->valuedouble == (double)(*last + 1));
+        if (whole) *last = (i64)at->valuedouble, *val = cJSON_GetObjectItemCaseSensitive(json, "val_loss") != NULL, end += (long)n;
+        cJSON_Delete(json);
+        if (!whole) break;
+    }
+    free(line);
+    return end;
+}
+
+/* A line of resumes.jsonl: the run goes on at `step` from the checkpoint `from`; `changed`: what is not as it was. `config` is freed. */
+static inline void run_write_resume(const RunLog *log, i64 step, const char *from, const char *changed, cJSON *config) {
+    char path[4096];
+    cJSON *json = cJSON_CreateObject();
+    cJSON_AddNumberToObject(json, "step", (double)step);
+    cJSON_AddStringToObject(json, "from", from);
+    cJSON_AddStringToObject(json, "changed", changed);
+    cJSON_AddItemToObject(json, "config", config);
+    char *text = cJSON_PrintUnformatted(json);
+    snprintf(path, sizeof path, "%s/resumes.jsonl", log->dir);
+    FILE *f = fopen(path, "a");
+    if (!f) FAIL(THIS_RANK, "cannot write %s: %s", path, strerror(errno));
+    fprintf(f, "%s\n", text);
+    run_close(log, f, "resumes.jsonl");
+    free(text);
+    cJSON_Delete(json);
+}
+
+/* Open a run directory that goes on at `step`: its metrics are cut back to the steps before, or begin there. */
+static inline void run_continue(RunLog *log, const char *dir, i64 step) {
+    char path[4096];
+    i64 last;
+    int val;
+    memset(log, 0, sizeof *log);
+    if (!dir) return;
+    snprintf(log->dir, sizeof log->dir, "%s", dir);
+    make_directories(dir);
+    snprintf(path, sizeof path, "%s/metrics.jsonl", dir);
+    log->metrics = fopen(path, "r+");
+    if (!log->metrics && errno == ENOENT) log->metrics = run_create(log, "metrics.jsonl");
+    if (!log->metrics) FAIL(THIS_RANK, "cannot write %s: %s", path, strerror(errno));
+    long end = metrics_end(log->metrics, step, &last, &val);
+    if (last >= 0 && last != step - 1)
+        fprintf(stderr, "train_gpt: note: %s ends with step %lld, the checkpoint is after step %lld: those between are not in it\n", path, (long long)last,
+                (long long)step - 1);
+    log->lacks_val = last == step - 1 && last >= 0 && !val;
+    if (fseek(log->metrics, end, SEEK_SET) != 0 || ftruncate(fileno(log->metrics), (off_t)end) != 0)
+        FAIL(THIS_RANK, "cannot cut %s back to step %lld: %s", path, (long long)step, strerror(errno));
+}
+
 /* A file without a name takes what is written, and loses it at the end. */
 static inline void run_still_there(const RunLog *log) {
     struct stat info;
@@ -169,6 +232,13 @@ static inline void run_metrics(RunLog *log, const Metrics *m) {
     fprintf(log->metrics, "}\n");
     if (fflush(log->metrics) != 0) FAIL(THIS_RANK, "cannot write %s/metrics.jsonl: %s", log->dir, strerror(errno));
     run_still_there(log);
+}
+
+/* One more value at the end of the line written last, which has been there since before what this says of it. */
+static inline void run_metric_more(RunLog *log, const char *name, double value, int digits) {
+    if (!log->metrics || value != value) return;
+    if (fseek(log->metrics, -2, SEEK_END) != 0 || fprintf(log->metrics, ", \"%s\": %.*g}\n", name, digits, value) < 0 || fflush(log->metrics) != 0)
+        FAIL(THIS_RANK, "cannot write %s/metrics.jsonl: %s", log->dir, strerror(errno));
 }
 
 static inline void run_finish(RunLog *log) {

@@ -112,11 +112,6 @@ static inline i64 step_of_name(const char *name) {
     return step >= 0 && strcmp(name, again) == 0 ? step : -1;
 }
 
-static inline int directory_there(const char *path) {
-    struct stat st;
-    return stat(path, &st) == 0 && S_ISDIR(st.st_mode);
-}
-
 static inline int step_newest_first(const void *a, const void *b) {
     i64 x = *(const i64 *)a, y = *(const i64 *)b;
     return x < y ? 1 : x > y ? -1 : 0;

@@ -7,7 +7,7 @@
                     of config.json. --resume-with-changes allows all that does not change a tensor's shape, and names it
    back             optimizer*.safetensors: each rank converts, out of the mapped files, the elements that it owns
 
-   trainer.json     "step" done; "next_sequence" of the list of training data, modulo its length; "flags" that change the arithmetic;
+   trainer.json     "step" done; "next_sequence" of the list of training data, counted on past its end; "flags" that change the arithmetic;
                     "data": what the list was made of. No rank, scheme, mesh or backend: those may be others every time.              */
 #ifndef ODYSSEUS_RESUME_H
 #define ODYSSEUS_RESUME_H
@@ -54,7 +54,7 @@ static inline void resume_place(ResumePlace *p, const char *where) {
         trouble(&p->why, "its path is too long");
         return;
     }
-    if (!directory_there(where)) {
+    if (!path_is_directory(where)) {
         trouble(&p->why, path_exists(where) ? "it is no directory" : "no such directory");
         return;
     }
@@ -62,7 +62,7 @@ static inline void resume_place(ResumePlace *p, const char *where) {
     path_join(inner, where, MANIFEST_NAME);
     p->one = path_exists(inner) || step_of_name(last) >= 0;
     path_join(inner, where, "checkpoints");
-    snprintf(p->folder, sizeof p->folder, "%s", !p->one && directory_there(inner) ? inner : where);
+    snprintf(p->folder, sizeof p->folder, "%s", !p->one && path_is_directory(inner) ? inner : where);
     if (p->one) return;
     free(steps_list(p->folder, &n));
     if (!n) trouble(&p->why, "no checkpoint is in it: a run directory, its folder of checkpoints (step-00000100, ...) or one of them is wanted");

@@ -317,6 +317,7 @@ typedef struct {
     char dir[3072];             /* the directory that checkpoints lie in */
     i64 every, keep, keep_every; /* flags; 0: only at the end; all stay; none beyond --keep */
     int threads;                /* that read */
+    int metrics;                /* rank 0: descriptor of the run's metrics, which must be on disk before the checkpoint is; -1: none */
     CarriedFile *carried;       /* rank 0 */
     int carries;
     Verdict *verdict;           /* of those that this run has judged or written */
@@ -401,6 +402,7 @@ static inline void remove_leftovers(const Saver *s) {
 
 /* Rank 0: the partial directory and its large files, with their headers and at full length. */
 static inline void save_begin(const Saver *s, const SavePlan *p, const char *partial, Trouble *t) {
+    if (s->metrics >= 0 && fsync(s->metrics) != 0 && errno != EINVAL) trouble_call(t, "write", "metrics.jsonl");
     make_path(s->dir, t);
     if (troubled(t)) return;
     remove_leftovers(s);

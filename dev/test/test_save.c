@@ -190,7 +190,7 @@ static void under(char out[PATH_MAX], const char *name) { snprintf(out, PATH_MAX
 static void saver_open(Saver *s, const char *name) {
     memset(s, 0, sizeof *s);
     snprintf(s->dir, sizeof s->dir, "%s/%s", temp, name);
-    s->threads = 1, s->last = -1;
+    s->threads = 1, s->last = s->metrics = -1;
 }
 
 static const char TRAINER[] = "{\"format\": \"" MANIFEST_FORMAT "\", \"version\": 1, \"step\": 3, \"next_sequence\": 12}\n";
@@ -487,7 +487,7 @@ static void test_failing_calls(FaultMode mode, int error, const char *name) {
                    (mode == FAULT_FAIL_ON || count_names(s.dir, ".partial") == 0);
         } else {
             good = good && WIFEXITED(status) && WEXITSTATUS(status) == 99;
-            if (directory_there(strcat(strcpy(text, s.dir), "/step-00000004"))) good = good && whole(&s, 4, &why) && n >= calls - 2;
+            if (path_is_directory(strcat(strcpy(text, s.dir), "/step-00000004"))) good = good && whole(&s, 4, &why) && n >= calls - 2;
         }
         fault.mode = FAULT_NONE;
         good = good && save_one(&s, &GQA, 7, 5) && whole(&s, 5, &why) && load_differs(&s, &GQA, &MESHES[0], 7, 5) == 0 &&
