@@ -28,6 +28,7 @@ static inline void odysseus_volume(Ledger *l, const Config *c, const Mesh *m, i6
 static const Scheme SCHEME_ODYSSEUS = {
     .name = "odysseus",
     .help = "attention split by heads as in tpsp, MLP on own tokens with ZeRO-3 weights",
+    .context = NULL,
     .replicated_stream = 0,
     .ring_takes_all = 0,
     .rope_on_own = 0,

@@ -1,6 +1,6 @@
 /* ring.h - Ring Attention: queries stay at home, keys and values travel.
 
-   step s    rank r attends its q to the kv of rank r-s, while that kv already flies on to rank r+1
+   hop s     rank r attends its q to the kv of rank r-s, while that kv already flies on to rank r+1
              (out, lse) are merged in the accumulation precision; blocks that the causal mask empties are skipped
 
              kv_r ---> [ r+1 ] ---> [ r+2 ] ---> ...          R-1 hops forward
@@ -27,44 +27,23 @@
 
 /* ---- the context: attention over the ring, every scheme's ---------------------------------------------------------------- */
 
-/* The positions of the ring rank that is `steps` behind this one: whose keys and values are here at that step. */
-static inline TokenMap ring_visitor(const Model *m, i64 steps) {
-    i64 R = m->mesh.shape.ring;
-    return token_map(m->layout, m->L, (int)R, (int)((m->mesh.ring_rank - steps + R) % R));
-}
-
-static inline i64 ring_kv_count(const Model *m) { return ring_rows(m) * 2 * m->kv_heads_l * m->config.head_dim; }
-
-/* Does this rank see anything of the keys that are here at `step`? Its own come first, of which every query sees one. */
-static inline int ring_sees(const Model *m, i64 step) {
-    TokenMap kv_map = ring_visitor(m, step);
-    return step == 0 || causal_pairs(&m->ring_map, &kv_map) > 0;
-}
-
-/* The last step at which it does: there sums are rounded. */
-static inline i64 ring_last_step(const Model *m) {
-    i64 step = m->mesh.shape.ring - 1;
-    while (!ring_sees(m, step)) step--;
-    return step;
-}
-
 static inline void ring_forward(Model *m, AttentionSaved *s) {
     const Comm *ring = &m->mesh.ring;
     AttentionShape shape = attention_shape(m);
-    i64 kv_count = ring_kv_count(m), out_count = ring_rows(m) * m->heads_l * m->config.head_dim, last = ring_last_step(m);
+    i64 kv_count = kv_count_own(m), out_count = ring_rows(m) * m->heads_l * m->config.head_dim, last = visitor_last(m);
     ArenaMark mark = arena_mark(&m->arena);
     accum *out = real_is_accum() ? (accum *)s->out : ring->size > 1 ? take_accum(m, MEM_WORKSPACE, out_count) : NULL;
     real *flying[2] = {NULL, NULL};
     for (int i = 0; i < 2 && i < ring->size - 1; i++) flying[i] = take_real(m, MEM_COMM, kv_count);
     const real *kv = s->kv;
-    for (int step = 0; step < ring->size; step++) {
+    for (int hop = 0; hop < ring->size; hop++) {
         Request *next = NULL;
-        real *arriving = flying[step % 2];
-        if (step + 1 < ring->size)
+        real *arriving = flying[hop % 2];
+        if (hop + 1 < ring->size)
             next = comm_ring_start(&m->fabric, ring, tag(BLOCK_ATTENTION, m->phase, WHAT_ACTIVATION), arriving, kv, kv_count, DTYPE_REAL);
-        if (step == 0) zero_prefetch(&m->zero);
-        if (ring_sees(m, step))
-            attention_forward(&m->dev, out, step == last ? s->out : NULL, s->lse, s->q, kv, shape, m->ring_map, ring_visitor(m, step), step > 0);
+        if (hop == 0) zero_prefetch(&m->zero);
+        if (visitor_seen(m, hop))
+            attention_forward(&m->dev, out, hop == last ? s->out : NULL, s->lse, s->q, kv, shape, m->ring_map, visitor_map(m, hop), hop > 0);
         comm_wait(&m->fabric, next);
         kv = arriving;
     }
@@ -81,10 +60,10 @@ typedef struct {
 } RingSums;
 
 /* One stop: mine (accum; NULL: the result itself) = this rank's share of the gradient of `kv`; adds to dq. */
-static inline void ring_backward_block(Model *m, AttentionSaved *s, RingSums *sums, accum *mine, const real *kv, i64 step) {
-    if (ring_sees(m, step))
-        attention_backward(&m->dev, sums->dq_sum, step == ring_last_step(m) ? sums->dq : NULL, mine, mine ? NULL : sums->dkv, s->q, kv, sums->dout,
-                           s->lse, sums->delta, attention_shape(m), m->ring_map, ring_visitor(m, step), step > 0);
+static inline void ring_backward_block(Model *m, AttentionSaved *s, RingSums *sums, accum *mine, const real *kv, i64 hop) {
+    if (visitor_seen(m, hop))
+        attention_backward(&m->dev, sums->dq_sum, hop == visitor_last(m) ? sums->dq : NULL, mine, mine ? NULL : sums->dkv, s->q, kv, sums->dout,
+                           s->lse, sums->delta, attention_shape(m), m->ring_map, visitor_map(m, hop), hop > 0);
     else zero_fill(&m->dev, mine, sums->count * accum_size());
 }
 
@@ -92,7 +71,7 @@ static inline void ring_backward_block(Model *m, AttentionSaved *s, RingSums *su
    ranks found for this rank's own keys and values, flies while the caller works on dq: the transfers hide. */
 static inline ContextBackward ring_backward(Model *m, AttentionSaved *s, real *dq, real *dkv, const real *dout) {
     const Comm *ring = &m->mesh.ring;
-    i64 kv_count = ring_kv_count(m), rows_heads = ring_rows(m) * m->heads_l;
+    i64 kv_count = kv_count_own(m), rows_heads = ring_rows(m) * m->heads_l;
     Tag t = tag(BLOCK_ATTENTION, PHASE_BACKWARD, WHAT_ACTIVATION);
     ContextBackward h = {dkv, (accum *)dkv, NULL, NULL, kv_count};
     RingSums sums = {dq, dkv, (accum *)dq, dout, NULL, kv_count};
@@ -109,16 +88,16 @@ static inline ContextBackward ring_backward(Model *m, AttentionSaved *s, real *d
     attention_delta(&m->dev, delta, s->out, dout, rows_heads, m->config.head_dim);
     sums.delta = delta;
     const real *kv = s->kv;
-    for (int step = 0; step < ring->size; step++) {
+    for (int hop = 0; hop < ring->size; hop++) {
         Request *next = NULL;
-        real *arriving = flying[step % 2];
-        accum *mine = step == 0 ? h.dkv_sum : share[(step - 1) % 2];
-        if (step + 1 < ring->size) next = comm_ring_start(&m->fabric, ring, t, arriving, kv, kv_count, DTYPE_REAL);
-        if (step == 0) zero_prefetch(&m->zero);
-        ring_backward_block(m, s, &sums, mine, kv, step);
-        if (step > 0) {
+        real *arriving = flying[hop % 2];
+        accum *mine = hop == 0 ? h.dkv_sum : share[(hop - 1) % 2];
+        if (hop + 1 < ring->size) next = comm_ring_start(&m->fabric, ring, t, arriving, kv, kv_count, DTYPE_REAL);
+        if (hop == 0) zero_prefetch(&m->zero);
+        ring_backward_block(m, s, &sums, mine, kv, hop);
+        if (hop > 0) {
             comm_wait(&m->fabric, h.flying);
-            if (step > 1) sum_parts(&m->dev, mine, h.arrived, 1, kv_count, kv_count, DTYPE_ACCUM, 1);
+            if (hop > 1) sum_parts(&m->dev, mine, h.arrived, 1, kv_count, kv_count, DTYPE_ACCUM, 1);
             h.flying = comm_ring_start(&m->fabric, ring, t, h.arrived, mine, kv_count, DTYPE_ACCUM);
         }
         comm_wait(&m->fabric, next);
@@ -154,22 +133,15 @@ static const Context CONTEXT_RING = {
 
 /* ---- the scheme `ring` -------------------------------------------------------------------------------------------------- */
 
-static inline int ring_refuses(const Config *c, const MeshShape *shape, char *why, size_t size) {
-    (void)c;
-    if (shape->head == 1) return 0;
-    snprintf(why, size, "it has no head axis, but %lld ranks / dp %lld / ring %lld leaves %lld; use --ring %lld", (long long)shape->world,
-             (long long)shape->dp, (long long)shape->ring, (long long)shape->head, (long long)(shape->world / shape->dp));
-    return 1;
-}
-
 static const Scheme SCHEME_RING = {
     .name = "ring",
     .help = "KV blocks travel a ring, online-softmax merge; MLP local; weights by ZeRO-3",
+    .context = &CONTEXT_RING,
     .replicated_stream = 0,
     .ring_takes_all = 1,
     .rope_on_own = 0,
     .splits = splits_nothing,
-    .refuses = ring_refuses,
+    .refuses = refuse_any_head_axis,
     .attention_keep = NULL,
     .attention_forward = local_attention_forward,
     .attention_backward = local_attention_backward,

@@ -88,8 +88,8 @@ static inline void tpsp_attention_forward(Model *m, AttentionSaved *s, real *out
     arena_release(&m->arena, mark);
 }
 
-/* What nobody waits for is done while something flies: dout comes under the output bias, the normed input under attention, and the sum of
-   the input gradient leaves under the weight gradients of the first projections, the only ones that need that input. */
+/* Every transfer runs under work that does not need it: the gather of dout under the output bias's gradient, that of the normed input under
+   attention, and the sum of the input gradient under the weight gradients of the first projections, which alone need that input. */
 static inline void tpsp_attention_backward(Model *m, AttentionSaved *s, real *dxn, const real *dout, const real *xn) {
     Tag t = tag(BLOCK_ATTENTION, PHASE_BACKWARD, WHAT_ACTIVATION);
     i64 rows = ring_rows(m);
@@ -169,6 +169,7 @@ static inline void tp_volume(Ledger *l, const Config *c, const Mesh *m, i64 L, i
 static const Scheme SCHEME_TP = {
     .name = "tp",
     .help = "heads and MLP split, all-reduce after each; the stream is whole on every rank",
+    .context = NULL,
     .replicated_stream = 1,
     .ring_takes_all = 0,
     .rope_on_own = 0,
@@ -185,6 +186,7 @@ static const Scheme SCHEME_TP = {
 static const Scheme SCHEME_TPSP = {
     .name = "tpsp",
     .help = "heads and MLP split, all-gather in and reduce-scatter out; the stream is split by tokens",
+    .context = NULL,
     .replicated_stream = 0,
     .ring_takes_all = 0,
     .rope_on_own = 0,

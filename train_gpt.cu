@@ -16,7 +16,7 @@
 #include "core/config.h"      /* Config, PRESETS, rope_frequencies */
 #include "core/options.h"     /* ModelOptions, options_from_flags, options_check, micro_steps */
 #include "core/arena.h"       /* arena_reserve, arena_take, arena_mark, arena_release, arena_commit */
-#include "core/mesh.h"        /* Mesh, MeshShape, mesh_init */
+#include "core/mesh.h"        /* Mesh, MeshShape, mesh_init, mesh_link, mesh_try, mesh_links */
 #include "core/wire.h"        /* Wire, wire_start, wire_share, wire_barrier, wire_finish: messages between hosts */
 #include "core/comm.h"        /* Fabric, Comm, comm_all_gather, comm_sum_control, schedule_begin: collectives, counted */
 #include "core/ledger.h"      /* Ledger, Tag, ledger_expect, ledger_print: bytes sent, and what they should be */
@@ -27,7 +27,7 @@
 #include "core/life.h"        /* Life, life_*, optimizer_load: checkpoints in training, resuming, being told to stop */
 #include "core/fit.h"         /* check_memory: does it fit, and what would? */
 #include "core/rate.h"        /* Peak, peak_of, flop_per_token, step_metrics: MFU */
-#include "core/selfcheck.h"   /* selfcheck_*, try_links: do the ranks mean the same run? */
+#include "core/selfcheck.h"   /* selfcheck_*: do the ranks mean the same run? */
 #include "core/finite.h"      /* check_finite */
 #include "core/output.h"      /* check_writable, check_apart */
 #include "core/log.h"         /* Metrics, RunLog, run_open, run_metrics, print_step */
@@ -88,14 +88,12 @@ static void model_keep_layer(Model *m, AttentionSaved *a, MlpSaved *p) {
 }
 
 /* From a row of logits to the next: GPT-2 has 50257 words, and each row shall begin at a whole cache line. */
-static inline i64 head_step(const Model *m) { return round_up(m->config.vocab, 64); }
+static inline i64 logits_ld(const Model *m) { return round_up(m->config.vocab, 64); }
 
-/* Rows of logits held at once: some 64 MB of them, a quarter of the own ones; every chunk reads all of the head's weights, so
-   not below 128 (half of the own ones) for the quarter's sake. Every chunk also adds to the weights' gradient in accum: r rows give 2r FLOP
-   for each 8 bytes of it. A GPU, which is where real is bf16, does some 300 FLOP while a byte comes and another goes: it wants
-   thousands of rows. */
-static i64 model_head_rows(const Model *m) {
-    i64 budget = ((i64)(real_is_accum() ? 64 : 256) << 20) / (head_step(m) * real_size()), own = own_rows(m);
+/* Rows of logits held at once: logits_bytes() of them, at most a quarter of the own ones; every chunk reads all of the head's weights, so
+   not below 128 (half of the own ones) for the quarter's sake. */
+static i64 model_logits_rows(const Model *m) {
+    i64 budget = logits_bytes() / (logits_ld(m) * real_size()), own = own_rows(m);
     i64 share = i64_max(ceil_div(own, 4), i64_min(ceil_div(own, 2), 128));
     return i64_max(1, i64_min(i64_max(budget, 64), share));
 }
@@ -119,24 +117,24 @@ static void model_layout(Model *m) {
     m->sums = (double *)arena_take(&m->arena, MEM_WORKSPACE, 2 * sizeof(double));
     i64 scratch = device_scratch_bytes(i64_max(rows, ring_rows(m)), i64_max(C, mlp_gates(&m->config) * m->config.ffn), m->config.vocab, &attended);
     if (scratch) device_scratch(&m->dev, arena_take(&m->arena, MEM_WORKSPACE, scratch), scratch);
-    m->head_rows = model_head_rows(m);
+    m->logits_rows = model_logits_rows(m);
     if (m->config.arch == ARCH_LLAMA) m->rope = take_accum(m, MEM_WORKSPACE, m->rope_map.count * m->config.head_dim);
 }
 
 /* The blocks in the order that a training walk (or, its first half, a validation walk) uses them. */
-static Use *model_schedule(const Config *c, int *uses) {
-    Use *schedule = (Use *)host_alloc(sizeof(Use) * (size_t)(2 + 4 * c->layers));
+static Use *model_order(const Config *c, int *uses) {
+    Use *order = (Use *)host_alloc(sizeof(Use) * (size_t)(2 + 4 * c->layers));
     int n = 0;
-    for (int b = 0; b <= block_head(c); b++) schedule[n].block = b, schedule[n++].phase = PHASE_FORWARD;
-    for (int b = block_head(c) - 1; b > block_embedding(); b--) schedule[n].block = b, schedule[n++].phase = PHASE_BACKWARD;
+    for (int b = 0; b <= block_lm_head(c); b++) order[n].block = b, order[n++].phase = PHASE_FORWARD;
+    for (int b = block_lm_head(c) - 1; b > block_embedding(); b--) order[n].block = b, order[n++].phase = PHASE_BACKWARD;
     *uses = n;
-    return schedule;
+    return order;
 }
 
 /* Lay out a model for `rank` of `base` (collective), or of an imagined world. `m` must not move afterwards; model_free. */
 static void model_init(Model *m, const ModelOptions *o, Wire base, int imagined, int rank) {
     memset(m, 0, sizeof *m);
-    m->config = o->config, m->scheme = o->scheme, m->context = &CONTEXT_RING, m->layout = o->layout;
+    m->config = o->config, m->scheme = o->scheme, m->context = o->scheme->context ? o->scheme->context : &CONTEXT_RING, m->layout = o->layout;
     m->L = o->L, m->B = o->B, m->recompute = o->recompute;
     device_init(&m->dev, &o->place, imagined);
     fabric_init(&m->fabric, &m->dev, &m->ledger, (int)o->shape.world, o->overlap, o->comm);
@@ -144,7 +142,7 @@ static void model_init(Model *m, const ModelOptions *o, Wire base, int imagined,
     if (!imagined) mesh_link(&m->mesh, &m->fabric);
     arena_reserve(&m->arena, &m->dev);
     zero_init(&m->zero, &m->config, &m->mesh, &m->fabric, &m->arena, m->scheme->splits, o->grad_wire);
-    m->schedule = model_schedule(&m->config, &m->uses);
+    m->order = model_order(&m->config, &m->uses);
     model_place(m, o);
     model_layout(m);
 }
@@ -167,7 +165,7 @@ static void model_free(Model *m) {
     fabric_free(&m->fabric);
     free(m->attention);
     free(m->mlp);
-    free(m->schedule);
+    free(m->order);
     free(m->host_tokens);
 }
 
@@ -179,37 +177,37 @@ static void model_expect(Model *m, i64 micro) {
     if (m->recompute) ledger_expect_repeat(&m->ledger);
     zero_volume(&m->ledger, &m->config, mesh, m->scheme->splits, m->zero.grad_wire, micro);
     if (m->scheme->replicated_stream)
-        ledger_expect(&m->ledger, COMM_ALL_GATHER, tag(BLOCK_HEAD, PHASE_BACKWARD, WHAT_ACTIVATION),
+        ledger_expect(&m->ledger, COMM_ALL_GATHER, tag(BLOCK_LM_HEAD, PHASE_BACKWARD, WHAT_ACTIVATION),
                       micro * (mesh->shape.head - 1) * volume_own(mesh, m->L) * m->B * m->config.dim * real_size());
     ledger_expect(&m->ledger, COMM_ALL_REDUCE, tag(BLOCK_OTHER, PHASE_FORWARD, WHAT_CONTROL), control_bytes(&mesh->world, 1));
     ledger_expect(&m->ledger, COMM_ALL_REDUCE, tag(BLOCK_OTHER, PHASE_OPTIMIZER, WHAT_CONTROL), control_bytes(&mesh->world, 3));
 }
 
-/* ---- head and loss --------------------------------------------------------------------------------------------- */
+/* ---- LM head and loss ------------------------------------------------------------------------------------------ */
 
 /* Logits, loss and their gradient in chunks of rows; xn (own rows, C) is the normed stream. `scale` 0: loss only; else xn becomes
    its own gradient and the head's weights get theirs. */
-static void head_chunks(Model *m, real *xn, accum scale) {
+static void lm_head_chunks(Model *m, real *xn, accum scale) {
     Device *dev = &m->dev;
-    i64 C = m->config.dim, V = m->config.vocab, step = head_step(m);
+    i64 C = m->config.dim, V = m->config.vocab, ld = logits_ld(m);
     ArenaMark mark = arena_mark(&m->arena);
-    real *logits = take_real(m, MEM_LOGITS, m->head_rows * step);
-    for (i64 row = 0; row < own_rows(m); row += m->head_rows) {
-        i64 rows = i64_min(m->head_rows, own_rows(m) - row);
+    real *logits = take_real(m, MEM_LOGITS, m->logits_rows * ld);
+    for (i64 row = 0; row < own_rows(m); row += m->logits_rows) {
+        i64 rows = i64_min(m->logits_rows, own_rows(m) - row);
         real *x = xn + row * C;
-        part_begin(dev, BLOCK_HEAD, -1, PHASE_FORWARD);
-        linear_forward_apart(dev, logits, step, x, m->zero.weight[T_LM_HEAD], NULL, rows, C, V);
-        classifier(dev, m->sums, logits, step, m->targets + row, scale, rows, V, scale != 0);
+        part_begin(dev, BLOCK_LM_HEAD, -1, PHASE_FORWARD);
+        linear_forward(dev, logits, ld, x, m->zero.weight[T_LM_HEAD], NULL, rows, C, V);
+        classifier(dev, m->sums, logits, ld, m->targets + row, scale, rows, V, scale != 0);
         if (scale == 0) continue;
-        part_begin(dev, BLOCK_HEAD, -1, PHASE_BACKWARD);
-        linear_backward_weight_apart(dev, m->zero.dweight[T_LM_HEAD], x, logits, step, rows, C, V);
-        linear_backward_input_apart(dev, x, logits, step, m->zero.weight[T_LM_HEAD], rows, C, V, 0);
+        part_begin(dev, BLOCK_LM_HEAD, -1, PHASE_BACKWARD);
+        linear_backward_weight(dev, m->zero.dweight[T_LM_HEAD], x, logits, ld, rows, C, V);
+        linear_backward_input(dev, x, logits, ld, m->zero.weight[T_LM_HEAD], rows, C, V, 0);
     }
     arena_release(&m->arena, mark);
 }
 
 /* Final norm, head and loss on the own tokens: adds to the loss. With dx (stream), also backward: dx = the stream's gradient. */
-static void head_walk(Model *m, const real *a, const real *delta, real *dx, accum scale) {
+static void lm_head_walk(Model *m, const real *a, const real *delta, real *dx, accum scale) {
     real **w = m->zero.weight;
     accum **g = m->zero.dweight;
     i64 rows = own_rows(m), C = m->config.dim, own = m->own_first * m->B * C;
@@ -217,12 +215,12 @@ static void head_walk(Model *m, const real *a, const real *delta, real *dx, accu
     real *xn = take_real(m, MEM_WORKSPACE, rows * C);
     norm_forward(&m->dev, norm_kind(m), xn, m->final_x, m->final_mean, m->final_rstd, a + own, delta + own, w[T_NORM], w[T_NORM_BIAS], rows, C,
                  m->config.norm_eps);
-    head_chunks(m, xn, dx ? scale : 0);
+    lm_head_chunks(m, xn, dx ? scale : 0);
     if (dx) {
         zero_fill(&m->dev, dx + own, rows * C * real_size());
         norm_backward(&m->dev, norm_kind(m), dx + own, g[T_NORM], g[T_NORM_BIAS], xn, m->final_mean, m->final_rstd, m->final_x, w[T_NORM], rows, C, 0, rows);
         if (m->scheme->replicated_stream) /* every rank continues with all tokens */
-            comm_all_gather(&m->fabric, &m->mesh.head, tag(BLOCK_HEAD, PHASE_BACKWARD, WHAT_ACTIVATION), dx, dx + own, rows * C, DTYPE_REAL);
+            comm_all_gather(&m->fabric, &m->mesh.head, tag(BLOCK_LM_HEAD, PHASE_BACKWARD, WHAT_ACTIVATION), dx, dx + own, rows * C, DTYPE_REAL);
     }
     arena_release(&m->arena, mark);
 }
@@ -305,19 +303,19 @@ static void layers_backward(Model *m, real *dx) {
    reduced, to this rank's shards. scale 0: loss only. */
 static void model_walk(Model *m, accum scale) {
     Zero *z = &m->zero;
-    int train = scale != 0, head = block_head(&m->config);
+    int train = scale != 0, lm_head = block_lm_head(&m->config);
     ArenaMark mark = arena_mark(&m->arena);
     real *delta = take_real(m, MEM_WORKSPACE, stream_rows(m) * m->config.dim);
     real *dx = train ? take_real(m, MEM_WORKSPACE, stream_rows(m) * m->config.dim) : NULL;
     const real *a;
-    zero_walk(z, m->schedule, train ? m->uses : head + 1);
+    zero_walk(z, m->order, train ? m->uses : lm_head + 1);
     layers_forward(m, &a, delta);
-    zero_acquire(z, head);
+    zero_acquire(z, lm_head);
     zero_prefetch(z);
-    if (train) zero_grad_begin(z, head);
-    head_walk(m, a, delta, dx, scale);
+    if (train) zero_grad_begin(z, lm_head);
+    lm_head_walk(m, a, delta, dx, scale);
     if (train) {
-        zero_grad_end(z, head);
+        zero_grad_end(z, lm_head);
         layers_backward(m, dx);
     }
     arena_release(&m->arena, mark);
@@ -644,6 +642,7 @@ static void print_plan(Trainer *t) {
     double flop = flop_per_token(&t->options, 1);
     printf("work     %.6e FLOP a token, %.6e a step: 6 a parameter and causal attention\n", flop, flop * (double)(t->options.batch * t->options.L));
     arena_print(stdout, &t->model.arena);
+    device_print_reserve(&t->options.place, t->settings->comm, mesh_links(t->options.shape, t->options.config.kv_heads));
     ledger_print(stdout, &t->model.ledger);
 }
 
@@ -733,11 +732,11 @@ static inline void run(Trainer *t, Settings *s, const FlagsGiven *given, Wire wo
     if (s->dry_run) {
         print_plan(t);
     } else {
+        mesh_try(&t->model.mesh, &t->model.fabric);
         check_memory(&t->model, &t->options, options_bytes);
         arena_commit(&t->model.arena);
         model_tables(&t->model);
         load_weights(t);
-        try_links(&t->model);
         wire_barrier(world); /* nothing is written before every rank has come this far */
         if (rank == 0 && s->init_only) make_directories(s->out);
         if (rank == 0 && !s->init_only) open_run(t);

@@ -52,7 +52,7 @@ static inline void ulysses_attention_forward(Model *m, AttentionSaved *s, real *
     m->context->forward(m, s);
     comm_wait(&m->fabric, comm_all_to_all_start(&m->fabric, head, t, q_send, s->out, ulysses_q_part(m), DTYPE_REAL));
     parts_merge(&m->dev, s->out_local, q_send, N, rows, m->heads_l * HS);
-    linear_forward(&m->dev, out, s->out_local, m->zero.weight[T_O], m->zero.weight[T_O_BIAS], rows, c->dim, c->dim);
+    linear_forward(&m->dev, out, c->dim, s->out_local, m->zero.weight[T_O], m->zero.weight[T_O_BIAS], rows, c->dim, c->dim);
     arena_release(&m->arena, mark);
 }
 
@@ -72,10 +72,10 @@ static inline void ulysses_attention_backward(Model *m, AttentionSaved *s, real 
     real *dq = take_real(m, MEM_WORKSPACE, rows * c->dim), *dkv = take_real(m, MEM_WORKSPACE, rows * 2 * c->kv_heads * HS);
     real *q_parts = take_real(m, MEM_COMM, N * q_part), *kv_parts = take_real(m, MEM_COMM, N * kv_part), *dout_heads = take_real(m, MEM_COMM, N * q_part);
     real *dq_heads = take_real(m, MEM_WORKSPACE, N * q_part), *dkv_heads = take_real(m, MEM_WORKSPACE, N * kv_part);
-    linear_backward_input(&m->dev, dq, dout, m->zero.weight[T_O], rows, c->dim, c->dim, 0); /* by tokens, in dq's place until that is made */
+    linear_backward_input(&m->dev, dq, dout, c->dim, m->zero.weight[T_O], rows, c->dim, c->dim, 0); /* by tokens, in dq's place until that is made */
     parts_split(&m->dev, q_parts, dq, N, rows, m->heads_l * HS);
     Request *flying = comm_all_to_all_start(&m->fabric, head, t, dout_heads, q_parts, q_part, DTYPE_REAL);
-    linear_backward_weight(&m->dev, g[T_O], s->out_local, dout, rows, c->dim, c->dim);
+    linear_backward_weight(&m->dev, g[T_O], s->out_local, dout, c->dim, rows, c->dim, c->dim);
     if (g[T_O_BIAS]) bias_backward(&m->dev, g[T_O_BIAS], dout, rows, c->dim);
     comm_wait(&m->fabric, flying);
     ContextBackward rest = m->context->backward(m, s, dq_heads, dkv_heads, dout_heads);
@@ -104,6 +104,7 @@ static inline void ulysses_volume(Ledger *l, const Config *c, const Mesh *m, i64
 static const Scheme SCHEME_ULYSSES = {
     .name = "ulysses",
     .help = "all-to-all turns tokens into heads and back; MLP local; weights by ZeRO-3",
+    .context = NULL,
     .replicated_stream = 0,
     .ring_takes_all = 0,
     .rope_on_own = 1,

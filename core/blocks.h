@@ -2,7 +2,8 @@
 
    xn (rows, C) -> project_q, project_kv -> q (rows, heads, HS), kv (rows, 2, kv_heads, HS)      before rotation
    xn (rows, C) -> mlp_body    -> (rows, C), without the output bias                    ffn_l wide: all of it, or this rank's part
-   backward comes in halves: the input gradient, for which others wait, and the first weights' gradients, for which nobody does
+   backward comes in halves: the gradient of the input, which other ranks wait for, and those of the first weights, which can be computed
+   while it travels
    Schemes wrap them in their exchanges. Weights and gradients are those of the block acquired last.                            */
 #ifndef ODYSSEUS_BLOCKS_H
 #define ODYSSEUS_BLOCKS_H
@@ -12,27 +13,31 @@
 /* q = xn (rows, C) times this rank's query projection, of `heads` heads; kv likewise, of `kv_heads` key and value heads. */
 static inline void project_q(Model *m, real *q, const real *xn, i64 rows, i64 heads) {
     real **w = m->zero.weight;
-    linear_forward(&m->dev, q, xn, w[T_Q], w[T_Q_BIAS], rows, m->config.dim, heads * m->config.head_dim);
+    i64 width = heads * m->config.head_dim;
+    linear_forward(&m->dev, q, width, xn, w[T_Q], w[T_Q_BIAS], rows, m->config.dim, width);
 }
 
 static inline void project_kv(Model *m, real *kv, const real *xn, i64 rows, i64 kv_heads) {
     real **w = m->zero.weight; /* v's weights follow k's */
-    linear_forward(&m->dev, kv, xn, w[T_K], w[T_K_BIAS], rows, m->config.dim, 2 * kv_heads * m->config.head_dim);
+    i64 width = 2 * kv_heads * m->config.head_dim;
+    linear_forward(&m->dev, kv, width, xn, w[T_K], w[T_K_BIAS], rows, m->config.dim, width);
 }
 
-/* dxn (rows, C) = for dy (rows, width), += when `add`, before rotation. */
+/* dxn (rows, C) = the input gradient of the query projection for dq (rows, heads, HS), before rotation; that of keys and values adds to it. */
 static inline void project_q_backward_input(Model *m, real *dxn, const real *dq, i64 rows, i64 heads) {
-    linear_backward_input(&m->dev, dxn, dq, m->zero.weight[T_Q], rows, m->config.dim, heads * m->config.head_dim, 0);
+    i64 width = heads * m->config.head_dim;
+    linear_backward_input(&m->dev, dxn, dq, width, m->zero.weight[T_Q], rows, m->config.dim, width, 0);
 }
 
 static inline void project_kv_backward_input(Model *m, real *dxn, const real *dkv, i64 rows, i64 kv_heads) {
-    linear_backward_input(&m->dev, dxn, dkv, m->zero.weight[T_K], rows, m->config.dim, 2 * kv_heads * m->config.head_dim, 1);
+    i64 width = 2 * kv_heads * m->config.head_dim;
+    linear_backward_input(&m->dev, dxn, dkv, width, m->zero.weight[T_K], rows, m->config.dim, width, 1);
 }
 
-/* Add to the gradients of a first projection's weight and bias, for dy (rows, width): nobody waits for them, transfers fly meanwhile. */
+/* Add to the gradients of a first projection's weight and bias, for dy (rows, width). No other rank waits for them: transfers run meanwhile. */
 static inline void first_backward_weight(Model *m, Role weight, Role bias, const real *dy, const real *xn, i64 rows, i64 width) {
     accum **g = m->zero.dweight;
-    linear_backward_weight(&m->dev, g[weight], xn, dy, rows, m->config.dim, width);
+    linear_backward_weight(&m->dev, g[weight], xn, dy, width, rows, m->config.dim, width);
     if (g[bias]) bias_backward(&m->dev, g[bias], dy, rows, width);
 }
 
@@ -53,14 +58,14 @@ static inline void mlp_activation(Model *m, real *act, const real *pre, i64 rows
 /* out (rows, C) = down(act(up(xn))), a partial sum where ffn_l is only this rank's part; s->pre is kept. */
 static inline void mlp_body_forward(Model *m, MlpSaved *s, real *out, const real *xn, i64 rows, i64 ffn_l) {
     real **w = m->zero.weight;
-    i64 C = m->config.dim;
+    i64 C = m->config.dim, width = mlp_gates(&m->config) * ffn_l;
     ArenaMark mark = arena_mark(&m->arena);
     real *act = take_real(m, MEM_WORKSPACE, rows * ffn_l);
     real *first = m->config.arch == ARCH_LLAMA ? w[T_GATE] : w[T_UP]; /* up's weights follow gate's */
     zero_prefetch(&m->zero);
-    linear_forward(&m->dev, s->pre, xn, first, w[T_UP_BIAS], rows, C, mlp_gates(&m->config) * ffn_l);
+    linear_forward(&m->dev, s->pre, width, xn, first, w[T_UP_BIAS], rows, C, width);
     mlp_activation(m, act, s->pre, rows, ffn_l);
-    linear_forward(&m->dev, out, act, w[T_DOWN], NULL, rows, ffn_l, C);
+    linear_forward(&m->dev, out, C, act, w[T_DOWN], NULL, rows, ffn_l, C);
     arena_release(&m->arena, mark);
 }
 
@@ -68,15 +73,15 @@ static inline void mlp_body_forward(Model *m, MlpSaved *s, real *out, const real
 static inline void mlp_body_backward_input(Model *m, MlpSaved *s, real *dxn, real *dpre, const real *dout, i64 rows, i64 ffn_l) {
     real **w = m->zero.weight;
     Device *dev = &m->dev;
-    i64 C = m->config.dim;
+    i64 C = m->config.dim, width = mlp_gates(&m->config) * ffn_l;
     ArenaMark mark = arena_mark(&m->arena);
     real *act = take_real(m, MEM_WORKSPACE, rows * ffn_l);
     zero_prefetch(&m->zero);
-    linear_backward_input(dev, act, dout, w[T_DOWN], rows, ffn_l, C, 0); /* its gradient, until the next makes it itself */
+    linear_backward_input(dev, act, dout, C, w[T_DOWN], rows, ffn_l, C, 0); /* act's gradient, until the next operation computes act again */
     if (m->config.arch == ARCH_LLAMA) swiglu_backward(dev, dpre, act, s->pre, rows, ffn_l);
     else gelu_backward(dev, dpre, act, s->pre, rows * ffn_l);
-    linear_backward_weight(dev, m->zero.dweight[T_DOWN], act, dout, rows, ffn_l, C);
-    linear_backward_input(dev, dxn, dpre, m->config.arch == ARCH_LLAMA ? w[T_GATE] : w[T_UP], rows, C, mlp_gates(&m->config) * ffn_l, 0);
+    linear_backward_weight(dev, m->zero.dweight[T_DOWN], act, dout, C, rows, ffn_l, C);
+    linear_backward_input(dev, dxn, dpre, width, m->config.arch == ARCH_LLAMA ? w[T_GATE] : w[T_UP], rows, C, width, 0);
     arena_release(&m->arena, mark);
 }
 
@@ -101,6 +106,32 @@ static inline void local_mlp_backward(Model *m, MlpSaved *s, real *dxn, const re
     arena_release(&m->arena, mark);
 }
 
+/* ---- what contexts share: the ring ranks' keys come in turns, the own ones first --------------------------------------------- */
+
+/* Elements of one ring rank's kv (L/R, B, 2, kv_heads_l, HS). */
+static inline i64 kv_count_own(const Model *m) { return ring_rows(m) * 2 * m->kv_heads_l * m->config.head_dim; }
+
+/* The ring rank whose keys and values come at `turn`, and their positions. */
+static inline i64 visitor_rank(const Model *m, i64 turn) {
+    i64 R = m->mesh.shape.ring;
+    return (m->mesh.ring_rank - turn + R) % R;
+}
+
+static inline TokenMap visitor_map(const Model *m, i64 turn) { return token_map(m->layout, m->L, (int)m->mesh.shape.ring, (int)visitor_rank(m, turn)); }
+
+/* Does this rank see anything of them? Of its own every query sees one. */
+static inline int visitor_seen(const Model *m, i64 turn) {
+    TokenMap kv_map = visitor_map(m, turn);
+    return turn == 0 || causal_pairs(&m->ring_map, &kv_map) > 0;
+}
+
+/* The last turn at which it does. Attention rounds its sums to the compute type there. */
+static inline i64 visitor_last(const Model *m) {
+    i64 turn = m->mesh.shape.ring - 1;
+    while (!visitor_seen(m, turn)) turn--;
+    return turn;
+}
+
 /* ---- attention of this rank's heads over its ring-local tokens ------------------------------------------------------------ */
 
 /* out (L/R, B, C) = attention of xn (L/R, B, C) with this rank's heads and its columns of the output projection, without bias:
@@ -112,7 +143,7 @@ static inline void heads_attention_forward(Model *m, AttentionSaved *s, real *ou
     queries_pack(&m->dev, s->q, s->q, m->rope, rows, m->B, m->heads_l, HS, 1);
     kv_pack(&m->dev, s->kv, s->kv, m->rope, rows, m->B, m->kv_heads_l, HS, 1);
     m->context->forward(m, s);
-    linear_forward(&m->dev, out, s->out, m->zero.weight[T_O], NULL, rows, m->heads_l * HS, m->config.dim);
+    linear_forward(&m->dev, out, m->config.dim, s->out, m->zero.weight[T_O], NULL, rows, m->heads_l * HS, m->config.dim);
 }
 
 /* Backward up to the projections: gradients of q and kv before rotation, the latter complete after heads_backward_finish. */
@@ -130,8 +161,8 @@ static inline HeadsBackward heads_backward(Model *m, AttentionSaved *s, const re
     h.dq = take_real(m, MEM_WORKSPACE, rows * NQ), h.dkv = take_real(m, MEM_WORKSPACE, rows * NKV);
     h.inner = arena_mark(&m->arena);
     real *dattended = take_real(m, MEM_WORKSPACE, rows * NQ);
-    linear_backward_weight(&m->dev, m->zero.dweight[T_O], s->out, dout, rows, NQ, m->config.dim);
-    linear_backward_input(&m->dev, dattended, dout, m->zero.weight[T_O], rows, NQ, m->config.dim, 0);
+    linear_backward_weight(&m->dev, m->zero.dweight[T_O], s->out, dout, m->config.dim, rows, NQ, m->config.dim);
+    linear_backward_input(&m->dev, dattended, dout, m->config.dim, m->zero.weight[T_O], rows, NQ, m->config.dim, 0);
     h.rest = m->context->backward(m, s, h.dq, h.dkv, dattended);
     queries_unpack(&m->dev, h.dq, h.dq, m->rope, rows, m->B, m->heads_l, HS, 1);
     return h;

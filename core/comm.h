@@ -125,6 +125,14 @@ static inline void schedule_begin(Fabric *f, ScheduleMode mode) {
     if (mode == SCHEDULE_RECORD) f->schedule.calls = 0;
 }
 
+/* The most bytes that one rank has for another, or for all, in a call of the schedule over `ranks` ranks. */
+static inline i64 schedule_largest(const Schedule *s, int ranks) {
+    i64 largest = 0;
+    for (i64 i = 0; i < s->calls; i++)
+        if (s->call[i].ranks == ranks) largest = i64_max(largest, s->call[i].op == COMM_SEND_RECV ? s->call[i].bytes : s->call[i].bytes / (ranks - 1));
+    return largest;
+}
+
 static inline void schedule_text(char *out, size_t size, const PlannedCall *c) {
     snprintf(out, size, "%s of %lld bytes over %d ranks (%s, %s, %s)", COMM_OP_NAMES[c->op], (long long)c->bytes, c->ranks, BLOCK_NAMES[c->tag.block],
              PHASE_NAMES[c->tag.phase], WHAT_NAMES[c->tag.what]);

@@ -113,8 +113,8 @@ static inline int dataset_shard(const Dataset *d, i64 sequence) {
     return lo;
 }
 
-/* Read tokens first, first+stride, ... (count of them) of a sequence into out[0], out[step], out[2 step], ... */
-static inline void dataset_read(Dataset *d, i64 sequence, i64 first, i64 stride, i64 count, int32_t *out, i64 step) {
+/* Read tokens first, first+stride, ... (count of them) of a sequence into out[0], out[ld], out[2 ld], ... */
+static inline void dataset_read(Dataset *d, i64 sequence, i64 first, i64 stride, i64 count, int32_t *out, i64 ld) {
     if (count == 0) return;
     int which = dataset_shard(d, sequence);
     const Shard *s = &d->shard[which];
@@ -139,7 +139,7 @@ static inline void dataset_read(Dataset *d, i64 sequence, i64 first, i64 stride,
         if (value >= d->vocab)
             FAIL(THIS_RANK, "%s: token %lld at position %lld is outside the vocabulary of %lld; was the shard made for another model?", s->path,
                  (long long)value, (long long)(token + i * stride), (long long)d->vocab);
-        out[i * step] = (int32_t)value;
+        out[i * ld] = (int32_t)value;
     }
 }
 

@@ -5,7 +5,8 @@
 #ifndef ODYSSEUS_FLAGS_H
 #define ODYSSEUS_FLAGS_H
 
-#include "../kernels/compute.h"
+#include "../kernels/flags.h"
+#include "util.h"
 
 typedef struct {
     /* model */
@@ -75,7 +76,7 @@ static const Flag FLAGS[] = {
 
     {"Parallelism", "sp", FLAG_TEXT, AT(sp), "odysseus", 0, 0, NULL, "sequence-parallel scheme (listed below); it owns the head axis"},
     {NULL, "dp", FLAG_INT, AT(dp), "1", 1, 1 << 20, NULL, "data-parallel groups"},
-    {NULL, "ring", FLAG_INT, AT(ring), "1", 1, 1 << 20, NULL, "ring (context-parallel) ranks around the scheme; --sp ring takes all that --dp leaves unless told"},
+    {NULL, "ring", FLAG_INT, AT(ring), "1", 1, 1 << 20, NULL, "ring (context-parallel) ranks around the scheme; one without a head axis takes all that --dp leaves unless told"},
     {NULL, "ring-layout", FLAG_CHOICE, AT(ring_layout), "zigzag", 0, 0, "zigzag|contiguous|stripe", "which tokens a ring rank holds"},
     {NULL, "overlap", FLAG_CHOICE, AT(overlap), "on", 0, 0, "on|off", "communicate while computing; off: the same calls, waited for at once"},
     {NULL, "comm", FLAG_CHOICE, AT(comm), COMM_DEFAULT, 0, 0, COMM_CHOICES, "how ranks reach each other: " COMM_HELP},

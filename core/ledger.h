@@ -7,12 +7,12 @@
 
 #include "util.h"
 
-typedef enum { COMM_ALL_GATHER, COMM_REDUCE_SCATTER, COMM_ALL_REDUCE, COMM_ALL_TO_ALL, COMM_SEND_RECV, COMM_BROADCAST, COMM_OPS } CommOp;
-typedef enum { BLOCK_EMBEDDING, BLOCK_ATTENTION, BLOCK_MLP, BLOCK_HEAD, BLOCK_OTHER, BLOCK_KINDS } BlockKind;
+typedef enum { COMM_ALL_GATHER, COMM_REDUCE_SCATTER, COMM_ALL_REDUCE, COMM_ALL_TO_ALL, COMM_SEND_RECV, COMM_OPS } CommOp;
+typedef enum { BLOCK_EMBEDDING, BLOCK_ATTENTION, BLOCK_MLP, BLOCK_LM_HEAD, BLOCK_OTHER, BLOCK_KINDS } BlockKind;
 typedef enum { PHASE_FORWARD, PHASE_BACKWARD, PHASE_OPTIMIZER, PHASES } Phase;
 typedef enum { WHAT_ACTIVATION, WHAT_PARAMETER, WHAT_GRADIENT, WHAT_CONTROL, WHATS } What;
 
-static const char *const COMM_OP_NAMES[COMM_OPS] = {"all_gather", "reduce_scatter", "all_reduce", "all_to_all", "send_recv", "broadcast"};
+static const char *const COMM_OP_NAMES[COMM_OPS] = {"all_gather", "reduce_scatter", "all_reduce", "all_to_all", "send_recv"};
 static const char *const BLOCK_NAMES[BLOCK_KINDS] = {"embedding", "attention", "mlp", "head", "other"};
 static const char *const PHASE_NAMES[PHASES] = {"forward", "backward", "optimizer"};
 static const char *const WHAT_NAMES[WHATS] = {"activation", "parameter", "gradient", "control"};

@@ -58,11 +58,53 @@ static inline Comm *mesh_group(Mesh *m, int i) {
     return groups[i];
 }
 
+/* The first group with the same ranks as group i: one link is enough for them. */
+static inline int mesh_twin(Mesh *m, int i) {
+    const Comm *c = mesh_group(m, i);
+    for (int j = 0; j < i; j++) {
+        const Comm *d = mesh_group(m, j);
+        if (c->size == d->size && (c->size == c->world || (c->inner == d->inner && c->stride == d->stride))) return j;
+    }
+    return i;
+}
+
+/* Links that the groups of a mesh of this shape need. */
+static inline int mesh_links(MeshShape shape, i64 kv_heads) {
+    Mesh m;
+    int links = 0;
+    mesh_init(&m, shape, wire_none(), 1, 0, kv_heads);
+    for (int i = 0; i < MESH_GROUPS; i++) links += mesh_group(&m, i)->size > 1 && mesh_twin(&m, i) == i;
+    return links;
+}
+
 /* Let the groups reach each other's devices by the backend's own way, where it has one. Collective. */
 static inline void mesh_link(Mesh *m, Fabric *f) {
     for (int i = 0; i < MESH_GROUPS; i++) {
-        Comm *c = mesh_group(m, i);
-        c->link = link_open(&f->links, c, m->rank);
+        int twin = mesh_twin(m, i);
+        mesh_group(m, i)->link = twin < i ? mesh_group(m, twin)->link : link_open(&f->links, mesh_group(m, i), m->rank);
+    }
+}
+
+#define TRIAL_BYTES ((i64)64 << 20)
+
+/* An exchange of a few bytes and one as large as the step's largest (of TRIAL_BYTES at most) over every link, after the plan. What cannot work
+   fails before anything is written; and a library that makes its buffers when they are first used has them before memory is counted. */
+static inline void mesh_try(Mesh *m, Fabric *f) {
+    Tag t = tag(BLOCK_OTHER, PHASE_FORWARD, WHAT_CONTROL);
+    for (int i = 0; i < MESH_GROUPS; i++) {
+        const Comm *c = mesh_group(m, i);
+        if (!c->link || mesh_twin(m, i) != i) continue;
+        i64 part[2] = {16, round_up(i64_min(schedule_largest(&f->schedule, c->size), TRIAL_BYTES / c->size), 16)}; /* bytes */
+        char *all = (char *)links_trial(2 * c->size * i64_max(part[0], part[1]));
+        if (!all) FAIL(THIS_RANK, "out of memory: no %.1f MB to try the links between the ranks; does something else use this " MEMORY_OWNER "?",
+                       (double)(2 * c->size * part[1]) / 1e6);
+        for (int k = 0; k < 2; k++) {
+            if (!part[k]) continue;
+            comm_all_gather(f, c, t, all, all + c->rank * part[k], part[k] / accum_size(), DTYPE_ACCUM);
+            comm_wait(f, comm_all_to_all_start(f, c, t, all + c->size * part[k], all, part[k] / accum_size(), DTYPE_ACCUM));
+        }
+        device_finish(f->dev);
+        links_untried(all);
     }
 }
 

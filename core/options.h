@@ -95,8 +95,8 @@ static inline void options_mesh(ModelOptions *o, Settings *s, const FlagsGiven *
     o->shape.world = world, o->shape.dp = s->dp, o->shape.ring = s->ring, o->shape.head = world / s->dp / s->ring;
 }
 
-/* Everything about the run that does not need data or memory; whether that can run, options_check says. `world`: ranks. --sp ring alone
-   sets s->ring, which is then what the run has. */
+/* Everything about the run that does not need data or memory; whether that can run, options_check says. `world`: ranks. Where the
+   scheme takes all of them, s->ring becomes what the run has. */
 static inline void options_from_flags(ModelOptions *o, const Scheme *scheme, Settings *s, const FlagsGiven *given, i64 world, DevicePlace place) {
     memset(o, 0, sizeof *o);
     o->scheme = scheme;

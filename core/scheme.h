@@ -57,22 +57,23 @@ typedef struct {
     i64 heads_l, kv_heads_l;      /* heads that this rank attends with */
     int recompute;
     Phase phase;                  /* of the walk, for the ledger */
-    accum *rope;                  /* (T_stream or T_ring, HS/2, 2), NULL for learned positions */
-    TokenMap rope_map;
-    AttentionSaved *attention;    /* (layers), or one that all layers share when recomputing */
+    accum *rope;                  /* (tokens of rope_map, HS/2, 2), NULL for learned positions */
+    TokenMap rope_map;            /* where q and k are rotated: the own tokens, or the ring rank's */
+    AttentionSaved *attention;    /* (layers); when recomputing, all but in.x are the same buffers in every layer */
     MlpSaved *mlp;
-    real *final_x;                /* (stream) input of the final norm */
+    real *final_x;                /* (own rows, C) input of the final norm */
     accum *final_mean, *final_rstd; /* (own rows) */
     int32_t *tokens, *targets;    /* (T_stream, B) and (T_own, B) */
     int32_t *host_tokens;         /* the same two, on the host */
     double *sums;                 /* (2) of this rank: losses of its targets, squares of its gradients */
-    i64 head_rows;                /* rows of logits held at once */
-    Use *schedule;                /* blocks in the order of the walk; the forward part comes first */
+    i64 logits_rows;              /* rows of logits held at once */
+    Use *order;                   /* blocks as the walk uses them; the forward part comes first */
     int uses;
 } Model;
 
 typedef struct Scheme {
     const char *name, *help;
+    const struct Context *context;   /* of a scheme that is a context and nothing besides; NULL: whichever is chosen */
     int replicated_stream;           /* 1: every head rank holds the whole ring-local stream */
     int ring_takes_all;              /* 1: it has no head axis; without --ring the ring is all that dp leaves */
     int rope_on_own;                 /* 1: q and k are made on the own tokens only, then sent to the ranks of their heads */
@@ -83,7 +84,7 @@ typedef struct Scheme {
     void (*attention_keep)(Model *, AttentionSaved *);
     /* out (stream) = attention(xn (stream)), without the residual; fills s */
     void (*attention_forward)(Model *, AttentionSaved *s, real *out, const real *xn);
-    /* dxn (stream) = its gradient for dout (stream); adds to z->dweight */
+    /* dxn (stream) = its gradient for dout (stream); adds to m->zero.dweight */
     void (*attention_backward)(Model *, AttentionSaved *s, real *dxn, const real *dout, const real *xn);
     void (*mlp_forward)(Model *, MlpSaved *s, real *out, const real *xn);
     void (*mlp_backward)(Model *, MlpSaved *s, real *dxn, const real *dout, const real *xn);
@@ -174,6 +175,15 @@ static inline int refuse_head_axis(const Config *c, const MeshShape *shape, int 
     n += snprintf(why + n, size - (size_t)n, "; the nearest that does: %lld", (long long)below);
     if (above) n += snprintf(why + n, size - (size_t)n, " or %lld", (long long)above);
     snprintf(why + n, size - (size_t)n, " (head axis = ranks / dp / ring)");
+    return 1;
+}
+
+/* Of a scheme without a head axis. */
+static inline int refuse_any_head_axis(const Config *c, const MeshShape *shape, char *why, size_t size) {
+    (void)c;
+    if (shape->head == 1) return 0;
+    snprintf(why, size, "it has no head axis, but %lld ranks / dp %lld / ring %lld leaves %lld; use --ring %lld", (long long)shape->world,
+             (long long)shape->dp, (long long)shape->ring, (long long)shape->head, (long long)(shape->world / shape->dp));
     return 1;
 }
 

@@ -1,6 +1,5 @@
 /* selfcheck.h - before the first step: do all ranks mean the same run, and does every token reach exactly whom it may?
 
-   links      a small exchange on every group that has a way of its own between devices
    schedule   all ranks compare hashes of the collectives that their plan holds; where they part, a binary search over the
               prefixes finds the first call that differs, and the message names rank, operation and block
    labels     summed over ranks, the targets of positions 0 .. L-2 must be the tokens of positions 1 .. L-1: labels that were shifted
@@ -19,21 +18,6 @@
 
 #include "data.h"
 #include "scheme.h"
-
-/* A small exchange on every group that has a way of its own between devices: what cannot work fails before a run directory is made. */
-static inline void try_links(Model *m) {
-    Tag t = tag(BLOCK_OTHER, PHASE_FORWARD, WHAT_CONTROL);
-    for (int i = 0; i < MESH_GROUPS; i++) {
-        const Comm *c = mesh_group(&m->mesh, i);
-        if (!c->link) continue;
-        ArenaMark mark = arena_mark(&m->arena);
-        accum *all = take_accum(m, MEM_COMM, 2 * c->size);
-        comm_all_gather(&m->fabric, c, t, all, all + c->rank, 1, DTYPE_ACCUM);
-        comm_wait(&m->fabric, comm_all_to_all_start(&m->fabric, c, t, all + c->size, all, 1, DTYPE_ACCUM));
-        device_finish(&m->dev);
-        arena_release(&m->arena, mark);
-    }
-}
 
 /* Compare the recorded schedules of all ranks; rank 0 reports. Collective over `world`, outside any step. */
 static inline void selfcheck_schedule(const Fabric *f, Wire world) {

@@ -51,8 +51,8 @@ static const TensorSpec GPT2_TENSORS[] = {
     {T_DOWN_BIAS, BLOCK_MLP, "transformer.h.%d.mlp.c_proj.bias", SIZE_C, SIZE_1, SPLIT_NONE, INIT_ZERO, HF_PLAIN, 0, 1},
     {T_NORM, BLOCK_MLP, "transformer.h.%d.ln_2.weight", SIZE_C, SIZE_1, SPLIT_NONE, INIT_ONE, HF_PLAIN, 0, 1},
     {T_NORM_BIAS, BLOCK_MLP, "transformer.h.%d.ln_2.bias", SIZE_C, SIZE_1, SPLIT_NONE, INIT_ZERO, HF_PLAIN, 0, 1},
-    {T_NORM, BLOCK_HEAD, "transformer.ln_f.weight", SIZE_C, SIZE_1, SPLIT_NONE, INIT_ONE, HF_PLAIN, 0, 1},
-    {T_NORM_BIAS, BLOCK_HEAD, "transformer.ln_f.bias", SIZE_C, SIZE_1, SPLIT_NONE, INIT_ZERO, HF_PLAIN, 0, 1},
+    {T_NORM, BLOCK_LM_HEAD, "transformer.ln_f.weight", SIZE_C, SIZE_1, SPLIT_NONE, INIT_ONE, HF_PLAIN, 0, 1},
+    {T_NORM_BIAS, BLOCK_LM_HEAD, "transformer.ln_f.bias", SIZE_C, SIZE_1, SPLIT_NONE, INIT_ZERO, HF_PLAIN, 0, 1},
 };
 
 static const TensorSpec LLAMA_TENSORS[] = {
@@ -66,8 +66,8 @@ static const TensorSpec LLAMA_TENSORS[] = {
     {T_UP, BLOCK_MLP, "model.layers.%d.mlp.up_proj.weight", SIZE_FFN, SIZE_C, SPLIT_FFN_ROWS, INIT_NORMAL, HF_PLAIN, 0, 1},
     {T_DOWN, BLOCK_MLP, "model.layers.%d.mlp.down_proj.weight", SIZE_C, SIZE_FFN, SPLIT_FFN_COLS, INIT_NORMAL_RESIDUAL, HF_PLAIN, 0, 1},
     {T_NORM, BLOCK_MLP, "model.layers.%d.post_attention_layernorm.weight", SIZE_C, SIZE_1, SPLIT_NONE, INIT_ONE, HF_PLAIN, 0, 1},
-    {T_LM_HEAD, BLOCK_HEAD, "lm_head.weight", SIZE_V, SIZE_C, SPLIT_NONE, INIT_NORMAL, HF_PLAIN, 0, 1},
-    {T_NORM, BLOCK_HEAD, "model.norm.weight", SIZE_C, SIZE_1, SPLIT_NONE, INIT_ONE, HF_PLAIN, 0, 1},
+    {T_LM_HEAD, BLOCK_LM_HEAD, "lm_head.weight", SIZE_V, SIZE_C, SPLIT_NONE, INIT_NORMAL, HF_PLAIN, 0, 1},
+    {T_NORM, BLOCK_LM_HEAD, "model.norm.weight", SIZE_C, SIZE_1, SPLIT_NONE, INIT_ONE, HF_PLAIN, 0, 1},
 };
 
 /* The table of an architecture; *count rows. */

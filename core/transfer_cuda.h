@@ -16,11 +16,7 @@
 #include "wire.h"
 
 #ifdef ODYSSEUS_NCCL
-#ifdef __CUDACC__
 #include <nccl.h>
-#else
-#include "../dev/emu/nccl.h"
-#endif
 #if NCCL_VERSION_CODE < NCCL_VERSION(2, 18, 1)
 #error "NCCL 2.18.1 or later is needed, whose communicators can be split"
 #endif
@@ -156,22 +152,21 @@ static inline double links_exposed(Links *l) {
 #ifdef ODYSSEUS_NCCL
 
 /* NCCL's way between the devices of group `c`, in which rank `rank` of the world calls; NULL: there is none. Collective over the world,
-   whose own group comes first: the others are split from it and share its buffers. */
+   whose own group comes first: the others are split from it and share its buffers, which is for the one that is split to allow. */
 static inline void *link_open(Links *l, const Comm *c, int rank) {
     if (!l->stream || c->size == 1) return NULL;
-    if (l->links && c->size == c->world) return l->link[0];
     if (l->links == LINKS) FAIL(THIS_RANK, "more than %d NCCL communicators", LINKS);
     ncclComm_t comm;
+    ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
+    config.splitShare = 1;
     if (l->links == 0) {
         ncclUniqueId id, *all = (ncclUniqueId *)host_alloc(sizeof id * (size_t)c->size);
         memset(&id, 0, sizeof id);
         if (rank == 0) NCCL_CHECK(ncclGetUniqueId(&id));
         wire_share(c->wire, all, &id, sizeof id);
-        NCCL_CHECK(ncclCommInitRank(&comm, c->size, all[0], rank));
+        NCCL_CHECK(ncclCommInitRankConfig(&comm, c->size, all[0], rank, &config));
         free(all);
     } else {
-        ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
-        config.splitShare = 1;
         NCCL_CHECK(ncclCommSplit((ncclComm_t)l->link[0], (int)comm_first(c, rank), c->rank, &comm, &config));
     }
     return l->link[l->links++] = comm;
@@ -254,6 +249,13 @@ static inline void links_close(Links *l) {
     }
     memset(l, 0, sizeof *l);
 }
+
+/* Device memory to try the links with, before there is an arena; NULL: no more. links_untried gives it back. */
+static inline void *links_trial(i64 bytes) {
+    void *p = NULL;
+    return cudaMalloc(&p, (size_t)bytes) == cudaSuccess ? p : NULL;
+}
+static inline void links_untried(void *p) { CUDA_CHECK(cudaFree(p)); }
 
 /* Move the wire along where it is staged; NCCL needs no help. */
 static inline void transfer_poll(Device *dev, Transfer *t) {

@@ -7,7 +7,7 @@
                              shards  [ rank 0 | rank 1 | ... | rank S-1 ]         each owns one: weights, gradient, moments
 
    walk       zero_acquire(block)    wait for its gather, point at weights
-              zero_prefetch          start the gather of the next block in the schedule, once the block's own exchange is under way
+              zero_prefetch          start the gather of the next block of the walk, once the block's own exchange is under way
    backward   zero_grad_begin(block) gradients of the whole block at zero; the walk adds to them
               zero_grad_end(block)   reduce-scatter starts; its sum lands in this rank's shard while the next block computes
 
@@ -84,7 +84,7 @@ typedef struct {
     accum *master;   /* (flat) what the optimizer updates; the same buffer where real is accum */
     accum *grad, *m, *v;
     Slot slot[SLOTS];
-    const Use *schedule;
+    const Use *order; /* of the walk under way */
     int uses, cursor, started;
     real *weight[T_ROLES]; /* of the block acquired last */
     accum *dweight[T_ROLES];
@@ -93,7 +93,7 @@ typedef struct {
 static inline int block_embedding(void) { return 0; }
 static inline int block_attention(int layer) { return 1 + 2 * layer; }
 static inline int block_mlp(int layer) { return 2 + 2 * layer; }
-static inline int block_head(const Config *c) { return 1 + 2 * (int)c->layers; }
+static inline int block_lm_head(const Config *c) { return 1 + 2 * (int)c->layers; }
 
 static inline SlotKind slot_kind(BlockKind kind) {
     return kind == BLOCK_ATTENTION ? SLOT_ATTENTION : kind == BLOCK_MLP ? SLOT_MLP : SLOT_VOCABULARY;
@@ -167,8 +167,8 @@ static inline void zero_init(Zero *z, const Config *config, const Mesh *mesh, Fa
         zero_layout_block(z, BLOCK_ATTENTION, l, 0);
         zero_layout_block(z, BLOCK_MLP, l, 0);
     }
-    zero_layout_block(z, BLOCK_HEAD, -1, config->tied ? embedding_end : 0);
-    if (config->tied) z->block[block_head(config)].borrowed = block_embedding();
+    zero_layout_block(z, BLOCK_LM_HEAD, -1, config->tied ? embedding_end : 0);
+    if (config->tied) z->block[block_lm_head(config)].borrowed = block_embedding();
     i64 flat = z->flat;
     z->param = (real *)arena_take(arena, MEM_PARAMETERS, flat * real_size());
     z->master = real_is_accum() ? (accum *)z->param : (accum *)arena_take(arena, MEM_OPTIMIZER, flat * accum_size());
@@ -193,9 +193,9 @@ static inline void zero_free(Zero *z) {
 
 /* ---- weights along the walk ----------------------------------------------------------------------------------------- */
 
-/* Begin a walk: `schedule` names every block in the order the walk will acquire it, and outlives the walk. */
-static inline void zero_walk(Zero *z, const Use *schedule, int uses) {
-    z->schedule = schedule, z->uses = uses, z->cursor = z->started = 0;
+/* Begin a walk: `order` names every block in the order the walk will acquire it, and outlives the walk. */
+static inline void zero_walk(Zero *z, const Use *order, int uses) {
+    z->order = order, z->uses = uses, z->cursor = z->started = 0;
 }
 
 /* The i-th chunk that a block needs: its own, then the borrowed one. NULL past the end. */
@@ -228,16 +228,16 @@ static inline void zero_point_weights(Zero *z, const Block *b) {
     }
 }
 
-/* The weights of `block`, gathered, in z->weight[role] until the next acquire. The walk must follow the schedule. A block that was
+/* The weights of `block`, gathered, in z->weight[role] until the next acquire. The walk must keep its order. A block that was
    also the use before is still there and is not gathered twice. */
 static inline void zero_acquire(Zero *z, int block) {
     int at = z->cursor++;
-    if (at >= z->uses || z->schedule[at].block != block) FAIL(THIS_RANK, "the walk left its schedule at use %d (block %d)", at, block);
+    if (at >= z->uses || z->order[at].block != block) FAIL(THIS_RANK, "the walk left its order at use %d (block %d)", at, block);
     const Block *b = &z->block[block];
     Slot *slot = &z->slot[slot_kind(b->kind)];
-    part_begin(z->dev, b->kind, b->layer, z->schedule[at].phase);
+    part_begin(z->dev, b->kind, b->layer, z->order[at].phase);
     if (z->started <= at) {
-        if (at == 0 || z->schedule[at - 1].block != block) zero_gather(z, z->schedule[at]);
+        if (at == 0 || z->order[at - 1].block != block) zero_gather(z, z->order[at]);
         z->started = at + 1;
     }
     for (int i = 0; i < BLOCK_CHUNKS; i++) {
@@ -257,7 +257,7 @@ static inline void zero_acquire(Zero *z, int block) {
    call it is correct, too: the next acquire gathers, and waits. */
 static inline void zero_prefetch(Zero *z) {
     if (z->cursor >= z->uses || z->started > z->cursor || !z->fabric->overlap) return;
-    Use now = z->schedule[z->cursor - 1], next = z->schedule[z->cursor];
+    Use now = z->order[z->cursor - 1], next = z->order[z->cursor];
     if (slot_kind(z->block[next.block].kind) == slot_kind(z->block[now.block].kind)) return;
     zero_gather(z, next);
     z->started = z->cursor + 1;
@@ -390,7 +390,7 @@ static inline i64 share_elements(const Config *config, const MeshShape *shape, i
 /* What ZeRO-3 moves in a step of `micro_steps`: 3 (S-1) ceil(P/S) elements for each chunk of a layer (recompute
    repeats a block's forward while its weights are there for the backward anyway), AG + RS for embedding and head. */
 static inline void zero_volume(Ledger *l, const Config *config, const Mesh *mesh, int (*splits)(BlockKind), Dtype grad_wire, i64 micro_steps) {
-    const BlockKind kinds[4] = {BLOCK_EMBEDDING, BLOCK_ATTENTION, BLOCK_MLP, BLOCK_HEAD};
+    const BlockKind kinds[4] = {BLOCK_EMBEDDING, BLOCK_ATTENTION, BLOCK_MLP, BLOCK_LM_HEAD};
     for (int k = 0; k < 4; k++)
         for (int g = 0; g < SHARE_GROUPS; g++) {
             ShareGroup share = (ShareGroup)g;
@@ -404,7 +404,7 @@ static inline void zero_volume(Ledger *l, const Config *config, const Mesh *mesh
                 ledger_expect(l, COMM_ALL_GATHER, tag(kind, PHASE_BACKWARD, WHAT_PARAMETER), weights);
             ledger_expect(l, COMM_REDUCE_SCATTER, tag(kind, PHASE_BACKWARD, WHAT_GRADIENT), grads);
             if (kind == BLOCK_EMBEDDING && config->tied)
-                ledger_expect(l, COMM_ALL_GATHER, tag(BLOCK_HEAD, PHASE_FORWARD, WHAT_PARAMETER), weights);
+                ledger_expect(l, COMM_ALL_GATHER, tag(BLOCK_LM_HEAD, PHASE_FORWARD, WHAT_PARAMETER), weights);
         }
 }
 

@@ -38,11 +38,10 @@ static inline void op_end(Device *dev) {
     if (dev->trace) span_close(dev->trace->op, device_mark(dev));
 }
 
-/* The body of every operation below; in a trace it has the name of its function, or another. */
-#define OPERATION(dev, op, flop, bytes, run) OPERATION_AS(__func__, dev, op, flop, bytes, run)
-#define OPERATION_AS(name, dev, op, flop, bytes, run) \
+/* The body of every operation below; in a trace it has the name of its function. */
+#define OPERATION(dev, op, flop, bytes, run) \
     do { \
-        if (op_begin(dev, op, name, flop, bytes)) { \
+        if (op_begin(dev, op, __func__, flop, bytes)) { \
             run; \
             op_end(dev); \
         } \
@@ -66,36 +65,25 @@ static inline void device_repeat(Device *dev, const Device *before, i64 times) {
 
 /* ---- matrix products ------------------------------------------------------------------------------------------- */
 
-/* A linear layer's three products. Rows of out and dout lie `step` elements apart: OC where they are neighbours, more where each shall begin
+/* A linear layer's three products. Rows of out and dout begin `ld` elements apart: OC where they are neighbours, more where each shall begin
    at a whole vector of memory (logits of an odd vocabulary). */
 
 /* out (rows, OC) = inp (rows, IC) weight (OC, IC)^T + bias (OC) (NULL: none) */
-static inline void linear_forward_apart(Device *dev, real *out, i64 step, const real *inp, const real *weight, const real *bias, i64 rows, i64 IC, i64 OC) {
-    OPERATION_AS("linear_forward", dev, OP_GEMM, 2.0 * rows * IC * OC, real_size() * (1.0 * rows * IC + 1.0 * IC * OC + 1.0 * rows * OC),
-              linear_forward_run(dev, out, step, inp, weight, bias, rows, IC, OC));
+static inline void linear_forward(Device *dev, real *out, i64 ld, const real *inp, const real *weight, const real *bias, i64 rows, i64 IC, i64 OC) {
+    OPERATION(dev, OP_GEMM, 2.0 * rows * IC * OC, real_size() * (1.0 * rows * IC + 1.0 * IC * OC + 1.0 * rows * OC),
+              linear_forward_run(dev, out, ld, inp, weight, bias, rows, IC, OC));
 }
 
 /* dinp (rows, IC) = or += dout (rows, OC) weight (OC, IC) */
-static inline void linear_backward_input_apart(Device *dev, real *dinp, const real *dout, i64 step, const real *weight, i64 rows, i64 IC, i64 OC, int add) {
-    OPERATION_AS("linear_backward_input", dev, OP_GEMM, 2.0 * rows * IC * OC, real_size() * (1.0 * rows * IC + 1.0 * IC * OC + 1.0 * rows * OC),
-              linear_backward_input_run(dev, dinp, dout, step, weight, rows, IC, OC, add));
+static inline void linear_backward_input(Device *dev, real *dinp, const real *dout, i64 ld, const real *weight, i64 rows, i64 IC, i64 OC, int add) {
+    OPERATION(dev, OP_GEMM, 2.0 * rows * IC * OC, real_size() * (1.0 * rows * IC + 1.0 * IC * OC + 1.0 * rows * OC),
+              linear_backward_input_run(dev, dinp, dout, ld, weight, rows, IC, OC, add));
 }
 
 /* dweight (OC, IC) += dout (rows, OC)^T inp (rows, IC) */
-static inline void linear_backward_weight_apart(Device *dev, accum *dweight, const real *inp, const real *dout, i64 step, i64 rows, i64 IC, i64 OC) {
-    OPERATION_AS("linear_backward_weight", dev, OP_GEMM, 2.0 * rows * IC * OC, real_size() * (1.0 * rows * IC + 1.0 * rows * OC) + 2.0 * accum_size() * IC * OC,
-              linear_backward_weight_run(dev, dweight, inp, dout, step, rows, IC, OC));
-}
-
-/* The same, of neighbouring rows. */
-static inline void linear_forward(Device *dev, real *out, const real *inp, const real *weight, const real *bias, i64 rows, i64 IC, i64 OC) {
-    linear_forward_apart(dev, out, OC, inp, weight, bias, rows, IC, OC);
-}
-static inline void linear_backward_input(Device *dev, real *dinp, const real *dout, const real *weight, i64 rows, i64 IC, i64 OC, int add) {
-    linear_backward_input_apart(dev, dinp, dout, OC, weight, rows, IC, OC, add);
-}
-static inline void linear_backward_weight(Device *dev, accum *dweight, const real *inp, const real *dout, i64 rows, i64 IC, i64 OC) {
-    linear_backward_weight_apart(dev, dweight, inp, dout, OC, rows, IC, OC);
+static inline void linear_backward_weight(Device *dev, accum *dweight, const real *inp, const real *dout, i64 ld, i64 rows, i64 IC, i64 OC) {
+    OPERATION(dev, OP_GEMM, 2.0 * rows * IC * OC, real_size() * (1.0 * rows * IC + 1.0 * rows * OC) + 2.0 * accum_size() * IC * OC,
+              linear_backward_weight_run(dev, dweight, inp, dout, ld, rows, IC, OC));
 }
 
 /* out (rows, C) += bias (C) */
@@ -261,12 +249,12 @@ static inline void swiglu_backward(Device *dev, real *dpre, real *act, const rea
 
 /* ---- loss ---------------------------------------------------------------------------------------------------------- */
 
-/* Softmax cross-entropy of rows of logits (rows, V), `step` apart: *loss_sum += sum over rows of -log softmax(logits)[target], a double, in
+/* Softmax cross-entropy of rows of logits (rows, V), `ld` elements apart: *loss_sum += sum over rows of -log softmax(logits)[target], a double, in
    row order; when `backward`, logits become dlogits = scale (softmax - onehot(target)) in place.
    A negative target is ignored: no loss, dlogits 0. */
-static inline void classifier(Device *dev, double *loss_sum, real *logits, i64 step, const int32_t *targets, accum scale, i64 rows, i64 V, int backward) {
+static inline void classifier(Device *dev, double *loss_sum, real *logits, i64 ld, const int32_t *targets, accum scale, i64 rows, i64 V, int backward) {
     OPERATION(dev, OP_CLASSIFIER, 5.0 * rows * V, (backward ? 2.0 : 1.0) * real_size() * rows * V,
-              classifier_run(dev, loss_sum, logits, step, targets, scale, rows, V, backward));
+              classifier_run(dev, loss_sum, logits, ld, targets, scale, rows, V, backward));
 }
 
 /* ---- between host and device ------------------------------------------------------------------------------------------- */

@@ -22,12 +22,11 @@ set -euo pipefail
 source "$(dirname "$0")/common.sh"
 
 NP=${NP:-8} STEPS=${STEPS:-10} MODEL=${MODEL:-llama2-7b} PROGRAM=${PROGRAM:-./train_gpt}
-LENGTHS=${LENGTHS:-16K 32K 64K 96K} SCHEMES=${SCHEMES:-tp tpsp ulysses ring odysseus} DATA=${DATA:-} FORCE=${FORCE:-0}
+LENGTHS=${LENGTHS:-16K 32K 64K 96K} DATA=${DATA:-} FORCE=${FORCE:-0}
 GPU_GB=${GPU_GB:-80} MFU=${MFU:-0.4} PEAK_TFLOPS=${PEAK_TFLOPS:-312}
 OUT=$(absolute "${OUT:-$PWD/runs/llama2_7b_8xa100}")
 read -ra flags <<<"${FLAGS:-}"
 read -ra lengths <<<"$LENGTHS"
-read -ra schemes <<<"$SCHEMES"
 
 [[ $# -eq 0 ]] || die "no arguments: settings are variables, e.g. LENGTHS=\"16K 32K\" bash scripts/llama2_7b_8xa100.sh"
 whole NP STEPS
@@ -38,6 +37,7 @@ require_hosts
 require_program
 names=$(list_schemes "$PROGRAM")
 mapfile -t known <<<"$names"
+read -ra schemes <<<"${SCHEMES:-${known[*]}}"
 for scheme in "${schemes[@]}"; do
     [[ " ${known[*]} " == *" $scheme "* ]] || die "SCHEMES: '$scheme' is none of ${known[*]}"
 done

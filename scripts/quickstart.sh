@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# quickstart.sh - from a fresh clone to five loss curves that coincide.
+# quickstart.sh - from a fresh clone to loss curves that coincide.
 #
-#   packages -> build -> text to byte shards -> one rank, then tp, tpsp, ulysses, ring, odysseus on 4 ranks -> one table
+#   packages -> build -> text to byte shards -> one rank, then each scheme on 4 ranks -> one table
 #
 # 150 steps x 8 sequences x 256 tokens = 307,200 tokens a run, six runs of a 0.85M-parameter Llama on the same data from the same
 # weights: one to two minutes on two cores. Where there is a GPU and the CUDA toolkit, ./train_gpt runs on it; PROGRAM=./train_gpt_cpu
@@ -13,7 +13,7 @@ source "$(dirname "$0")/common.sh"
 usage() {
     say "usage: bash scripts/quickstart.sh [--text FILE...] [--ranks N] [--steps N] [--out DIR]"
     say "  --text FILE...  text to learn; default: this repository's own sources and documents"
-    say "  --ranks N       ranks of the five schemes [4]"
+    say "  --ranks N       ranks of the schemes [4]"
     say "  --steps N       optimizer steps of each run [150]"
     say "  --out DIR       where shards, runs and logs go [runs/quickstart, or runs/quickstart-2, ...]"
 }

@@ -8,6 +8,7 @@
 set -euo pipefail
 # shellcheck source=scripts/common.sh
 source "$(dirname "$0")/common.sh"
+export WERROR=1 # a warning is an error here, and only here
 
 # What to run: the name, on how many ranks (alone: without mpirun), the most seconds that two cores take, and its arguments; what runs ten
 # times as long, on one slow and busy core, has hung. Programs are
@@ -60,7 +61,8 @@ test_emulator_emuasan   alone  120
 test_cuda_gemm_emu      alone  120
 test_cuda_ops_emu       alone  300
 test_cuda_ops_emuasan   alone  600
-test_cuda_attention_emu alone  300
+test_cuda_hopper_emu    alone  120
+test_cuda_attention_emu alone  600
 test_emu.sh             alone 1200
 test_emu_refusals.sh    alone  600
 test_layers.sh          alone 3000

@@ -76,7 +76,7 @@ static void forecast_step(Forecast *f, Trainer *t, int traced) {
     f->rank = slowest_ring_rank(&t->options, &f->imbalance) * (int)t->options.shape.head;
     model_init(m, &t->options, wire_none(), 1, f->rank);
     trainer_plan(t);
-    f->memory = m->arena.peak, f->available = cluster_memory(t->options.place.cluster);
+    f->memory = m->arena.peak, f->available = cluster_memory(t->options.place.cluster, mesh_links(t->options.shape, t->options.config.kv_heads));
     ledger_reset(&m->ledger);
     device_init(&m->dev, &t->options.place, 1);
     m->dev.state.host = t->options.place.cluster->step;

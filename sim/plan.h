@@ -219,11 +219,12 @@ static cJSON *longest_row(const ModelOptions *base, const Scheme *scheme, const 
     c.o.scheme = scheme, c.o.shape = scheme_shape(scheme, s, given);
     c.o.L = sequence_unit(&c.o);
     int refused = options_refuse(&c.o, why, sizeof why);
-    c.o.L = refused ? 0 : longest_sequence(&c.o, cluster_memory(cluster), options_bytes);
+    i64 available = refused ? 0 : cluster_memory(cluster, mesh_links(c.o.shape, c.o.config.kv_heads));
+    c.o.L = refused ? 0 : longest_sequence(&c.o, available, options_bytes);
     if (!refused && !c.o.L) {
         ModelOptions shortest = c.o;
         shortest.L = sequence_unit(&shortest);
-        double need = (double)options_bytes(&shortest), room = (double)cluster_memory(cluster);
+        double need = (double)options_bytes(&shortest), room = (double)available;
         snprintf(why, sizeof why, "the shortest sequence needs %.2f GB, %.2f GB more than the %.2f GB there are", need / 1e9, (need - room) / 1e9, room / 1e9);
         cJSON_AddNumberToObject(row, "lacks_bytes", need - room);
     }
@@ -266,8 +267,8 @@ static void longest_all(const ModelOptions *base, const Settings *s, const Flags
     cJSON *json = cJSON_CreateObject(), *rows = cJSON_AddArrayToObject(json, "longest");
     forecast_open(t, base, s, cluster);
     print_model(t);
-    printf("longest  sequences whose arena fits into %.2f GB a rank of %s, %lld ranks, micro-batch %lld\n\n", (double)cluster_memory(cluster) / 1e9, cluster->name,
-           (long long)base->shape.world, (long long)base->B);
+    printf("longest  sequences whose arena fits into %.2f GB a rank of %s, less %.2f GB a communicator, %lld ranks, micro-batch %lld\n\n",
+           (double)cluster_memory(cluster, 0) / 1e9, cluster->name, cluster->communicator / 1e9, (long long)base->shape.world, (long long)base->B);
     printf("sp           dp  ring  head        seq-len   GB/rank        step        tok/s     mfu  stopped by\n");
     for (int i = 0; i < COUNT_OF(SCHEMES); i++)
         if (!flag_given(given, "sp") || SCHEMES[i] == base->scheme) cJSON_AddItemToArray(rows, longest_row(base, SCHEMES[i], s, given, cluster));

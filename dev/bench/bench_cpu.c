@@ -52,9 +52,9 @@ static double products_rate(const Shapes shapes, i64 rows) {
         double times[ROUNDS];
         for (int r = -1; r < ROUNDS; r++) {
             double begin = seconds_now();
-            linear_forward(&dev, y, x, w, NULL, n, IC, OC);
-            linear_backward_weight(&dev, dw, x, y, n, IC, OC);
-            linear_backward_input(&dev, x, y, w, n, IC, OC, 0);
+            linear_forward(&dev, y, OC, x, w, NULL, n, IC, OC);
+            linear_backward_weight(&dev, dw, x, y, OC, n, IC, OC);
+            linear_backward_input(&dev, x, y, OC, w, n, IC, OC, 0);
             if (r >= 0) times[r] = seconds_now() - begin;
             for (i64 i = 0; i < n * IC; i++) x[i] = (real)((i * 7919) % 1000) * (real)0.001; /* keep numbers in range */
         }

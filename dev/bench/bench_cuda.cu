@@ -94,7 +94,7 @@ typedef struct { double ms, spread; } Timing;
 
 /* run(i) works on set i; called for each set in turn, `rounds` times. */
 template <class F> static Timing timing(F run, int sets, int rounds) {
-    cudaEvent_t event[ROUNDS + 1];
+    cudaEvent_t event[ROUNDS + 1] = {}; /* gcc 13 cannot see that all are created before one is used */
     double ms[ROUNDS];
     for (int i = 0; i <= rounds; i++) CUDA_CHECK(cudaEventCreate(&event[i]));
     CUDA_CHECK(cudaEventRecord(event[0], dev.state.stream));
@@ -140,15 +140,15 @@ static void bench_ceilings(void) {
     begin(n, n, 1, NO_ATTENTION);
     Reals x = reals(2, n * n), w = reals(2, n * n), y = reals(2, n * n);
     Accums dw = accums(2, n * n, -0.5, 0.5);
-    auto forward = [&](int i) { linear_forward(&dev, y.set[i], x.set[i], w.set[i], NULL, n, n, n); };
+    auto forward = [&](int i) { linear_forward(&dev, y.set[i], n, x.set[i], w.set[i], NULL, n, n, n); };
     if (!toy) timing(forward, 2, ROUNDS); /* clocks rise from idle */
     Timing t = measure(forward, 2);
     double flop = 2.0 * (double)n * (double)n * (double)n, peak = device_peak(&place);
     product_rate = 1e3 * flop / t.ms;
     report("product_forward", product_rate, peak, 1e12, "TFLOP/s", t);
-    t = measure([&](int i) { linear_backward_weight(&dev, dw.set[i], x.set[i], w.set[i], n, n, n); }, 2);
+    t = measure([&](int i) { linear_backward_weight(&dev, dw.set[i], x.set[i], w.set[i], n, n, n, n); }, 2);
     report("product_backward_weight", 1e3 * flop / t.ms, peak, 1e12, "TFLOP/s", t);
-    t = measure([&](int i) { linear_backward_input(&dev, y.set[i], x.set[i], w.set[i], n, n, n, 0); }, 2);
+    t = measure([&](int i) { linear_backward_input(&dev, y.set[i], x.set[i], n, w.set[i], n, n, n, 0); }, 2);
     report("product_backward_input", 1e3 * flop / t.ms, peak, 1e12, "TFLOP/s", t);
 
     begin(1, 1, 1, NO_ATTENTION);
@@ -156,6 +156,32 @@ static void bench_ceilings(void) {
     t = measure([&](int) { CUDA_CHECK(cudaMemcpyAsync(to, from, (size_t)bytes, cudaMemcpyDeviceToDevice, dev.state.stream)); }, 1);
     copy_rate = 2e3 * (double)bytes / t.ms;
     report("copy", copy_rate, copy_rate, 1e9, "GB/s", t);
+}
+
+/* ---- products: the layers of a step of GPT-2 124M (32 sequences of 1024) and of a 1B Llama (2 of 8192) ---- */
+
+static void bench_products(void) {
+    const struct { const char *name; i64 rows, IC, OC; } layers[] = {
+        {"gpt2_qkv", 32768, 768, 2304}, {"gpt2_proj", 32768, 768, 768}, {"gpt2_up", 32768, 768, 3072}, {"gpt2_down", 32768, 3072, 768},
+        {"gpt2_head", 2560, 768, 50257}, {"llama_qkv", 16384, 2048, 4096}, {"llama_up", 16384, 2048, 16384}, {"llama_down", 16384, 8192, 2048},
+        {"llama_head", 4096, 2048, 32000}};
+    for (int k = 0; k < (toy ? 1 : COUNT_OF(layers)); k++) {
+        i64 rows = toy ? 37 : layers[k].rows, IC = toy ? 72 : layers[k].IC, OC = toy ? 64 : layers[k].OC, ld = round_up(OC, 64);
+        begin(rows, i64_max(IC, OC), 1, NO_ATTENTION);
+        int sets = sets_for(2.0 * (double)(rows * (IC + OC)));
+        Reals x = reals(sets, rows * IC), w = reals(sets, OC * IC), y = reals(sets, rows * ld), bias = reals(1, OC);
+        Accums dw = accums(sets, OC * IC, -0.5, 0.5);
+        double flop = 2.0 * (double)rows * (double)IC * (double)OC;
+        char name[64];
+        const struct { const char *what; Timing t; } phases[] = {
+            {"forward", measure([&](int i) { linear_forward(&dev, y.set[i], ld, x.set[i], w.set[i], bias.set[0], rows, IC, OC); }, sets)},
+            {"backward_input", measure([&](int i) { linear_backward_input(&dev, x.set[i], y.set[i], ld, w.set[i], rows, IC, OC, 0); }, sets)},
+            {"backward_weight", measure([&](int i) { linear_backward_weight(&dev, dw.set[i], x.set[i], y.set[i], ld, rows, IC, OC); }, sets)}};
+        for (int i = 0; i < COUNT_OF(phases); i++) {
+            snprintf(name, sizeof name, "%s_%s", layers[k].name, phases[i].what);
+            report(name, 1e3 * flop / phases[i].t.ms, product_rate, 1e12, "TFLOP/s", phases[i].t);
+        }
+    }
 }
 
 /* ---- attention: 16K tokens of width 2048, causal ---- */
@@ -189,26 +215,27 @@ static void bench_attention(void) {
 
 /* ---- kernels that move bytes ---- */
 
+static void bench_norm_width(NormKind kind, i64 C, const char *forward, const char *backward) {
+    i64 rows = toy ? 37 : ((i64)1 << 26) / C, n = rows * C;
+    int sets = sets_for(8.0 * (double)n), layer = kind == NORM_LAYER;
+    begin(rows, C, 1, NO_ATTENTION);
+    Reals x = reals(sets, n), delta = reals(sets, n), out = reals(sets, n), weight = reals(1, C), bias = reals(1, C);
+    Accums mean = accums(1, rows, -0.5, 0.5), rstd = accums(1, rows, 0.5, 1), dweight = accums(1, C, -0.5, 0.5), dbias = accums(1, C, -0.5, 0.5);
+    accum *mean_p = layer ? mean.set[0] : NULL, *dbias_p = layer ? dbias.set[0] : NULL;
+    real *bias_p = layer ? bias.set[0] : NULL;
+    bandwidth(forward, 8.0 * (double)n, sets, [&](int i) { /* reads x, delta; writes x, out */
+        norm_forward(&dev, kind, out.set[i], x.set[i], mean_p, rstd.set[0], x.set[i], delta.set[i], weight.set[0], bias_p, rows, C, 1e-5);
+    });
+    bandwidth(backward, 8.0 * (double)n, sets, [&](int i) { /* reads dout, x, dx; writes dx */
+        norm_backward(&dev, kind, out.set[i], dweight.set[0], dbias_p, delta.set[i], mean_p, rstd.set[0], x.set[i], weight.set[0], rows, C, 0, rows);
+    });
+}
+
 static void bench_norm(void) {
-    const struct { NormKind kind; const char *forward, *backward; } kinds[] = {
-        {NORM_RMS, "norm_rms_forward", "norm_rms_backward"}, {NORM_LAYER, "norm_layer_forward", "norm_layer_backward"}};
-    i64 rows = toy ? 37 : 16384, C = toy ? 72 : 4096, n = rows * C;
-    int sets = sets_for(8.0 * (double)n);
-    for (int k = 0; k < 2; k++) {
-        begin(rows, C, 1, NO_ATTENTION);
-        Reals x = reals(sets, n), delta = reals(sets, n), out = reals(sets, n), weight = reals(1, C), bias = reals(1, C);
-        Accums mean = accums(1, rows, -0.5, 0.5), rstd = accums(1, rows, 0.5, 1), dweight = accums(1, C, -0.5, 0.5), dbias = accums(1, C, -0.5, 0.5);
-        NormKind kind = kinds[k].kind;
-        int layer = kind == NORM_LAYER;
-        accum *mean_p = layer ? mean.set[0] : NULL, *dbias_p = layer ? dbias.set[0] : NULL;
-        real *bias_p = layer ? bias.set[0] : NULL;
-        bandwidth(kinds[k].forward, 8.0 * (double)n, sets, [&](int i) { /* reads x, delta; writes x, out */
-            norm_forward(&dev, kind, out.set[i], x.set[i], mean_p, rstd.set[0], x.set[i], delta.set[i], weight.set[0], bias_p, rows, C, 1e-5);
-        });
-        bandwidth(kinds[k].backward, 8.0 * (double)n, sets, [&](int i) { /* reads dout, x, dx; writes dx */
-            norm_backward(&dev, kind, out.set[i], dweight.set[0], dbias_p, delta.set[i], mean_p, rstd.set[0], x.set[i], weight.set[0], rows, C, 0, rows);
-        });
-    }
+    bench_norm_width(NORM_RMS, toy ? 72 : 4096, "norm_rms_forward", "norm_rms_backward");
+    bench_norm_width(NORM_LAYER, toy ? 72 : 4096, "norm_layer_forward", "norm_layer_backward");
+    bench_norm_width(NORM_RMS, toy ? 80 : 2048, "norm_rms_2048_forward", "norm_rms_2048_backward");
+    bench_norm_width(NORM_LAYER, toy ? 80 : 768, "norm_layer_768_forward", "norm_layer_768_backward");
 }
 
 static void bench_mlp(void) {
@@ -265,13 +292,13 @@ static void bench_classifier(void) {
         char name[64];
         begin(rows, 8, V, NO_ATTENTION);
         int sets = sets_for(4.0 * (double)(rows * V));
-        i64 step = round_up(V, 64); /* as the model has them */
-        Reals logits = reals(sets, rows * step);
+        i64 ld = round_up(V, 64); /* as the model has them */
+        Reals logits = reals(sets, rows * ld);
         int32_t *targets = tokens_like_text(rows, V, &distinct);
         double *loss = (double *)device_take(8);
         zero_fill(&dev, loss, 8);
         snprintf(name, sizeof name, "classifier_%lld", (long long)vocab[k]);
-        bandwidth(name, 4.0 * (double)(rows * V), sets, [&](int i) { classifier(&dev, loss, logits.set[i], step, targets, 1, rows, V, 1); });
+        bandwidth(name, 4.0 * (double)(rows * V), sets, [&](int i) { classifier(&dev, loss, logits.set[i], ld, targets, 1, rows, V, 1); });
     }
 }
 
@@ -309,7 +336,7 @@ static void bench_optimizer(void) {
 static const struct {
     const char *name;
     void (*run)(void);
-} GROUPS[] = {{"attention", bench_attention}, {"norm", bench_norm}, {"mlp", bench_mlp}, {"rope", bench_rope},
+} GROUPS[] = {{"products", bench_products}, {"attention", bench_attention}, {"norm", bench_norm}, {"mlp", bench_mlp}, {"rope", bench_rope},
               {"classifier", bench_classifier}, {"embedding", bench_embedding}, {"optimizer", bench_optimizer}};
 
 int main(int argc, char **argv) {

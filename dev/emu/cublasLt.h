@@ -63,11 +63,12 @@ static inline cublasStatus_t cublasLtMatmulPreferenceSetAttribute(cublasLtMatmul
     else memcpy(&p->alignment, value, sizeof p->alignment);
     return CUBLAS_STATUS_SUCCESS;
 }
-static inline cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t, cublasLtMatmulDesc_t, cublasLtMatrixLayout_t, cublasLtMatrixLayout_t,
+/* What adds a bias is planned for one of its alignment: the library wants to see it. */
+static inline cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t, cublasLtMatmulDesc_t d, cublasLtMatrixLayout_t, cublasLtMatrixLayout_t,
                                                             cublasLtMatrixLayout_t, cublasLtMatrixLayout_t, cublasLtMatmulPreference_t wish, int,
                                                             cublasLtMatmulHeuristicResult_t *found, int *count) {
+    *count = d->epilogue != CUBLASLT_EPILOGUE_BIAS || d->bias;
     found->algo.alignment = wish->alignment;
-    *count = 1;
     return CUBLAS_STATUS_SUCCESS;
 }
 

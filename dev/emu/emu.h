@@ -21,6 +21,7 @@
 #define ODYSSEUS_EMU_H
 
 #include <math.h>
+#include <stdarg.h>
 #include <omp.h>
 #include <sched.h>
 #include <stdint.h>
@@ -46,6 +47,7 @@
 #define __host__
 #define __forceinline__ inline __attribute__((always_inline))
 #define __launch_bounds__(...)
+#define __grid_constant__
 #define UNROLL
 #define UNROLL_BY(n)
 
@@ -72,7 +74,8 @@ struct EmuWhere {
 /* Written as the last parameter of an operation: the place it was called from. */
 #define EMU_HERE const char *file = __builtin_FILE(), int line = __builtin_LINE()
 
-enum EmuState : uint8_t { EMU_READY, EMU_BARRIER, EMU_WARP, EMU_DONE };
+/* The last four: on a phase of an mbarrier, a named barrier, registers, and an asynchronous operation that takes its time (ptx_hopper.h). */
+enum EmuState : uint8_t { EMU_READY, EMU_BARRIER, EMU_WARP, EMU_DONE, EMU_PHASE, EMU_NAMED, EMU_REGISTERS, EMU_ASLEEP };
 
 /* A copy to shared memory that has not landed. */
 struct EmuCopy {
@@ -88,6 +91,7 @@ struct EmuFiber {
     EmuState state;
     EmuWhere where; /* where it waits */
     int linear;     /* thread index in the block */
+    int waits_for;  /* which mbarrier or named barrier, or how many registers */
     dim3 thread;
     std::vector<EmuCopy> copies;
     int group; /* cp.async groups committed so far */
@@ -119,6 +123,7 @@ struct EmuBlock {
     char *shared; /* EMU_SHARED bytes, the same place for every block of this CPU thread */
     size_t shared_used, dynamic_bytes;
     uint64_t random;
+    struct EmuAsync *async; /* NULL: no thread has come to an instruction of ptx_hopper.h */
 };
 
 enum { EMU_SHARED = 232448, EMU_STACK = 256 << 10, EMU_REDZONE = 256 }; /* shared: the most that a block of any GPU may have */
@@ -213,9 +218,15 @@ static inline void emu_yield(EmuState state, EmuWhere where) {
     emu_switch(&f->stack_pointer, b->scheduler);
 }
 
+static inline int emu_async_step(EmuBlock *b, int idle);
+static inline void emu_async_exit(EmuBlock *b);
+static inline void emu_async_end(EmuBlock *b);
+static inline void emu_async_stuck(EmuBlock *b);
+
 static inline void emu_entry(void) {
     (*emu_block()->body)();
     EmuFiber *f = emu_self();
+    if (emu_block()->async) emu_async_exit(emu_block());
     if (!f->copies.empty()) emu_fail("this cp.async is never waited for", f->copies[0].where);
     emu_yield(EMU_DONE, {"", 0});
     abort();
@@ -243,6 +254,7 @@ static inline uint64_t emu_random(uint64_t *state) {
 /* Let every barrier's waiters go on, if all threads have come to the same one. */
 static inline void emu_release_barrier(EmuBlock *b) {
     const EmuFiber *first = nullptr;
+    if (b->async) emu_async_stuck(b);
     for (int i = 0; i < b->threads; i++) {
         const EmuFiber &f = b->fibers[(size_t)i];
         if (f.state == EMU_WARP) emu_fail("some lanes of a warp wait here, others went elsewhere", f.where);
@@ -296,15 +308,19 @@ static inline void emu_run_block(EmuBlock *b) {
         int ran = emu_round(b, order, seed);
         live = 0;
         for (int i = 0; i < n; i++) live += b->fibers[(size_t)i].state != EMU_DONE;
+        if (b->async && live && emu_async_step(b, !ran)) continue;
         if (!ran && live) emu_release_barrier(b);
     }
+    if (b->async) emu_async_end(b);
 }
 
 /* ---- shared memory -------------------------------------------------------------------------------------------------------------- */
 
-static inline void *emu_shared_place(size_t bytes) {
+/* At a multiple of `alignment`, or, of 128, at no multiple of more. */
+static inline void *emu_shared_place(size_t bytes, size_t alignment) {
     EmuBlock *b = emu_block();
-    size_t at = (b->shared_used + 127) / 128 * 128;
+    size_t at = (b->shared_used + alignment - 1) / alignment * alignment;
+    if (alignment == 128 && at % 256 == 0) at += 128;
     size_t zone = EMU_REDZONE;
 #if !defined(__SANITIZE_ADDRESS__)
     zone = 0;
@@ -318,11 +334,11 @@ static inline void *emu_shared_place(size_t bytes) {
 }
 
 /* The array that `key` (a place in the source) stands for in this block: the first thread to come makes it. */
-static inline void *emu_shared_array(const void *key, size_t bytes) {
+static inline void *emu_shared_array(const void *key, size_t bytes, size_t alignment = 128) {
     EmuBlock *b = emu_block();
     for (const EmuShared &a : b->arrays)
         if (a.key == key) return b->shared + a.offset;
-    char *p = (char *)emu_shared_place(bytes);
+    char *p = (char *)emu_shared_place(bytes, alignment);
     b->arrays.push_back({key, (size_t)(p - b->shared), bytes});
     return p;
 }
@@ -331,19 +347,18 @@ static inline void *emu_shared_array(const void *key, size_t bytes) {
 #define SHARED(type, name, count) \
     static const char name##_key = 0; \
     type *name = (type *)emu_shared_array(&name##_key, sizeof(type) * (count))
-#define SHARED_DYNAMIC(type, name) type *name = (type *)emu_shared_dynamic()
-static inline void *emu_shared_dynamic(void) {
+#define SHARED_DYNAMIC(type, name) SHARED_DYNAMIC_ALIGNED(type, name, 128)
+#define SHARED_DYNAMIC_ALIGNED(type, name, alignment) type *name = (type *)emu_shared_dynamic(alignment)
+static inline void *emu_shared_dynamic(size_t alignment) {
     EmuBlock *b = emu_block();
-    for (const EmuShared &a : b->arrays)
-        if (a.key == &b->dynamic_bytes) return b->shared + a.offset;
-    return nullptr;
+    return b->dynamic_bytes ? emu_shared_array(&b->dynamic_bytes, b->dynamic_bytes, alignment) : nullptr;
 }
 
 static inline void emu_shared_reset(EmuBlock *b) {
     EMU_POISON(b->shared, EMU_SHARED + 64 * EMU_REDZONE);
     b->arrays.clear();
     b->shared_used = EMU_REDZONE;
-    if (b->dynamic_bytes) emu_shared_array(&b->dynamic_bytes, b->dynamic_bytes);
+    b->async = nullptr;
 }
 
 /* ---- what a thread sees ----------------------------------------------------------------------------------------------------------- */
@@ -491,8 +506,15 @@ static inline void emu_begin(EmuBlock *b, const char *kernel, dim3 grid, dim3 bl
     }
 }
 
-/* Run a grid to its end. Blocks are begun in order of their index. */
-static inline void emu_grid(const char *kernel, dim3 grid, dim3 block, size_t dynamic, const std::function<void()> &body, EmuWhere where) {
+/* Without having asked for it, a launch may give what leaves room for the block's static arrays and a KB of the system's in 48 KB. */
+static inline void emu_check_asked(const EmuBlock *b, size_t asked, EmuWhere where) {
+    size_t all = 1024;
+    for (const EmuShared &a : b->arrays) all += a.bytes;
+    if (all > 48 << 10 && asked < b->dynamic_bytes) emu_fail("a launch must ask for more than 48 KB of shared memory", where);
+}
+
+/* Run a grid to its end. Blocks are begun in order of their index. `asked`: dynamic shared memory that the kernel was allowed. */
+static inline void emu_grid(const char *kernel, dim3 grid, dim3 block, size_t dynamic, size_t asked, const std::function<void()> &body, EmuWhere where) {
     unsigned threads = block.x * block.y * block.z;
     if (threads == 0 || threads > 1024 || threads % 32 != 0) emu_fail("a block must have 32, 64, ... 1024 threads", where);
     if (grid.x == 0 || grid.y == 0 || grid.z == 0 || grid.y > 65535 || grid.z > 65535) emu_fail("an empty grid, or one of more than 65535 in y or z", where);
@@ -507,6 +529,7 @@ static inline void emu_grid(const char *kernel, dim3 grid, dim3 block, size_t dy
             b->index = dim3((unsigned)(i % grid.x), (unsigned)(i / grid.x % grid.y), (unsigned)(i / grid.x / grid.y));
             emu_shared_reset(b);
             emu_run_block(b);
+            emu_check_asked(b, asked, where);
         }
         emu_block() = nullptr;
     }
@@ -514,5 +537,6 @@ static inline void emu_grid(const char *kernel, dim3 grid, dim3 block, size_t dy
 
 #include "runtime.h"
 #include "ptx.h"
+#include "ptx_hopper.h"
 
 #endif

@@ -1,13 +1,14 @@
 /* nccl.h - the part of NCCL that core/transfer_cuda.h uses, on the CPU: calls go into the stream's queue and run there, over MPI.
 
    A queue runs when something waits for it, so a collective that somebody forgot to order behind its inputs sends old data.
-   EMU_NCCL makes this rank fail: init (a communicator), call, later (found only by asking), hang (transfers that never end).      */
+   EMU_NCCL makes this rank fail: init (a communicator), call, later (found only by asking), hang (transfers that never end).
+   A communicator takes EMU_NCCL_MEMORY MB of the GPU when it is first used, and fails where there are not so many.                */
 #ifndef ODYSSEUS_EMU_NCCL_H
 #define ODYSSEUS_EMU_NCCL_H
 
 #include <mpi.h>
 
-typedef enum { ncclSuccess = 0, ncclSystemError = 2, ncclInProgress = 7 } ncclResult_t;
+typedef enum { ncclSuccess = 0, ncclUnhandledCudaError = 1, ncclSystemError = 2, ncclInProgress = 7 } ncclResult_t;
 typedef enum { ncclInt8 = 0 } ncclDataType_t;
 #define NCCL_VERSION(major, minor, patch) ((major) * 10000 + (minor) * 100 + (patch))
 #define NCCL_VERSION_CODE NCCL_VERSION(2, 18, 1)
@@ -20,9 +21,11 @@ typedef struct {
 } ncclUniqueId;
 typedef struct EmuNccl {
     MPI_Comm comm;
+    int shares; /* its buffers with communicators split from it */
+    int used;
 } *ncclComm_t;
 
-static inline const char *ncclGetErrorString(ncclResult_t r) { return r == ncclSuccess ? "no error" : "unhandled system error"; }
+static inline const char *ncclGetErrorString(ncclResult_t r) { return r == ncclSuccess ? "no error" : r == ncclUnhandledCudaError ? "unhandled cuda error" : "unhandled system error"; }
 static inline bool emu_nccl_fails(const char *where) { return getenv("EMU_NCCL") && strcmp(getenv("EMU_NCCL"), where) == 0; }
 
 /* The ranks that present the same id are the world: the program makes one communicator so, and splits the others from it. */
@@ -30,16 +33,18 @@ static inline ncclResult_t ncclGetUniqueId(ncclUniqueId *id) {
     memset(id, 1, sizeof *id);
     return ncclSuccess;
 }
-static inline ncclResult_t ncclCommInitRank(ncclComm_t *out, int size, ncclUniqueId id, int rank) {
+static inline ncclResult_t ncclCommInitRankConfig(ncclComm_t *out, int size, ncclUniqueId id, int rank, ncclConfig_t *config) {
     int ranks, self;
     MPI_Comm_size(MPI_COMM_WORLD, &ranks), MPI_Comm_rank(MPI_COMM_WORLD, &self);
     if (emu_nccl_fails("init") || size != ranks || rank != self || id.internal[0] != 1) return ncclSystemError;
-    *out = new EmuNccl();
+    *out = new EmuNccl{MPI_COMM_NULL, config->splitShare, 0};
     MPI_Comm_dup(MPI_COMM_WORLD, &(*out)->comm);
     return ncclSuccess;
 }
-static inline ncclResult_t ncclCommSplit(ncclComm_t c, int color, int key, ncclComm_t *out, ncclConfig_t *) {
-    *out = new EmuNccl();
+/* NCCL reads what the parent was made with, and says nothing: buffers are then not shared. Here it is an error. */
+static inline ncclResult_t ncclCommSplit(ncclComm_t c, int color, int key, ncclComm_t *out, ncclConfig_t *config) {
+    if (config->splitShare && !c->shares) emu_fail("this communicator shall share its parent's buffers, which was made not to", {__FILE__, __LINE__});
+    *out = new EmuNccl{MPI_COMM_NULL, config->splitShare, 0};
     MPI_Comm_split(c->comm, color, key, &(*out)->comm);
     return ncclSuccess;
 }
@@ -55,9 +60,16 @@ static inline ncclResult_t ncclCommGetAsyncError(ncclComm_t, ncclResult_t *state
     return ncclSuccess;
 }
 
+/* Connect, with the first use. */
+static inline bool emu_nccl_connect(ncclComm_t c) {
+    if (!c->used && !emu_take((size_t)emu_setting("EMU_NCCL_MEMORY", 0) * 1000000)) return false;
+    return c->used = 1, true;
+}
+
 static inline ncclResult_t ncclAllGather(const void *part, void *full, size_t count, ncclDataType_t, ncclComm_t c, cudaStream_t s) {
     MPI_Comm comm = c->comm;
     if (emu_nccl_fails("call")) return ncclSystemError;
+    if (!emu_nccl_connect(c)) return ncclUnhandledCudaError;
     if (emu_nccl_fails("hang") || emu_nccl_fails("later")) return emu_hangs() = true, ncclSuccess;
     emu_enqueue(s, [=] {
         int rank;
@@ -96,6 +108,7 @@ static inline ncclResult_t ncclSend(const void *p, size_t n, ncclDataType_t, int
 static inline ncclResult_t ncclRecv(void *p, size_t n, ncclDataType_t, int peer, ncclComm_t c, cudaStream_t s) { return emu_nccl_add(0, p, n, peer, c, s); }
 static inline ncclResult_t ncclGroupEnd(void) {
     EmuNcclGroup g = emu_nccl_group();
+    if (!emu_nccl_connect(g.comm)) return ncclUnhandledCudaError;
     emu_enqueue(g.stream, [g] {
         std::vector<MPI_Request> requests(g.ops.size());
         for (size_t i = 0; i < g.ops.size(); i++) {

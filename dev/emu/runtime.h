@@ -10,6 +10,7 @@
 #define ODYSSEUS_EMU_RUNTIME_H
 
 #include <deque>
+#include <map>
 #include <memory>
 #include <time.h>
 
@@ -182,7 +183,14 @@ static inline cudaError_t cudaMemsetAsync(void *p, int value, size_t bytes, cuda
     return cudaSuccess;
 }
 
-template <class F> static inline cudaError_t cudaFuncSetAttribute(F, cudaFuncAttribute, int) { return cudaSuccess; }
+/* Bytes of dynamic shared memory that kernels have asked for. */
+static inline std::map<const void *, size_t> &emu_asked(void) {
+    static std::map<const void *, size_t> asked;
+    return asked;
+}
+template <class F> static inline cudaError_t cudaFuncSetAttribute(F kernel, cudaFuncAttribute, int bytes) {
+    return emu_asked()[(const void *)kernel] = (size_t)bytes, cudaSuccess;
+}
 enum { EMU_CUDA = 12000 }; /* the runtime's version */
 static inline cudaError_t cudaDriverGetVersion(int *v) { return *v = (int)emu_setting("EMU_DRIVER", EMU_CUDA), cudaSuccess; }
 static inline cudaError_t cudaRuntimeGetVersion(int *v) { return *v = EMU_CUDA, cudaSuccess; }
@@ -212,8 +220,15 @@ static inline cudaError_t cudaDeviceGetAttribute(int *value, cudaDeviceAttr what
     *value = what == cudaDevAttrClockRate ? 1410000 : what == cudaDevAttrL2CacheSize ? 40 << 20 : emu_shared_most();
     return cudaSuccess;
 }
+/* Bytes that this process has taken of the GPU: the arena, NCCL's buffers. */
+static inline size_t &emu_taken(void) {
+    static size_t taken = 0;
+    return taken;
+}
+static inline size_t emu_memory(void) { return (size_t)emu_setting("EMU_MEMORY", 8192) * 1000000; }
+static inline bool emu_take(size_t bytes) { return emu_taken() + bytes <= emu_memory() && (emu_taken() += bytes, true); }
 static inline cudaError_t cudaMemGetInfo(size_t *available, size_t *total) {
-    *available = *total = (size_t)emu_setting("EMU_MEMORY", 8192) * 1000000;
+    *total = emu_memory(), *available = *total - emu_taken();
     return cudaSuccess;
 }
 typedef struct {
@@ -228,8 +243,10 @@ template <class F> static inline cudaError_t cudaFuncGetAttributes(cudaFuncAttri
     do { \
         dim3 launch_grid = (grid), launch_block = (block); \
         size_t launch_shared = (size_t)(shared); \
+        SHARED_ASK(kernel, shared); \
+        size_t launch_asked = emu_asked()[(const void *)(kernel)]; \
         auto launch_body = [=]() { emu_call(kernel, __VA_ARGS__); }; \
-        emu_enqueue((stream), [=]() { emu_grid(#kernel, launch_grid, launch_block, launch_shared, launch_body, {__FILE__, __LINE__}); }); \
+        emu_enqueue((stream), [=]() { emu_grid(#kernel, launch_grid, launch_block, launch_shared, launch_asked, launch_body, {__FILE__, __LINE__}); }); \
     } while (0)
 template <class... P, class... A> static inline void emu_call(void (*kernel)(P...), A... args) { kernel((P)args...); }
 

@@ -4,6 +4,7 @@
    program's own operations, counted as compute.h counts them; the median of several rounds, the mean of the ranks.
    Some ten seconds on two cores. train_gpt_sim --calibrate runs it (dev/sim/calibrate.sh).                                          */
 #include "../../core/mesh.h"
+#include "../../kernels/flags.h"
 
 #define ROUNDS 5
 
@@ -86,9 +87,9 @@ static Point probe(Bench *b, void (*run)(Bench *, i64), i64 n, double (*of)(cons
 
 static void run_gemm(Bench *b, i64 n) { /* (2n, n) x (n, n) */
     real *x = numbers(b, 2 * n * n), *w = numbers(b, n * n), *y = numbers(b, 2 * n * n), *dw = numbers(b, n * n);
-    linear_forward(&b->dev, y, x, w, NULL, 2 * n, n, n);
-    linear_backward_input(&b->dev, y, x, w, 2 * n, n, n, 0);
-    linear_backward_weight(&b->dev, (accum *)dw, x, x, 2 * n, n, n);
+    linear_forward(&b->dev, y, n, x, w, NULL, 2 * n, n, n);
+    linear_backward_input(&b->dev, y, x, n, w, 2 * n, n, n, 0);
+    linear_backward_weight(&b->dev, (accum *)dw, x, x, n, 2 * n, n, n);
 }
 
 enum { HEADS = 4, HEAD_DIM = 64 };
@@ -173,7 +174,7 @@ static double gather_seconds(Bench *b, i64 n, i64 rows) {
         wire_barrier(b->mesh.world.wire);
         double begin = seconds_now();
         Request *flying = n ? comm_all_gather_start(&b->fabric, &b->mesh.world, tag(BLOCK_OTHER, PHASE_FORWARD, WHAT_CONTROL), full, part, n, DTYPE_REAL) : NULL;
-        for (i64 at = 0; at < rows; at += TILE) linear_forward(&b->dev, y, x, w, NULL, TILE, C, C);
+        for (i64 at = 0; at < rows; at += TILE) linear_forward(&b->dev, y, C, x, w, NULL, TILE, C, C);
         comm_wait(&b->fabric, flying);
         if (r >= 0) times[r] = seconds_now() - begin;
     }

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# reality.sh [here] [link] - the simulator against this machine: measured | forecast | ratio of a step, two CPU ranks of one thread, five schemes.
+# reality.sh [here] [link] - the simulator against this machine: measured | forecast | ratio of a step, two CPU ranks of one thread, every scheme.
 #
 #   here   through shared memory, L = 1K 2K 4K 8K; within 20%, memory exact. Some five minutes
 #   link   over TCP on the loopback of a network namespace of this script's own, limited to RATE= [1gbit] by a token bucket; --overlap off, so that
@@ -21,7 +21,8 @@ mkdir -p "$out"
 work=$(mktemp -d) space=
 trap '[[ -z $space ]] || ip netns del "$space"; rm -rf "$work"' EXIT
 python3 dev/data/text_to_shards.py --out "$work/data" --val-fraction 0.1 core/*.h ./*.h train_gpt.cu >/dev/null
-schemes=(tp tpsp ulysses ring odysseus)
+names=$(list_schemes ./train_gpt_cpu)
+mapfile -t schemes <<<"$names"
 
 open_space() { # a namespace with a slow loopback; 1 and the reason in why, if that cannot be
     why="a limited link needs root and iproute2 (ip, tc)"
@@ -63,13 +64,12 @@ compare() { # PART BOUND LENGTHS FLAGS...
 }
 
 report() { # PART BOUND LENGTHS FLAGS
-    python3 - "$work" "$out" "$@" "$(git rev-parse --short HEAD 2>/dev/null || say '?')" "$(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1)" <<'PY'
+    python3 - "$work" "$out" "$@" "$(git rev-parse --short HEAD 2>/dev/null || say '?')" "$(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1)" "${schemes[@]}" <<'PY'
 import datetime, json, os, statistics, sys
-work, out, part, bound, lengths, flags, commit, machine = sys.argv[1:]
+work, out, part, bound, lengths, flags, commit, machine, *schemes = sys.argv[1:]
 bound, lengths = float(bound), [int(l) for l in lengths.split()]
 words = flags.split()
 ffn = int(words[words.index("--ffn") + 1])
-schemes = ("tp", "tpsp", "ulysses", "ring", "odysseus")
 faults, cells = [], []
 for length in lengths:
     for scheme in schemes:

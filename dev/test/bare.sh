@@ -34,7 +34,7 @@ ok $? "$1: a clone of $(git -c safe.directory='*' rev-parse --short HEAD 2>/dev/
 inside "bash scripts/quickstart.sh ${quick:+--steps 10}" >"$work/out" 2>&1
 code=$?
 cp "$work/out" "$root/root/quickstart.txt"
-[[ $code -eq 0 ]] && [[ $(grep -cE '^(single rank|tp|tpsp|ulysses|ring|odysseus) ' "$work/out") -eq 6 ]]
+[[ $code -eq 0 ]] && all_schemes "$work/out"
 ok $? "$1: quickstart.sh: $(grep -o 'differ by at most [0-9.e+-]*' "$work/out")"
 inside "bash scripts/test.sh ${quick:+kernels comm}" >"$work/out" 2>&1
 code=$?

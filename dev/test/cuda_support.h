@@ -11,6 +11,8 @@
 #ifndef ODYSSEUS_TEST_CUDA_SUPPORT_H
 #define ODYSSEUS_TEST_CUDA_SUPPORT_H
 
+#define WATCHDOG_SECONDS 60 /* no barrier of a kernel is waited for longer, even under a sanitizer: it ends with an error */
+
 #include "../../kernels/compute.h"
 #include "check.h"
 
@@ -174,12 +176,41 @@ static inline Device test_device(i64 scratch_bytes) {
     int shared;
     CUDA_CHECK(cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, 0));
     dev.state.shared_bytes = shared;
+#ifdef ODYSSEUS_HOPPER
+    dev.state.wgmma = p.major == 9;
+#endif
     return dev;
+}
+
+#ifdef __CUDACC__
+#define ON_GPU 1
+#else
+#define ON_GPU 0
+#endif
+
+/* Has this device wgmma? A Hopper has, and so has the emulator: there it is a failure if the program was built without those kernels, not something
+   to skip. */
+static inline int need_wgmma(void) {
+    cudaDeviceProp p;
+    CUDA_CHECK(cudaGetDeviceProperties(&p, 0));
+    int has = test_device(16).state.wgmma;
+    release_all();
+    if (p.major != 9) check(1, "wgmma: # SKIP the GPU is an sm_%d%d, and only sm_90 has it", p.major, p.minor);
+    else check(has, "this sm_90 GPU's kernels for sm_90a are in the program (if not: make CUDA_ARCHS=90a)");
+    return has;
+}
+
+/* A kernel that hangs shall not hang the test: after so many seconds it ends. The emulator, whose time is the machine's, finds such waits itself. */
+static inline void watch_device(unsigned seconds) {
+    if (ON_GPU) alarm(seconds);
 }
 
 /* Call first in main: a test that finds no GPU must not pass for one that found no fault. */
 static inline void need_device(void) {
     int n = 0;
+#ifndef __CUDACC__
+    setenv("EMU_ARCH", "90", 0); /* a Hopper has every path; training under the emulator has an sm_80's */
+#endif
     if (cudaGetDeviceCount(&n) != cudaSuccess || n < 1) FAIL(EVERYONE, "no CUDA device; without one, the same test under the emulator is build/NAME_emu");
 }
 

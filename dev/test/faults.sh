@@ -29,7 +29,7 @@ plant() { # plant WHAT FILE SED SOURCE PROGRAM: a copy of the sources with the f
     fi
     # the fault may leave something unused: no -Werror here
     local compile=(mpicc -x c -std=c11 -O2 $arch -ffp-contract=fast -fopenmp -fno-math-errno -D_GNU_SOURCE -DODYSSEUS_FP64 -w)
-    [[ $source != *cuda*.cu ]] || compile=(mpicxx -x c++ -std=c++20 -O1 $arch -fopenmp -D_GNU_SOURCE -DODYSSEUS_CUDA -DOMPI_SKIP_MPICXX -DMPICH_SKIP_MPICXX -w)
+    [[ $source != *cuda*.cu ]] || compile=(mpicxx -x c++ -std=c++20 -I"$copy/dev/emu" -O1 $arch -fopenmp -D_GNU_SOURCE -DODYSSEUS_CUDA -DODYSSEUS_HOPPER -DOMPI_SKIP_MPICXX -DMPICH_SKIP_MPICXX -w)
     if ! "${compile[@]}" "$copy/$source" -o "$copy/$program" -lcjson -lm 2>"$copy/log"; then
         echo "not ok $n - $what: does not compile: $(head -n 1 "$copy/log")"
         failed=$((failed + 1))
@@ -82,12 +82,12 @@ S="test_schemes 4 1 2 4"
 SHIFTED='s/^( *)(dataset_column\(d, sequence, \&m->own_map, 1, targets, b, m->B\);)/\1\2 for (i64 i = 0; i < m->T_own; i++) targets[i * m->B + b] = tokens[(m->own_first + (i + 1) % m->T_own) * m->B + b];/'
 # shellcheck disable=SC2086
 {
-fault 'ring: blocks are not merged' ring.h '0,/ring_visitor\(m, step\), step > 0\)/s//ring_visitor(m, step), 0)/' $S
-fault 'ring: query gradients of earlier blocks are lost' ring.h 's/(attention_shape\(m\), m->ring_map, ring_visitor\(m, step\)), step > 0/\1, 0/' $S
+fault 'ring: blocks are not merged' ring.h '0,/visitor_map\(m, hop\), hop > 0\)/s//visitor_map(m, hop), 0)/' $S
+fault 'ring: query gradients of earlier blocks are lost' ring.h 's/(attention_shape\(m\), m->ring_map, visitor_map\(m, hop\)), hop > 0/\1, 0/' $S
 fault 'ring: a share that nobody made is sent on' ring.h 's/^ +else zero_fill\(.*$//' $S
 fault 'ring: the exchange is skipped' ring.h '0,/kv = arriving;/s//kv = s->kv;/' $S
 fault 'ring: gradients never come home' ring.h 's/^    sum_parts\(\&m->dev, h->dkv_sum.*$//' $S
-fault 'ring: visitors taken for their neighbours' ring.h 's/ring_rank - steps \+ R/ring_rank - steps + 1 + R/' $S
+fault 'ring: visitors taken for their neighbours' core/blocks.h 's/ring_rank - turn \+ R/ring_rank - turn + 1 + R/' $S
 fault 'zigzag: second chunk shifted' core/positions.h 's/2 \* ranks - 1 - rank/2 * ranks - 2 - rank/' $S
 fault 'stripe: contiguous instead' core/positions.h 's/layout == RING_CONTIGUOUS\)/layout != RING_ZIGZAG)/' test_positions 1
 fault 'tp: bias gradient over all tokens on every rank' tpsp.h 's/dstream \+ m->own_first \* m->B \* m->config.dim, own_rows\(m\)/dstream, stream_rows(m)/' $S
@@ -147,6 +147,14 @@ fault 'a part of a core gives no thread' kernels/cpu/device.h 's/ceil\(given\)/f
 fault 'OpenMP may give less when the host is busy' kernels/cpu/device.h 's/^    omp_set_dynamic\(0\);.*//' test_host 1
 fault 'a team is taken for granted' kernels/cpu/device.h 's/^    granted = omp_get_num_threads\(\);/    granted = threads;/' test_host 1
 fault 'a rank of a launcher goes alone' core/launcher.h 's/"PMI_", "PMI2_", //' test_host 1
+hopper=kernels/cuda/attention_hopper_forward.cuh
+emulated 'hopper: scores are read before their product is waited for' $hopper 's/wgmma_wait<1>/wgmma_wait<2>/' test_cuda_attention small forward wgmma
+emulated 'hopper: copies wait for the wrong phase of a stage' $hopper 's/(parity = ring_parity<STAGES>\(n\)) \^ 1/\1/' test_cuda_attention small forward wgmma
+emulated 'hopper: no fence before the products' $hopper 's/^( *)wgmma_fence\(\);/\1/' test_cuda_attention small forward wgmma
+emulated 'hopper: V is given back before it was read' $hopper 's/wgmma_wait<0>\(\);/wgmma_wait<1>();/' test_cuda_attention small forward wgmma
+emulated 'hopper: the largest score of a row is not shared by its lanes' $hopper 's/__shfl_xor_sync\(0xffffffffu, x, 2\)/x/' test_cuda_attention small forward wgmma
+emulated 'hopper: a group of KV heads reads the first' $hopper 's/\) \/ a.group;/) * 0;/' test_cuda_attention small forward wgmma
+emulated 'cuda: 48 KB of shared memory are not asked for' kernels/cuda/cuda.h 's/> 32 \* 1024\)/> 48 * 1024)/' test_cuda_attention small
 emulated 'cuda: a barrier is missing' kernels/cuda/attention_forward.cuh 's@__syncthreads\(\); /\* V\(j\).*@@' test_cuda_attention small
 emulated 'cuda: another swizzle on one side' kernels/cuda/attention_backward.cuh 's/int first = swizzle<COLS>\(row, col\);/int first = swizzle<COLS>(row + 1, col) - COLS;/' test_cuda_attention small
 emulated 'cuda: rows not swizzled: right, but in the same banks' kernels/cuda/attention.cuh 's/\(\(\(col >> 3\) \^ \(row \& 7\)\) << 3\)/(col >> 3 << 3)/' test_cuda_attention small
@@ -158,7 +166,7 @@ emulated 'cuda: queries that see nothing keep what was there' kernels/cuda/atten
 emulated 'cuda: a tail one short' kernels/cuda/reduce.cuh 's/i < left \? bf16_float/i < left - 1 ? bf16_float/' test_cuda_ops
 emulated 'cuda: the order of sums in dq not kept' kernels/cuda/attention_backward.cuh 's/counter_wait\(/if (0) counter_wait(/' test_cuda_attention
 caught 'self-check: attention exchange skipped' ring.h '0,/kv = arriving;/s//kv = s->kv;/' 'self-check: token [0-9]+ of sequence 0 reached [0-9]+ of the' 4 --sp ring --selfcheck on
-caught 'self-check: a hop of the ring is lost, and the layers above make up for it' ring.h '0,/if \(ring_sees\(m, step\)\)/s//if (ring_sees(m, step) \&\& step != 2)/' 'self-check: token [0-9]+ of sequence 0 reached [0-9]+ of the' 4 --sp ring --ring-layout contiguous
+caught 'self-check: a hop of the ring is lost, and the layers above make up for it' ring.h '0,/if \(visitor_seen\(m, hop\)\)/s//if (visitor_seen(m, hop) \&\& hop != 2)/' 'self-check: token [0-9]+ of sequence 0 reached [0-9]+ of the' 4 --sp ring --ring-layout contiguous
 caught 'self-check: one sender of an all-to-all is lost' ulysses.h '0,/^    m->context->forward\(m, s\);/s//    zero_fill(\&m->dev, s->kv, ulysses_kv_part(m) * real_size());\n&/' 'self-check: token [0-9]+ of sequence 0 reached [0-9]+ of the' 4 --sp ulysses
 caught 'self-check: a norm looks at the next row' kernels/cpu/norm.h 's/x, row_mean, rstd\[r\], weight/x, row_mean, rstd[r] * (1 + (delta || r + 1 == rows ? 0 : x[C])), weight/' 'self-check: changing token [0-9]+ of sequence 0 moved position' 1 --selfcheck on
 caught 'self-check: all-gather into attention skipped' tpsp.h 's/e\.gathered, x, own_rows/e.gathered, e.gathered, own_rows/' 'self-check: token [0-9]+ of sequence 0 reached 0 of the' 4 --selfcheck on

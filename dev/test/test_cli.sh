@@ -37,6 +37,7 @@ shard("foreign.bin", text, magic=12345)
 open(f"{d}/empty.bin", "wb").close()
 shard("long.bin", [97] * 100001)
 PY
+schemes_of ./train_gpt_cpu
 data="$work/a_*.bin"
 small=(--train "$data" --seq-len 64 --batch 4 --steps 3)
 
@@ -48,7 +49,7 @@ refuses 1 '--lr fast: must be a number' "${small[@]}" --lr fast
 refuses 1 '--batch 0: must be a whole number from 1' --batch 0
 refuses 1 '--layers 2x: must be' --layers 2x
 refuses 1 '--steps needs a value' --steps
-refuses 1 'must be one of tp.tpsp.ulysses.ring.odysseus' "${small[@]}" --sp megatron
+refuses 1 "must be one of $(IFS=. && echo "${schemes[*]}")$" "${small[@]}" --sp megatron
 refuses 1 '--train is missing' --steps 1
 refuses 1 'heads of 1024 .*CPU kernels take up to 512' "${small[@]}" --heads 1 --dim 1024
 refuses 1 'no such file' --train "$work/nothing_*.bin"
@@ -290,7 +291,7 @@ code=$?
 seconds=$((($(date +%s%N) - begin) / 1000000000))
 [ $code -ne 0 ] && [ $code -ne 124 ] && ! pgrep -f "train_gpt_cpu.*--steps $many" >/dev/null
 ok $? "a killed rank takes all down (after $seconds s, exit code $code)"
-for scheme in tp tpsp ulysses ring odysseus; do
+for scheme in "${schemes[@]}"; do
     run_ranks 4 ./train_gpt_cpu "${small[@]}" --sp $scheme --selfcheck on >"$work/out" 2>&1 && grep -q 'check .*changed tokens move what may see them' "$work/out"
     ok $? "$scheme: --selfcheck on finds nothing wrong"
 done
@@ -310,7 +311,7 @@ PY
 ok $? "resident memory is the arena within 10% + 64 MB: $(cat "$work/out")"
 
 # ---- dry runs equal real runs
-for scheme in tp tpsp ulysses ring odysseus; do
+for scheme in "${schemes[@]}"; do
     train 4 "real_$scheme" --sp $scheme
     ./train_gpt_cpu --dry-run --world 4 --sp $scheme --seq-len 64 --batch 4 >"$work/dry" 2>&1
     python3 - "$work/real_$scheme" "$work/dry" <<'PY'

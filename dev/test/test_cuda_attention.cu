@@ -9,7 +9,9 @@
    then   the same bits a second time and under other schedules of the threads; the results written in bf16 are those in fp32, rounded
    last   the backward tiles of GPUs whose blocks have 99 KB of shared memory
 
-   `small` as an argument: fewer and smaller cases, for sanitizers.                                                               */
+   On sm_90 every case runs on both paths, the one for sm_90a and the one for all else, and larger ones hold them against each other.
+
+   Words as arguments: `small`, fewer and smaller cases, for sanitizers; `sm_80` or `wgmma`, one path alone; `forward`, nothing else. */
 #include "cuda_support.h"
 
 #define OUT_BOUND 4e-3
@@ -18,6 +20,8 @@
 
 static int steep; /* 1: the last keys are small, the first ones large: the running maximum rises and rises */
 static i64 shared_most = (i64)1 << 40; /* bytes that a block may have, if the device lets it */
+static int paths = 3, forward_only;    /* bit 0: sm_80's kernels, bit 1: those of sm_90a where they can run */
+static const char *const PATHS[] = {"sm_80", "wgmma"};
 
 typedef struct {
     AttentionShape s; /* Tq of the queries, Tk of all keys */
@@ -216,8 +220,32 @@ static void check_backward(const Case *c, const Buffers *d, const char *name) {
     check(far_v <= OUT_BOUND, "%s: dv, distance %.2g, at most %.2g", name, far_v, OUT_BOUND);
 }
 
-/* Run the case; `again`: a second time and under the other schedules. */
-static void run_case(Case *c, int again, const char *name) {
+/* The case on the path that `dev` takes; `again`: a second time and under the other schedules. */
+static void run_path(Device *dev, const Case *c, Buffers d, int again, const char *name) {
+    set_schedule(0);
+    run_forward(dev, c, &d);
+    check_forward(c, &d, name);
+    if (!forward_only) {
+        run_backward(dev, c, &d);
+        check_backward(c, &d, name), check_rounded(dev, c, &d, name);
+    }
+    for (int i = 0; again && i < COUNT_OF(SCHEDULES); i++) {
+        Buffers e = d;
+        set_schedule(SCHEDULES[i]);
+        run_forward(dev, c, &e);
+        i64 bytes = q_elements(c) * (i64)sizeof(accum);
+        int same = same_bits(d.out, e.out, bytes) && same_bits(d.lse, e.lse, q_rows(c) * (i64)sizeof(accum));
+        check(same, "%s: forward, same bits under schedule %d", name, SCHEDULES[i]);
+        if (forward_only) continue;
+        run_backward(dev, c, &e);
+        check(same_bits(d.dq, e.dq, bytes), "%s: dq, same bits under schedule %d", name, SCHEDULES[i]);
+        check(same_bits(d.dkv, e.dkv, kv_elements(c) * (i64)sizeof(accum)), "%s: dkv, same bits under schedule %d", name, SCHEDULES[i]);
+    }
+    set_schedule(0);
+}
+
+/* Inputs of a case, at random; sm_80's and sm_90a's path add to what is in dq in every other case. */
+static void random_case(Case *c) {
     static int cases;
     c->add = cases++ % 2;
     c->q = randoms(q_elements(c), 2), c->kv = randoms(kv_elements(c), 2), c->dout = randoms(q_elements(c), 1);
@@ -227,25 +255,29 @@ static void run_case(Case *c, int again, const char *name) {
     c->dq = randoms(q_elements(c), 1e-2);
     c->out = zeros(q_elements(c)), c->lse = zeros(q_rows(c)), c->delta = zeros(q_rows(c));
     c->want_dq = zeros(q_elements(c)), c->want_dkv = zeros(kv_elements(c));
+}
+
+static Device case_device(const Case *c) {
+    Device dev = test_device(i64_max(16, attention_scratch_bytes(&c->s)));
+    if (shared_most < dev.state.shared_bytes) dev.state.shared_bytes = shared_most, dev.state.wgmma = 0;
+    return dev;
+}
+
+/* Run the case on every path that this device has. */
+static void run_case(Case *c, int again, const char *name) {
+    random_case(c);
     Buffers d = upload_case(c);
     reference(c);
-    Device dev = test_device(i64_max(16, attention_scratch_bytes(&c->s)));
-    dev.state.shared_bytes = i64_min(dev.state.shared_bytes, shared_most);
+    Device dev = case_device(c);
     d.final_lse = upload_accum(c->lse, q_rows(c)), d.delta = upload_accum(c->delta, q_rows(c));
-    set_schedule(0);
-    run_forward(&dev, c, &d), run_backward(&dev, c, &d);
-    check_forward(c, &d, name), check_backward(c, &d, name), check_rounded(&dev, c, &d, name);
-    for (int i = 0; again && i < COUNT_OF(SCHEDULES); i++) {
-        Buffers e = d;
-        set_schedule(SCHEDULES[i]);
-        run_forward(&dev, c, &e), run_backward(&dev, c, &e);
-        i64 bytes = q_elements(c) * (i64)sizeof(accum);
-        int same = same_bits(d.out, e.out, bytes) && same_bits(d.lse, e.lse, q_rows(c) * (i64)sizeof(accum));
-        check(same, "%s: forward, same bits under schedule %d", name, SCHEDULES[i]);
-        check(same_bits(d.dq, e.dq, bytes), "%s: dq, same bits under schedule %d", name, SCHEDULES[i]);
-        check(same_bits(d.dkv, e.dkv, kv_elements(c) * (i64)sizeof(accum)), "%s: dkv, same bits under schedule %d", name, SCHEDULES[i]);
+    int both = dev.state.wgmma;
+    for (int path = both; path >= 0; path--) {
+        char text[192];
+        if (!(paths & 1 << path)) continue;
+        snprintf(text, sizeof text, "%s%s%s", both ? PATHS[path] : "", both ? ": " : "", name);
+        dev.state.wgmma = path;
+        run_path(&dev, c, d, again, text);
     }
-    set_schedule(0);
     release_all();
 }
 
@@ -284,6 +316,48 @@ static void test_ring(RingLayout layout, i64 L, int ranks, int rank, i64 HS, i64
     run_case(&c, again, name);
 }
 
+/* Sizes at which the reference would take too long: the path for sm_90a against the one for sm_80, and again: the same bits. */
+static void test_paths(i64 HS, i64 heads, i64 kv_heads, i64 B, RingLayout layout, i64 L, int ranks, int rank) {
+    Case c;
+    memset(&c, 0, sizeof c);
+    c.s.B = B, c.s.Tq = L / ranks, c.s.Tk = L / ranks, c.s.heads = heads, c.s.kv_heads = kv_heads, c.s.head_dim = HS;
+    c.q_map = c.kv_map[0] = token_map(layout, L, ranks, rank), c.blocks = 1;
+    Device dev = case_device(&c);
+    if (dev.state.wgmma && paths == 3) {
+        random_case(&c);
+        Buffers d = upload_case(&c), e, again;
+        dev.state.wgmma = 0;
+        run_forward(&dev, &c, &d);
+        accum *delta = unset_accum(q_rows(&c));
+        double *out = download_accum(d.out, q_elements(&c));
+        attention_delta(&dev, delta, upload_real(out, q_elements(&c)), d.dout, q_rows(&c), HS);
+        d.final_lse = d.lse, d.delta = delta;
+        e = d;
+        if (!forward_only) run_backward(&dev, &c, &d);
+        memcpy(c.out, download_accum(d.out, q_elements(&c)), (size_t)q_elements(&c) * 8), memcpy(c.lse, download_accum(d.lse, q_rows(&c)), (size_t)q_rows(&c) * 8);
+        dev.state.wgmma = 1;
+        run_forward(&dev, &c, &e);
+        char name[160];
+        snprintf(name, sizeof name, "both paths, head dim %lld, heads %lld:%lld, B %lld, L %lld, rank %d of %d", (long long)HS, (long long)heads,
+                 (long long)kv_heads, (long long)B, (long long)L, rank, ranks);
+        check_forward(&c, &e, name);
+        again = e;
+        run_forward(&dev, &c, &again);
+        check(same_bits(e.out, again.out, q_elements(&c) * (i64)sizeof(accum)), "%s: forward, the same bits again", name);
+        if (!forward_only) {
+            run_backward(&dev, &c, &e);
+            memcpy(c.want_dq, download_accum(d.dq, q_elements(&c)), (size_t)q_elements(&c) * 8);
+            memcpy(c.want_dkv, download_accum(d.dkv, kv_elements(&c)), (size_t)kv_elements(&c) * 8);
+            for (i64 i = 0; c.add && i < q_elements(&c); i++) c.want_dq[i] -= c.dq[i];
+            check_backward(&c, &e, name);
+            run_backward(&dev, &c, &again);
+            check(same_bits(e.dq, again.dq, q_elements(&c) * (i64)sizeof(accum)), "%s: dq, the same bits again", name);
+            check(same_bits(e.dkv, again.dkv, kv_elements(&c) * (i64)sizeof(accum)), "%s: dkv, the same bits again", name);
+        }
+    }
+    release_all();
+}
+
 /* delta alone: rowsum(out * dout) of bf16 rows. */
 static void test_delta(i64 rows, i64 HS) {
     double *out = randoms(rows * HS, 1), *dout = randoms(rows * HS, 1), *want = zeros(rows);
@@ -306,7 +380,16 @@ static void test_head_dims(void) {
 
 int main(int argc, char **argv) {
     need_device();
-    int small = argc > 1 && strcmp(argv[1], "small") == 0;
+    int small = 0;
+    for (int i = 1; i < argc; i++) {
+        if (strcmp(argv[i], "small") == 0) small = 1;
+        else if (strcmp(argv[i], "forward") == 0) forward_only = 1;
+        else if (strcmp(argv[i], "sm_80") == 0) paths = 1;
+        else if (strcmp(argv[i], "wgmma") == 0) paths = 2;
+        else FAIL(EVERYONE, "unknown argument '%s'; small, forward, sm_80, wgmma", argv[i]);
+    }
+    watch_device(300);
+    need_wgmma();
     test_head_dims();
     for (i64 HS = 8; HS <= 128; HS += small ? 56 : 24) test_delta(77, HS);
     test_delta(1, 128);
@@ -338,6 +421,14 @@ int main(int argc, char **argv) {
             }
         test_ring(RING_ZIGZAG, 1160, 2, 1, 64, 1, 1, 1); /* chunks of 290: several tiles in each run */
         test_ring(RING_STRIPE, 1160, 2, 0, 64, 1, 1, 0);
+    }
+    static const i64 LONGEST = ON_GPU ? 4096 : 512;
+    test_paths(128, 4, 2, 2, RING_CONTIGUOUS, LONGEST - 77, 1, 0);
+    if (!small) {
+        test_paths(64, 8, 8, 2, RING_CONTIGUOUS, LONGEST - 128, 1, 0);
+        test_paths(128, 8, 8, 1, RING_ZIGZAG, 2 * LONGEST, 2, 1);
+        test_paths(128, 8, 2, 1, RING_STRIPE, 2 * LONGEST + 20, 4, 3);
+        test_paths(72, 4, 4, 1, RING_CONTIGUOUS, LONGEST, 1, 0);
     }
     shared_most = 101376; /* sm_86, sm_89, sm_120 */
     test_block(64, 2, 1, 1, 0, 130, 0, 200, 1);

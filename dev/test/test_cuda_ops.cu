@@ -12,6 +12,7 @@
               -fsanitize=address,undefined dev/test/test_cuda_ops.cu                             (the emulator)
           nvcc -std=c++20 -arch=sm_90 -DODYSSEUS_CUDA -D_GNU_SOURCE dev/test/test_cuda_ops.cu      (a GPU)                    */
 #include "cuda_support.h"
+#include "reference.h"
 
 #define BF16_MOST (1.01 * BF16_ROUND) /* and a little for what comes before the rounding */
 #define BF16_NORM_OF(n) ((n) < 1000 ? BF16_MOST : BF16_ROUND / 2)
@@ -64,18 +65,12 @@ static real *unset_at(i64 n, int off) { return unset_real(n + (off ? 1 : 0)) + (
 
 /* ---- pointwise ------------------------------------------------------------------------------------------------------ */
 
-static double sigmoid(double x) { return 1 / (1 + exp(-x)); }
-
 static void test_gelu(i64 n, int off) {
     double *x = randoms(n, 4), *d = randoms(n, 1), *want = zeros(n), *want_d = zeros(n);
     if (n > 4) x[0] = 100, x[1] = -100, x[2] = 0, x[3] = 1e-30;
     real *pre = upload_at(x, n, off);
     upload_at(d, n, off); /* rounds it */
-    for (i64 i = 0; i < n; i++) {
-        double v = x[i], u = sqrt(2 / M_PI) * (v + 0.044715 * v * v * v), t = tanh(u);
-        want[i] = v / 2 * (1 + t);
-        want_d[i] = d[i] * (0.5 * (1 + t) + v / 2 * (1 - t * t) * sqrt(2 / M_PI) * (1 + 3 * 0.044715 * v * v));
-    }
+    for (i64 i = 0; i < n; i++) want[i] = reference_gelu(x[i]), want_d[i] = d[i] * reference_gelu_slope(x[i]);
     NAME("gelu, n %lld%s", LL(n), off ? ", unaligned" : "");
     Results r = under_schedules(0, name, [&](Device *dev, Results *r) {
         real *out = unset_at(n, off), *dpre = unset_at(n, off), *act = upload_at(d, n, off);
@@ -94,13 +89,7 @@ static void test_swiglu(i64 rows, i64 I) {
     double *x = randoms(2 * n, 4), *d = randoms(n, 1), *want = zeros(n), *want_d = zeros(2 * n);
     real *pre = upload_real(x, 2 * n);
     upload_real(d, n); /* rounds it */
-    for (i64 r = 0; r < rows; r++)
-        for (i64 i = 0; i < I; i++) {
-            double g = x[r * 2 * I + i], u = x[r * 2 * I + I + i], s = sigmoid(g), dv = d[r * I + i];
-            want[r * I + i] = g * s * u;
-            want_d[r * 2 * I + i] = dv * u * (s + g * s * (1 - s));
-            want_d[r * 2 * I + I + i] = dv * g * s;
-        }
+    reference_swiglu(want, want_d, d, x, rows, I);
     NAME("swiglu, rows %lld, I %lld", LL(rows), LL(I));
     Results r = under_schedules(0, name, [&](Device *dev, Results *r) {
         real *out = unset_real(n), *dpre = unset_real(2 * n), *act = upload_real(d, n);
@@ -209,13 +198,7 @@ static void test_embedding(RingLayout layout, int ranks, int rank, i64 L, i64 B,
     int32_t *tokens = upload_int(t, rows);
     upload_accum(dwe, V * C), upload_accum(dwp, L * C);
     double *want_we = copy_of(dwe, V * C), *want_wp = copy_of(dwp, L * C);
-    for (i64 r = 0; r < rows; r++)
-        for (i64 c = 0; c < C; c++) {
-            i64 p = token_position(&map, r / B);
-            want[r * C + c] = we[t[r] * C + c] + (positions ? wp[p * C + c] : 0);
-            want_we[t[r] * C + c] += d[r * C + c];
-            if (positions) want_wp[p * C + c] += d[r * C + c];
-        }
+    reference_embedding(want, want_we, want_wp, d, t, map, we, positions ? wp : NULL, B, C);
     NAME("embedding, layout %d, rank %d of %d, L %lld, B %lld, C %lld, V %lld%s", (int)layout, rank, ranks, LL(L), LL(B), LL(C), LL(V),
          positions ? "" : ", no positions");
     Results r = under_schedules(embedding_scratch_bytes(rows, V), name, [&](Device *dev, Results *r) {
@@ -244,22 +227,9 @@ static void test_norm(NormKind kind, i64 rows, i64 C, int delta, int off) {
     upload_accum(dw, C), upload_accum(db, C), upload_real(old, n);
     double *x = zeros(n), *want = zeros(n), *want_m = zeros(rows), *want_s = zeros(rows), *want_dx = copy_of(old, n), *want_dw = copy_of(dw, C),
            *want_db = copy_of(db, C);
-    for (i64 r = 0; r < rows; r++) {
-        double m = 0, v = 0, mg = 0, mgn = 0;
-        for (i64 c = 0; c < C; c++) x[r * C + c] = delta ? real_value(real_from((double)((float)a[r * C + c] + (float)d[r * C + c]))) : a[r * C + c];
-        const double *row = x + r * C;
-        for (i64 c = 0; c < C; c++) m += layer ? row[c] / (double)C : 0;
-        for (i64 c = 0; c < C; c++) v += (row[c] - m) * (row[c] - m) / (double)C;
-        double s = 1 / sqrt(v + 1e-5);
-        want_m[r] = m, want_s[r] = s;
-        for (i64 c = 0; c < C; c++) {
-            double nv = (row[c] - m) * s, gv = g[r * C + c] * w[c];
-            want[r * C + c] = nv * w[c] + (layer ? b[c] : 0);
-            mg += layer ? gv / (double)C : 0, mgn += gv * nv / (double)C;
-            if (r >= w_first && r < w_first + w_rows) want_dw[c] += g[r * C + c] * nv, want_db[c] += g[r * C + c];
-        }
-        for (i64 c = 0; c < C; c++) want_dx[r * C + c] += s * (g[r * C + c] * w[c] - mg - (row[c] - m) * s * mgn);
-    }
+    for (i64 i = 0; i < n; i++) x[i] = delta ? real_value(real_from((double)((float)a[i] + (float)d[i]))) : a[i];
+    reference_norm(kind, want, want_m, want_s, x, w, layer ? b : NULL, rows, C, 1e-5);
+    reference_norm_backward(kind, want_dx, want_dw, want_db, g, want_m, want_s, x, w, rows, C, w_first, w_rows);
     NAME("%s norm, rows %lld, C %lld%s%s", layer ? "layer" : "rms", LL(rows), LL(C), delta ? ", delta" : "", off ? ", unaligned" : "");
     int again_same = 1;
     Results r = under_schedules(norm_scratch_bytes(rows, C), name, [&](Device *dev, Results *r) {
@@ -295,11 +265,7 @@ static void test_rope_table(RingLayout layout, int ranks, int rank, i64 L, i64 H
     i64 half = HS / 2, n = map.count * half * 2;
     double inv_freq[128], *want = zeros(n);
     for (i64 i = 0; i < half; i++) inv_freq[i] = pow(10000, -2.0 * (double)i / (double)HS);
-    for (i64 t = 0; t < map.count; t++)
-        for (i64 i = 0; i < half; i++) {
-            double angle = (double)token_position(&map, t) * inv_freq[i];
-            want[(t * half + i) * 2] = cos(angle), want[(t * half + i) * 2 + 1] = sin(angle);
-        }
+    reference_rope_table(want, map, inv_freq, HS);
     NAME("rope_table, layout %d, rank %d of %d, L %lld, HS %lld", (int)layout, rank, ranks, LL(L), LL(HS));
     Results r = under_schedules(0, name, [&](Device *dev, Results *r) {
         accum *table = unset_accum(n);
@@ -308,32 +274,6 @@ static void test_rope_table(RingLayout layout, int ranks, int rank, i64 L, i64 H
     });
     check_close(download_accum((accum *)r.p[0], n), want, n, 6e-8, 6e-8, "%s: rounded from double", name);
     release_all();
-}
-
-/* Packing element by element, and unpacking as its transpose: every element of the packed gradient goes where it came from. */
-static void naive_heads(double *q_out, double *kv_out, const double *q, const double *kv, double *dq, double *dkv, const double *dq_in,
-                        const double *dkv_in, const double *table, i64 rows, i64 B, i64 heads, i64 KH, i64 HS, i64 parts) {
-    i64 half = HS / 2, ql = heads / parts, kl = i64_max(1, KH / parts);
-    for (i64 p = 0; p < parts; p++)
-        for (i64 r = 0; r < rows; r++)
-            for (i64 h = 0; h < ql + 2 * kl; h++) {
-                int value = h >= ql + kl;
-                i64 from = h < ql ? (r * heads + p * ql + h) * HS : ((r * 2 + value) * KH + p * KH / parts + (h - ql) % kl) * HS;
-                i64 to = h < ql ? ((p * rows + r) * ql + h) * HS : (((p * rows + r) * 2 + value) * kl + (h - ql) % kl) * HS;
-                const double *src = (h < ql ? q : kv) + from, *grad = (h < ql ? dq_in : dkv_in) + to;
-                double *dst = (h < ql ? q_out : kv_out) + to, *dsrc = (h < ql ? dq : dkv) + from;
-                for (i64 i = 0; i < HS; i++) {
-                    if (value || !table || i >= 2 * half) {
-                        dst[i] = src[i], dsrc[i] += grad[i];
-                        continue;
-                    }
-                    double c = table[(r / B * half + i % half) * 2], s = table[(r / B * half + i % half) * 2 + 1];
-                    i64 pair = i < half ? i + half : i - half;
-                    double sign = i < half ? -1 : 1;
-                    dst[i] = src[i] * c + sign * src[pair] * s;
-                    dsrc[i] += grad[i] * c, dsrc[pair] += sign * grad[i] * s;
-                }
-            }
 }
 
 static void test_pack(i64 T, i64 B, i64 heads, i64 KH, i64 HS, i64 parts, int rotate) {
@@ -346,7 +286,7 @@ static void test_pack(i64 T, i64 B, i64 heads, i64 KH, i64 HS, i64 parts, int ro
     real *qd = upload_real(q, nq), *kvd = upload_real(kv, nkv), *dqd = upload_real(dq_in, nq), *dkvd = upload_real(dkv_in, npacked);
     accum *all = upload_accum(turns, nt), *table = rotate ? all : NULL;
     double *want_q = zeros(nq), *want_kv = zeros(npacked), *want_dq = zeros(nq), *want_dkv = zeros(nkv);
-    naive_heads(want_q, want_kv, q, kv, want_dq, want_dkv, dq_in, dkv_in, rotate ? turns : NULL, rows, B, heads, KH, HS, parts);
+    reference_heads(want_q, want_kv, want_dq, want_dkv, q, kv, dq_in, dkv_in, rotate ? turns : NULL, rows, B, heads, KH, HS, parts);
     NAME("T %lld, B %lld, heads %lld/%lld, HS %lld, parts %lld%s", LL(T), LL(B), LL(heads), LL(KH), LL(HS), LL(parts), rotate ? ", rotated" : "");
     Results r = under_schedules(0, name, [&](Device *dev, Results *r) {
         real *q_out = unset_real(nq), *kv_out = unset_real(npacked), *dq = unset_real(nq), *dkv = unset_real(nkv);
@@ -407,28 +347,21 @@ static void test_classifier(i64 rows, i64 V, double size) {
     if (rows > 1) t[0] = (int32_t)(V - 1), t[1] = 0;
     upload_real(x, n);
     int32_t *targets = upload_int(t, rows);
-    for (i64 r = 0; r < rows; r++) {
-        double top = -INFINITY, sum = 0;
-        if (t[r] < 0) continue;
-        for (i64 i = 0; i < V; i++) top = fmax(top, x[r * V + i]);
-        for (i64 i = 0; i < V; i++) sum += exp(x[r * V + i] - top);
-        for (i64 i = 0; i < V; i++) want[r * V + i] = 0.125 * (exp(x[r * V + i] - top) / sum - (i == t[r]));
-        loss += log(sum) + top - x[r * V + t[r]];
-    }
+    loss += reference_classifier(want, x, t, 0.125, rows, V);
     NAME("classifier, rows %lld, V %lld, logits to %g", LL(rows), LL(V), size);
     Results r = under_schedules(classifier_scratch_bytes(rows), name, [&](Device *dev, Results *r) {
         double start[3] = {0.5, 0.5, 0.5};
         real *logits = upload_real(x, n), *kept = upload_real(x, n);
         double *sums = upload_f64(start, 3);
-        i64 step = round_up(V, 64);
-        real *apart = unset_real(rows * step), *again = unset_real(n);
-        for (i64 row = 0; row < rows; row++) CUDA_CHECK(cudaMemcpy(apart + row * step, logits + row * V, (size_t)V * 2, cudaMemcpyDeviceToDevice));
+        i64 ld = round_up(V, 64);
+        real *apart = unset_real(rows * ld), *again = unset_real(n);
+        for (i64 row = 0; row < rows; row++) CUDA_CHECK(cudaMemcpy(apart + row * ld, logits + row * V, (size_t)V * 2, cudaMemcpyDeviceToDevice));
         CUDA_CHECK(cudaDeviceSynchronize());
         classifier(dev, sums, logits, V, targets, (accum)0.125, rows, V, 1);
         classifier(dev, sums + 1, kept, V, targets, (accum)0.125, rows, V, 0);
-        classifier(dev, sums + 2, apart, step, targets, (accum)0.125, rows, V, 1);
+        classifier(dev, sums + 2, apart, ld, targets, (accum)0.125, rows, V, 1);
         CUDA_CHECK(cudaDeviceSynchronize());
-        for (i64 row = 0; row < rows; row++) CUDA_CHECK(cudaMemcpy(again + row * V, apart + row * step, (size_t)V * 2, cudaMemcpyDeviceToDevice));
+        for (i64 row = 0; row < rows; row++) CUDA_CHECK(cudaMemcpy(again + row * V, apart + row * ld, (size_t)V * 2, cudaMemcpyDeviceToDevice));
         result(r, 0, logits, 2 * n), result(r, 1, sums, 24), result(r, 2, kept, 2 * n), result(r, 3, again, 2 * n);
     });
     double *sums = download_f64((double *)r.p[1], 3), *all = copy_of(want, n), *got = download_real((real *)r.p[0], n);
@@ -462,16 +395,12 @@ static void test_squares(i64 n, int off) {
 
 static void test_adamw(i64 n, i64 step) {
     AdamW a = {1e-3, 0.9, 0.95, 1e-8, 0.1, 0.5, step};
-    double *w = randoms(n, 1), *m = randoms(n, 0.1), *v = randoms(n, 0.1), *g = randoms(n, 1), *want_w = zeros(n), *want_m = zeros(n), *want_v = zeros(n);
+    double *w = randoms(n, 1), *m = randoms(n, 0.1), *v = randoms(n, 0.1), *g = randoms(n, 1), *want_w, *want_m, *want_v;
     for (i64 i = 0; i < n; i++) v[i] = fabs(v[i]);
     accum *grad = upload_accum(g, n);
     upload_accum(w, n), upload_accum(m, n), upload_accum(v, n);
-    for (i64 i = 0; i < n; i++) {
-        double s = 0.5 * g[i];
-        want_m[i] = 0.9 * m[i] + 0.1 * s, want_v[i] = 0.95 * v[i] + 0.05 * s * s;
-        double mhat = want_m[i] / (1 - pow(0.9, (double)step)), vhat = want_v[i] / (1 - pow(0.95, (double)step));
-        want_w[i] = w[i] - 1e-3 * (mhat / (sqrt(vhat) + 1e-8) + 0.1 * w[i]);
-    }
+    want_w = copy_of(w, n), want_m = copy_of(m, n), want_v = copy_of(v, n);
+    reference_adamw(want_w, want_m, want_v, g, n, a);
     NAME("adamw, n %lld, step %lld", LL(n), LL(step));
     Results r = under_schedules(0, name, [&](Device *dev, Results *r) {
         real *param = unset_real(n);

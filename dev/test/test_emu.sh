@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
-# test_emu.sh [PROGRAM [FLAGS...]] - the whole CUDA program against the fp64 referee: tiny GPT-2 and Llama, every scheme and two hybrids, 1, 2 and 4 ranks.
+# test_emu.sh [PROGRAM [FLAGS...]] - the whole CUDA program against the fp64 referee: tiny GPT-2 and Llama, every scheme of the table and two hybrids, 1, 2 and 4 ranks.
 #
-# PROGRAM: ./train_gpt_emu unless told; dev/gpu_check.sh gives ./train_gpt --comm mpi. What is compared, and the bounds: check_runs.py.
+# PROGRAM: ./train_gpt_emu unless told; dev/gpu_check.sh gives train_gpt --comm mpi, and REFEREE. What is compared, and the bounds: check_runs.py.
 set -euo pipefail
 # shellcheck source=scripts/common.sh
 source "$(dirname "$0")/../../scripts/common.sh"
 
-program=${1:-./train_gpt_emu}
+program=${1:-./train_gpt_emu} referee=${REFEREE:-./train_gpt_fp64}
 shift $(($# > 0))
+schemes=$(list_schemes "$referee")
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
@@ -24,7 +25,7 @@ END
 initial_weights() { # DIR FLAGS...
     local out=$1
     shift
-    ./train_gpt_fp64 "$@" --init-only --out "$out" >/dev/null
+    "$referee" "$@" --init-only --out "$out" >/dev/null
     python3 - "$out/model.safetensors" <<'END'
 import array, json, struct, sys
 data = bytearray(open(sys.argv[1], "rb").read())
@@ -56,9 +57,9 @@ run_model() { # MODEL FLAGS...
     {
         initial_weights "$work/$model-weights" $flags
         flags="--model $work/$model-weights"
-        run_case $model referee 1 ./train_gpt_fp64 $flags
+        run_case $model referee 1 "$referee" $flags
         run_case $model single 1 "$program" $flags
-        for scheme in tp tpsp ulysses ring odysseus; do
+        for scheme in $schemes; do
             for ranks in 1 2 4; do run_case $model $scheme-$ranks $ranks "$program" $flags --sp $scheme; done
         done
         run_case $model ulysses-ring2-2 2 "$program" $flags --sp ulysses --ring 2

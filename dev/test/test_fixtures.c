@@ -51,13 +51,13 @@ static double logits_distance(Trainer *t, const SafetensorSet *set) {
     real *delta = (real *)host_alloc(sizeof(real) * (size_t)(stream_rows(m) * C));
     const real *a;
     load_micro_batch(t, &t->train, 0, 0, -1);
-    zero_walk(&m->zero, m->schedule, block_head(&m->config) + 1);
+    zero_walk(&m->zero, m->order, block_lm_head(&m->config) + 1);
     layers_forward(m, &a, delta);
-    zero_acquire(&m->zero, block_head(&m->config));
+    zero_acquire(&m->zero, block_lm_head(&m->config));
     real **w = m->zero.weight;
     norm_forward(&m->dev, norm_kind(m), xn, m->final_x, m->final_mean, m->final_rstd, a + own, delta + own, w[T_NORM], w[T_NORM_BIAS], rows, C,
                  m->config.norm_eps);
-    linear_forward(&m->dev, logits, xn, w[T_LM_HEAD], NULL, rows, C, V);
+    linear_forward(&m->dev, logits, V, xn, w[T_LM_HEAD], NULL, rows, C, V);
     for (i64 i = 0; i < m->B * m->L * V; i++) largest = fmax(largest, fabs(expected[i]));
     for (i64 row = 0; row < rows; row++)
         for (i64 v = 0; v < V; v++) {

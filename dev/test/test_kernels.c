@@ -1,4 +1,4 @@
-/* test_kernels.c - every operation of kernels/compute.h against a naive double reference written here in straight loops.
+/* test_kernels.c - every operation of kernels/compute.h against a naive double reference (reference.h; attention's is here).
 
    inputs are random numbers of type real; the reference reads the same numbers as doubles, so only the kernel's own rounding differs
    outputs that must be overwritten start as NaN, outputs that are added to start from random numbers
@@ -13,6 +13,7 @@
    a comment says why. In the referee libm's exp, log and tanh add some: the floor there is 1e-13, below the 1e-12 asked for.   */
 #include "../../kernels/compute.h"
 #include "check.h"
+#include "reference.h"
 
 /* ---- buffers and comparison ------------------------------------------------------------------------------------- */
 
@@ -102,34 +103,28 @@ static void test_linear_shape(i64 rows, i64 IC, i64 OC) {
     real *out = unset(rows * OC), *plain = unset(rows * OC), *dinp = unset(rows * IC), *dinp_add = randoms(rows * IC, 1);
     real *dweight = randoms(OC * IC, 1), *dweight_apart = copy_of(dweight, OC * IC);
     double *want = doubles(NULL, rows * OC), *want_plain = doubles(NULL, rows * OC), *want_dinp = doubles(NULL, rows * IC);
-    double *want_add = doubles(dinp_add, rows * IC), *want_dweight = doubles(dweight, OC * IC);
-    for (i64 r = 0; r < rows; r++)
-        for (i64 o = 0; o < OC; o++) {
-            for (i64 i = 0; i < IC; i++) {
-                want_plain[r * OC + o] += (double)inp[r * IC + i] * weight[o * IC + i];
-                want_dinp[r * IC + i] += (double)dout[r * OC + o] * weight[o * IC + i];
-                want_dweight[o * IC + i] += (double)dout[r * OC + o] * inp[r * IC + i];
-            }
-            want[r * OC + o] = want_plain[r * OC + o] + bias[o];
-        }
+    double *want_add = doubles(dinp_add, rows * IC), *want_dweight = doubles(dweight, OC * IC), *x = doubles(inp, rows * IC), *w = doubles(weight, OC * IC);
+    reference_linear(want, x, w, doubles(bias, OC), rows, IC, OC);
+    reference_linear(want_plain, x, w, NULL, rows, IC, OC);
+    reference_linear_backward(want_dinp, want_dweight, doubles(dout, rows * OC), x, w, rows, IC, OC);
     for (i64 i = 0; i < rows * IC; i++) want_add[i] += want_dinp[i];
     real *nan = unset(64 * 64); /* a product of NaNs first: what it leaves in scratch must not reach the next one */
-    linear_forward(&dev, filled(64 * 64, 0), nan, nan, NULL, 64, 64, 64);
-    linear_forward(&dev, out, inp, weight, bias, rows, IC, OC);
-    linear_forward(&dev, plain, inp, weight, NULL, rows, IC, OC);
-    linear_backward_input(&dev, dinp, dout, weight, rows, IC, OC, 0);
-    linear_backward_input(&dev, dinp_add, dout, weight, rows, IC, OC, 1);
-    linear_backward_weight(&dev, dweight, inp, dout, rows, IC, OC);
-    i64 step = OC + 5; /* the same with rows apart, and no numbers between them */
-    real *apart = filled(rows * step, NAN), *wide = filled(rows * step, NAN), *dinp_apart = unset(rows * IC);
-    for (i64 r = 0; r < rows; r++) memcpy(wide + r * step, dout + r * OC, sizeof(real) * (size_t)OC);
-    linear_forward_apart(&dev, apart, step, inp, weight, bias, rows, IC, OC);
-    linear_backward_input_apart(&dev, dinp_apart, wide, step, weight, rows, IC, OC, 0);
-    linear_backward_weight_apart(&dev, dweight_apart, inp, wide, step, rows, IC, OC);
+    linear_forward(&dev, filled(64 * 64, 0), 64, nan, nan, NULL, 64, 64, 64);
+    linear_forward(&dev, out, OC, inp, weight, bias, rows, IC, OC);
+    linear_forward(&dev, plain, OC, inp, weight, NULL, rows, IC, OC);
+    linear_backward_input(&dev, dinp, dout, OC, weight, rows, IC, OC, 0);
+    linear_backward_input(&dev, dinp_add, dout, OC, weight, rows, IC, OC, 1);
+    linear_backward_weight(&dev, dweight, inp, dout, OC, rows, IC, OC);
+    i64 ld = OC + 5; /* the same with rows apart, and no numbers between them */
+    real *apart = filled(rows * ld, NAN), *wide = filled(rows * ld, NAN), *dinp_apart = unset(rows * IC);
+    for (i64 r = 0; r < rows; r++) memcpy(wide + r * ld, dout + r * OC, sizeof(real) * (size_t)OC);
+    linear_forward(&dev, apart, ld, inp, weight, bias, rows, IC, OC);
+    linear_backward_input(&dev, dinp_apart, wide, ld, weight, rows, IC, OC, 0);
+    linear_backward_weight(&dev, dweight_apart, inp, wide, ld, rows, IC, OC);
     i64 between = 0;
     for (i64 r = 0; r < rows; r++)
-        for (i64 i = OC; i < step; i++) between += !isnan(apart[r * step + i]);
-    for (i64 r = 0; r < rows; r++) memmove(apart + r * OC, apart + r * step, sizeof(real) * (size_t)OC);
+        for (i64 i = OC; i < ld; i++) between += !isnan(apart[r * ld + i]);
+    for (i64 r = 0; r < rows; r++) memmove(apart + r * OC, apart + r * ld, sizeof(real) * (size_t)OC);
     char text[96];
     snprintf(text, sizeof text, "rows %lld, IC %lld, OC %lld", (long long)rows, (long long)IC, (long long)OC);
     check_close(out, want, rows * OC, 2 + sqrt((double)IC), "linear_forward with bias, %s", text);
@@ -154,7 +149,7 @@ static void test_linear(void) {
     real *inp = randoms(rows * IC, 1), *weight = randoms(OC * IC, 1), *out = unset(rows * OC), *dweight = randoms(OC * IC, 1);
     double *want = doubles(NULL, rows * 2), *want_dweight = doubles(NULL, OC * 2);
     real *got = unset(rows * 2), *got_dweight = unset(OC * 2);
-    linear_forward(&dev, out, inp, weight, NULL, rows, IC, OC);
+    linear_forward(&dev, out, OC, inp, weight, NULL, rows, IC, OC);
     for (i64 r = 0; r < rows; r++)
         for (i64 k = 0; k < 2; k++) {
             i64 o = k * (OC - 1);
@@ -167,7 +162,7 @@ static void test_linear(void) {
             want_dweight[o * 2 + k] = dweight[o * IC + i];
             for (i64 r = 0; r < rows; r++) want_dweight[o * 2 + k] += (double)out[r * OC + o] * inp[r * IC + i];
         }
-    linear_backward_weight(&dev, dweight, inp, out, rows, IC, OC);
+    linear_backward_weight(&dev, dweight, inp, out, OC, rows, IC, OC);
     for (i64 o = 0; o < OC; o++) got_dweight[o * 2] = dweight[o * IC + 7], got_dweight[o * 2 + 1] = dweight[o * IC + IC - 2];
     check_close(got, want, rows * 2, 2 + sqrt((double)IC), "linear_forward in many tiles");
     check_close(got_dweight, want_dweight, OC * 2, 2 + sqrt((double)rows), "linear_backward_weight in many tiles");
@@ -203,14 +198,7 @@ static void test_embedding_case(RingLayout layout, int ranks, int rank, i64 L, i
     real *wte = randoms(V * C, 1), *wpe = randoms(L * C, 1), *dwte = randoms(V * C, 1), *dwpe = randoms(L * C, 1);
     real *out = unset(rows * C), *dout = randoms(rows * C, 1);
     double *want = doubles(NULL, rows * C), *want_dwte = doubles(dwte, V * C), *want_dwpe = doubles(dwpe, L * C);
-    for (i64 t = 0; t < map.count; t++)
-        for (i64 b = 0; b < B; b++)
-            for (i64 c = 0; c < C; c++) {
-                i64 r = t * B + b, p = token_position(&map, t);
-                want[r * C + c] = (double)wte[tokens[r] * C + c] + (positions ? (double)wpe[p * C + c] : 0);
-                want_dwte[tokens[r] * C + c] += dout[r * C + c];
-                if (positions) want_dwpe[p * C + c] += dout[r * C + c];
-            }
+    reference_embedding(want, want_dwte, want_dwpe, doubles(dout, rows * C), tokens, map, doubles(wte, V * C), positions ? doubles(wpe, L * C) : NULL, B, C);
     embedding_forward(&dev, out, tokens, map, wte, positions ? wpe : NULL, B, C);
     embedding_backward(&dev, dwte, positions ? dwpe : NULL, dout, tokens, map, B, C, V);
     const char *name = positions ? "with positions" : "tokens only";
@@ -230,25 +218,6 @@ static void test_embedding(void) {
 
 /* ---- norms ------------------------------------------------------------------------------------------------------ */
 
-static void naive_norm(NormKind kind, double *out, double *mean, double *rstd, const double *x, const real *weight, const real *bias, i64 C,
-                       double eps) {
-    double m = 0, v = 0;
-    for (i64 c = 0; c < C; c++) m += kind == NORM_LAYER ? x[c] / (double)C : 0;
-    for (i64 c = 0; c < C; c++) v += (x[c] - m) * (x[c] - m) / (double)C;
-    *mean = m, *rstd = 1 / sqrt(v + eps);
-    for (i64 c = 0; c < C; c++) out[c] = (x[c] - m) * *rstd * weight[c] + (bias ? bias[c] : 0);
-}
-
-/* The chain rule term by term: dx_j = sum over i of g_i dn_i/dx_j, O(C^2) and nothing simplified. */
-static void naive_norm_backward(NormKind kind, double *dx, const double *g, const double *x, double mean, double rstd, i64 C) {
-    for (i64 j = 0; j < C; j++)
-        for (i64 i = 0; i < C; i++) {
-            double of_x = (i == j ? 1.0 : 0.0) - (kind == NORM_LAYER ? 1.0 / (double)C : 0);
-            double of_rstd = -(x[i] - mean) * rstd * rstd * (x[j] - mean) / (double)C;
-            dx[j] += g[i] * rstd * (of_x + of_rstd);
-        }
-}
-
 static void test_norm_case(NormKind kind, i64 rows, i64 C, int delta, double offset) {
     Device dev = device_with(2);
     const char *name = kind == NORM_LAYER ? "layer" : "rms";
@@ -258,20 +227,10 @@ static void test_norm_case(NormKind kind, i64 rows, i64 C, int delta, double off
     real *sum = unset(rows * C), *out = unset(rows * C), *again = unset(rows * C), *mean = unset(rows), *rstd = unset(rows);
     real *dout = randoms(rows * C, 1), *dx = randoms(rows * C, 1), *dweight = randoms(C, 1), *dbias = randoms(C, 1);
     double *want = doubles(NULL, rows * C), *want_sum = doubles(a, rows * C), *want_mean = doubles(NULL, rows), *want_rstd = doubles(NULL, rows);
-    double *want_dx = doubles(dx, rows * C), *want_dw = doubles(dweight, C), *want_db = doubles(dbias, C), *g = doubles(NULL, C);
-    for (i64 r = 0; r < rows; r++) {
-        if (delta)
-            for (i64 c = 0; c < C; c++) want_sum[r * C + c] += d[r * C + c];
-        double *x = want_sum + r * C;
-        naive_norm(kind, want + r * C, want_mean + r, want_rstd + r, x, weight, bias, C, 1e-5);
-        for (i64 c = 0; c < C; c++) {
-            g[c] = (double)dout[r * C + c] * weight[c];
-            if (r < w_first || r >= w_first + w_rows) continue;
-            want_dw[c] += dout[r * C + c] * (x[c] - want_mean[r]) * want_rstd[r];
-            want_db[c] += dout[r * C + c];
-        }
-        naive_norm_backward(kind, want_dx + r * C, g, x, want_mean[r], want_rstd[r], C);
-    }
+    double *want_dx = doubles(dx, rows * C), *want_dw = doubles(dweight, C), *want_db = doubles(dbias, C), *w = doubles(weight, C);
+    for (i64 i = 0; delta && i < rows * C; i++) want_sum[i] += d[i];
+    reference_norm(kind, want, want_mean, want_rstd, want_sum, w, bias ? doubles(bias, C) : NULL, rows, C, 1e-5);
+    reference_norm_backward(kind, want_dx, want_dw, want_db, doubles(dout, rows * C), want_mean, want_rstd, want_sum, w, rows, C, w_first, w_rows);
     if (delta) memcpy(sum, a, sizeof(real) * (size_t)(rows * C)); /* in place: sum aliases a */
     norm_forward(&dev, kind, out, sum, mean, rstd, delta ? sum : a, delta ? d : NULL, weight, bias, rows, C, 1e-5);
     const real *x = delta ? sum : a;
@@ -311,46 +270,16 @@ static void test_rope_table(void) {
     Device dev = device_with(2);
     for (int layout = 0; layout < 3; layout++) {
         TokenMap map = token_map(layout == 0 ? RING_ZIGZAG : layout == 1 ? RING_CONTIGUOUS : RING_STRIPE, 131072, 64, 40);
-        i64 HS = 10, half = 5;
+        i64 HS = 10;
         double inv_freq[5];
         for (int i = 0; i < 5; i++) inv_freq[i] = pow(10000, -2.0 * i / 10);
         real *table = unset(map.count * HS);
         double *want = doubles(NULL, map.count * HS);
-        for (i64 t = 0; t < map.count; t++)
-            for (i64 i = 0; i < half; i++) {
-                double angle = (double)token_position(&map, t) * inv_freq[i];
-                want[(t * half + i) * 2] = cos(angle), want[(t * half + i) * 2 + 1] = sin(angle);
-            }
+        reference_rope_table(want, map, inv_freq, HS);
         rope_table(&dev, table, map, inv_freq, HS);
         check_close(table, want, map.count * HS, 1, "rope_table, layout %d, positions to 131072", layout);
         release_all();
     }
-}
-
-/* Packing in double, element by element: which part, which place, which turn. */
-static void naive_pack(double *q_out, double *kv_out, const double *q, const double *kv, const real *table, i64 rows, i64 B, i64 heads, i64 kv_heads,
-                       i64 HS, i64 parts) {
-    i64 half = HS / 2, ql = heads / parts, kl = i64_max(1, kv_heads / parts);
-    for (i64 p = 0; p < parts; p++)
-        for (i64 r = 0; r < rows; r++)
-            for (i64 h = 0; h < ql + 2 * kl; h++)
-                for (i64 i = 0; i < HS; i++) {
-                    int value = h >= ql + kl;
-                    i64 kv_head = p * kv_heads / parts + (h - ql) % kl;
-                    const double *head = h < ql ? q + (r * heads + p * ql + h) * HS : kv + ((r * 2 + value) * kv_heads + kv_head) * HS;
-                    double *to = h < ql ? q_out + ((p * rows + r) * ql + h) * HS : kv_out + (((p * rows + r) * 2 + value) * kl + (h - ql) % kl) * HS;
-                    if (value || !table || i >= 2 * half) to[i] = head[i];
-                    else {
-                        double c = table[(r / B * half + i % half) * 2], s = table[(r / B * half + i % half) * 2 + 1];
-                        to[i] = i < half ? head[i] * c - head[i + half] * s : head[i] * c + head[i - half] * s;
-                    }
-                }
-}
-
-static double dot(const double *a, const double *b, i64 n) {
-    double sum = 0;
-    for (i64 i = 0; i < n; i++) sum += a[i] * b[i];
-    return sum;
 }
 
 static void heads_pack(Device *dev, real *q_out, real *kv_out, const real *q, const real *kv, const real *table, i64 rows, i64 B, i64 heads, i64 kv_heads,
@@ -376,8 +305,8 @@ static void test_pack_case(i64 T, i64 B, i64 heads, i64 kv_heads, i64 HS, i64 pa
     }
     real *turn = rotate ? table : NULL;
     double *want_q = doubles(NULL, nq), *want_kv = doubles(NULL, nkv_out), *dq_want = doubles(NULL, nq), *dkv_want = doubles(NULL, nkv);
-    double *qd = doubles(q, nq), *kvd = doubles(kv, nkv), *dq_in_d = doubles(dq_in, nq), *dkv_in_d = doubles(dkv_in, nkv_out);
-    naive_pack(want_q, want_kv, qd, kvd, turn, rows, B, heads, kv_heads, HS, parts);
+    reference_heads(want_q, want_kv, dq_want, dkv_want, doubles(q, nq), doubles(kv, nkv), doubles(dq_in, nq), doubles(dkv_in, nkv_out),
+                    rotate ? doubles(table, T * (HS / 2) * 2) : NULL, rows, B, heads, kv_heads, HS, parts);
     heads_pack(&dev, q_out, kv_out, q, kv, turn, rows, B, heads, kv_heads, HS, parts);
     heads_unpack(&dev, dq, dkv, dq_in, dkv_in, turn, rows, B, heads, kv_heads, HS, parts);
     char text[128];
@@ -385,26 +314,8 @@ static void test_pack_case(i64 T, i64 B, i64 heads, i64 kv_heads, i64 HS, i64 pa
              (long long)kv_heads, (long long)HS, (long long)parts, rotate);
     check_close(q_out, want_q, nq, 4, "queries_pack, %s", text);
     check_close(kv_out, want_kv, nkv_out, 4, "kv_pack, %s", text);
-    /* unpack is the transpose of pack when <pack x, y> = <x, unpack y>. Small shapes: with every unit vector as x, which gives unpack's
-       elements one by one. Large shapes: with one random x. */
-    i64 probes = nq + nkv <= 600 ? nq + nkv : 0;
-    double *eq = doubles(NULL, nq), *ekv = doubles(NULL, nkv);
-    for (i64 i = 0; i < probes; i++) {
-        double *e = i < nq ? eq + i : ekv + (i - nq);
-        *e = 1;
-        naive_pack(want_q, want_kv, eq, ekv, turn, rows, B, heads, kv_heads, HS, parts);
-        *(i < nq ? dq_want + i : dkv_want + (i - nq)) = dot(want_q, dq_in_d, nq) + dot(want_kv, dkv_in_d, nkv_out);
-        *e = 0;
-    }
-    if (probes) {
-        check_close(dq, dq_want, nq, 4, "queries_unpack is the transpose, %s", text);
-        check_close(dkv, dkv_want, nkv, 8, "kv_unpack is the transpose, %s", text);
-    } else {
-        double left = dot(want_q, dq_in_d, nq) + dot(want_kv, dkv_in_d, nkv_out);
-        double right = dot(qd, doubles(dq, nq), nq) + dot(kvd, doubles(dkv, nkv), nkv);
-        double bound = 8 * epsilon() * sqrt((double)(nq + nkv)) + 2.2e-16 * (double)(nq + nkv); /* the sums here are doubles too */
-        check(fabs(left - right) <= bound, "unpack: <pack x, y> - <x, unpack y> = %.2g, at most %.2g, %s", left - right, bound, text);
-    }
+    check_close(dq, dq_want, nq, 4, "queries_unpack, %s", text);
+    check_close(dkv, dkv_want, nkv, 8, "kv_unpack, %s", text);
     if (parts == 1) {
         real *q_place = copy_of(q, nq), *kv_place = copy_of(kv, nkv);
         heads_pack(&dev, q_place, kv_place, q_place, kv_place, turn, rows, B, heads, kv_heads, HS, 1);
@@ -454,6 +365,12 @@ typedef struct {
 static Sizes sizes_of(i64 B, i64 Tq, i64 Tk, i64 heads, i64 kv_heads, i64 HS) {
     Sizes z = {{B, Tq, Tk, heads, kv_heads, HS}, Tq * B * heads * HS, Tk * B * 2 * kv_heads * HS, Tq * B * heads};
     return z;
+}
+
+static double dot(const double *a, const double *b, i64 n) {
+    double sum = 0;
+    for (i64 i = 0; i < n; i++) sum += a[i] * b[i];
+    return sum;
 }
 
 /* Row i of head (b, h): scores of all keys, -inf where the mask hides them; returns log sum exp. */
@@ -702,13 +619,6 @@ static void test_exp(void) {
     check(isnan(exp_f32(NAN)) && isfinite(exp_f32(88.7f)) && exp_f32(-85.9f) > 0, "exp_f32: NaN stays NaN, 88.7 is finite, -85.9 is not 0");
 }
 
-static double gelu(double x) { return x / 2 * (1 + tanh(sqrt(2 / acos(-1)) * (x + 0.044715 * x * x * x))); }
-
-static double gelu_slope(double x) {
-    double u = sqrt(2 / acos(-1)) * (x + 0.044715 * x * x * x), t = tanh(u);
-    return (1 + t) / 2 + x / 2 * (1 - t * t) * sqrt(2 / acos(-1)) * (1 + 3 * 0.044715 * x * x);
-}
-
 static void test_gelu(void) {
     static const i64 lengths[] = {0, 1, 15, 17, 1000, 40001};
     for (int i = 0; i < COUNT_OF(lengths); i++) {
@@ -718,7 +628,7 @@ static void test_gelu(void) {
         if (n > 3) pre[0] = 100, pre[1] = -100, pre[2] = 0, pre[3] = -30;
         else if (n > 0) pre[0] = (real)1.25; /* alone, a number far below 0 would be measured by itself, where the reference's 1 + tanh cancels */
         double *want = doubles(NULL, n), *want_dpre = doubles(NULL, n);
-        for (i64 k = 0; k < n; k++) want[k] = gelu(pre[k]), want_dpre[k] = dout[k] * gelu_slope(pre[k]);
+        for (i64 k = 0; k < n; k++) want[k] = reference_gelu(pre[k]), want_dpre[k] = dout[k] * reference_gelu_slope(pre[k]);
         gelu_forward(&dev, out, pre, n);
         gelu_backward(&dev, dpre, dout, pre, n);
         check_close(out, want, n, 4, "gelu_forward, n %lld", (long long)n);
@@ -736,13 +646,7 @@ static void test_swiglu(void) {
         real *pre = randoms(2 * n, 8), *dout = randoms(n, 1), *out = unset(n), *dpre = unset(2 * n);
         if (n > 3) pre[0] = 200, pre[1] = -200;
         double *want = doubles(NULL, n), *want_dpre = doubles(NULL, 2 * n);
-        for (i64 r = 0; r < rows; r++)
-            for (i64 k = 0; k < I; k++) {
-                double g = pre[r * 2 * I + k], u = pre[(r * 2 + 1) * I + k], d = dout[r * I + k], s = 1 / (1 + exp(-g));
-                want[r * I + k] = g * s * u;
-                want_dpre[r * 2 * I + k] = d * u * s * (1 + g * (1 - s));
-                want_dpre[(r * 2 + 1) * I + k] = d * g * s;
-            }
+        reference_swiglu(want, want_dpre, doubles(dout, n), doubles(pre, 2 * n), rows, I);
         swiglu_forward(&dev, out, pre, rows, I);
         swiglu_backward(&dev, dpre, dout, pre, rows, I);
         check_close(out, want, n, 8, "swiglu_forward, rows %lld, I %lld", (long long)rows, (long long)I);
@@ -755,26 +659,18 @@ static void test_swiglu(void) {
 static void test_classifier_case(i64 rows, i64 V, double size, int backward) {
     Device dev = device_with(2);
     accum scale = (accum)0.125;
-    i64 step = V + 3;
-    real *logits = randoms(rows * V, size), *kept = copy_of(logits, rows * V), *apart = filled(rows * step, NAN);
+    i64 ld = V + 3;
+    real *logits = randoms(rows * V, size), *kept = copy_of(logits, rows * V), *apart = filled(rows * ld, NAN);
     int32_t *targets = (int32_t *)take(rows * 4);
     for (i64 r = 0; r < rows; r++) targets[r] = r % 5 == 2 ? -100 : (int32_t)((uniform() + 1) / 2 * (double)V);
     for (i64 r = 2; r < rows; r += 5) logits[r * V] = kept[r * V] = (real)NAN; /* an ignored row may hold anything */
-    double *want = doubles(NULL, rows * V), want_loss = 1.5, loss = 1.5;
-    for (i64 r = 0; r < rows; r++) {
-        double top = -INFINITY, sum = 0;
-        if (targets[r] < 0) continue;
-        for (i64 i = 0; i < V; i++) top = logits[r * V + i] > top ? logits[r * V + i] : top; /* gcc 12 for aarch64 crashes over fmax here */
-        for (i64 i = 0; i < V; i++) sum += exp(logits[r * V + i] - top);
-        for (i64 i = 0; i < V; i++) want[r * V + i] = (double)scale * (exp(logits[r * V + i] - top) / sum - (i == targets[r]));
-        want_loss += log(sum) + top - logits[r * V + targets[r]];
-    }
-    for (i64 r = 0; r < rows; r++) memcpy(apart + r * step, logits + r * V, sizeof(real) * (size_t)V);
+    double *want = doubles(NULL, rows * V), want_loss = 1.5 + reference_classifier(want, doubles(logits, rows * V), targets, (double)scale, rows, V), loss = 1.5;
+    for (i64 r = 0; r < rows; r++) memcpy(apart + r * ld, logits + r * V, sizeof(real) * (size_t)V);
     classifier(&dev, &loss, logits, V, targets, scale, rows, V, backward);
     double loss_apart = 1.5;
     i64 wrong = 0;
-    classifier(&dev, &loss_apart, apart, step, targets, scale, rows, V, backward);
-    for (i64 r = 0; r < rows; r++) wrong += memcmp(apart + r * step, logits + r * V, sizeof(real) * (size_t)V) != 0;
+    classifier(&dev, &loss_apart, apart, ld, targets, scale, rows, V, backward);
+    for (i64 r = 0; r < rows; r++) wrong += memcmp(apart + r * ld, logits + r * V, sizeof(real) * (size_t)V) != 0;
     check(wrong == 0 && loss_apart == loss, "classifier of rows that lie apart: %lld of %lld differ", (long long)wrong, (long long)rows);
     /* rows' losses are doubles; a row's sum of exponentials is off by sqrt(V)/2 + 1 ulp, its difference from the maximum by `size` of them */
     double k = 4 + sqrt((double)V), bound = fmax(k * epsilon(), 1e-13) * fmax(1, want_loss);
@@ -857,12 +753,7 @@ static void test_adamw(void) {
             AdamW a = {1e-2, 0.9, 0.95, 1e-8, 0.1, 0.25, step};
             real *grad = randoms(n, 2);
             if (n > 1) grad[0] = 0; /* m = v = 0: the step must be decay alone */
-            for (i64 k = 0; k < n; k++) {
-                double g = a.grad_scale * grad[k];
-                dm[k] = a.beta1 * dm[k] + (1 - a.beta1) * g, dv[k] = a.beta2 * dv[k] + (1 - a.beta2) * g * g;
-                double mhat = dm[k] / (1 - pow(a.beta1, (double)step)), vhat = dv[k] / (1 - pow(a.beta2, (double)step));
-                want[k] -= a.lr * (mhat / (sqrt(vhat) + a.eps) + a.weight_decay * want[k]);
-            }
+            reference_adamw(want, dm, dv, doubles(grad, n), n, a);
             adamw(&dev, param, w, m, v, grad, n, a);
             adamw(&dev, w2, w2, m2, v2, grad, n, a);
         }
@@ -1056,9 +947,9 @@ static void test_same_bits(void) {
     for (int i = 0; i < 3; i++) {
         Device dev = device_with(i == 2 ? 1 : 2);
         real *out = results[i] = filled(total, 0), *dinp = out + rows * OC, *dweight = dinp + rows * IC;
-        linear_forward(&dev, out, x, w, NULL, rows, IC, OC);
-        linear_backward_input(&dev, dinp, dout, w, rows, IC, OC, 0);
-        linear_backward_weight(&dev, dweight, x, dout, rows, IC, OC);
+        linear_forward(&dev, out, OC, x, w, NULL, rows, IC, OC);
+        linear_backward_input(&dev, dinp, dout, OC, w, rows, IC, OC, 0);
+        linear_backward_weight(&dev, dweight, x, dout, OC, rows, IC, OC);
     }
     check(same(results[0], results[1], total), "matrix products twice: the same bits");
     check(same(results[0], results[2], total), "matrix products on 1 and 2 threads: the same bits");
@@ -1089,7 +980,7 @@ static void poll_each(int threads, i64 counts[4]) {
     counts[1] = polls - counts[0] - 2;
     classifier(&dev, &loss, logits, V, targets, (accum)1, 600, V, 1);
     counts[2] = polls - counts[0] - counts[1] - 3;
-    linear_forward(&dev, unset(rows * OC), filled(rows * IC, 0), filled(OC * IC, 0), NULL, rows, IC, OC);
+    linear_forward(&dev, unset(rows * OC), OC, filled(rows * IC, 0), filled(OC * IC, 0), NULL, rows, IC, OC);
     counts[3] = polls - counts[0] - counts[1] - counts[2] - 4;
     release_all();
 }
@@ -1107,7 +998,7 @@ static void test_poll_and_plan(void) {
     Device plan = device_with(2);
     plan.plan = 1;
     AdamW a = {0, 0, 0, 0, 0, 0, 1};
-    linear_forward(&plan, NULL, NULL, NULL, NULL, 10, 20, 30);
+    linear_forward(&plan, NULL, 30, NULL, NULL, NULL, 10, 20, 30);
     attention_forward(&plan, NULL, NULL, NULL, NULL, NULL, z.s, whole(T), whole(T), 0);
     adamw(&plan, NULL, NULL, NULL, NULL, NULL, 100, a);
     check(plan.flop[OP_GEMM] == 12000 && plan.flop[OP_ATTENTION] == 4.0 * 2 * 16 * (1024.0 * 1025 / 2) && plan.calls[OP_OPTIMIZER] == 1,

@@ -33,6 +33,8 @@ for header in ./*.h core/*.h kernels/*.h kernels/cpu/*.h kernels/cuda/scratch.h;
     esac
 done
 for header in core/transfer_sim.h kernels/sim/*.h sim/*.h; do alone "$header" -DODYSSEUS_SIM -DODYSSEUS_NO_MPI; done
+mpicc -x c -std=c11 "${flags[@]}" -DODYSSEUS_FP64 dev/test/fuzz.c >"$work/out" 2>&1
+ok $? "the fuzzer's harness, which only test.sh --long builds, fits the program"
 
 cat >"$work/circles.py" <<'PY'
 import os, re, sys

@@ -26,6 +26,7 @@ refuses() {
 toy='--layers 2 --dim 64 --heads 4 --vocab 128 --peak-tflops 1'
 llama="$toy --kv-heads 2 --ffn 176"
 bench=scripts/llama2_7b_8xa100.sh
+schemes_of $program
 
 python3 - "$work/tokens.bin" <<'PY'
 import array, random, sys
@@ -48,9 +49,11 @@ for file in scripts/*.sh scripts/*.sbatch; do
 done
 
 # ---- the benchmark of the original
-script DRY_RUN=1 OUT="$work/dry" bash $bench && [ "$(grep -Ec '^ +(16|32|64|96)K (tp|tpsp|ulysses|ring|odysseus) +[0-9.]+e\+1[456] +[0-9.]+ +[0-9.]+ +[0-9.]+' "$work/out")" -eq 20 ] &&
-    has '^ +64K odysseus +5.98e\+15 ' && has '^20 cells: 17.1 minutes' && [ ! -e "$work/dry" ]
-ok $? "8xa100: with DRY_RUN=1 the arithmetic of 20 cells, and nothing else"
+script DRY_RUN=1 OUT="$work/dry" bash $bench && [ "$(grep -Ec '^ +(16|32|64|96)K [a-z]+ +[0-9.]+e\+1[456] +[0-9.]+ +[0-9.]+ +[0-9.]+' "$work/out")" -eq $((4 * ${#schemes[@]})) ] &&
+    has '^ +64K odysseus +5.98e\+15 ' && has "^$((4 * ${#schemes[@]})) cells: " && [ ! -e "$work/dry" ]
+ok $? "8xa100: with DRY_RUN=1 the arithmetic of every cell, and nothing else"
+script DRY_RUN=1 OUT="$work/dry" SCHEMES="tp tpsp ulysses ring odysseus" bash $bench && has '^20 cells: 17.1 minutes'
+ok $? "8xa100: as long as its head says"
 
 # a program that has no memory for one scheme
 cat >"$work/small_gpu" <<END
@@ -72,10 +75,10 @@ c = {f'{cell["seq_len"]}-{cell["scheme"]}': cell for cell in table["cells"]}
 sys.exit(not eval(sys.argv[2]))
 PY
 }
-toy_bench NO_ROOM=ring LENGTHS=32 && cells 'sorted(c) == sorted("32-" + s for s in "tp tpsp ulysses ring odysseus".split())' &&
+toy_bench NO_ROOM=ring LENGTHS=32 && cells "sorted(c) == sorted('32-' + s for s in '${schemes[*]}'.split())" &&
     cells 'all((row["result"] == "ok") == (row["scheme"] != "ring") for row in c.values()) and c["32-ring"]["out_of_memory"]' &&
     has '^\| 32 \| ring +\| +OOM \|' && has '^- 32 ring: out of memory: 1 ranks on this GPU need 81920' && has 'losses mean nothing'
-ok $? "8xa100: five cells; the one without memory is recorded with its reason, the others go on"
+ok $? "8xa100: a cell a scheme; the one without memory is recorded with its reason, the others go on"
 python3 - "$out" >"$work/out" 2>&1 <<'PY'
 import json, sys
 out = sys.argv[1]
@@ -98,13 +101,13 @@ toy_bench LENGTHS="32 33" SCHEMES="tp ulysses ring"
 code=$?
 [ $code -eq 1 ] && [ "$(stat -c %y "$out/cells/32-ulysses/result")" = "$before" ] && has '32 ulysses: finished before' && ! has '32 (ring|tp): finished before' &&
     cells 'c["32-ring"]["result"] == c["32-tp"]["result"] == "ok" and "33 does not divide" in c["33-ring"]["result"] and not c["33-ring"]["out_of_memory"]' &&
-    cells 'len(c) == 8 and c["32-odysseus"]["result"] == "ok"' && has '^\| 33 \| ring +\| +failed \|' && has '^- 33 ring: --seq-len 33 does not divide'
+    cells "len(c) == $((${#schemes[@]} + 3)) and c['32-odysseus']['result'] == 'ok'" && has '^\| 33 \| ring +\| +failed \|' && has '^- 33 ring: --seq-len 33 does not divide'
 ok $? "8xa100: resumed, it repeats what failed or was interrupted, keeps the rest, and ends with 1 where a cell failed for another reason"
 toy_bench LENGTHS=32 SCHEMES=ulysses FORCE=1
-[ "$(stat -c %y "$out/cells/32-ulysses/result")" != "$before" ] && cells 'len(c) == 8 and c["32-ulysses"]["result"] == "ok"'
+[ "$(stat -c %y "$out/cells/32-ulysses/result")" != "$before" ] && cells "len(c) == $((${#schemes[@]} + 3)) and c['32-ulysses']['result'] == 'ok'"
 ok $? "8xa100: FORCE=1 repeats a finished cell"
 toy_bench LENGTHS=32 STEPS=6
-[ $? -eq 1 ] && has 'error: OUT=.* holds cells of other settings \(NP=2 STEPS=5 ' && cells 'len(c) == 8'
+[ $? -eq 1 ] && has 'error: OUT=.* holds cells of other settings \(NP=2 STEPS=5 ' && cells "len(c) == $((${#schemes[@]} + 3))"
 ok $? "8xa100: cells of other settings are not mixed"
 toy_bench LENGTHS=32 SCHEMES="ulysses odysseus" DATA="$work/tokens.bin" OUT="$work/own" && ! has 'losses mean nothing' &&
     [ "$(grep -c '^| 32 .*%' "$work/own/table.md")" -eq 2 ] && [ ! -e "$work/own/random_32.bin" ]
@@ -250,7 +253,7 @@ quick() { # RANKS [NAME=VALUE...]
     rm -rf "$work/quick"
     env PATH="$work/bin:$PATH" "$@" bash "$copy/scripts/quickstart.sh" --text "$root/README.md" --steps 2 --ranks "$ranks" --out "$work/quick" >"$work/out" 2>&1
 }
-made() { [ "$(find "$work/quick" -name metrics.jsonl | wc -l)" -eq 6 ] && has '^odysseus +2 ' && [ "$(head -n 1 "$work/out")" = "$1" ]; }
+made() { [ "$(find "$work/quick" -name metrics.jsonl | wc -l)" -eq $((1 + ${#schemes[@]})) ] && has '^odysseus +2 ' && [ "$(head -n 1 "$work/out")" = "$1" ]; }
 quick 2 && made 'no GPU on this machine: training on the CPU' && has '^training .* 2 ranks; [0-9]+ cores$'
 ok $? "quickstart: without a GPU the CPU trains, and it says so"
 quick 3 GPUS=2 # 3 ranks cannot split the heads: it stops before the first run

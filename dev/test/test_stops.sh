@@ -54,6 +54,7 @@ quiet() {
     ok $? "$program, $ranks ranks, ${*//$work\//}: the self-check says '$text', and the run is that without it"
 }
 exact='changed tokens move what may see them'
+schemes_of ./train_gpt_cpu
 
 meshes() { # FLAGS...
     quiet 4 "$exact" --sp ring --ring-layout contiguous "$@"
@@ -80,10 +81,10 @@ quiet 4 "$exact" --seq-len 64 --sp ring --model "$work/blank"
 data=constant quiet 4 "$exact" --seq-len 64 --sp ring "${llama[@]}"
 
 # ---- small: a token a rank, two words, few channels, heads shared
-for scheme in 'ring --ring-layout contiguous' 'ring --ring-layout stripe' ulysses tpsp tp odysseus; do
-    # shellcheck disable=SC2086
-    quiet 4 "$exact" --seq-len 4 --sp $scheme
+for scheme in "${schemes[@]}"; do # with the default layout a ring of 4 wants 8 tokens
+    quiet 4 "$exact" --seq-len 4 --sp "$scheme" --ring-layout contiguous
 done
+quiet 4 "$exact" --seq-len 4 --sp ring --ring-layout stripe
 data=binary quiet 4 "$exact" --seq-len 64 --sp ulysses --vocab 2
 quiet 8 "$exact" --seq-len 8 --sp odysseus --heads 8 --kv-heads 1
 quiet 4 "$exact" --seq-len 8 --sp ring --dim 2 --heads 1 --ffn 1 --layers 1

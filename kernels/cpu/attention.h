@@ -145,21 +145,21 @@ static __attribute__((noinline, unused)) void keys_product(i64 K, const accum *s
     part_product(K, s, PAIR_STEP, 1, b, c, ldc, rows, columns, 1);
 }
 
-/* out (queries, HS), rows `step` apart, += P V or dS K; b (keys, HS) is packed in columns of `width` keys */
-static inline void queries_add(accum *out, i64 step, const accum *s, const i64 *seen, const real *b, i64 queries, i64 width, i64 HS) {
+/* out (queries, HS), rows `ld` apart, += P V or dS K; b (keys, HS) is packed in columns of `width` keys */
+static inline void queries_add(accum *out, i64 ld, const accum *s, const i64 *seen, const real *b, i64 queries, i64 width, i64 HS) {
     for (i64 d = 0; d < HS; d += TILE_COLUMNS)
         for (i64 i = 0; i < queries; i += TILE_ROWS) {
             i64 n = seen[i + TILE_ROWS - 1];
-            if (n) queries_product(n, s + i, b + d * width, out + i * step + d, step, i64_min(TILE_ROWS, queries - i), i64_min(TILE_COLUMNS, HS - d));
+            if (n) queries_product(n, s + i, b + d * width, out + i * ld + d, ld, i64_min(TILE_ROWS, queries - i), i64_min(TILE_COLUMNS, HS - d));
         }
 }
 
-/* out (keys, HS), rows `step` apart, += P^T dout or dS^T Q; b (queries, HS) is packed in columns */
-static inline void keys_add(accum *out, i64 step, const accum *s, const i64 *seen, const real *b, i64 queries, i64 keys, i64 HS) {
+/* out (keys, HS), rows `ld` apart, += P^T dout or dS^T Q; b (queries, HS) is packed in columns */
+static inline void keys_add(accum *out, i64 ld, const accum *s, const i64 *seen, const real *b, i64 queries, i64 keys, i64 HS) {
     for (i64 d = 0; d < HS; d += TILE_COLUMNS)
         for (i64 j = 0, i = 0; j < keys; j += TILE_ROWS) {
             while (panel_seen(seen, i) <= j) i += TILE_COLUMNS; /* these queries see none of the keys */
-            keys_product(queries - i, s + j * PAIR_STEP + i, b + d * queries + i * TILE_COLUMNS, out + j * step + d, step, i64_min(TILE_ROWS, keys - j),
+            keys_product(queries - i, s + j * PAIR_STEP + i, b + d * queries + i * TILE_COLUMNS, out + j * ld + d, ld, i64_min(TILE_ROWS, keys - j),
                          i64_min(TILE_COLUMNS, HS - d));
         }
 }
@@ -227,7 +227,7 @@ static inline void forward_end(const AttentionForwardScratch *w, accum *out, acc
 
 /* The queries `pair` of a tile, of which they are those from `at`, against the packed keys: P in w->s, then out (their rows) += P V. */
 static inline void forward_pair(AttentionForwardScratch *w, accum *out, const AttentionShape *s, TokenTile pair, i64 at, const TokenTile *keys) {
-    i64 HS = s->head_dim, n = pair.run.count, step = q_stride(s);
+    i64 HS = s->head_dim, n = pair.run.count, ld = q_stride(s);
     if (pair_seen(w->seen, &pair, keys) == 0) return;
     for (i64 c = 0; c < n; c += TILE_COLUMNS) {
         i64 seen = panel_seen(w->seen, c);
@@ -242,29 +242,29 @@ static inline void forward_pair(AttentionForwardScratch *w, accum *out, const At
         panel_clear(panel, seen, panel_read(w->seen, c));
     }
     for (i64 i = 0; i < n; i++)
-        if (w->shrink[i] != 1) row_scale(out + i * step, w->shrink[i], HS);
-    queries_add(out, step, w->s, w->seen, w->v, n, keys->run.count, HS);
+        if (w->shrink[i] != 1) row_scale(out + i * ld, w->shrink[i], HS);
+    queries_add(out, ld, w->s, w->seen, w->v, n, keys->run.count, HS);
 }
 
 /* One query tile of head (b, h) against every key it may see. */
 static inline void attention_forward_tile(accum *out, accum *lse, const real *q, const real *kv, const AttentionShape *s, TokenTile tile,
                                           const TokenMap *kv_map, i64 b, i64 h, int merge) {
     AttentionForwardScratch w;
-    i64 HS = s->head_dim, row = (tile.first * s->B + b) * s->heads + h, rows = tile.run.count, q_step = q_stride(s), kv_step = kv_stride(s);
+    i64 HS = s->head_dim, row = (tile.first * s->B + b) * s->heads + h, rows = tile.run.count, q_ld = q_stride(s), kv_ld = kv_stride(s);
     i64 most = pair_queries(HS), width = pair_keys(HS);
     q += row * HS, out += row * HS, lse += row;
     kv += (b * 2 * s->kv_heads + h / (s->heads / s->kv_heads)) * HS;
     forward_begin(&w, out, lse, rows, s, merge);
-    panels_of_columns(w.q, 'T', q, q_step, rows, HS);
+    panels_of_columns(w.q, 'T', q, q_ld, rows, HS);
     for (i64 j = 0; j < tile_count(kv_map, width); j++) {
         TokenTile keys = tile_at(kv_map, width, j);
         keys.run.count = visible_keys(&tile, rows - 1, &keys);
         if (keys.run.count == 0) continue;
-        const real *k = kv + keys.first * kv_step, *v = k + s->kv_heads * HS;
-        panels_of_rows(w.k, 'N', k, kv_step, keys.run.count, HS);
-        panels_of_columns(w.v, 'N', v, kv_step, HS, keys.run.count);
+        const real *k = kv + keys.first * kv_ld, *v = k + s->kv_heads * HS;
+        panels_of_rows(w.k, 'N', k, kv_ld, keys.run.count, HS);
+        panels_of_columns(w.v, 'N', v, kv_ld, HS, keys.run.count);
         for (i64 at = 0; at < rows; at += most)
-            forward_pair(&w, out + at * q_step, s, tile_part(tile, at, i64_min(most, rows - at)), at, &keys);
+            forward_pair(&w, out + at * q_ld, s, tile_part(tile, at, i64_min(most, rows - at)), at, &keys);
     }
     forward_end(&w, out, lse, rows, s);
 }
@@ -328,7 +328,7 @@ static inline void backward_vector(accum *p, accum *ds, i64 n, const accum *lse,
 /* The queries of one S, all of query head h, against the packed keys of KV head kh. */
 static inline void backward_pair(AttentionBackwardScratch *w, const AttentionGradient *g, TokenTile pair, const TokenTile *keys, i64 b, i64 h, i64 k_at) {
     const AttentionShape *s = &g->s;
-    i64 HS = s->head_dim, n = pair.run.count, q_step = q_stride(s), kv_step = kv_stride(s);
+    i64 HS = s->head_dim, n = pair.run.count, q_ld = q_stride(s), kv_ld = kv_stride(s);
     i64 row = (pair.first * s->B + b) * s->heads + h, at = row * HS, width = pair_seen(w->seen, &pair, keys);
     if (width == 0) return;
     for (i64 i = 0; i < PAIR_QUERIES; i++) {
@@ -336,10 +336,10 @@ static inline void backward_pair(AttentionBackwardScratch *w, const AttentionGra
         w->lse[i] = lse == -(accum)INFINITY ? (accum)INFINITY : lse;
         w->delta[i] = i < n ? g->delta[row + i * s->B * s->heads] : 0;
     }
-    panels_of_columns(w->q_across, 'T', g->q + at, q_step, n, HS);
-    panels_of_columns(w->dout_across, 'T', g->dout + at, q_step, n, HS);
-    panels_of_columns(w->q_columns, 'N', g->q + at, q_step, HS, n);
-    panels_of_columns(w->dout_columns, 'N', g->dout + at, q_step, HS, n);
+    panels_of_columns(w->q_across, 'T', g->q + at, q_ld, n, HS);
+    panels_of_columns(w->dout_across, 'T', g->dout + at, q_ld, n, HS);
+    panels_of_columns(w->q_columns, 'N', g->q + at, q_ld, HS, n);
+    panels_of_columns(w->dout_columns, 'N', g->dout + at, q_ld, HS, n);
     for (i64 c = 0; c < n; c += TILE_COLUMNS) {
         i64 seen = panel_seen(w->seen, c), read = panel_read(w->seen, c);
         panel_scores(w->p + c, w->k_rows, w->q_across + c * HS, seen, HS);
@@ -349,9 +349,9 @@ static inline void backward_pair(AttentionBackwardScratch *w, const AttentionGra
         panel_clear(w->p + c, seen, read);
         panel_clear(w->ds + c, seen, read);
     }
-    keys_add(g->dkv + k_at + s->kv_heads * HS, kv_step, w->p, w->seen, w->dout_columns, n, width, HS);
-    keys_add(g->dkv + k_at, kv_step, w->ds, w->seen, w->q_columns, n, width, HS);
-    queries_add(g->dq + at, q_step, w->ds, w->seen, w->k_columns, n, keys->run.count, HS);
+    keys_add(g->dkv + k_at + s->kv_heads * HS, kv_ld, w->p, w->seen, w->dout_columns, n, width, HS);
+    keys_add(g->dkv + k_at, kv_ld, w->ds, w->seen, w->q_columns, n, width, HS);
+    queries_add(g->dq + at, q_ld, w->ds, w->seen, w->k_columns, n, keys->run.count, HS);
 }
 
 /* One pair of tiles for KV head kh of sequence b and all the query heads that read it. */

@@ -70,6 +70,9 @@ static inline void device_open(DevicePlace *p) {
 }
 static inline void device_check_comm(const DevicePlace *p, const char *comm) { (void)p, (void)comm; }
 
+/* The host's memory was asked for what is free. */
+static inline void device_print_reserve(const DevicePlace *p, const char *comm, int links) { (void)p, (void)comm, (void)links; }
+
 static inline i64 device_memory_available(void) { return host_memory_available(""); }
 
 /* Make `dev` ready for the rank placed at `p`; a dry run has none (`imagined`). device_free. */

@@ -181,20 +181,20 @@ static inline void gemm(Device *dev, char ta, char tb, i64 M, i64 N, i64 K, cons
 
 /* ---- the three products of a linear layer ---- */
 
-static inline void linear_forward_run(Device *dev, real *out, i64 step, const real *inp, const real *weight, const real *bias, i64 rows, i64 IC, i64 OC) {
+static inline void linear_forward_run(Device *dev, real *out, i64 ld, const real *inp, const real *weight, const real *bias, i64 rows, i64 IC, i64 OC) {
     if (bias) {
 #pragma omp parallel for num_threads(dev->threads) if (rows * OC > SERIAL_BELOW)
-        for (i64 r = 0; r < rows; r++) memcpy(out + r * step, bias, sizeof(real) * (size_t)OC);
+        for (i64 r = 0; r < rows; r++) memcpy(out + r * ld, bias, sizeof(real) * (size_t)OC);
     }
-    gemm(dev, 'N', 'T', rows, OC, IC, inp, IC, weight, IC, bias != NULL, out, step);
+    gemm(dev, 'N', 'T', rows, OC, IC, inp, IC, weight, IC, bias != NULL, out, ld);
 }
 
-static inline void linear_backward_input_run(Device *dev, real *dinp, const real *dout, i64 step, const real *weight, i64 rows, i64 IC, i64 OC, int add) {
-    gemm(dev, 'N', 'N', rows, IC, OC, dout, step, weight, IC, add, dinp, IC);
+static inline void linear_backward_input_run(Device *dev, real *dinp, const real *dout, i64 ld, const real *weight, i64 rows, i64 IC, i64 OC, int add) {
+    gemm(dev, 'N', 'N', rows, IC, OC, dout, ld, weight, IC, add, dinp, IC);
 }
 
-static inline void linear_backward_weight_run(Device *dev, accum *dweight, const real *inp, const real *dout, i64 step, i64 rows, i64 IC, i64 OC) {
-    gemm(dev, 'T', 'N', OC, IC, rows, dout, step, inp, IC, 1, dweight, IC);
+static inline void linear_backward_weight_run(Device *dev, accum *dweight, const real *inp, const real *dout, i64 ld, i64 rows, i64 IC, i64 OC) {
+    gemm(dev, 'T', 'N', OC, IC, rows, dout, ld, inp, IC, 1, dweight, IC);
 }
 
 #endif

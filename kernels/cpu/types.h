@@ -19,12 +19,8 @@ typedef int32_t real_bits;
 static inline i64 real_size(void) { return (i64)sizeof(real); }
 static inline i64 accum_size(void) { return (i64)sizeof(accum); }
 
-/* --comm: MPI reads and writes the host's memory itself. */
-#define COMM_CHOICES "mpi"
-#define COMM_DEFAULT "mpi"
-#define COMM_HELP "mpi"
-#define BACKEND_FLAGS /* rows of the table of flags, in the group Parallelism and in one of its own: none */
-#define BACKEND_GROUP
+/* Bytes of logits that are held at once, about. */
+static inline i64 logits_bytes(void) { return (i64)64 << 20; }
 
 /* A value of the compute type, and back. */
 static inline real real_from(double x) { return (real)x; }

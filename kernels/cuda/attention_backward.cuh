@@ -17,8 +17,10 @@
 
         step     0    1    2    3    4        dq tile that the block of KV tile j adds to (4 query tiles, causal)
         j = 0    3    2    1    0             the longest block is the first to start, and block j waits only for blocks
-        j = 1         3    2    1             with a lower index, as the counters' protocol wants
+        j = 1         3    2    1             that have started before it, as the counters' protocol wants
         j = 2              3    2
+
+   Nothing promises that blocks start in the order of blockIdx. So a block draws a ticket as it starts, and takes the work of that number.
 
    What a block added is seen by the next once it has passed the counter on: one thread does, behind a barrier of the block, in the middle of
    its next step, when the stores have long been made. No float atomics: the order, and so the bits, are the same on every run.
@@ -30,7 +32,7 @@
 
    layouts   q, dout (Tq, B, heads, HS), kv (Tk, B, 2, kv_heads, HS) bf16; dq, dkv alike in fp32, or rounded; lse, delta (Tq, B, heads) fp32
    cost      10 pairs HS FLOP; dq is read and written once per pair of tiles, in 16-byte accesses, mostly in L2
-   scratch   one int per (B, head, query tile)
+   scratch   one int per (B, head, query tile), and the number of tickets drawn
    shared    d64, 128 x 128: 145.1 KB  d128, 64 x 128: 144.6 KB    8 warps, one block on a multiprocessor
              d64,  64 x 128: 88.6 KB   d128, 64 x 64:  96.6 KB     where a block has 99 KB at most: sm_86, sm_89, sm_120
    registers 255 (194 to 230 of the smaller tiles), no spills                                                                */
@@ -77,6 +79,7 @@ typedef struct {
     const bf16 *q, *kv, *dout;
     const float *lse, *delta;
     int *turns; /* (heads of all sequences, query tiles): how many KV tiles have added */
+    int *tickets; /* how many blocks have started */
     int kv_heads, group, head_dim; /* group: query heads of a KV head */
     int rows, q_step, kv_step;     /* from token to token: rows of lse, elements of q, of kv */
     float scale, scale_log2;
@@ -103,7 +106,7 @@ template <int HD, int BM, int BN, int S_ROWS, int KV_ROWS, int Q_ROWS> struct Ba
     static constexpr int KV_M = BN / KV_ROWS, KV_N = HD * KV_ROWS / WARPS;
     static constexpr int Q_M = BM / Q_ROWS, Q_N = HD * Q_ROWS / WARPS;
     static constexpr int SHARED_BYTES = (2 * BN * HD + 3 * BM * HD + 2 * BM * BN) * (int)sizeof(bf16) + 2 * BM * (int)sizeof(float) +
-                                        STEPS * (int)sizeof(BackwardStep);
+                                        STEPS * (int)sizeof(BackwardStep) + (int)sizeof(int);
     static __device__ __forceinline__ int kv_row(void) { return thread_anew() / 32 % KV_ROWS * KV_M; }
     static __device__ __forceinline__ int kv_col(void) { return thread_anew() / 32 / KV_ROWS * KV_N; }
     static_assert(2 * BM <= THREADS, "a thread for every lse and delta of a tile");
@@ -288,14 +291,16 @@ __global__ void __launch_bounds__(256, 1) attention_backward_kernel(AttentionBac
     bf16 *k = shared, *v = k + BN * HD, *queries = v + BN * HD, *dout = queries + 2 * BM * HD, *p = dout + BM * HD, *ds = p + BM * BN;
     float *lse = (float *)(ds + BM * BN), *delta = lse + BM;
     BackwardStep *steps = (BackwardStep *)(delta + BM);
-    int j, kv_head;
-    attention_block(a.order, block_anew(), &j, &kv_head);
-    int head = kv_head * a.group; /* the group's first query head */
+    int *ticket = (int *)(steps + STEPS), j, kv_head;
     if (threadIdx.x == 0) {
-        step_make<BM, BN>(a, steps, a.q_tiles - 1, 0, j, head);
-        step_after<BM, BN>(a, steps + 1, steps, j, head);
+        *ticket = atomicAdd(a.tickets, 1);
+        attention_block(a.order, *ticket, &j, &kv_head);
+        step_make<BM, BN>(a, steps, a.q_tiles - 1, 0, j, kv_head * a.group);
+        step_after<BM, BN>(a, steps + 1, steps, j, kv_head * a.group);
     }
     __syncthreads();
+    attention_block(a.order, *ticket, &j, &kv_head);
+    int head = kv_head * a.group; /* the group's first query head */
     float value = 0;
     if (steps->i >= 0) { /* else no query sees this tile */
         AttentionTile kv = attention_tile<BN>(a.kv_map, j);
@@ -362,7 +367,7 @@ __global__ void __launch_bounds__(256, 1) attention_backward_kernel(AttentionBac
     cp_async_wait<0>();
     __syncthreads();
     if (n > 0 && threadIdx.x == 0) counter_add(step_turn(a, steps + (n + STEPS - 1) % STEPS, head), 1);
-    attention_block(a.order, block_anew(), &j, &kv_head);
+    attention_block(a.order, *ticket, &j, &kv_head);
     for (int i = 0; j == 0 && i < steps[n % STEPS].h; i++) unseen_rows<BM, THREADS>(a, i, kv_head * a.group);
     AttentionTile kv = attention_tile<BN>(a.kv_map, j);
     i64 kv_at = kv_begin(a, kv, kv_head);
@@ -382,12 +387,12 @@ static inline void attention_backward_launch(Device *dev, AttentionBackward a, i
        in flight would wait at their beginning, hence a head for every four multiprocessors at least. */
     double bytes = 8.0 * (double)q_map->count * a.head_dim * a.group;
     a.order = attention_order(kv_heads, kv_tiles, bytes, i64_max(8, dev->state.multiprocessors / 4));
-    i64 scratch = (i64)a.rows * q_tiles * (i64)sizeof(int);
+    i64 scratch = TICKET_BYTES + (i64)a.rows * q_tiles * (i64)sizeof(int);
     if (scratch > dev->state.scratch_bytes)
         FAIL(THIS_RANK, "attention backward: %lld bytes of scratch are needed, there are %lld", (long long)scratch,
              (long long)dev->state.scratch_bytes);
-    a.turns = (int *)dev->state.scratch;
-    CUDA_CHECK(cudaMemsetAsync(a.turns, 0, (size_t)scratch, dev->state.stream));
+    a.tickets = (int *)dev->state.scratch, a.turns = (int *)(dev->state.scratch + TICKET_BYTES);
+    CUDA_CHECK(cudaMemsetAsync(a.tickets, 0, (size_t)scratch, dev->state.stream));
     LAUNCH((attention_backward_kernel<HD, BM, BN, S_ROWS, KV_ROWS, Q_ROWS>), dim3((unsigned)(kv_tiles * a.order.heads)), dim3(Tile::THREADS),
            Tile::SHARED_BYTES, dev->state.stream, a);
 }

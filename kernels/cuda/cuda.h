@@ -1,4 +1,5 @@
-/* cuda.h - what a kernel stands on: the CUDA runtime with nvcc, its twin on the CPU (dev/emu) with any other compiler.
+/* cuda.h - what a kernel stands on: the CUDA runtime with nvcc, its twin on the CPU with any other compiler, which
+   then looks for headers in dev/emu.
 
    LAUNCH           starts a kernel on a stream and reports a launch that was refused; the only place with <<< >>>
    SHARED           static shared memory, SHARED_DYNAMIC what the launch gave: declared here alone, so that the emulator can guard it
@@ -12,7 +13,7 @@
 #ifdef __CUDACC__
 #include <cuda_runtime.h>
 
-#define UNROLL _Pragma("unroll") /* before a loop over registers; nothing for the emulator */
+#define UNROLL _Pragma("unroll") /* before a loop whose arrays must stay in registers; nothing for the emulator */
 #define UNROLL_PRAGMA(text) _Pragma(#text)
 #define UNROLL_BY(n) UNROLL_PRAGMA(unroll n)
 
@@ -20,17 +21,27 @@
 #define SHARED_DYNAMIC(type, name) \
     extern __shared__ __align__(128) unsigned char dynamic_shared[]; \
     type *name = (type *)dynamic_shared
+/* Its first byte a multiple of `to`: the swizzle of bulk copies counts from there. */
+#define SHARED_DYNAMIC_ALIGNED(type, name, to) \
+    extern __shared__ __align__(to) unsigned char dynamic_shared_##to[]; \
+    type *name = (type *)dynamic_shared_##to
 
-/* More than 48 KB of shared memory is asked for, kernel by kernel. */
 #define LAUNCH(kernel, grid, block, shared, stream, ...) \
     do { \
-        if ((shared) > 48 * 1024) CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)(shared))); \
+        SHARED_ASK(kernel, shared); \
         kernel<<<(grid), (block), (size_t)(shared), (stream)>>>(__VA_ARGS__); \
         CUDA_CHECK(cudaGetLastError()); \
     } while (0)
 #else
-#include "../../dev/emu/emu.h"
+#include <emu.h>
 #endif
+
+/* A kernel has 48 KB of shared memory unasked: what the launch gives, its own static arrays and a KB of the system's together. More is asked
+   for, kernel by kernel; 32 KB leave room for any static arrays of ours. */
+#define SHARED_ASK(kernel, bytes) \
+    do { \
+        if ((bytes) > 32 * 1024) CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)(bytes))); \
+    } while (0)
 
 #define CUDA_CHECK(call) \
     do { \

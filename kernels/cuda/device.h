@@ -8,6 +8,7 @@
 #define ODYSSEUS_CUDA_DEVICE_H
 
 #include "../../core/cgroup.h"
+#include "flags.h"
 #include <sys/mman.h>
 
 typedef struct {
@@ -22,8 +23,9 @@ typedef struct {
     double clock_hz;
 } DevicePlace;
 
-#define DEVICE_RESERVE ((i64)512 << 20) /* what CUDA and NCCL take when they are first used: code that loads late, buffers of links */
-#define MEMORY_OWNER "GPU, less 512 MiB for CUDA and NCCL,"
+#define DEVICE_RESERVE ((i64)512 << 20) /* what CUDA takes after memory was counted: code that loads with its first use */
+#define LINK_RESERVE ((i64)1 << 30)     /* what NCCL takes for a communicator, stated: it is reported to be 1 to 4 GB on eight H100. A run measures it */
+#define MEMORY_OWNER "GPU, less 512 MiB for CUDA,"
 #define PEAK_ORIGIN "by its clock"
 
 /* The GPU of rank `local` among `locals` ranks on this host; nothing is opened yet. `threads` is of the CPU builds. */
@@ -64,8 +66,8 @@ static inline void device_open(DevicePlace *p) {
     p->major = prop.major, p->minor = prop.minor, p->multiprocessors = prop.multiProcessorCount, p->clock_hz = 1e3 * clock_khz, p->shared_bytes = shared;
     if (p->major < 8) FAIL(EVERYONE, "GPU %d is a %s (sm_%d%d); the kernels need sm_80 or later (A100, H100, ...)", p->index, p->name, p->major, p->minor);
     if (cudaFuncGetAttributes(&kernel, sum_parts_f64_kernel) != cudaSuccess)
-        FAIL(EVERYONE, "this program has no kernels for GPU %d, a %s (sm_%d%d); build it with make -B train_gpt CUDA_ARCHS=%d%d", p->index, p->name, p->major,
-             p->minor, p->major, p->minor);
+        FAIL(EVERYONE, "this program has no kernels for GPU %d, a %s (sm_%d%d); build it with make -B train_gpt CUDA_ARCHS=%d%d%s", p->index, p->name, p->major,
+             p->minor, p->major, p->minor, p->major == 9 ? "a" : "");
 }
 
 /* Can ranks reach each other by --comm `comm` from where they are? p->sharing is known. */
@@ -111,6 +113,13 @@ static inline void device_note(const DevicePlace *p) {
     if (p->count > 1 && strcmp(COMM_DEFAULT, "mpi") == 0) printf("note     " NCCL_MISSING "\n");
 }
 
+/* What a GPU must have besides the arena, where nothing was measured; `links`: groups that need a communicator by --comm nccl. */
+static inline void device_print_reserve(const DevicePlace *p, const char *comm, int links) {
+    (void)p;
+    if (strcmp(comm, "nccl") != 0) links = 0;
+    printf("reserve  %.2f GB besides: 512 MiB for CUDA, 1 GiB for each of %d NCCL communicators\n", (double)(DEVICE_RESERVE + links * LINK_RESERVE) / 1e9, links);
+}
+
 /* Why attention cannot run heads of this size: NULL, it can. */
 static inline const char *device_refuses_heads(i64 head_dim) { return cuda_refuses_heads(head_dim); }
 
@@ -124,6 +133,9 @@ static inline void device_init(Device *dev, const DevicePlace *p, int imagined) 
     if (imagined) return;
     dev->state.index = p->index;
     dev->state.multiprocessors = p->multiprocessors, dev->state.shared_bytes = p->shared_bytes;
+#ifdef ODYSSEUS_HOPPER
+    dev->state.wgmma = p->major == 9;
+#endif
     CUDA_CHECK(cudaSetDevice(p->index));
     CUDA_CHECK(cudaStreamCreateWithFlags(&dev->state.stream, cudaStreamNonBlocking));
     dev->state.gemm = gemm_open();

@@ -10,11 +10,7 @@
 #ifndef ODYSSEUS_CUDA_GEMM_CUH
 #define ODYSSEUS_CUDA_GEMM_CUH
 
-#ifdef __CUDACC__
 #include <cublasLt.h>
-#else
-#include "../../dev/emu/cublasLt.h"
-#endif
 
 #define CUBLAS_CHECK(call) \
     do { \
@@ -81,7 +77,8 @@ static inline void gemm_ask(GemmState *g, GemmPlan *p, i64 workspace) {
     p->algorithm = found.algo;
 }
 
-static inline void gemm_describe(GemmPlan *p) {
+/* `bias`, where the shape has one: the first that will be added. What cuBLASLt proposes depends on where it lies. */
+static inline void gemm_describe(GemmPlan *p, const real *bias) {
     const GemmShape *s = &p->shape;
     cublasOperation_t a = s->transpose_a ? CUBLAS_OP_T : CUBLAS_OP_N, b = s->transpose_b ? CUBLAS_OP_T : CUBLAS_OP_N;
     CUBLAS_CHECK(cublasLtMatmulDescCreate(&p->product, CUBLAS_COMPUTE_32F, CUDA_R_32F));
@@ -90,6 +87,7 @@ static inline void gemm_describe(GemmPlan *p) {
     if (s->bias) {
         cublasLtEpilogue_t epilogue = CUBLASLT_EPILOGUE_BIAS;
         CUBLAS_CHECK(cublasLtMatmulDescSetAttribute(p->product, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue, sizeof epilogue));
+        CUBLAS_CHECK(cublasLtMatmulDescSetAttribute(p->product, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias, sizeof bias));
     }
     CUBLAS_CHECK(cublasLtMatrixLayoutCreate(&p->a, CUDA_R_16BF, (uint64_t)(s->transpose_a ? s->k : s->m), (uint64_t)(s->transpose_a ? s->m : s->k), s->lda));
     CUBLAS_CHECK(cublasLtMatrixLayoutCreate(&p->b, CUDA_R_16BF, (uint64_t)(s->transpose_b ? s->n : s->k), (uint64_t)(s->transpose_b ? s->k : s->n), s->ldb));
@@ -97,13 +95,13 @@ static inline void gemm_describe(GemmPlan *p) {
 }
 
 /* The plan for a shape, made on its first use. */
-static inline GemmPlan *gemm_plan(GemmState *g, const GemmShape *s, i64 workspace) {
+static inline GemmPlan *gemm_plan(GemmState *g, const GemmShape *s, const real *bias, i64 workspace) {
     for (int i = 0; i < g->plans; i++)
         if (memcmp(&g->plan[i].shape, s, sizeof *s) == 0) return &g->plan[i];
     if (g->plans == GEMM_PLANS) FAIL(THIS_RANK, "more than %d shapes of matrix products", GEMM_PLANS);
     GemmPlan *p = &g->plan[g->plans];
     p->shape = *s;
-    gemm_describe(p);
+    gemm_describe(p, bias);
     gemm_ask(g, p, workspace);
     g->plans++;
     return p;
@@ -120,7 +118,7 @@ static inline void gemm(Device *dev, GemmShape s, const real *a, const real *b, 
     const float one = 1, beta = s.add ? 1 : 0;
     s.bias = bias != NULL;
     s.alignment = gemm_alignment(a, b, c);
-    GemmPlan *p = gemm_plan(dev->state.gemm, &s, i64_min(GEMM_WORKSPACE, dev->state.scratch_bytes));
+    GemmPlan *p = gemm_plan(dev->state.gemm, &s, bias, i64_min(GEMM_WORKSPACE, dev->state.scratch_bytes));
     if (bias) CUBLAS_CHECK(cublasLtMatmulDescSetAttribute(p->product, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias, sizeof bias));
     CUBLAS_CHECK(cublasLtMatmul(dev->state.gemm->handle, p->product, &one, a, p->a, b, p->b, &beta, c, p->c, c, p->c, &p->algorithm, dev->state.scratch,
                                 (size_t)i64_min(GEMM_WORKSPACE, dev->state.scratch_bytes), dev->state.stream));
@@ -130,29 +128,29 @@ static inline void gemm(Device *dev, GemmShape s, const real *a, const real *b, 
 
 /* Columns of the first of two products that make one: an odd number of them (GPT-2's 50257 words), in rows that begin at whole vectors, is a
    multiple of 64 and a rest, so that nearly all of the work has whole vectors too. */
-static inline i64 even_columns(i64 OC, i64 step) { return OC % 8 != 0 && step % 8 == 0 ? OC / 64 * 64 : 0; }
+static inline i64 even_columns(i64 OC, i64 ld) { return OC % 8 != 0 && ld % 8 == 0 ? OC / 64 * 64 : 0; }
 
-static inline void linear_forward_run(Device *dev, real *out, i64 step, const real *inp, const real *weight, const real *bias, i64 rows, i64 IC, i64 OC) {
+static inline void linear_forward_run(Device *dev, real *out, i64 ld, const real *inp, const real *weight, const real *bias, i64 rows, i64 IC, i64 OC) {
     int fused = aligned_to(bias, 16); /* what the epilogue may count on is nowhere said; ours are */
-    i64 even = even_columns(OC, step);
-    GemmShape s = {even, rows, IC, IC, IC, step, 1, 0, 0, 0, 0, 0}, rest = {OC - even, rows, IC, IC, IC, step, 1, 0, 0, 0, 0, 0};
+    i64 even = even_columns(OC, ld);
+    GemmShape s = {even, rows, IC, IC, IC, ld, 1, 0, 0, 0, 0, 0}, rest = {OC - even, rows, IC, IC, IC, ld, 1, 0, 0, 0, 0, 0};
     gemm(dev, s, weight, inp, out, fused ? bias : NULL);
     gemm(dev, rest, weight + even * IC, inp, out + even, fused && bias ? bias + even : NULL);
     if (!fused) bias_add_run(dev, out, bias, rows, OC);
 }
 
 /* The rest goes first: its sum is small, so that little is lost where it is rounded before the other is added. */
-static inline void linear_backward_input_run(Device *dev, real *dinp, const real *dout, i64 step, const real *weight, i64 rows, i64 IC, i64 OC, int add) {
-    i64 even = even_columns(OC, step);
-    GemmShape s = {IC, rows, even, IC, step, IC, 0, 0, 0, 1, 0, 0}, rest = {IC, rows, OC - even, IC, step, IC, 0, 0, 0, add, 0, 0};
+static inline void linear_backward_input_run(Device *dev, real *dinp, const real *dout, i64 ld, const real *weight, i64 rows, i64 IC, i64 OC, int add) {
+    i64 even = even_columns(OC, ld);
+    GemmShape s = {IC, rows, even, IC, ld, IC, 0, 0, 0, 1, 0, 0}, rest = {IC, rows, OC - even, IC, ld, IC, 0, 0, 0, add, 0, 0};
     gemm(dev, rest, weight + even * IC, dout + even, dinp, NULL);
     if (even) gemm(dev, s, weight, dout, dinp, NULL);
 }
 
-static inline void linear_backward_weight_run(Device *dev, accum *dweight, const real *inp, const real *dout, i64 step, i64 rows, i64 IC, i64 OC) {
+static inline void linear_backward_weight_run(Device *dev, accum *dweight, const real *inp, const real *dout, i64 ld, i64 rows, i64 IC, i64 OC) {
     if (rows == 0) return; /* the empty sum */
-    i64 even = even_columns(OC, step);
-    GemmShape s = {IC, even, rows, IC, step, IC, 0, 1, 0, 1, 1, 0}, rest = {IC, OC - even, rows, IC, step, IC, 0, 1, 0, 1, 1, 0};
+    i64 even = even_columns(OC, ld);
+    GemmShape s = {IC, even, rows, IC, ld, IC, 0, 1, 0, 1, 1, 0}, rest = {IC, OC - even, rows, IC, ld, IC, 0, 1, 0, 1, 1, 0};
     gemm(dev, s, inp, dout, dweight, NULL);
     gemm(dev, rest, inp, dout + even, dweight + even * IC, NULL);
 }

@@ -86,9 +86,11 @@ static inline void *memory_reserve_device(i64 bytes) {
     void *base = mmap(NULL, (size_t)bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     return base == MAP_FAILED ? NULL : base;
 }
-static inline int memory_commit_device(void *base, i64 bytes) { return mprotect(base, (size_t)bytes, PROT_READ | PROT_WRITE) == 0; }
+static inline int memory_commit_device(void *base, i64 bytes) {
+    return emu_take((size_t)bytes) && mprotect(base, (size_t)bytes, PROT_READ | PROT_WRITE) == 0;
+}
 static inline void memory_release_device(void *base, i64 reserved, i64 committed) {
-    (void)committed;
+    emu_taken() -= (size_t)committed;
     munmap(base, (size_t)reserved);
 }
 

@@ -65,7 +65,7 @@ __device__ __forceinline__ float fast_log2(float x) {
 /* Blocks take turns through a counter in global memory: what a block wrote before counter_add (one thread, after a __syncthreads) is seen by
    a block after counter_wait (one thread, before a __syncthreads). A release carries along what its thread has come to know of by the
    barrier, the writes of the whole block, so that one thread's fence does for all (PTX ISA, "Memory Consistency Model", causality order). A
-   block may wait only for blocks with a lower index, which the hardware has started before. */
+   block may wait only for blocks that have started before it: those that have drawn a lower ticket, not those of a lower blockIdx. */
 __device__ __forceinline__ void counter_wait(const int *counter, int value) {
     int seen;
     do asm volatile("ld.acquire.gpu.global.s32 %0, [%1];\n" : "=r"(seen) : "l"(counter) : "memory");

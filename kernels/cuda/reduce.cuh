@@ -12,14 +12,7 @@
 #ifndef ODYSSEUS_CUDA_REDUCE_CUH
 #define ODYSSEUS_CUDA_REDUCE_CUH
 
-/* Before a loop whose arrays must stay in registers; UNROLL_4 before one whose loads should be under way together. */
-#ifdef __CUDACC__
-#define UNROLL _Pragma("unroll")
-#define UNROLL_4 _Pragma("unroll 4")
-#else
-#define UNROLL
-#define UNROLL_4
-#endif
+#define UNROLL_4 UNROLL_BY(4) /* before a loop whose loads should be under way together */
 
 static constexpr int WARP = 32, BLOCK = 256; /* threads of a block, where a kernel has no reason for another number */
 

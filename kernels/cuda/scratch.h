@@ -12,7 +12,7 @@ enum { COLUMN_TILE = 256, COLUMN_BLOCKS = 1024, COLUMN_ROWS = 64 };             
 enum { NORM_WIDEST_FORWARD = 16384, NORM_WIDEST_BACKWARD = 8192, NORM_PARTS = 320 };       /* norm.cuh */
 enum { EMBED_SMALL = 32 };                                                                 /* embedding.cuh */
 enum { SQUARE_BLOCKS = 1024 };                                                             /* optimizer.cuh */
-enum { BACKWARD_QUERIES = 64 };                                                            /* attention_backward.cuh: the smallest query tile */
+enum { BACKWARD_QUERIES = 64, TICKET_BYTES = 128 }; /* attention_backward.cuh: the smallest query tile; the tickets' counter, a cache line of its own */
 
 /* Strips that (rows, C) is cut into when its rows are summed. */
 static inline i64 column_strips(i64 rows, i64 C) {
@@ -30,9 +30,9 @@ static inline i64 embedding_scratch_bytes(i64 rows, i64 vocab) { return 4 * (2 *
 static inline i64 classifier_scratch_bytes(i64 rows) { return rows * 8; }
 static inline i64 optimizer_scratch_bytes(void) { return SQUARE_BLOCKS * 8; }
 
-/* A counter per dq tile, at most: a map's two runs may each end in a tile of their own. */
+/* The tickets, and a counter per dq tile, at most: a map's two runs may each end in a tile of their own. */
 static inline i64 attention_scratch_bytes(const AttentionShape *s) {
-    return s->B * s->heads * (ceil_div(s->Tq, BACKWARD_QUERIES) + 1) * (i64)sizeof(int);
+    return TICKET_BYTES + s->B * s->heads * (ceil_div(s->Tq, BACKWARD_QUERIES) + 1) * (i64)sizeof(int);
 }
 
 /* The memory-bound operations, one at a time: streams of at most `rows` rows, of at most `widest` columns where rows are summed (hidden

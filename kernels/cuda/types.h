@@ -11,22 +11,9 @@ typedef float accum;
 static inline i64 real_size(void) { return (i64)sizeof(real); }
 static inline i64 accum_size(void) { return (i64)sizeof(accum); }
 
-/* --comm. */
-#ifdef ODYSSEUS_NCCL
-#define COMM_CHOICES "nccl|mpi"
-#define COMM_DEFAULT "nccl"
-#define COMM_HELP "nccl, from GPU to GPU; mpi, staged through host memory (several ranks on one GPU)"
-#else
-#define COMM_CHOICES "mpi"
-#define COMM_DEFAULT "mpi"
-#define COMM_HELP "mpi, staged through host memory; " NCCL_MISSING
-#endif
-#define NCCL_MISSING "built without NCCL: apt-get install libnccl-dev from NVIDIA's repository, then make -B train_gpt"
-
-#define BACKEND_FLAGS \
-    {NULL, "grad-comm", FLAG_CHOICE, AT(grad_comm), "fp32", 0, 0, "fp32|bf16", "weight gradients on the wire; bf16 ones are still summed in fp32"},
-
-#define BACKEND_GROUP /* a group of flags of its own: none */
+/* Bytes of logits that are held at once, about. Every chunk of r rows adds to the gradient of the head's weights, with 2r FLOP for each
+   8 bytes of it. A GPU does some 300 FLOP while a byte comes and another goes, so it wants thousands of rows. */
+static inline i64 logits_bytes(void) { return (i64)256 << 20; }
 
 /* A value of the compute type, and back. */
 static inline real real_from(double x) { return bf16_round((float)x); }
@@ -59,6 +46,7 @@ typedef struct {
     int index; /* of the GPU on this host */
     int multiprocessors;
     i64 shared_bytes; /* that a block may ask for */
+    int wgmma;        /* it has the instructions of sm_90a, and the kernels that use them were compiled */
     struct GemmState *gemm; /* gemm.cuh's handle and plans */
     MarkPool marks;
     PinnedSlot pinned[PINNED_SLOTS];

@@ -29,6 +29,7 @@ typedef struct Cluster {
     const char *device, *dtype, *grad_comm;  /* gpu or cpu; its usual compute type; weight gradients on the wire */
     double peak[SIM_DTYPE_COUNT];                          /* FLOP/s by row of SIM_DTYPES; 0: it does not compute in it */
     double memory, reserved;                 /* bytes of a rank; of them what the arena cannot have (contexts, libraries) */
+    double communicator;                     /* besides, for each group of ranks that reach each other by a way of their own */
     double bandwidth;                        /* bytes/s of a rank's memory */
     double launch, step;                     /* host: seconds to ask for an operation; besides, for a step */
     double slowdown;                         /* of products and attention while bytes are moving */
@@ -69,6 +70,7 @@ static const ClusterField CLUSTER_FIELDS[] = {
     {"peak", FIELD_PEAKS, CLUSTER(peak), 1e6, 1e18, NULL, NULL, "FLOP/s of a rank by compute type: bf16=X fp32=X fp64=X bf16-only=X"},
     {"memory", FIELD_NUMBER, CLUSTER(memory), 1e6, 1e16, NULL, NULL, "bytes of a rank"},
     {"reserved", FIELD_NUMBER, CLUSTER(reserved), 0, 1e15, NULL, NULL, "bytes that contexts and libraries keep"},
+    {"communicator", FIELD_NUMBER, CLUSTER(communicator), 0, 1e15, NULL, "0", "bytes besides for each communicator of a mesh"},
     {"bandwidth", FIELD_NUMBER, CLUSTER(bandwidth), 1e6, 1e16, NULL, NULL, "bytes/s of a rank's memory"},
     {"launch", FIELD_NUMBER, CLUSTER(launch), 0, 1, NULL, NULL, "seconds of the host an operation"},
     {"step", FIELD_NUMBER, CLUSTER(step), 0, 100, NULL, "0", "seconds of the host a step, besides"},

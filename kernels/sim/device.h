@@ -39,9 +39,16 @@ static inline DevicePlace device_place(int local, int locals, int threads) {
 static inline void device_open(DevicePlace *p) { (void)p; }
 static inline void device_check_comm(const DevicePlace *p, const char *comm) { (void)p, (void)comm; }
 
-/* Bytes that the arena of a rank may have. */
-static inline i64 cluster_memory(const Cluster *c) { return (i64)(c->memory - c->reserved); }
+/* Bytes that the arena of a rank may have; `links`: communicators of its mesh. */
+static inline i64 cluster_memory(const Cluster *c, int links) { return (i64)(c->memory - c->reserved - links * c->communicator); }
 static inline i64 device_memory_available(void) { return 0; }
+static inline void device_print_reserve(const DevicePlace *p, const char *comm, int links) {
+    const Cluster *c = p->cluster;
+    (void)comm;
+    if (c->communicator > 0)
+        printf("reserve  %.2f GB besides: %.2f GB for CUDA, %.2f GB for each of %d communicators\n", (c->reserved + links * c->communicator) / 1e9, c->reserved / 1e9,
+               c->communicator / 1e9, links);
+}
 
 /* All clocks at zero. */
 static inline void device_init(Device *dev, const DevicePlace *p, int imagined) {

@@ -1,0 +1,13 @@
+/* flags.h - the command line of the CPU programs has no flags of its own. */
+#ifndef ODYSSEUS_CPU_FLAGS_H
+#define ODYSSEUS_CPU_FLAGS_H
+
+/* --comm: MPI reads and writes the host's memory itself. */
+#define COMM_CHOICES "mpi"
+#define COMM_DEFAULT "mpi"
+#define COMM_HELP "mpi"
+
+#define BACKEND_FLAGS
+#define BACKEND_GROUP
+
+#endif
