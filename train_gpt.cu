@@ -719,7 +719,7 @@ static inline void run(Trainer *t, Settings *s, const FlagsGiven *given, Wire wo
     options_check(&t->options);
     if (!s->dry_run && !s->init_only) {
         open_data(t);
-        life_fits(&t->life, s, &t->options.config, &t->train);
+        life_fits(&t->life, s, &t->options.config, &t->train, rank);
         t->peak = peak_of(s, &place);
     }
     if (s->dry_run && rank != 0) return;

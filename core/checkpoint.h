@@ -304,12 +304,16 @@ static inline MendText checkpoint_no_directory(const char *path) {
 
 /* ---- weights in: from files, from a seed ------------------------------------------------------------------------------- */
 
+#ifndef CHECKPOINT_PIECE /* a test makes it small */
+#define CHECKPOINT_PIECE ((i64)1 << 22) /* elements on the host at a time, by each thread that reads: at most 32 MB */
+#endif
+
 typedef struct {
     const Zero *z;
     const Safetensor *from; /* NULL: the initial value */
     HfPlace place;
     uint64_t key;
-    accum *part; /* on the host: this rank's part of the tensor, which begins at `begin` of the flat buffers */
+    accum *part; /* on the host: a piece of this rank's part of the tensor, which begins at `begin` of the flat buffers */
     i64 begin;
 } WeightFill;
 
@@ -325,14 +329,18 @@ static inline void weight_fill_run(void *context, const Tensor *t, i64 row, i64 
         for (i64 i = 0; i < n; i++) out[i] = (accum)initial_value(t->spec, f->z->config, f->key, index + i * step);
 }
 
-/* This rank's part of tensor `t`, in the device's flat buffer `flat`: made on the host, then copied. */
+/* This rank's part of tensor `t`, in the device's flat buffer `flat`: made on the host piece by piece, and copied. */
 static inline void weight_fill_into(Zero *z, accum *flat, const Tensor *t, WeightFill *f) {
-    i64 n = tensor_range(z, t, &f->begin);
-    if (omp_get_thread_num() == 0) device_poll(z->dev); /* others may wait long, and ask */
-    f->part = (accum *)host_alloc((size_t)n * sizeof(accum));
-    tensor_owned(z, t, weight_fill_run, f);
+    i64 begin, n = tensor_range(z, t, &begin);
+    f->part = (accum *)host_alloc((size_t)i64_min(n, CHECKPOINT_PIECE) * sizeof(accum));
+    for (i64 done = 0; done < n; done += CHECKPOINT_PIECE) {
+        i64 piece = i64_min(CHECKPOINT_PIECE, n - done);
+        if (omp_get_thread_num() == 0) device_poll(z->dev); /* others may wait long, and ask */
+        f->begin = begin + done;
+        tensor_part(z, t, f->begin, piece, weight_fill_run, f);
 #pragma omp critical(weights)
-    if (n) copy_in(z->dev, flat + f->begin, f->part, n * (i64)sizeof(accum));
+        copy_in(z->dev, flat + f->begin, f->part, piece * (i64)sizeof(accum));
+    }
     free(f->part);
 }
 
@@ -483,10 +491,6 @@ static inline void checkpoint_load(Zero *z, const char *dir, int rank) {
 }
 
 /* ---- weights out ------------------------------------------------------------------------------------------------------- */
-
-#ifndef CHECKPOINT_PIECE /* a test makes it small */
-#define CHECKPOINT_PIECE ((i64)1 << 24) /* elements gathered at a time: at most 128 MB */
-#endif
 
 /* One tensor of the file: `spec` is the first of its parts, all in `block`. */
 typedef struct {

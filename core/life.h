@@ -67,14 +67,22 @@ static inline void life_begin(Life *l, Settings *s, const FlagsGiven *given, Wir
         free(steps_told(world, v->dir, &n));
         if (n) FAIL(EVERYONE, "%s already holds checkpoints: --resume goes on from them; a new run needs another --%s", v->dir, s->save ? "save" : "out");
     }
-    const char *model = l->resumes ? l->resume.dir : preset_find(s->model) ? NULL : s->model;
-    if (l->saves && model && wire_rank(world) == 0) saver_carry(v, model);
     if (l->saves) stop_listen();
 }
 
+/* The files that checkpoints carry along. Rank 0. */
+static inline void life_carry(Life *l, const Settings *s, const Dataset *train) {
+    const char *model = l->resumes ? l->resume.dir : preset_find(s->model) ? NULL : s->model;
+    const char *shard = train->shards ? train->shard[0].path : NULL, *slash = shard ? strrchr(shard, '/') : NULL;
+    char data[PATH_MAX] = ".";
+    if (slash) snprintf(data, sizeof data, "%.*s/", (int)(slash - shard), shard);
+    saver_carry(&l->saver, model, shard ? data : NULL);
+}
+
 /* Refuse a checkpoint that does not fit this run; what --resume-with-changes allows is in l->changes. Every rank finds the same. */
-static inline void life_fits(Life *l, const Settings *s, const Config *config, const Dataset *train) {
+static inline void life_fits(Life *l, const Settings *s, const Config *config, const Dataset *train, int rank) {
     if (l->saves || l->resumes) l->data = train->shards ? data_print(train) : l->data;
+    if (l->saves && rank == 0) life_carry(l, s, train);
     if (!l->resumes) return;
     const char *dir = l->resume.dir;
     Changes shapes = {"", 0};

@@ -6,7 +6,8 @@
    DIR/resumes.jsonl   an object each time the run goes on from a checkpoint: from which, what changed, config.json of that time
    stdout              one plain line a step: loss, norm, rate, time to go                     Rank 0 only.
 
-   A run that goes on cuts metrics.jsonl back to the steps that its checkpoint has done: no step twice, none missing. */
+   A run that goes on cuts metrics.jsonl back to the steps that its checkpoint has done: no step twice, none missing. Where the disk takes no
+   line, the run goes on and lines wait in memory until it does; only at the end of the run is it an error that some are still not there. */
 #ifndef ODYSSEUS_LOG_H
 #define ODYSSEUS_LOG_H
 
@@ -23,6 +24,8 @@ typedef struct {
 typedef struct {
     char dir[3072];
     FILE *metrics; /* NULL: no --out */
+    i64 end;       /* bytes of it that are there */
+    char *wait;    /* what follows them and could not be written yet; NULL: nothing */
     int lacks_val; /* it goes on after a step whose line has no val_loss */
 } RunLog;
 
@@ -201,7 +204,8 @@ static inline void run_continue(RunLog *log, const char *dir, i64 step) {
         fprintf(stderr, "train_gpt: note: %s ends with step %lld, the checkpoint is after step %lld: those between are not in it\n", path, (long long)last,
                 (long long)step - 1);
     log->lacks_val = last == step - 1 && last >= 0 && !val;
-    if (fseek(log->metrics, end, SEEK_SET) != 0 || ftruncate(fileno(log->metrics), (off_t)end) != 0)
+    log->end = end;
+    if (ftruncate(fileno(log->metrics), (off_t)end) != 0)
         FAIL(THIS_RANK, "cannot cut %s back to step %lld: %s", path, (long long)step, strerror(errno));
 }
 
@@ -219,30 +223,61 @@ static inline const char *metric_text(char out[32], double value, int digits) {
     return out;
 }
 
+/* Try to write what waits. 1: all is there. A line may be there in part: the next try begins where it does. */
+static inline int run_flush(RunLog *log) {
+    i64 n = log->wait ? (i64)strlen(log->wait) : 0, done = 0;
+    while (done < n) {
+        ssize_t part = pwrite(fileno(log->metrics), log->wait + done, (size_t)(n - done), (off_t)(log->end + done));
+        if (part < 0 && errno == EINTR) continue;
+        if (part < 0) return 0;
+        done += (i64)part;
+    }
+    log->end += n;
+    free(log->wait);
+    log->wait = NULL;
+    return 1;
+}
+
+/* Put `text` behind the line written last, and write. The first time that it cannot be written, that is said. */
+static inline void run_append(RunLog *log, const char *text) {
+    size_t old = log->wait ? strlen(log->wait) : 0, n = strlen(text);
+    log->wait = (char *)realloc(log->wait, old + n + 1);
+    if (!log->wait) FAIL(THIS_RANK, "out of host memory");
+    memcpy(log->wait + old, text, n + 1);
+    if (run_flush(log) || old) return;
+    fprintf(stderr, "train_gpt: note: cannot write %s/metrics.jsonl: %s; its lines wait in memory\n", log->dir, strerror(errno));
+}
+
 static inline void run_metrics(RunLog *log, const Metrics *m) {
-    char loss[32], norm[32], causal[32], full[32];
+    char loss[32], norm[32], causal[32], full[32], val[48] = "", line[768];
     if (!log->metrics) return;
-    fprintf(log->metrics,
-            "{\"step\": %lld, \"tokens\": %lld, \"loss\": %s, \"grad_norm\": %s, \"lr\": %.17g, \"step_ms\": %.3f, \"tokens_per_s\": %.1f, "
-            "\"mfu_causal\": %s, \"mfu_full\": %s, \"mem_bytes\": %lld, \"comm_bytes\": %lld, \"comm_exposed_ms\": %.3f",
-            (long long)m->step, (long long)m->tokens, metric_text(loss, m->loss, 17), metric_text(norm, m->grad_norm, 17), m->lr, m->step_ms,
-            m->tokens_per_s, metric_text(causal, m->mfu_causal, 6), metric_text(full, m->mfu_full, 6),
-            (long long)m->mem_bytes, (long long)m->comm_bytes, m->comm_exposed_ms);
-    if (m->val_loss == m->val_loss) fprintf(log->metrics, ", \"val_loss\": %.17g", m->val_loss);
-    fprintf(log->metrics, "}\n");
-    if (fflush(log->metrics) != 0) FAIL(THIS_RANK, "cannot write %s/metrics.jsonl: %s", log->dir, strerror(errno));
+    if (m->val_loss == m->val_loss) snprintf(val, sizeof val, ", \"val_loss\": %.17g", m->val_loss);
+    snprintf(line, sizeof line,
+             "{\"step\": %lld, \"tokens\": %lld, \"loss\": %s, \"grad_norm\": %s, \"lr\": %.17g, \"step_ms\": %.3f, \"tokens_per_s\": %.1f, "
+             "\"mfu_causal\": %s, \"mfu_full\": %s, \"mem_bytes\": %lld, \"comm_bytes\": %lld, \"comm_exposed_ms\": %.3f%s}\n",
+             (long long)m->step, (long long)m->tokens, metric_text(loss, m->loss, 17), metric_text(norm, m->grad_norm, 17), m->lr, m->step_ms,
+             m->tokens_per_s, metric_text(causal, m->mfu_causal, 6), metric_text(full, m->mfu_full, 6), (long long)m->mem_bytes, (long long)m->comm_bytes,
+             m->comm_exposed_ms, val);
+    run_append(log, line);
     run_still_there(log);
 }
 
 /* One more value at the end of the line written last, which has been there since before what this says of it. */
 static inline void run_metric_more(RunLog *log, const char *name, double value, int digits) {
+    char text[96];
     if (!log->metrics || value != value) return;
-    if (fseek(log->metrics, -2, SEEK_END) != 0 || fprintf(log->metrics, ", \"%s\": %.*g}\n", name, digits, value) < 0 || fflush(log->metrics) != 0)
-        FAIL(THIS_RANK, "cannot write %s/metrics.jsonl: %s", log->dir, strerror(errno));
+    snprintf(text, sizeof text, ", \"%s\": %.*g}\n", name, digits, value);
+    if (log->wait) log->wait[strlen(log->wait) - 2] = 0; /* before "}\n" */
+    else log->end -= 2;
+    run_append(log, text);
 }
 
 static inline void run_finish(RunLog *log) {
-    if (log->metrics) run_still_there(log), run_close(log, log->metrics, "metrics.jsonl");
+    if (log->metrics) {
+        run_still_there(log);
+        if (!run_flush(log)) FAIL(THIS_RANK, "cannot write %s/metrics.jsonl: %s", log->dir, strerror(errno));
+        run_close(log, log->metrics, "metrics.jsonl");
+    }
     log->metrics = NULL;
 }
 

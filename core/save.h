@@ -305,6 +305,8 @@ typedef struct {
     int whole;
 } Verdict;
 
+#define CARRIED_DATA "dataset.json" /* what dev/data writes beside the shards that it makes */
+
 /* A file that every checkpoint carries along as it was. */
 typedef struct {
     char name[96];
@@ -349,26 +351,39 @@ static inline void verdict_set(Saver *s, i64 step, int whole) {
     if (whole && step > s->last) s->last = step;
 }
 
-/* Files that belong to a model beside its numbers. */
+/* Files that belong to a model beside its numbers: how text becomes its tokens, and what it was trained on. */
 static const char *const CARRIED_NAMES[] = {
     "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "merges.txt", "vocab.txt", "special_tokens_map.json", "added_tokens.json",
-    "chat_template.jinja", "chat_template.json", "generation_config.json",
+    "chat_template.jinja", "chat_template.json", "generation_config.json", CARRIED_DATA,
 };
 
-/* Keep in memory what `dir`, the model that the run begins with, holds of them: it may be gone when a checkpoint is written. Rank 0. */
-static inline void saver_carry(Saver *s, const char *dir) {
+/* Keep DIR/name in memory, where it is there, instead of an earlier one of that name. */
+static inline void saver_carry_file(Saver *s, const char *dir, const char *name) {
+    char path[PATH_MAX];
+    Trouble t = {""};
+    int i = 0;
+    i64 n;
+    path_join(path, dir, name);
+    if (!path_exists(path)) return;
+    char *bytes = small_file_read(path, (i64)256 << 20, &n, &t);
+    if (!bytes) FAIL(THIS_RANK, "%s", t.text);
+    while (i < s->carries && strcmp(s->carried[i].name, name) != 0) i++;
+    CarriedFile *c = &s->carried[i];
+    if (i == s->carries) s->carries++;
+    free(c->bytes);
+    snprintf(c->name, sizeof c->name, "%s", name);
+    c->bytes = bytes, c->n = n;
+}
+
+/* Keep in memory what belongs to the run's model and data, since it may be gone when a checkpoint is written: of `model`, the directory that the
+   run begins with (NULL: none), and of `data`, that of its shards (NULL: none) - from there everything only where the model has brought nothing,
+   since another tokenizer may lie there. Rank 0. */
+static inline void saver_carry(Saver *s, const char *model, const char *data) {
     s->carried = (CarriedFile *)host_alloc(sizeof(CarriedFile) * COUNT_OF(CARRIED_NAMES));
-    for (int i = 0; i < COUNT_OF(CARRIED_NAMES); i++) {
-        char path[PATH_MAX];
-        Trouble t = {""};
-        CarriedFile *c = &s->carried[s->carries];
-        path_join(path, dir, CARRIED_NAMES[i]);
-        if (!path_exists(path)) continue;
-        c->bytes = small_file_read(path, (i64)256 << 20, &c->n, &t);
-        if (!c->bytes) FAIL(THIS_RANK, "%s", t.text);
-        snprintf(c->name, sizeof c->name, "%s", CARRIED_NAMES[i]);
-        s->carries++;
-    }
+    for (int i = 0; model && i < COUNT_OF(CARRIED_NAMES); i++) saver_carry_file(s, model, CARRIED_NAMES[i]);
+    int all = s->carries == 0;
+    for (int i = 0; data && i < COUNT_OF(CARRIED_NAMES); i++)
+        if (all || strcmp(CARRIED_NAMES[i], CARRIED_DATA) == 0) saver_carry_file(s, data, CARRIED_NAMES[i]);
 }
 
 /* A place beside the checkpoints: .step-00001000.WHAT */
@@ -402,7 +417,8 @@ static inline void remove_leftovers(const Saver *s) {
 
 /* Rank 0: the partial directory and its large files, with their headers and at full length. */
 static inline void save_begin(const Saver *s, const SavePlan *p, const char *partial, Trouble *t) {
-    if (s->metrics >= 0 && fsync(s->metrics) != 0 && errno != EINVAL) trouble_call(t, "write", "metrics.jsonl");
+    if (s->metrics >= 0 && fsync(s->metrics) != 0 && errno != EINVAL) /* which is no reason to lose the checkpoint, too */
+        fprintf(stderr, "train_gpt: note: metrics.jsonl may not be on disk: %s\n", strerror(errno));
     make_path(s->dir, t);
     if (troubled(t)) return;
     remove_leftovers(s);

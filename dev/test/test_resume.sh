@@ -51,6 +51,18 @@ ok $? "the validation that a crash took is made up for, half a line is cut away"
 go 1 train_gpt_fp64 "${run[@]}" --out "$work/again" --resume && compare one again same 0 && grep -q '12 of 12 steps are done' "$work/out"
 ok $? "a run that is at its end resumes, does nothing, and says so"
 
+# what may run out of memory, or fail like this, comes after what must not be lost
+python3 - "$work/data.bin" "$work/bad.bin" <<'PY'
+import sys
+data = open(sys.argv[1], "rb").read()
+open(sys.argv[2], "wb").write(data[:1124] + b"\xff\xff" + data[1126:])
+PY
+code=0
+go 1 train_gpt_fp64 "${small[@]}" --steps 12 --val "$work/bad.bin" --eval-every 4 --out "$work/order" --save-every 4 || code=$?
+[[ $code -eq 1 ]] && grep -q 'bad.bin: token 65535 at position' "$work/out" && [[ $(wc -l <"$work/order/metrics.jsonl") -eq 4 ]] &&
+    go 1 train_gpt_fp64 "${run[@]}" --out "$work/order" --save-every 4 --resume && compare one order same 0
+ok $? "a validation that ends the run comes after the save of its step"
+
 # ---- every scheme after every other, each step another launch: it takes one step, saves and stops (--max-hours)
 
 hop() { # RUN RANKS PROGRAM FLAGS...: one step more
@@ -59,14 +71,14 @@ hop() { # RUN RANKS PROGRAM FLAGS...: one step more
     [[ ! -d $out ]] || resume=(--resume)
     go "$ranks" "$program" "$@" --out "$out" --max-hours 1e-9 --keep 1 "${resume[@]}"
 }
-steps=("${small[@]}" --steps 23)
+steps=("${small[@]}" --steps 24)
 go 1 train_gpt_fp64 "${steps[@]}" --out "$work/long"
 schemes=(tp tpsp ulysses ring odysseus) status=0
 for s in 0 1 0 2 0 3 0 4 1 2 1 3 1 4 2 3 2 4 3 4 0; do hop chain 4 train_gpt_fp64 "${steps[@]}" --sp "${schemes[s]}" || status=1; done
-hop chain 8 train_gpt_fp64 "${steps[@]}" --sp odysseus --ring 2 --dp 2 && hop chain 1 train_gpt_fp64 "${steps[@]}" && [[ $status -eq 0 ]] && compare long chain 1e-10 0
-ok $? "all 20 changes from a scheme to another on 4 ranks, then odysseus 2 x ring 2 x dp 2 on 8 and one rank: losses to 1e-10"
-[[ $(ls "$work/chain/checkpoints") == step-00000023 && $(wc -l <"$work/chain/resumes.jsonl") -eq 22 ]]
-ok $? "--keep 1 leaves one checkpoint; 22 lines in resumes.jsonl"
+hop chain 8 train_gpt_fp64 "${steps[@]}" --sp ring && hop chain 8 train_gpt_fp64 "${steps[@]}" --sp odysseus --ring 2 --dp 2 && hop chain 1 train_gpt_fp64 "${steps[@]}" && [[ $status -eq 0 ]] && compare long chain 1e-10 0
+ok $? "all 20 changes from a scheme to another on 4 ranks, then ring and odysseus 2 x ring 2 x dp 2 on 8 and one rank: losses to 1e-10"
+[[ $(ls "$work/chain/checkpoints") == step-00000024 && $(wc -l <"$work/chain/resumes.jsonl") -eq 23 ]]
+ok $? "--keep 1 leaves one checkpoint; 23 lines in resumes.jsonl"
 
 gpt=(--model tiny-gpt --layers 2 --dim 32 --heads 4 --ffn 64 --train "$work/data.bin" --seq-len 32 --batch 4 --peak-tflops 100 --selfcheck off --steps 5)
 go 1 train_gpt_fp64 "${gpt[@]}" --out "$work/gpt" && hop gpts 4 train_gpt_fp64 "${gpt[@]}" --sp tpsp && ! hop gpts 3 train_gpt_fp64 "${gpt[@]}" --sp ring &&
@@ -172,11 +184,16 @@ ok $? "without --model, the checkpoint's is the model; without --out, nothing is
 # ---- the model goes back as it came: tokenizer files travel, and what was saved is a model directory
 
 mkdir "$work/hf" && cp -r "$(at saves 3)"/{config.json,model.safetensors} "$work/hf" && echo '{"tokens": []}' >"$work/hf/tokenizer.json"
-from_hf=(--model "$work/hf" --train "$work/data.bin" --seq-len 32 --batch 4 --peak-tflops 100 --steps 3)
+mkdir "$work/shards" && cp "$work/data.bin" "$work/shards" && echo '{"documents": 7}' >"$work/shards/dataset.json" && echo '{}' >"$work/shards/tokenizer.json" &&
+    echo '{}' >"$work/shards/merges.txt"
+from_hf=(--model "$work/hf" --train "$work/shards/*.bin" --seq-len 32 --batch 4 --peak-tflops 100 --steps 3)
 go 1 train_gpt_fp64 "${from_hf[@]}" --out "$work/hf-run" --save-every 2 && cmp "$work/hf/tokenizer.json" "$(at hf-run 3)/tokenizer.json" && rm -r "$work/hf" &&
-    go 1 train_gpt_fp64 --resume "$(at hf-run 2)" --train "$work/data.bin" --seq-len 32 --batch 4 --peak-tflops 100 --steps 3 --out "$work/hf-2" --save "$work/elsewhere" &&
+    cmp "$work/shards/dataset.json" "$(at hf-run 3)/dataset.json" && [[ ! -e $(at hf-run 3)/merges.txt ]] && go 1 train_gpt_fp64 --resume "$(at hf-run 2)" --train "$work/data.bin" --seq-len 32 --batch 4 --peak-tflops 100 --steps 3 --out "$work/hf-2" --save "$work/elsewhere" &&
     cmp "$(at hf-run 3)/tokenizer.json" "$work/elsewhere/step-00000003/tokenizer.json" && cmp "$(at hf-run 3)/optimizer.safetensors" "$work/elsewhere/step-00000003/optimizer.safetensors"
-ok $? "tokenizer files travel from checkpoint to checkpoint, also when the first directory is gone; --save"
+ok $? "tokenizer files and dataset.json travel from checkpoint to checkpoint, also when the first directory is gone; --save"
+go 1 train_gpt_fp64 "${small[@]/$work\/data.bin/$work/shards/data.bin}" --steps 1 --out "$work/own" --save-every 1 &&
+    cmp "$work/shards/tokenizer.json" "$(at own 1)/tokenizer.json" && cmp "$work/shards/dataset.json" "$(at own 1)/dataset.json" && [[ -e $(at own 1)/merges.txt ]]
+ok $? "a model that began here takes those that lie beside its shards"
 
 # ---- a full disk, one that is read-only, and errors on the way
 
@@ -207,5 +224,42 @@ code=0
 go 1 train_gpt_fp64 "${run[@]}" --out "$work/read-only" --save "$work/nodir/checkpoints" --save-every 6 || code=$?
 [[ $code -eq 1 && $(grep -c 'note: no checkpoint after step .*: cannot make the directory' "$work/out") -eq 2 ]] && compare one read-only same 0
 ok $? "a place that takes no directory: the same"
+
+# ---- every call of a save fails, or is the last one
+
+mkdir "$work/nth"
+go 1 train_gpt_fp64 "${small[@]}" --steps 12 --out "$work/plain"
+few=("${small[@]}" --steps 12 --out "$work/nth/run" --keep 1)
+go 1 train_gpt_fp64 "${few[@]}" --max-hours 1e-9 # after one step
+torn count 0 0
+TORN_COUNT=$work/calls go 1 train_gpt_fp64 "${few[@]}" --max-hours 1e-9 --resume # and another
+unset LD_PRELOAD
+calls=$(sort -n "$work/calls" | tail -n 1) status=0
+nth() { # HOW N CODE PATTERN: resumed, told to stop after a step, the N-th call of its save disturbed
+    local code=0
+    torn "$1" "$2" 0
+    go 1 train_gpt_fp64 "${few[@]}" --max-hours 1e-9 --resume || code=$?
+    unset LD_PRELOAD
+    [[ $code -eq $3 && $(grep -c "^resume .*step-00000002: 2 of 12 steps are done" "$work/out") -eq 1 ]] && grep -q "$4" "$work/out" && return
+    say "# $1, call $2 of $calls: exit code $code" && sed 's/^/# /' "$work/out" && status=1
+    return 1
+}
+cp -r "$work/nth/run" "$work/nth/start"
+again() { rm -rf "$work/nth/run" && cp -r "$work/nth/start" "$work/nth/run"; } # past what a save did that was nearly at its end
+# the last but for those that delete what --keep 1 takes away: a rename, and a call for each file and the directory
+saving=$((calls - 2 - $(find "$work/nth/run/checkpoints/step-00000002" -type f | wc -l)))
+for ((i = 0; i < saving; i++)); do
+    nth fail $i 1 'note: no checkpoint after step 3: .*No space left' || break
+    [[ ! -e $(at nth/run 3) ]] || again # its parent's fsync failed
+done
+[[ $status -eq 0 && $saving -gt 15 ]] && go 1 train_gpt_fp64 "${few[@]}" --save-every 12 --resume && compare plain nth/run same 0
+ok $? "each of the $saving calls of a save fails in turn: said, the one before stays; then the run goes on to the same end"
+again
+for ((i = 0; i < calls; i++)); do
+    nth kill $i 137 resume || break
+    [[ ! -e $(at nth/run 3) ]] || again
+done 2>/dev/null # the shell's word on each
+[[ $status -eq 0 ]] && go 1 train_gpt_fp64 "${few[@]}" --save-every 12 --resume && compare plain nth/run same 0 && [[ $(ls -A "$work/nth/run/checkpoints") == step-00000012 ]]
+ok $? "killed in each of the $calls calls, writes cut short at a random byte: the same, and nothing half written stays"
 
 checks_done

@@ -8,6 +8,14 @@
    test_save     runs on 1, 2, 4, ... ranks                                                                                           */
 #define CHECKPOINT_PIECE 1000 /* so that small tensors come in several pieces, cut inside a row */
 #define CHECKPOINT_SHARD 60000
+#include <stdlib.h>
+
+static size_t asked; /* bytes of host memory, all together */
+static void *counted_calloc(size_t n, size_t size) {
+    asked += n * size;
+    return calloc(n, size);
+}
+#define calloc(n, size) counted_calloc(n, size)
 #include "../../core/checkpoint.h"
 #include "check.h"
 #include <sys/resource.h>
@@ -81,17 +89,32 @@ static int faulty_mkdir(const char *path, mode_t mode) {
     return strikes() ? -1 : done_with(mkdir(path, mode));
 }
 
+static int faulty_unlink(const char *path) {
+    log_call("unlink", path);
+    return strikes() ? -1 : done_with(unlink(path));
+}
+
+static int faulty_rmdir(const char *path) {
+    log_call("rmdir", path);
+    return strikes() ? -1 : done_with(rmdir(path));
+}
+
 #define pwrite(fd, bytes, n, at) faulty_pwrite(fd, bytes, n, at)
 #define fsync(fd) faulty_fsync(fd)
 #define ftruncate(fd, n) faulty_ftruncate(fd, n)
 #define rename(a, b) faulty_rename(a, b)
 #define mkdir(path, mode) faulty_mkdir(path, mode)
+#define unlink(path) faulty_unlink(path)
+#define rmdir(path) faulty_rmdir(path)
 #include "../../core/resume.h"
 #undef pwrite
 #undef fsync
 #undef ftruncate
 #undef rename
 #undef mkdir
+#undef unlink
+#undef rmdir
+#undef calloc
 
 /* ---- a model whose numbers are known --------------------------------------------------------------------------------------------- */
 
@@ -500,6 +523,62 @@ static void test_failing_calls(FaultMode mode, int error, const char *name) {
     saver_free(&s);
 }
 
+/* Killed before the n-th call of a save that then deletes the one before it, for every n: one whole checkpoint at least, and nothing under a
+   checkpoint's name that is not whole; the next save finds nothing in its way. */
+static void test_killed_while_deleting(void) {
+    Saver s;
+    Trouble why;
+    char text[4096] = "", path[PATH_MAX];
+    int bad = 0, n = 0, status = 0;
+    saver_open(&s, "deleting");
+    s.keep = 1;
+    fault_saver = &s;
+    for (n = 0; n == 0 || WEXITSTATUS(status) == 99; n++) {
+        save_one(&s, &GQA, 5, 3);
+        fault.mode = FAULT_KILL_BEFORE, fault.at = n;
+        status = run_child(save_faulty, "", text, sizeof text);
+        fault.mode = FAULT_NONE;
+        int there = 0, good = 1;
+        for (i64 step = 3; step <= 4; step++) {
+            step_path(path, &s, step);
+            if (path_exists(path)) there++, good = good && whole(&s, step, &why);
+        }
+        good = good && there > 0 && save_one(&s, &GQA, 7, 5) && load_differs(&s, &GQA, &MESHES[0], 7, 5) == 0 && count_names(s.dir, "") == 1;
+        if (!good) bad++, printf("# call %d: %d there, %s; %s\n", n, there, why.text, in_one_line(text));
+        run_command("rm -rf '%s'", s.dir);
+        s.verdicts = 0, s.last = -1;
+    }
+    check(bad == 0 && n > 40 && WIFEXITED(status) && WEXITSTATUS(status) == 0, "--keep 1, killed before each of %d calls, those that delete among them: not so after %d",
+          n - 1, bad);
+    saver_free(&s);
+}
+
+/* 54 MB of weights and moments in fp32, 108 in fp64: saved and read by way of a few. */
+static void test_memory(void) {
+    static const Config large = {ARCH_LLAMA, 1, 32, 4, 2, 8, 48, 70001, 64, 0, 1e-6, 500000, {0, 0, 0, 0}};
+    Model m;
+    Saver s;
+    i64 seen;
+    char path[PATH_MAX];
+    saver_open(&s, "memory");
+    model_open(&m, &large, &MESHES[0], 0, MPI_COMM_SELF, 1);
+    model_visit(&m.z, 5, 1, &seen);
+    asked = 0;
+    int saved = checkpoint_save(&s, &m.z, MPI_COMM_SELF, 3, TRAINER);
+    size_t for_saving = asked;
+    memset(m.z.v, 0, (size_t)m.z.flat * sizeof(accum));
+    step_path(path, &s, 3);
+    asked = 0;
+    optimizer_load(&m.z, path);
+    i64 all = 3 * m.z.flat * (i64)sizeof(accum), most = RANGE_ROOM + ((i64)1 << 20);
+    check(saved && model_visit(&m.z, 5, 0, &seen) == 0 && (i64)for_saving < most && (i64)asked < most && all > 10 * most,
+          "%.1f MB of numbers: saving them asks for %.2f MB of host memory all together, reading them for %.2f", (double)all / 1e6, (double)for_saving / 1e6,
+          (double)asked / 1e6);
+    model_close(&m, 1);
+    run_command("rm -rf '%s'", s.dir);
+    saver_free(&s);
+}
+
 static const char *line_of(const char *log, const char *line) { return strstr(log, line); }
 
 /* Every file is on disk before the manifest, that and the directory before the name, the name before the save returns. */
@@ -721,6 +800,8 @@ int main(int argc, char **argv) {
         test_failing_calls(FAULT_SHORT, 0, "a short write");
         test_failing_calls(FAULT_KILL_BEFORE, 0, "killed before a call, or within a write");
         test_failing_calls(FAULT_KILL_AFTER, 0, "killed after a call");
+        test_killed_while_deleting();
+        test_memory();
         Saver s;
         saver_open(&s, "limit");
         fault_saver = &s;
