@@ -670,6 +670,10 @@ static void test_keep(void) {
     save_one(&s, &GPT, 13, 13);
     steps_text(text, s.dir);
     check(strcmp(text, "13 12 11 10 9") == 0, "--keep 3 neither counts nor deletes what is not whole: 13 12 11 10 9: %s", text);
+    s.keep = 1;
+    save_one(&s, &GPT, 14, 14);
+    steps_text(text, s.dir);
+    check(strcmp(text, "14 11 10") == 0, "--keep 1 after that leaves 14 and what is not whole, 11 10: %s", text);
     check(count_names(s.dir, ".deleted") == 0, "what was deleted is gone");
     saver_free(&s);
 }
