@@ -28,12 +28,17 @@ typedef struct {
     const char *out, *dump_grads, *trace;
     double peak_tflops;
     i64 init_only, dry_run, world, help;
+    /* checkpoints */
+    const char *save, *resume;
+    i64 save_every, keep, keep_every, resume_with_changes;
+    double max_hours;
     /* simulator */
     const char *cluster, *dtype, *json;
     i64 plan, max_seq, calibrate;
 } Settings;
 
-typedef enum { FLAG_TEXT, FLAG_CHOICE, FLAG_INT, FLAG_REAL, FLAG_SWITCH } FlagType;
+/* FLAG_OPTIONAL: a text that may be left out; then "" */
+typedef enum { FLAG_TEXT, FLAG_OPTIONAL, FLAG_CHOICE, FLAG_INT, FLAG_REAL, FLAG_SWITCH } FlagType;
 
 typedef struct {
     const char *group; /* heading in --help; NULL: same as the row above */
@@ -95,6 +100,14 @@ static const Flag FLAGS[] = {
     {NULL, "log-every", FLAG_INT, AT(log_every), "1", 1, 1e12, NULL, "print every so many steps (metrics.jsonl has them all)"},
 
     {NULL, "selfcheck", FLAG_CHOICE, AT(selfcheck), "auto", 0, 0, "auto|on|off", "before the first step: do ranks plan the same, does a changed token move whom it may; auto: on several ranks, if under a second"},
+
+    {"Checkpoints", "save-every", FLAG_INT, AT(save_every), "0", 0, 1e12, NULL, "save every so many steps, at the end, and when told to stop (SIGTERM, SIGUSR1, SIGINT); 0: never, or not before the end (--save, --max-hours)"},
+    {NULL, "save", FLAG_TEXT, AT(save), NULL, 0, 0, NULL, "directory of the checkpoints; default: checkpoints in --out"},
+    {NULL, "keep", FLAG_INT, AT(keep), "0", 0, 1e9, NULL, "how many stay, the newest; 0: all"},
+    {NULL, "keep-every", FLAG_INT, AT(keep_every), "0", 0, 1e12, NULL, "those of every so many steps stay besides; 0: none"},
+    {NULL, "resume", FLAG_OPTIONAL, AT(resume), NULL, 0, 0, NULL, "go on from a checkpoint, or from the newest whole one in this run directory or folder; left out: those of this run"},
+    {NULL, "resume-with-changes", FLAG_SWITCH, AT(resume_with_changes), NULL, 0, 0, NULL, "go on although flags that change the arithmetic are not the checkpoint's"},
+    {NULL, "max-hours", FLAG_REAL, AT(max_hours), "0", 0, 1e6, NULL, "save and stop before so many hours are over; 0: no limit"},
 
     {"Output", "out", FLAG_TEXT, AT(out), NULL, 0, 0, NULL, "run directory: config.json, metrics.jsonl, comm.json"},
     {NULL, "init-only", FLAG_SWITCH, AT(init_only), NULL, 0, 0, NULL, "write the initial weights to --out as a Hugging Face directory and stop"},
@@ -173,6 +186,7 @@ static inline void flag_set(Settings *s, const Flag *flag, const char *value) {
     char *field = (char *)s + flag->field, *end = NULL;
     errno = 0;
     switch (flag->type) {
+    case FLAG_OPTIONAL: memcpy(field, &value, sizeof value); break;
     case FLAG_TEXT:
         if (!*value) FAIL(EVERYONE, "--%s is empty; %s", flag->name, flag->help);
         memcpy(field, &value, sizeof value);
@@ -222,6 +236,10 @@ static inline void flags_parse(Settings *s, FlagsGiven *given, int argc, char **
             FAIL(EVERYONE, "several files after %s (%s, %s): put the glob in quotes", before, argv[a - 1], argv[a]);
         if (!flag) fail_unknown_flag(argv[a]);
         if (given->given[flag - FLAGS]++) FAIL(EVERYONE, "--%s is given twice; keep one", flag->name);
+        if (flag->type == FLAG_OPTIONAL && (a + 1 >= argc || strncmp(argv[a + 1], "--", 2) == 0)) {
+            flag_set(s, flag, "");
+            continue;
+        }
         if (flag->type != FLAG_SWITCH && a + 1 >= argc) FAIL(EVERYONE, "--%s needs a value: %s", flag->name, flag->help);
         flag_set(s, flag, flag->type == FLAG_SWITCH ? "on" : argv[++a]);
     }
@@ -235,7 +253,8 @@ static inline void flags_help(FILE *f) {
         const Flag *flag = &FLAGS[i];
         char left[64];
         if (flag->group) fprintf(f, "%s%s\n", i ? "\n" : "", flag->group);
-        const char *kind = flag->type == FLAG_INT ? " N" : flag->type == FLAG_REAL ? " X" : flag->type == FLAG_TEXT ? " TEXT" : "";
+        const char *kind = flag->type == FLAG_INT ? " N" : flag->type == FLAG_REAL ? " X" : flag->type == FLAG_TEXT ? " TEXT" :
+                           flag->type == FLAG_OPTIONAL ? " [TEXT]" : "";
         snprintf(left, sizeof left, "--%s%s", flag->name, kind);
         fprintf(f, "  %-22s %s", left, flag->help);
         if (flag->choices) fprintf(f, "; %s", flag->choices);

@@ -43,6 +43,12 @@ test_checkpoint_fp32    alone  300
 test_checkpoint_fp32        4  300
 test_checkpoint_fp64    alone  300
 test_checkpoint_fp64        4  300
+test_save_fp32          alone  120
+test_save_fp64          alone  120
+test_save_fp64              2  120
+test_save_fp64              4  120
+test_resume.sh          alone  300
+kill.sh                 alone  300 10
 test_schemes_fp64          12  900
 test_schemes_fp32           4  600
 test_cli.sh             alone  300

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # faults.sh - a check that cannot fail is none: plant one fault at a time in a copy of the sources and see the tests fail.
 #
-#   fault    file, a sed expression that must change it, the test that must then fail, its ranks and arguments
+#   fault    file, a sed expression that must change it, the test that must then fail, its ranks (alone: without mpirun) and arguments
 #   emulated the same for a kernel of kernels/cuda and its test under the emulator
 #   caught   the same for the program itself: the error with which it must stop, ranks, flags
 #   trained  the same for the CUDA program under the emulator, in an environment (dev/emu/runtime.h): it ends otherwise than without
@@ -98,7 +98,8 @@ fault() { # fault WHAT FILE SED TEST RANKS [ARGS...]
     local what=$1 file=$2 expression=$3 test=$4 ranks=$5 code
     shift 5
     plant "$what" "$file" "$expression" "dev/test/$test.c" "$test" || return
-    run_ranks -t 600 "$ranks" "$copy/$test" "$@" >"$copy/log" 2>&1
+    if [[ $ranks == alone ]]; then timeout 600 "$copy/$test" "$@" >"$copy/log" 2>&1
+    else run_ranks -t 600 "$ranks" "$copy/$test" "$@" >"$copy/log" 2>&1; fi
     code=$?
     if [ $code -ne 0 ] && grep -qE '^not ok|^train_gpt: error|signal|An error occurred in MPI' "$copy/log"; then
         echo "ok $n - $what: $test fails $(grep -c '^not ok' "$copy/log") checks"
@@ -179,6 +180,26 @@ fault 'OpenMP may give less when the host is busy' kernels/cpu/device.h 's/^    
 fault 'a team is taken for granted' kernels/cpu/device.h 's/^    granted = omp_get_num_threads\(\);/    granted = threads;/' test_host 1
 fault 'a rank of a launcher goes alone' core/launcher.h 's/"PMI_", "PMI2_", //' test_host 1
 hopper=kernels/cuda/attention_hopper_forward.cuh
+fault 'checkpoint: files are not on disk before the manifest' core/save.h 's/if \(!troubled\(t\) \&\& fsync\(fd\) != 0\)/if (0)/' test_save alone
+fault 'checkpoint: the directory is not on disk before its name' core/save.h 's/if \(!troubled\(t\)\) sync_directory\(partial, t\);//' test_save alone
+fault 'checkpoint: the name is not on disk' core/save.h 's/if \(!troubled\(t\)\) sync_directory\(s->dir, t\);//' test_save alone
+fault 'checkpoint: what failed is left lying' core/save.h 's/^        remove_directory\(partial\);//' test_save alone
+fault 'checkpoint: what a crash left is in the way' core/save.h 's/^    remove_leftovers\(s\);//' test_save alone
+fault 'checkpoint: a torn one is in the way' core/save.h 's/if \(!troubled\(t\)\) set_aside\(path, t\);//' test_save alone
+fault 'checkpoint: deleted under its name' core/save.h 's/if \(rename\(path, deleted\) != 0 \|\| !remove_directory\(deleted\)\)/if (!remove_directory(path))/' test_save alone
+fault 'checkpoint: --keep counts torn ones' core/save.h 's/kept \+= v->whole;/kept++;/' test_save alone
+fault 'checkpoint: --keep deletes torn ones' core/save.h 's/if \(!v->whole \|\| kept <= s->keep/if (kept <= s->keep/' test_save alone
+fault 'checkpoint: a transposed piece one row too long' core/save.h 's/b = row_b - \(c > col_b\)/b = row_b/' test_save alone
+fault 'checkpoint: sums are not compared' core/manifest.h 's/if \(sum != m->file\[i\]\.sum\)/if (0)/' test_save alone
+fault 'checkpoint: sizes are not compared' core/manifest.h 's/\(i64\)st\.st_size != f->bytes/0/' test_save alone
+fault 'checkpoint: a sum that does not know the place' core/manifest.h 's/sum_key\(\(uint64_t\)\(word \/ SUM_BLOCK\)/sum_key((uint64_t)0/' test_save alone
+fault 'checkpoint: a newer version is read' core/manifest.h 's/else if \(version > MANIFEST_VERSION\)/else if (0)/' test_save alone
+fault 'resume: the oldest is taken' core/manifest.h 's/return x < y \? 1 : x > y \? -1 : 0;/return x < y ? -1 : x > y ? 1 : 0;/' test_save alone
+fault 'resume: a newer whole one is passed over' core/resume.h 's/^    if \(resume_newest\(world, s, s->dir/    if (0 \&\& resume_newest(world, s, s->dir/' test_save alone
+fault 'resume: moments exchanged' core/resume.h 's/flat = k == \(int\)SAVED_M \?/flat = k == (int)SAVED_V ?/' test_save alone
+fault 'resume: a tensor is held at once' core/checkpoint.h 's/i64_min\(n, CHECKPOINT_PIECE\) \* sizeof/n * sizeof/' test_save alone
+fault 'metrics: a value is added behind the line that waits' core/log.h 's/if \(log->wait\) log->wait\[.*$/if (log->wait) ;/' test_log alone
+fault 'metrics: a line that was written in part is written behind that part' core/log.h 's/if \(part < 0\) return 0;/if (part < 0) { log->end += done; return 0; }/' test_log alone
 emulated 'hopper: scores are read before their product is waited for' $hopper 's/wgmma_wait<1>/wgmma_wait<2>/' test_cuda_attention small forward wgmma
 emulated 'hopper: copies wait for the wrong phase of a stage' $hopper 's/(parity = ring_parity<STAGES>\(n\)) \^ 1/\1/' test_cuda_attention small forward wgmma
 emulated 'hopper: no fence before the products' $hopper 's/^( *)wgmma_fence\(\);/\1/' test_cuda_attention small forward wgmma
