@@ -14,7 +14,8 @@
 
 typedef struct {
     i64 step, tokens, mem_bytes, comm_bytes;
-    double loss, grad_norm, lr, step_ms, tokens_per_s, mfu_causal, mfu_full, comm_exposed_ms, val_loss; /* NaN: there is none, MFU is not known */
+    double loss, grad_norm, lr, step_ms, tokens_per_s, mfu_causal, mfu_full, comm_exposed_ms, val_loss, val_bits; /* NaN: there is none, MFU is not known */
+    const char *spike; /* what became of it; NULL: it is none */
 } Metrics;
 
 typedef struct {
@@ -162,7 +163,10 @@ static inline void run_metrics(RunLog *log, const Metrics *m) {
             (long long)m->step, (long long)m->tokens, metric_text(loss, m->loss, 17), metric_text(norm, m->grad_norm, 17), m->lr, m->step_ms,
             m->tokens_per_s, metric_text(causal, m->mfu_causal, 6), metric_text(full, m->mfu_full, 6),
             (long long)m->mem_bytes, (long long)m->comm_bytes, m->comm_exposed_ms);
-    if (m->val_loss == m->val_loss) fprintf(log->metrics, ", \"val_loss\": %.17g", m->val_loss);
+    if (m->val_loss == m->val_loss)
+        fprintf(log->metrics, ", \"val_loss\": %.17g, \"val_perplexity\": %s", m->val_loss, metric_text(loss, exp(m->val_loss), 17));
+    if (isfinite(m->val_loss) && isfinite(m->val_bits)) fprintf(log->metrics, ", \"val_bits_per_byte\": %.17g", m->val_bits);
+    if (m->spike) fprintf(log->metrics, ", \"spike\": \"%s\"", m->spike);
     fprintf(log->metrics, "}\n");
     if (fflush(log->metrics) != 0) FAIL(THIS_RANK, "cannot write %s/metrics.jsonl: %s", log->dir, strerror(errno));
     run_still_there(log);
