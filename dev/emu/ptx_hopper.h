@@ -823,14 +823,15 @@ static inline int emu_async_step(EmuBlock *b, int idle) {
 
 /* No thread can run: whom does one wait for that never comes? */
 static inline void emu_async_stuck(EmuBlock *b) {
-    for (int i = 0; i < b->threads; i++) {
-        const EmuFiber &f = b->fibers[(size_t)i];
+    for (int i = 0; i < 2 * b->threads; i++) { /* first who lacks what no thread will bring */
+        const EmuFiber &f = b->fibers[(size_t)(i % b->threads)];
         if (f.state == EMU_PHASE) {
             const EmuPhases &m = b->async->barriers[(size_t)f.waits_for];
+            if (i < b->threads && m.pending) continue;
             emu_fail_at(f.where, "thread %d waits for ever for phase %u of the mbarrier made at line %d, which misses %d of %d arrivals and %ld bytes", f.linear, m.phase,
                         m.where.line, m.pending, m.expected, m.bytes);
         }
-        if (f.state == EMU_NAMED) {
+        if (f.state == EMU_NAMED && i >= b->threads) {
             const EmuNamed &n = b->async->named[f.waits_for];
             emu_fail_at(f.where, "thread %d waits for ever at named barrier %d, where %d of %d threads have come", f.linear, f.waits_for, n.arrived, n.threads);
         }

@@ -11,7 +11,7 @@
 #ifndef ODYSSEUS_TEST_CUDA_SUPPORT_H
 #define ODYSSEUS_TEST_CUDA_SUPPORT_H
 
-#define WATCHDOG_SECONDS 5 /* no barrier of a kernel is waited for longer: it ends with an error */
+#define WATCHDOG_SECONDS 60 /* no barrier of a kernel is waited for longer, even under a sanitizer: it ends with an error */
 
 #include "../../kernels/compute.h"
 #include "check.h"
@@ -187,6 +187,18 @@ static inline Device test_device(i64 scratch_bytes) {
 #else
 #define ON_GPU 0
 #endif
+
+/* Has this device wgmma? A Hopper has, and so has the emulator: there it is a failure if the program was built without those kernels, not something
+   to skip. */
+static inline int need_wgmma(void) {
+    cudaDeviceProp p;
+    CUDA_CHECK(cudaGetDeviceProperties(&p, 0));
+    int has = test_device(16).state.wgmma;
+    release_all();
+    if (p.major != 9) check(1, "wgmma: # SKIP the GPU is an sm_%d%d, and only sm_90 has it", p.major, p.minor);
+    else check(has, "this sm_90 GPU's kernels for sm_90a are in the program (if not: make CUDA_ARCHS=90a)");
+    return has;
+}
 
 /* A kernel that hangs shall not hang the test: after so many seconds it ends. The emulator, whose time is the machine's, finds such waits itself. */
 static inline void watch_device(unsigned seconds) {

@@ -29,7 +29,7 @@ plant() { # plant WHAT FILE SED SOURCE PROGRAM: a copy of the sources with the f
     fi
     # the fault may leave something unused: no -Werror here
     local compile=(mpicc -x c -std=c11 -O2 $arch -ffp-contract=fast -fopenmp -fno-math-errno -D_GNU_SOURCE -DODYSSEUS_FP64 -w)
-    [[ $source != *cuda*.cu ]] || compile=(mpicxx -x c++ -std=c++20 -I"$copy/dev/emu" -O1 $arch -fopenmp -D_GNU_SOURCE -DODYSSEUS_CUDA -DOMPI_SKIP_MPICXX -DMPICH_SKIP_MPICXX -w)
+    [[ $source != *cuda*.cu ]] || compile=(mpicxx -x c++ -std=c++20 -I"$copy/dev/emu" -O1 $arch -fopenmp -D_GNU_SOURCE -DODYSSEUS_CUDA -DODYSSEUS_HOPPER -DOMPI_SKIP_MPICXX -DMPICH_SKIP_MPICXX -w)
     if ! "${compile[@]}" "$copy/$source" -o "$copy/$program" -lcjson -lm 2>"$copy/log"; then
         echo "not ok $n - $what: does not compile: $(head -n 1 "$copy/log")"
         failed=$((failed + 1))
@@ -151,6 +151,13 @@ fault 'a part of a core gives no thread' kernels/cpu/device.h 's/ceil\(given\)/f
 fault 'OpenMP may give less when the host is busy' kernels/cpu/device.h 's/^    omp_set_dynamic\(0\);.*//' test_host 1
 fault 'a team is taken for granted' kernels/cpu/device.h 's/^    granted = omp_get_num_threads\(\);/    granted = threads;/' test_host 1
 fault 'a rank of a launcher goes alone' core/launcher.h 's/"PMI_", "PMI2_", //' test_host 1
+hopper=kernels/cuda/attention_hopper_forward.cuh
+emulated 'hopper: scores are read before their product is waited for' $hopper 's/wgmma_wait<1>/wgmma_wait<2>/' test_cuda_attention small forward wgmma
+emulated 'hopper: copies wait for the wrong phase of a stage' $hopper 's/(parity = ring_parity<STAGES>\(n\)) \^ 1/\1/' test_cuda_attention small forward wgmma
+emulated 'hopper: no fence before the products' $hopper 's/^( *)wgmma_fence\(\);/\1/' test_cuda_attention small forward wgmma
+emulated 'hopper: V is given back before it was read' $hopper 's/wgmma_wait<0>\(\);/wgmma_wait<1>();/' test_cuda_attention small forward wgmma
+emulated 'hopper: the largest score of a row is not shared by its lanes' $hopper 's/__shfl_xor_sync\(0xffffffffu, x, 2\)/x/' test_cuda_attention small forward wgmma
+emulated 'hopper: a group of KV heads reads the first' $hopper 's/\) \/ a.group;/) * 0;/' test_cuda_attention small forward wgmma
 emulated 'cuda: 48 KB of shared memory are not asked for' kernels/cuda/cuda.h 's/> 32 \* 1024\)/> 48 * 1024)/' test_cuda_attention small
 emulated 'cuda: a barrier is missing' kernels/cuda/attention_forward.cuh 's@__syncthreads\(\); /\* V\(j\).*@@' test_cuda_attention small
 emulated 'cuda: another swizzle on one side' kernels/cuda/attention_backward.cuh 's/int first = swizzle<COLS>\(row, col\);/int first = swizzle<COLS>(row + 1, col) - COLS;/' test_cuda_attention small

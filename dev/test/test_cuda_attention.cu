@@ -388,7 +388,8 @@ int main(int argc, char **argv) {
         else if (strcmp(argv[i], "wgmma") == 0) paths = 2;
         else FAIL(EVERYONE, "unknown argument '%s'; small, forward, sm_80, wgmma", argv[i]);
     }
-    watch_device(small ? 300 : 80);
+    watch_device(300);
+    need_wgmma();
     test_head_dims();
     for (i64 HS = 8; HS <= 128; HS += small ? 56 : 24) test_delta(77, HS);
     test_delta(1, 128);

@@ -208,11 +208,8 @@ static void test_write(int add) {
 
 int main(void) {
     need_device();
-    watch_device(40);
-    if (!test_device(16).state.wgmma) {
-        check(1, "# SKIP this device has no wgmma");
-        return checks_done();
-    }
+    watch_device(300);
+    if (!need_wgmma()) return checks_done();
     test_copy(0, 0, 0), test_copy(64, 2, 3), test_copy(128, 1, 40);
     test_product<64, 64, false, false, false>("both down");
     test_product<128, 128, false, false, false>("both down");
@@ -227,7 +224,8 @@ int main(void) {
 
 #else
 int main(void) {
-    check(1, "# SKIP built without the kernels for sm_90a");
+    need_device();
+    need_wgmma();
     return checks_done();
 }
 #endif

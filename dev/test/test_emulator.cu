@@ -70,6 +70,8 @@ template <Fault FAULT> static int run_mirror(int seed) {
     return right;
 }
 
+#include "hopper_emulator.h"
+
 /* Run `body` in a child; its exit code, and what it wrote to stderr first. A result comes back as 100 + (all right? 0 : 1). */
 template <class Body> static int in_child(Body body, char *said, size_t size) {
     int pipes[2], status = 0;
@@ -150,6 +152,90 @@ static int run_streams(int with_event) {
     return right;
 }
 
+/* The fault must end the program with a line that has `words`, under at least `schedules` of four. */
+#if defined(__SANITIZE_ADDRESS__)
+#define TOUCHED_SAYS "use-after-poison"
+#else
+#define TOUCHED_SAYS "accumulator of this wgmma was written"
+#endif
+template <HopperFault FAULT> static void check_hopper(const char *name, const char *words, int schedules) {
+    int caught = 0;
+    char said[8192], first[256] = "";
+    for (int seed = 0; seed < 4; seed++) {
+        int code = in_child([seed] { return run_pipeline<FAULT>(seed); }, said, sizeof said);
+        const char *line = strstr(said, words);
+        caught += code != 100 && (!*words || (code != 101 && line));
+        if (!*first || line) snprintf(first, sizeof first, "schedule %d, exit %d: %.*s", seed, code, (int)strcspn(line ? line : said, "\n("), line ? line : said);
+    }
+    check(caught >= schedules, "%s: caught under %d of 4 schedules (%s)", name, caught, first);
+}
+
+template <int... I> static void check_all_widths(std::integer_sequence<int, I...>) {
+    int right = (product_is_right<8 * (I + 1), false, false, false>(1, 1) + ... + 0);
+    check(right == (int)sizeof...(I), "wgmma of 8, 16, ... 256 columns: %d of %d right", right, (int)sizeof...(I));
+}
+template <int N> static void check_layouts(void) {
+    static const char *const names[4] = {"none", "128B", "64B", "32B"};
+    for (int s = 0; s < 4; s++) {
+        check((product_is_right<N, false, false, false>(s, s)), "wgmma of %d columns, K-major, swizzle %s", N, names[s]);
+        check((product_is_right<N, true, false, false>(s, s == 0 ? 3 : s)), "wgmma of %d columns, A M-major, swizzle %s", N, names[s]);
+        check((product_is_right<N, false, true, false>(s == 0 ? 3 : s, s)), "wgmma of %d columns, B N-major, swizzle %s", N, names[s]);
+        check((product_is_right<N, true, true, false>(s, 3 - s)), "wgmma of %d columns, both MN-major, swizzle %s and %s", N, names[s], names[3 - s]);
+        check((product_is_right<N, false, false, true>(0, s)), "wgmma of %d columns, A in registers, B K-major, swizzle %s", N, names[s]);
+        check((product_is_right<N, false, true, true>(0, s)), "wgmma of %d columns, A in registers, B N-major, swizzle %s", N, names[s]);
+    }
+}
+
+static void check_boxes(void) {
+    static const int inside[4] = {0, 0, 1, 2}, before[4] = {-3, -1, -2, -1}, behind[4] = {21, 2, 4, 4}, outside[4] = {40, 0, 0, 0};
+    static const int *const at[4] = {inside, before, behind, outside};
+    static const char *const names[4] = {"inside", "begins outside", "ends outside", "outside"};
+    for (int seed = 0; seed < 3; seed++)
+        for (int i = 0; i < 4; i++) {
+            emu_schedule(seed);
+            int right = box_is_right<2>(1, 64, at[i]) + box_is_right<3>(1, 64, at[i]) + box_is_right<4>(1, 64, at[i]) + box_is_right<3>(2, 32, at[i]) +
+                        box_is_right<4>(3, 16, at[i]) + box_is_right<2>(0, 8, at[i]) + box_is_right<4>(0, 24, at[i]);
+            check(right == 7, "bulk loads of 2, 3 and 4 dimensions, every swizzle, a box %s, schedule %d: %d of 7 right", names[i], seed, right);
+        }
+}
+
+static void check_all_hopper(void) {
+    char said[8192];
+    setenv("EMU_ARCH", "90", 1);
+    for (int seed = 0; seed < 12; seed++) {
+        int code = in_child([seed] { return run_pipeline<HOPPER_SOUND>(seed); }, said, sizeof said);
+        check(code == 100, "a sound pipeline is right under schedule %d (exit %d%s%.200s)", seed, code, code == 100 ? "" : ": ", code == 100 ? "" : said);
+    }
+    check_hopper<NO_PROXY_FENCE>("ordinary stores that no proxy_fence follows", "no proxy_fence has followed", 4);
+    check_hopper<ONE_PROXY_FENCE>("a proxy_fence of one thread for the others' stores", "no proxy_fence has followed", 2);
+    check_hopper<WRONG_PARITY>("an mbarrier waited for with the wrong parity", "", 3);
+    check_hopper<REUSED_EARLY>("a stage given back before wgmma has read it", "has changed before it was waited for", 2);
+    check_hopper<WRONG_SWIZZLE>("a descriptor with another swizzle than the load's", "", 4);
+    check_hopper<NO_WGMMA_WAIT>("a wgmma not waited for", "", 4);
+    check_hopper<NO_FIRST_FENCE>("no wgmma_fence at all", "no wgmma_fence before", 4);
+    check_hopper<NO_LATER_FENCE>("an accumulator written and used without a wgmma_fence", "after the last wgmma_fence", 4);
+    check_hopper<SUM_TOUCHED>("an accumulator written under way", TOUCHED_SAYS, 4);
+    check_hopper<FRAGMENT_TOUCHED>("a fragment of A written under way", "registers of A", 4);
+    check_hopper<NO_INIT_FENCE>("an mbarrier whose init is not fenced", "not fenced", 4);
+    check_hopper<TOO_FEW_BYTES>("an mbarrier that expects too few bytes", "", 4);
+    check_hopper<TOO_MANY_BYTES>("an mbarrier that expects too many bytes", "misses 0 of 1 arrivals and 16 bytes", 4);
+    check_hopper<WRONG_COUNT>("an mbarrier of one arrival too many", "misses 1 of 129 arrivals", 4);
+    check_hopper<ONE_TOO_MANY>("an mbarrier of one arrival too few", "", 4);
+    check_hopper<NOT_ENOUGH_REGISTERS>("more registers than were given", "registers", 4);
+    check_hopper<OTHER_DESCRIPTOR>("a warp with another descriptor", "different descriptors", 4);
+    check_hopper<LOAD_NOT_WAITED>("a bulk load not waited for", "", 4);
+    check_hopper<STORE_NOT_WAITED>("a bulk store not waited for", "never waited for", 4);
+    check_hopper<STORE_NOT_FENCED>("a bulk store of what is not fenced", "no proxy_fence has followed", 4);
+    check_hopper<STORE_REUSED>("a bulk store's memory used again at once", "has changed before it was waited for", 4);
+    check_hopper<MISPLACED_PATTERN>("a swizzled tile that begins within the pattern", "begins in row", 4);
+    check_boxes(); /* in this process: no child can come after */
+    emu_schedule(0);
+    check_all_widths(std::make_integer_sequence<int, 32>());
+    check_layouts<8>();
+    check_layouts<40>();
+    check_layouts<128>();
+}
+
 #if defined(__SANITIZE_ADDRESS__) /* sees the read of what has not landed first */
 #define NEVER_WAITED_SAYS "use-after-poison"
 #else
@@ -183,5 +269,6 @@ int main(void) {
     check(in_child([] { return run_shared(48 << 10, 48 << 10); }, said, sizeof said) == 100, "with asking it runs");
     check(in_child([] { return run_streams(1); }, said, sizeof said) == 100, "a stream that waits for another's event sees its work");
     check(in_child([] { return run_streams(0); }, said, sizeof said) == 101, "a stream that forgets to wait sees old data");
+    check_all_hopper();
     return checks_done();
 }

@@ -135,6 +135,15 @@ __device__ __forceinline__ uint64_t wgmma_descriptor(const void *tile, int leadi
 
 #define WGMMA_4(d, i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
 #define WGMMA_8(d, i) WGMMA_4(d, i), WGMMA_4(d, i + 4)
+#define WGMMA_32(d, i) WGMMA_8(d, i), WGMMA_8(d, i + 8), WGMMA_8(d, i + 16), WGMMA_8(d, i + 24)
+#define WGMMA_D_64 \
+    "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
+    "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}"
+#define WGMMA_D_128 \
+    "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
+    "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, " \
+    "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
+    "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}"
 #define WGMMA_BEGIN(add, n) "{\n.reg .pred p;\nsetp.ne.b32 p, " add ", 0;\nwgmma.mma_async.sync.aligned.m64n" n "k16.f32.bf16.bf16 "
 
 /* d (64 x N, fp32; a lane's part as in mma.m16n8, warp after warp of the four, piece of 8 columns after piece) = or += A B, 16 along K, bf16.
@@ -143,40 +152,26 @@ template <int N, bool A_TURNED, bool B_TURNED> __device__ __forceinline__ void w
     static_assert(N == 64 || N == 128, "those that the kernels use");
     if constexpr (N == 64)
         asm volatile(WGMMA_BEGIN("%34", "64")
-                     "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, "
-                     "%21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}"
-                     ", %32, %33, p, 1, 1, %35, %36;\n}\n"
-                     : WGMMA_8(d, 0), WGMMA_8(d, 8), WGMMA_8(d, 16), WGMMA_8(d, 24)
+                     WGMMA_D_64 ", %32, %33, p, 1, 1, %35, %36;\n}\n"
+                     : WGMMA_32(d, 0)
                      : "l"(a), "l"(b), "r"((int)add), "n"(A_TURNED ? 1 : 0), "n"(B_TURNED ? 1 : 0));
     else
         asm volatile(WGMMA_BEGIN("%66", "128")
-                     "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, "
-                     "%21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, "
-                     "%40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, "
-                     "%59, %60, %61, %62, %63}"
-                     ", %64, %65, p, 1, 1, %67, %68;\n}\n"
-                     : WGMMA_8(d, 0), WGMMA_8(d, 8), WGMMA_8(d, 16), WGMMA_8(d, 24), WGMMA_8(d, 32),
-                       WGMMA_8(d, 40), WGMMA_8(d, 48), WGMMA_8(d, 56)
+                     WGMMA_D_128 ", %64, %65, p, 1, 1, %67, %68;\n}\n"
+                     : WGMMA_32(d, 0), WGMMA_32(d, 32)
                      : "l"(a), "l"(b), "r"((int)add), "n"(A_TURNED ? 1 : 0), "n"(B_TURNED ? 1 : 0));
 }
 template <int N, bool B_TURNED> __device__ __forceinline__ void wgmma_rs(float (&d)[N / 2], const uint32_t (&a)[4], uint64_t b, bool add) {
     static_assert(N == 64 || N == 128, "those that the kernels use");
     if constexpr (N == 64)
         asm volatile(WGMMA_BEGIN("%37", "64")
-                     "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, "
-                     "%21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}"
-                     ", {%32, %33, %34, %35}, %36, p, 1, 1, %38;\n}\n"
-                     : WGMMA_8(d, 0), WGMMA_8(d, 8), WGMMA_8(d, 16), WGMMA_8(d, 24)
+                     WGMMA_D_64 ", {%32, %33, %34, %35}, %36, p, 1, 1, %38;\n}\n"
+                     : WGMMA_32(d, 0)
                      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"((int)add), "n"(B_TURNED ? 1 : 0));
     else
         asm volatile(WGMMA_BEGIN("%69", "128")
-                     "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, "
-                     "%21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, "
-                     "%40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, "
-                     "%59, %60, %61, %62, %63}"
-                     ", {%64, %65, %66, %67}, %68, p, 1, 1, %70;\n}\n"
-                     : WGMMA_8(d, 0), WGMMA_8(d, 8), WGMMA_8(d, 16), WGMMA_8(d, 24), WGMMA_8(d, 32),
-                       WGMMA_8(d, 40), WGMMA_8(d, 48), WGMMA_8(d, 56)
+                     WGMMA_D_128 ", {%64, %65, %66, %67}, %68, p, 1, 1, %70;\n}\n"
+                     : WGMMA_32(d, 0), WGMMA_32(d, 32)
                      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"((int)add), "n"(B_TURNED ? 1 : 0));
 }
 
