@@ -28,7 +28,8 @@
 #include "core/fit.h"         /* check_memory: does it fit, and what would? */
 #include "core/rate.h"        /* Peak, peak_of, flop_per_token, step_metrics: MFU */
 #include "core/selfcheck.h"   /* selfcheck_*: do the ranks mean the same run? */
-#include "core/finite.h"      /* check_finite */
+#include "core/schedule.h"    /* learning_rate, schedule_check */
+#include "core/spike.h"       /* SpikeWatch, spike_admits: losses that jump or are not finite */
 #include "core/output.h"      /* check_writable, check_apart */
 #include "core/log.h"         /* Metrics, RunLog, run_open, run_metrics, print_step */
 #include "core/timeline.h"    /* trace_init, trace_step_begin, trace_step_end, timeline_write */
@@ -375,13 +376,6 @@ static double count_targets(Trainer *t, i64 first) {
     return counted;
 }
 
-/* Linear warmup to lr over `warmup` steps, then half a cosine down to min_lr at `steps`; step from 0. */
-static double learning_rate(const Settings *s, i64 step) {
-    if (step < s->warmup) return s->lr * (double)(step + 1) / (double)s->warmup;
-    double progress = s->steps > s->warmup ? (double)(step - s->warmup) / (double)(s->steps - s->warmup) : 1;
-    return s->min_lr + 0.5 * (s->lr - s->min_lr) * (1 + cos(3.14159265358979323846 * progress));
-}
-
 /* Without data, micro-steps are alike from the second on: walk three (a trace wants to see all), count the rest as the third. */
 static void imagine_micro_steps(Model *m, accum scale, i64 micro) {
     Ledger ledger = m->ledger;
@@ -454,24 +448,37 @@ static i64 validation_batches(const Trainer *t) {
     return t->settings->eval_batches > 0 ? i64_min(all, t->settings->eval_batches) : all;
 }
 
-/* Mean loss over the targets of these batches; NaN, and a note, where none counts. */
-static double validate(Trainer *t) {
+/* Bytes of text behind those targets of the micro-batch loaded last that count: one each, where tokens are bytes. */
+static double target_bytes(const Trainer *t) {
+    const Model *m = &t->model;
+    const int32_t *targets = m->host_tokens + stream_rows(m);
+    double bytes = 0;
+    for (i64 i = 0; i < own_rows(m); i++)
+        if (targets[i] != TOKEN_IGNORED) bytes += 1;
+    return bytes;
+}
+
+/* Mean loss over the targets of these batches, and bits per byte, where the bytes are known; NaN, and a note, where no
+   target counts. */
+static void validate(Trainer *t, Metrics *k) {
     Model *m = &t->model;
     i64 batch = t->options.batch, batches = validation_batches(t);
-    double values[2] = {0, 0};
+    double values[3] = {0, 0, 0}; /* losses, targets, bytes */
     zero_fill(&m->dev, m->sums, sizeof(double));
     for (i64 i = 0; i < batches; i++)
         for (i64 micro = 0; micro < micro_steps(&t->options); micro++) {
             values[1] += (double)load_micro_batch(t, &t->val, i * batch, micro, t->val.sequences);
+            values[2] += target_bytes(t);
             model_walk(m, 0);
         }
     copy_out(&m->dev, values, m->sums, sizeof(double));
-    comm_sum_control(&m->fabric, &m->mesh.world, tag(BLOCK_OTHER, PHASE_FORWARD, WHAT_CONTROL), values, 2);
+    comm_sum_control(&m->fabric, &m->mesh.world, tag(BLOCK_OTHER, PHASE_FORWARD, WHAT_CONTROL), values, 3);
     if (values[1] == 0 && m->mesh.rank == 0) {
         printf("note     no target of --val counts (--ignore-token %lld): no validation loss\n", (long long)t->settings->ignore_token);
         fflush(stdout);
     }
-    return values[1] > 0 ? values[0] / values[1] : NAN;
+    k->val_loss = values[1] > 0 ? values[0] / values[1] : NAN;
+    k->val_bits = values[2] > 0 && m->config.vocab == TOKENS_ARE_BYTES ? values[0] / (log(2) * values[2]) : NAN;
 }
 
 /* Walk one step in plan mode: the ledger is filled, the arena's peak known, nothing computed. */
@@ -489,8 +496,9 @@ static void trainer_plan(Trainer *t) {
 /* Bytes of a rank's arena under these options: the plan of one micro-step, of which the others are repetitions. Nothing is allocated. */
 static i64 options_bytes(const ModelOptions *o) {
     Settings settings;
+    FlagsGiven none;
     Trainer *t = (Trainer *)host_alloc(sizeof(Trainer));
-    memset(&settings, 0, sizeof settings);
+    flags_parse(&settings, &none, 0, NULL);
     t->settings = &settings, t->options = *o;
     t->options.batch = o->shape.dp * o->B;
     model_init(&t->model, &t->options, wire_none(), 1, 0);
@@ -513,17 +521,20 @@ static void selfcheck(Trainer *t) {
     selfcheck_tokens(m, model_walk, automatic, selfcheck_seconds(m, flop_per_token(&t->options, 1), t->peak.flops));
 }
 
-/* --steps 0 --val: judge the model as it is. */
+/* --eval-only, or --steps 0 --val: judge the model as it is. */
 static void judge(Trainer *t) {
     Metrics k;
     memset(&k, 0, sizeof k);
     k.loss = k.grad_norm = NAN;
     k.mem_bytes = t->model.arena.committed;
-    k.val_loss = validate(t);
+    validate(t, &k);
     if (k.val_loss != k.val_loss) FAIL(EVERYONE, "--val %s: every target is ignored, so there is no loss to state", t->settings->val);
     if (t->model.mesh.rank != 0) return;
-    printf("val      %.4f over %lld of %lld sequences\n", k.val_loss, (long long)i64_min(validation_batches(t) * t->options.batch, t->val.sequences),
-           (long long)t->val.sequences);
+    i64 judged = i64_min(validation_batches(t) * t->options.batch, t->val.sequences);
+    printf("val      %.4f over %lld of %lld sequences: perplexity %.4g", k.val_loss, (long long)judged,
+           (long long)t->val.sequences, exp(k.val_loss));
+    if (k.val_bits == k.val_bits) printf(", %.4f bits per byte", k.val_bits);
+    printf("\n");
     run_metrics(&t->log, &k);
 }
 
@@ -538,8 +549,9 @@ static void validate_missing(Trainer *t) {
     int missing = t->log.lacks_val;
     wire_tell(t->model.mesh.world.wire, &missing, sizeof missing);
     if (!missing || !validation_due(t, t->life.first_step)) return;
-    double loss = validate(t);
-    if (t->model.mesh.rank == 0) run_metric_more(&t->log, "val_loss", loss, 17);
+    Metrics k;
+    validate(t, &k);
+    if (t->model.mesh.rank == 0) run_validation(&t->log, &k);
 }
 
 /* One step: gradients, update, measures. */
@@ -556,7 +568,7 @@ static void train_step(Trainer *t, i64 step, i64 traced, Metrics *k) {
     double begin = seconds_now();
     int learns = step_gradients(t, step, &k->loss, &k->grad_norm) > 0; /* else the weights stay as they are */
     if (nth == 0 && s->dump_grads) checkpoint_write_tensors(&m->zero, m->mesh.world.wire, s->dump_grads, m->zero.grad, accum_size() == 8 ? ST_F64 : ST_F32);
-    if (learns) check_finite(m, step, k->loss, k->grad_norm, s->out), step_update(t, step, k->grad_norm);
+    if (learns && spike_admits(&t->life.spike, m, s, k)) step_update(t, step, k->grad_norm);
     device_finish(&m->dev);
     double seconds = seconds_now() - begin;
     t->life.longest_step = fmax(t->life.longest_step, seconds);
@@ -588,11 +600,11 @@ static void train(Trainer *t) {
         if (life_due(l, s, done, told)) {
             double ms;
             saved = life_save(l, s, &m->zero, m->mesh.world.wire, done, step_sequence(t, done), &ms);
-            if (speaks) run_metric_more(&t->log, "save_ms", ms, 6);
+            if (speaks) run_save_ms(&t->log, ms);
         }
-        if (validation_due(t, done) && (!told || done == s->steps)) k.val_loss = validate(t);
+        if (validation_due(t, done) && (!told || done == s->steps)) validate(t, &k);
         if (!speaks) continue;
-        run_metric_more(&t->log, "val_loss", k.val_loss, 17);
+        run_validation(&t->log, &k);
         double eta = (seconds_now() - began) / (double)(done - l->first_step) * (double)(s->steps - done);
         if (told || done == s->steps || done % s->log_every == 0 || isfinite(k.val_loss)) print_step(&k, s->steps, eta);
     }
@@ -674,6 +686,9 @@ static void check_flags(const Settings *s, const FlagsGiven *given) {
         FAIL(EVERYONE, "--%s needs a training step: no --init-only, --dry-run or --steps 0", s->dump_grads ? "dump-grads" : "trace");
     if ((flag_given(given, "eval-every") || flag_given(given, "eval-batches")) && !s->val && !s->dry_run)
         FAIL(EVERYONE, "--eval-every and --eval-batches need --val, the shards to validate on");
+    if (s->eval_only && !s->val && !s->dry_run)
+        FAIL(EVERYONE, "--eval-only needs --val, the shards to judge the model on");
+    schedule_check(s, given);
     life_check_flags(s, given);
 }
 
@@ -711,6 +726,7 @@ static inline void run(Trainer *t, Settings *s, const FlagsGiven *given, Wire wo
     wire_local(world, &local, &locals);
     DevicePlace place = device_place(local, locals, (int)s->threads);
     t->settings = s;
+    if (s->eval_only) s->steps = 0;
     check_flags(s, given);
     if (s->dump_grads && rank == 0) check_writable(s, "dump-grads", s->dump_grads);
     if (s->trace && rank == 0) check_writable(s, "trace", s->trace), check_apart("trace", s->trace, "dump-grads", s->dump_grads);

@@ -17,6 +17,7 @@
 #include <sys/stat.h>
 
 #define TOKEN_IGNORED (-1)
+#define TOKENS_ARE_BYTES 256 /* a vocabulary of this size, as dev/data/text_to_shards.py makes it */
 
 typedef struct {
     char *path;

@@ -1,4 +1,4 @@
-/* finite.h - a loss or a gradient norm that is not finite ends the run, and the message names the tensor where it began.
+/* finite.h - where did a loss or a gradient norm that is not finite begin?
 
    Searched in the order of the walk: weights, the streams into every block, gradients; of all ranks the earliest. */
 #ifndef ODYSSEUS_FINITE_H
@@ -57,19 +57,18 @@ static inline void find_bad_tensor(const Model *m, BadTensor *bad) {
     bad_in_flat(&m->zero, m->zero.grad, accum_size(), "gradient", base + 2 * layers + 1, bad);
 }
 
-/* A loss or norm that is not finite ends the run; metrics so far are on disk, where there is an `out`. Every rank holds the same two
-   numbers. Collective, where they are not finite. */
-static inline void check_finite(const Model *m, i64 step, double loss, double norm, const char *out) {
-    if (isfinite(loss) && isfinite(norm)) return;
+/* What to say of a loss or norm that is not finite: the first tensor of any rank that is not. Collective. */
+static inline void bad_tensor_text(const Model *m, char *out, size_t size, double loss, double norm) {
     int ranks = (int)m->mesh.shape.world, first = -1;
     BadTensor mine, *all = (BadTensor *)host_alloc(sizeof(BadTensor) * (size_t)ranks);
     find_bad_tensor(m, &mine);
     wire_share(m->mesh.world.wire, all, &mine, sizeof mine);
     for (int r = 0; r < ranks; r++)
         if (all[r].order >= 0 && (first < 0 || all[r].order < all[first].order)) first = r;
-    if (first < 0) FAIL(EVERYONE, "step %lld: loss %g, gradient norm %g: the sum overflowed; lower --lr", (long long)step, loss, norm);
-    FAIL(EVERYONE, "step %lld: loss %g, gradient norm %g; first not finite: %s, on rank %d. Lower --lr, or look at the data%s", (long long)step, loss, norm,
-         all[first].what, first, out ? "; metrics.jsonl has the steps before" : "");
+    if (first < 0) snprintf(out, size, "loss %g, gradient norm %g: the sum overflowed; lower --lr", loss, norm);
+    else snprintf(out, size, "loss %g, gradient norm %g; first not finite: %s, on rank %d. Lower --lr, or look at the data",
+                  loss, norm, all[first].what, first);
+    free(all);
 }
 
 #endif

@@ -21,9 +21,9 @@ typedef struct {
     i64 dp, ring, threads;
     double comm_timeout;
     /* training */
-    i64 steps, warmup, seed, eval_every, eval_batches, log_every;
-    double lr, min_lr, weight_decay, beta1, beta2, eps, grad_clip;
-    const char *recompute, *selfcheck;
+    i64 steps, warmup, decay_steps, seed, eval_every, eval_batches, eval_only, log_every;
+    double lr, min_lr, weight_decay, beta1, beta2, eps, grad_clip, spike_sigma;
+    const char *schedule, *on_spike, *recompute, *selfcheck;
     /* output */
     const char *out, *dump_grads, *trace;
     double peak_tflops;
@@ -86,17 +86,29 @@ static const Flag FLAGS[] = {
 
     {"Training", "steps", FLAG_INT, AT(steps), "100", 0, 1e12, NULL, "optimizer steps"},
     {NULL, "lr", FLAG_REAL, AT(lr), "3e-4", 0, 1e3, NULL, "peak learning rate"},
-    {NULL, "min-lr", FLAG_REAL, AT(min_lr), NULL, 0, 1e3, NULL, "learning rate at the end of the cosine; default: 0.1 of --lr"},
+    {NULL, "min-lr", FLAG_REAL, AT(min_lr), NULL, 0, 1e3, NULL,
+     "learning rate at the end of the decay; default: 0.1 of --lr"},
     {NULL, "warmup", FLAG_INT, AT(warmup), "0", 0, 1e12, NULL, "steps of linear warmup"},
+    {NULL, "schedule", FLAG_CHOICE, AT(schedule), "cosine", 0, 0, "cosine|linear|constant|wsd",
+     "learning rate after the warmup; wsd: stable, then a linear decay"},
+    {NULL, "decay-steps", FLAG_INT, AT(decay_steps), NULL, 1, 1e12, NULL,
+     "last steps, in which wsd decays; default: a tenth of --steps"},
     {NULL, "weight-decay", FLAG_REAL, AT(weight_decay), "0.1", 0, 1e3, NULL, "decoupled decay, of matrices only"},
     {NULL, "beta1", FLAG_REAL, AT(beta1), "0.9", 0, 0.999999999, NULL, "AdamW first moment"},
     {NULL, "beta2", FLAG_REAL, AT(beta2), "0.95", 0, 0.999999999, NULL, "AdamW second moment"},
     {NULL, "eps", FLAG_REAL, AT(eps), "1e-8", 1e-30, 1, NULL, "AdamW epsilon"},
     {NULL, "grad-clip", FLAG_REAL, AT(grad_clip), "1.0", 0, 1e30, NULL, "largest global gradient norm; 0: no clipping"},
+    {NULL, "on-spike", FLAG_CHOICE, AT(on_spike), NULL, 0, 0, "stop|skip|continue",
+     "a loss that jumps or is not finite: end the run, make no update, or go on (never with an update that is not "
+     "finite); default: stop where it is not finite, else continue"},
+    {NULL, "spike-sigma", FLAG_REAL, AT(spike_sigma), "6", 0, 1e9, NULL,
+     "a loss so many standard deviations above the mean of the last 20 or so is a jump; 0: none is"},
     {NULL, "seed", FLAG_INT, AT(seed), "42", 0, COUNT_MAX, NULL, "of the initial weights: the same numbers on every mesh"},
     {NULL, "recompute", FLAG_CHOICE, AT(recompute), "none", 0, 0, "none|full", "full: keep only each block's input, repeat its forward in backward"},
     {NULL, "eval-every", FLAG_INT, AT(eval_every), "0", 0, 1e12, NULL, "validate every so many steps and at the end; 0: only at the end"},
     {NULL, "eval-batches", FLAG_INT, AT(eval_batches), "20", 0, 1e12, NULL, "batches of a validation; 0: all sequences of --val, each once"},
+    {NULL, "eval-only", FLAG_SWITCH, AT(eval_only), NULL, 0, 0, NULL,
+     "judge the model of --model as it is, and stop; flags of training have no effect"},
     {NULL, "log-every", FLAG_INT, AT(log_every), "1", 1, 1e12, NULL, "print every so many steps (metrics.jsonl has them all)"},
 
     {NULL, "selfcheck", FLAG_CHOICE, AT(selfcheck), "auto", 0, 0, "auto|on|off", "before the first step: do ranks plan the same, does a changed token move whom it may; auto: on several ranks, if under a second"},
@@ -218,7 +230,8 @@ static inline void flag_set(Settings *s, const Flag *flag, const char *value) {
     }
 }
 
-/* Fill settings from the table's defaults, then from argv. Numbers without a default start at 0 (-1: --min-lr). */
+/* Fill settings from the table's defaults, then from argv. Numbers without a default start at 0 (-1: --min-lr), or
+   follow from others. */
 static inline void flags_parse(Settings *s, FlagsGiven *given, int argc, char **argv) {
     memset(s, 0, sizeof *s);
     memset(given, 0, sizeof *given);
@@ -244,6 +257,7 @@ static inline void flags_parse(Settings *s, FlagsGiven *given, int argc, char **
         flag_set(s, flag, flag->type == FLAG_SWITCH ? "on" : argv[++a]);
     }
     if (s->min_lr < 0) s->min_lr = 0.1 * s->lr;
+    if (!s->decay_steps) s->decay_steps = i64_max(1, s->steps / 10);
     if (s->min_lr > s->lr) FAIL(EVERYONE, "--min-lr %g is above --lr %g", s->min_lr, s->lr);
 }
 

@@ -19,6 +19,7 @@ typedef struct {
     int resumes;
     Resume resume;
     DataPrint data;
+    SpikeWatch spike;               /* the losses so far: judged alike after a resume */
     Changes changes;                /* allowed by --resume-with-changes */
     i64 first_step, first_sequence; /* the step this process begins with, and the first of the data's sequences it takes */
     double wish;                    /* all ranks' wishes to stop, as the last step's sum had them */
@@ -34,6 +35,9 @@ static inline void life_check_flags(const Settings *s, const FlagsGiven *given) 
     if (s->resume_with_changes && !s->resume) FAIL(EVERYONE, "--resume-with-changes needs --resume");
     if (s->resume && (s->init_only || s->dry_run)) FAIL(EVERYONE, "--resume and --%s exclude each other", s->init_only ? "init-only" : "dry-run");
     if (s->resume && !*s->resume && !s->out && !s->save) FAIL(EVERYONE, "--resume without a directory means that of --out, which is not given");
+    if (s->eval_only && (s->resume || saves))
+        FAIL(EVERYONE, "--eval-only trains nothing: --model DIR names a checkpoint to judge, in place of --%s",
+             s->resume ? "resume" : s->max_hours > 0 ? "max-hours" : "save-every and --save");
     if (s->out && strlen(s->out) > 2900) FAIL(EVERYONE, "--out: its path is too long");
     if (s->save && strlen(s->save) > 2900) FAIL(EVERYONE, "--save: its path is too long");
 }
@@ -90,7 +94,7 @@ static inline void life_fits(Life *l, const Settings *s, const Config *config, c
     checkpoint_read_config(&was, dir);
     config_compare(config, &was, &shapes, &l->changes);
     if (shapes.n) FAIL(EVERYONE, "--resume %s is another model: %s", dir, shapes.text);
-    trainer_compare(s, &l->data, dir, l->resume.step, &l->first_sequence, &l->changes);
+    trainer_compare(s, &l->data, dir, l->resume.step, &l->first_sequence, &l->spike, &l->changes);
     if (l->changes.n && !s->resume_with_changes)
         FAIL(EVERYONE, "--resume %s: not as it was: %s; give the old values, or say --resume-with-changes", dir, l->changes.text);
 }
@@ -109,7 +113,7 @@ static inline int life_due(const Life *l, const Settings *s, i64 done, int told)
 /* Save after `done` steps. *ms: what it took. 1: it is on disk. Collective. */
 static inline int life_save(Life *l, const Settings *s, const Zero *z, Wire world, i64 done, i64 next_sequence, double *ms) {
     double begin = seconds_now();
-    char *trainer = trainer_text(s, &l->data, done, next_sequence), path[PATH_MAX];
+    char *trainer = trainer_text(s, &l->data, &l->spike, done, next_sequence), path[PATH_MAX];
     int saved = checkpoint_save(&l->saver, z, world, done, trainer);
     cJSON_free(trainer);
     double seconds = seconds_now() - begin;

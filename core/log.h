@@ -18,7 +18,8 @@
 
 typedef struct {
     i64 step, tokens, mem_bytes, comm_bytes;
-    double loss, grad_norm, lr, step_ms, tokens_per_s, mfu_causal, mfu_full, comm_exposed_ms, val_loss; /* NaN: there is none, MFU is not known */
+    double loss, grad_norm, lr, step_ms, tokens_per_s, mfu_causal, mfu_full, comm_exposed_ms, val_loss, val_bits; /* NaN: there is none, MFU is not known */
+    const char *spike; /* what became of it; NULL: it is none */
 } Metrics;
 
 typedef struct {
@@ -248,28 +249,53 @@ static inline void run_append(RunLog *log, const char *text) {
     fprintf(stderr, "train_gpt: note: cannot write %s/metrics.jsonl: %s; its lines wait in memory\n", log->dir, strerror(errno));
 }
 
+/* What a validation adds to the line of its step; "" where there was none. */
+static inline void run_metric_val_text(char *out, size_t size, const Metrics *m) {
+    char perplexity[32];
+    *out = 0;
+    if (m->val_loss != m->val_loss) return;
+    int n = snprintf(out, size, ", \"val_loss\": %.17g, \"val_perplexity\": %s", m->val_loss,
+                     metric_text(perplexity, exp(m->val_loss), 17));
+    if (isfinite(m->val_loss) && isfinite(m->val_bits))
+        snprintf(out + n, size - (size_t)n, ", \"val_bits_per_byte\": %.17g", m->val_bits);
+}
+
 static inline void run_metrics(RunLog *log, const Metrics *m) {
-    char loss[32], norm[32], causal[32], full[32], val[48] = "", line[768];
+    char loss[32], norm[32], causal[32], full[32], val[160], spike[48] = "", line[960];
     if (!log->metrics) return;
-    if (m->val_loss == m->val_loss) snprintf(val, sizeof val, ", \"val_loss\": %.17g", m->val_loss);
+    run_metric_val_text(val, sizeof val, m);
+    if (m->spike) snprintf(spike, sizeof spike, ", \"spike\": \"%s\"", m->spike);
     snprintf(line, sizeof line,
              "{\"step\": %lld, \"tokens\": %lld, \"loss\": %s, \"grad_norm\": %s, \"lr\": %.17g, \"step_ms\": %.3f, \"tokens_per_s\": %.1f, "
-             "\"mfu_causal\": %s, \"mfu_full\": %s, \"mem_bytes\": %lld, \"comm_bytes\": %lld, \"comm_exposed_ms\": %.3f%s}\n",
+             "\"mfu_causal\": %s, \"mfu_full\": %s, \"mem_bytes\": %lld, \"comm_bytes\": %lld, \"comm_exposed_ms\": %.3f%s%s}\n",
              (long long)m->step, (long long)m->tokens, metric_text(loss, m->loss, 17), metric_text(norm, m->grad_norm, 17), m->lr, m->step_ms,
              m->tokens_per_s, metric_text(causal, m->mfu_causal, 6), metric_text(full, m->mfu_full, 6), (long long)m->mem_bytes, (long long)m->comm_bytes,
-             m->comm_exposed_ms, val);
+             m->comm_exposed_ms, val, spike);
     run_append(log, line);
     run_still_there(log);
 }
 
-/* One more value at the end of the line written last, which has been there since before what this says of it. */
-static inline void run_metric_more(RunLog *log, const char *name, double value, int digits) {
-    char text[96];
-    if (!log->metrics || value != value) return;
-    snprintf(text, sizeof text, ", \"%s\": %.*g}\n", name, digits, value);
+/* Add ", "name": value" to the line written last. */
+static inline void run_line_more(RunLog *log, const char *more) {
+    char text[192];
+    if (!log->metrics || !*more) return;
+    snprintf(text, sizeof text, "%s}\n", more);
     if (log->wait) log->wait[strlen(log->wait) - 2] = 0; /* before "}\n" */
     else log->end -= 2;
     run_append(log, text);
+}
+
+/* What is known of a step only after its line is written: how long its checkpoint took, what the validation found. */
+static inline void run_save_ms(RunLog *log, double ms) {
+    char text[64];
+    snprintf(text, sizeof text, ", \"save_ms\": %.6g", ms);
+    run_line_more(log, text);
+}
+
+static inline void run_validation(RunLog *log, const Metrics *m) {
+    char text[160];
+    run_metric_val_text(text, sizeof text, m);
+    run_line_more(log, text);
 }
 
 static inline void run_finish(RunLog *log) {

@@ -8,13 +8,14 @@
    back             optimizer*.safetensors: each rank converts, out of the mapped files, the elements that it owns
 
    trainer.json     "step" done; "next_sequence" of the list of training data, counted on past its end; "flags" that change the arithmetic;
-                    "data": what the list was made of. No rank, scheme, mesh or backend: those may be others every time.              */
+                    "losses": their mean and variance so far (spike.h); "data": what the list was made of. No rank, scheme, mesh or backend: those may be others every time.              */
 #ifndef ODYSSEUS_RESUME_H
 #define ODYSSEUS_RESUME_H
 
 #include "data.h"
 #include "log.h"
 #include "save.h"
+#include "spike.h"
 
 /* ---- which one --------------------------------------------------------------------------------------------------------------- */
 
@@ -175,7 +176,7 @@ static inline DataPrint data_print(const Dataset *d) {
 }
 
 /* trainer.json after `step` steps, when the next one takes sequence `next` of the list. Owner: caller; cJSON_free. */
-static inline char *trainer_text(const Settings *s, const DataPrint *data, i64 step, i64 next) {
+static inline char *trainer_text(const Settings *s, const DataPrint *data, const SpikeWatch *spike, i64 step, i64 next) {
     char sum[17];
     cJSON *root = json_made(cJSON_CreateObject());
     json_add_text(root, "format", MANIFEST_FORMAT);
@@ -190,6 +191,10 @@ static inline char *trainer_text(const Settings *s, const DataPrint *data, i64 s
     json_add_int(d, "tokens", data->tokens);
     json_add_int(d, "sequences", data->sequences);
     json_add_text(d, "sum", sum);
+    cJSON *losses = json_made(cJSON_AddObjectToObject(root, "losses"));
+    json_made(cJSON_AddNumberToObject(losses, "mean", spike->mean));
+    json_made(cJSON_AddNumberToObject(losses, "variance", spike->variance));
+    json_add_int(losses, "steps", spike->steps);
     char *text = cJSON_Print(root);
     cJSON_Delete(root);
     if (!text) FAIL(THIS_RANK, "out of host memory while writing JSON");
@@ -221,7 +226,8 @@ static inline void json_value_text(char out[64], const cJSON *item) {
 
 /* What of trainer.json in `dir` is not as now. *next: the sequence that comes next, if the data are the same. A flag that the writer did not
    know stood at its default. */
-static inline void trainer_compare(const Settings *now, const DataPrint *data, const char *dir, i64 step, i64 *next, Changes *changes) {
+static inline void trainer_compare(const Settings *now, const DataPrint *data, const char *dir, i64 step, i64 *next, SpikeWatch *spike,
+                                   Changes *changes) {
     char path[PATH_MAX], name[8] = "", *program[] = {name};
     Settings usual;
     FlagsGiven given;
@@ -233,6 +239,10 @@ static inline void trainer_compare(const Settings *now, const DataPrint *data, c
         FAIL(EVERYONE, "%s is of version %lld, this program reads up to %d: use a newer one", path, (long long)version, MANIFEST_VERSION);
     if (json_int(&j, "step", JSON_REQUIRED, 0, COUNT_MAX) != step) FAIL(EVERYONE, "%s is not of step %lld", path, (long long)step);
     *next = json_int(&j, "next_sequence", JSON_REQUIRED, 0, COUNT_MAX);
+    JsonAt losses = {path, "losses.", json_find(path, root, "losses")};
+    spike->mean = json_real(&losses, "mean", JSON_REQUIRED, -HUGE_VAL, HUGE_VAL);
+    spike->variance = json_real(&losses, "variance", JSON_REQUIRED, 0, HUGE_VAL);
+    spike->steps = json_int(&losses, "steps", JSON_REQUIRED, 0, COUNT_MAX);
     flags_parse(&usual, &given, 1, program);
     cJSON *is = json_made(cJSON_CreateObject()), *fallback = json_made(cJSON_CreateObject());
     const cJSON *flags = json_find(path, root, "flags"), *d = json_find(path, root, "data");

@@ -19,6 +19,7 @@ check-cxx               alone  120
 test_positions_fp32     alone   60
 test_memory_fp32            1   60
 test_host_fp32          alone  120
+test_schedule_fp32      alone   60
 test_kernels_fp32       alone  300
 test_kernels_fp64       alone  300
 test_comm_fp32              1  120
@@ -52,6 +53,7 @@ kill.sh                 alone  300 10
 test_schemes_fp64          12  900
 test_schemes_fp32           4  600
 test_cli.sh             alone  300
+test_judge.sh           alone  300
 test_stops.sh           alone 1200
 test_simulator_sim      alone   60
 test_sim.sh             alone  300

@@ -154,7 +154,11 @@ fault 'collectives: control sum loses its last value' core/comm.h 's/i64 chunk =
 fault 'large types lay their rest over the start' core/wire_mpi.h 's/\(MPI_Aint\)\(bytes \/ big \* big\)/(MPI_Aint)0/' test_comm 1
 fault 'watch: a rank that works is taken for one that stands still' core/wire_watch.h 's/if \(!silent \&\& works >= 0\)/if (0)/' test_comm 3
 fault 'watch: nobody answers' core/wire_watch.h 's/^ +watch_answer\(w, from.MPI_SOURCE, round\);//' test_comm 3
-fault 'warmup one step late' train_gpt.cu 's/\(double\)\(step \+ 1\) \/ \(double\)s->warmup/(double)step \/ (double)s->warmup/' test_fixtures 1
+fault 'warmup one step late' core/schedule.h 's/\(double\)\(step \+ 1\) \/ \(double\)s->warmup/(double)step \/ (double)s->warmup/' test_fixtures 1
+fault 'schedule: wsd decays from the warmup on' core/schedule.h 's/stable \? s->steps - s->decay_steps : s->warmup/s->warmup/' test_schedule 1
+fault 'schedule: a decay one step early' core/schedule.h 's/\(double\)\(step - from\)/(double)(step + 1 - from)/' test_schedule 1
+fault 'spike: one counts in full' core/spike.h 's/off = bound \* sqrt\(w->variance\);/(void)off;/' test_schedule 1
+fault 'spike: a level that stays is never the rule' core/spike.h 's/^    w->mean \+= share \* off;/    if (off < bound * sqrt(w->variance)) w->mean += share * off;/' test_schedule 1
 fault 'decay on norms and biases' core/tensors.h 's/return spec->cols != SIZE_1;/return 1;/' test_fixtures 1
 fault 'clipping by the squared norm' train_gpt.cu 's/s->grad_clip \/ norm : 1/s->grad_clip \/ (norm * norm) : 1/' test_fixtures 1
 fault 'Llama 3 frequencies not stretched' core/config.h 's/if \(wavelength > low\) f \/= s->factor;/if (wavelength > low) f \/= 1;/' test_fixtures 1
