@@ -71,9 +71,9 @@ static void test_orders(void) {
     enum { ROWS = 300, IC = 64, OC = 64, ALL = OC * IC, HALF = ALL / 2 };
     real *inp = upload_real(randoms(ROWS * IC, 1), ROWS * IC), *dout = upload_real(randoms(ROWS * OC, 1), ROWS * OC);
     accum *all = upload_accum(zeros(ALL), ALL), *again = upload_accum(zeros(ALL), ALL), *half = upload_accum(zeros(ALL), ALL);
-    linear_backward_weight(&device, all, inp, dout, ROWS, IC, OC);
-    linear_backward_weight(&device, again, inp, dout, ROWS, IC, OC);
-    linear_backward_weight_apart(&device, half, inp, dout, OC, ROWS, IC, OC / 2);
+    linear_backward_weight(&device, all, inp, dout, OC, ROWS, IC, OC);
+    linear_backward_weight(&device, again, inp, dout, OC, ROWS, IC, OC);
+    linear_backward_weight(&device, half, inp, dout, OC, ROWS, IC, OC / 2);
     double *a = download_accum(all, HALF), *b = download_accum(half, HALF), distance = norm_distance(a, b, HALF);
     int other = 0;
     for (i64 i = 0; i < HALF; i++) other += a[i] != b[i];
