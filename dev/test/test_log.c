@@ -19,7 +19,7 @@ static void metrics_on_full_disk(const char *directory) {
     RunLog log;
     Metrics m;
     metrics_begin(&log, &m, directory, "/dev/full");
-    for (m.step = 0; m.step < 3; m.step++) run_metrics(&log, &m), run_metric_more(&log, "save_ms", 1, 6);
+    for (m.step = 0; m.step < 3; m.step++) run_metrics(&log, &m), run_save_ms(&log, 1);
 }
 
 static void end_on_full_disk(const char *directory) {
@@ -41,7 +41,7 @@ static void room_again(const char *path) {
     for (m.step = 0; m.step < 9; m.step++) {
         if (m.step == 6) limit.rlim_cur = RLIM_INFINITY, setrlimit(RLIMIT_FSIZE, &limit);
         run_metrics(&log, &m);
-        run_metric_more(&log, "save_ms", (double)m.step, 6);
+        run_save_ms(&log, (double)m.step);
     }
     run_finish(&log);
 }
