@@ -228,7 +228,7 @@ fault 'zero: the closed form knows no 16 bytes' core/zero.h 's/\(S - 1\) \* shar
 emulated 'cuda: a tail one short' kernels/cuda/reduce.cuh 's/i < left \? bf16_float/i < left - 1 ? bf16_float/' test_cuda_ops
 emulated 'cuda: the order of sums in dq not kept' kernels/cuda/attention_backward.cuh 's/counter_wait\(/if (0) counter_wait(/' test_cuda_attention sm_80
 emulated 'cuda: blocks that trust blockIdx to be the order of starts' kernels/cuda/attention_backward.cuh 's/\*ticket = atomicAdd\(a.tickets, 1\);/*ticket = (int)blockIdx.x;/' test_cuda_attention small sm_80
-emulated 'cuda: static arrays beside all the dynamic shared memory' kernels/cuda/attention_backward.cuh 's/^    SHARED_DYNAMIC\(bf16, shared\);/&\n    SHARED(float, more, 5120);\n    more[threadIdx.x] = 0;/' test_cuda_attention small sm_80
+emulated 'hopper: static arrays beside all the dynamic shared memory' $hopper 's/^    T t = T::make\(\);/&\n    SHARED(float, more, 9216);\n    more[threadIdx.x] = 0;/' test_cuda_attention small forward wgmma
 emulated 'cuda: keys at an offset of 32 bits' kernels/cuda/attention_forward.cuh 's/\(i64\)next.first \* a.kv_step/next.first * a.kv_step/' test_cuda_attention small sm_80
 emulated 'cuda: results at an offset of 32 bits' kernels/cuda/attention_forward.cuh 's/\(i64\)tile.first \* a.rows \+ head, tile.count/(unsigned)(tile.first * a.rows + head) * (unsigned)a.head_dim \/ (unsigned)a.head_dim, tile.count/' test_cuda_attention small sm_80
 emulated 'cuda: queries at an offset of 32 bits, backward' kernels/cuda/attention_backward.cuh 's/from \+ s->row \* a.head_dim/from + (unsigned)s->row * a.head_dim/' test_cuda_attention small sm_80
