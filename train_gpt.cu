@@ -185,7 +185,7 @@ static void model_expect(Model *m, i64 micro) {
         ledger_expect(&m->ledger, COMM_ALL_GATHER, tag(BLOCK_LM_HEAD, PHASE_BACKWARD, WHAT_ACTIVATION),
                       micro * (mesh->shape.head - 1) * volume_own(mesh, m->L) * m->B * m->config.dim * real_size());
     ledger_expect(&m->ledger, COMM_ALL_REDUCE, tag(BLOCK_OTHER, PHASE_FORWARD, WHAT_CONTROL), control_bytes(&mesh->world, 1));
-    ledger_expect(&m->ledger, COMM_ALL_REDUCE, tag(BLOCK_OTHER, PHASE_OPTIMIZER, WHAT_CONTROL), control_bytes(&mesh->world, 3));
+    ledger_expect(&m->ledger, COMM_ALL_REDUCE, tag(BLOCK_OTHER, PHASE_OPTIMIZER, WHAT_CONTROL), control_bytes(&mesh->world, 4));
 }
 
 /* ---- LM head and loss ------------------------------------------------------------------------------------------ */
@@ -350,7 +350,7 @@ static i64 load_micro_batch(Trainer *t, Dataset *d, i64 first, i64 micro, i64 en
     for (i64 b = 0; b < m->B; b++) {
         i64 sequence = first + group + b;
         int past = end >= 0 && sequence >= end;
-        sequence %= d->sequences;
+        sequence = dataset_sequence(d, sequence);
         dataset_column(d, sequence, &m->stream_map, 0, tokens, b, m->B);
         dataset_column(d, sequence, &m->own_map, 1, targets, b, m->B);
         for (i64 i = 0; i < m->T_own; i++) {
@@ -413,14 +413,15 @@ static double step_gradients(Trainer *t, i64 step, double *loss, double *norm) {
     }
     part_begin(&m->dev, BLOCK_OTHER, -1, PHASE_OPTIMIZER);
     zero_grads_finish(z);
-    double values[3] = {0, 0, 0}; /* sum of losses, sum of squared gradients, wishes to stop */
+    double values[4] = {0, 0, 0, 0}; /* sum of losses, sum of squared gradients, wishes to stop, saves being written */
     sum_squares(&m->dev, m->sums + 1, z->grad, z->flat);
     copy_out(&m->dev, values, m->sums, 2 * sizeof(double));
     values[2] = life_wish(&t->life, t->settings, m->mesh.rank);
-    comm_sum_control(&m->fabric, &m->mesh.world, tag(BLOCK_OTHER, PHASE_OPTIMIZER, WHAT_CONTROL), values, 3);
+    values[3] = life_writing(&t->life);
+    comm_sum_control(&m->fabric, &m->mesh.world, tag(BLOCK_OTHER, PHASE_OPTIMIZER, WHAT_CONTROL), values, 4);
     *loss = counted > 0 ? values[0] / counted : NAN; /* nothing to learn is no perfect loss */
     *norm = sqrt(values[1]);
-    t->life.wish = values[2];
+    t->life.wish = values[2], t->life.writing = values[3];
     return counted;
 }
 
@@ -582,7 +583,7 @@ static void train(Trainer *t) {
     const Settings *s = t->settings;
     Model *m = &t->model;
     Life *l = &t->life;
-    int speaks = m->mesh.rank == 0, told = 0, saved = 1;
+    int speaks = m->mesh.rank == 0, told = 0;
     i64 step = l->first_step;
     double began = seconds_now();
     if (s->steps > step) check_targets(t), selfcheck(t);
@@ -597,11 +598,8 @@ static void train(Trainer *t) {
         told = l->wish > 0;
         if (step == l->first_step && !l->resume.continues && speaks) run_write_ledger(&t->log, &m->ledger);
         if (speaks) run_metrics(&t->log, &k); /* before the checkpoint: a run that goes on finds the line */
-        if (life_due(l, s, done, told)) {
-            double ms;
-            saved = life_save(l, s, &m->zero, m->mesh.world.wire, done, step_sequence(t, done), &ms);
-            if (speaks) run_save_ms(&t->log, ms);
-        }
+        life_save(l, s, &m->zero, m->mesh.world.wire, done, step_sequence(t, done), told);
+        if (speaks && l->lost > 0) run_save_ms(&t->log, 1e3 * l->lost);
         if (validation_due(t, done) && (!told || done == s->steps)) validate(t, &k);
         if (!speaks) continue;
         run_validation(&t->log, &k);
@@ -609,7 +607,7 @@ static void train(Trainer *t) {
         if (told || done == s->steps || done % s->log_every == 0 || isfinite(k.val_loss)) print_step(&k, s->steps, eta);
     }
     if (speaks) run_finish(&t->log);
-    life_end(l, s, step, told, saved, m->mesh.rank);
+    life_end(l, s, step, told, m->mesh.rank);
 }
 
 /* ---- from flags to a trainer ---------------------------------------------------------------------------------------------------------- */
@@ -674,6 +672,7 @@ static void open_data(Trainer *t) {
         FAIL(EVERYONE, "--ignore-token %lld is no token of this model; its vocabulary is 0 to %lld", (long long)s->ignore_token, (long long)vocab - 1);
     if (!s->train && (s->steps > 0 || !s->val)) FAIL(EVERYONE, "--train is missing: a glob of token shards, e.g. --train \"data/train_*.bin\"");
     if (s->train) dataset_open(&t->train, s->train, "train", s->seq_len, vocab);
+    t->train.shuffled = strcmp(s->shuffle, "on") == 0, t->train.seed = s->seed;
     if (s->val) dataset_open(&t->val, s->val, "val", s->seq_len, vocab);
 }
 

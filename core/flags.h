@@ -14,7 +14,7 @@ typedef struct {
     i64 layers, dim, heads, kv_heads, ffn, vocab, max_pos;
     double rope_theta;
     /* data */
-    const char *train, *val;
+    const char *train, *val, *shuffle;
     i64 seq_len, batch, micro_batch, ignore_token;
     /* parallelism */
     const char *sp, *ring_layout, *overlap, *comm, *grad_comm;
@@ -30,6 +30,7 @@ typedef struct {
     i64 init_only, dry_run, world, help;
     /* checkpoints */
     const char *save, *resume;
+    const char *save_async;
     i64 save_every, keep, keep_every, resume_with_changes;
     double max_hours;
     /* simulator */
@@ -37,7 +38,7 @@ typedef struct {
     i64 plan, max_seq, calibrate;
 } Settings;
 
-/* FLAG_OPTIONAL: a text that may be left out; then "" */
+/* FLAG_OPTIONAL: a text that may be left out, then "", or a choice, then "on" */
 typedef enum { FLAG_TEXT, FLAG_OPTIONAL, FLAG_CHOICE, FLAG_INT, FLAG_REAL, FLAG_SWITCH } FlagType;
 
 typedef struct {
@@ -69,6 +70,7 @@ static const Flag FLAGS[] = {
 
     {"Data", "train", FLAG_TEXT, AT(train), NULL, 0, 0, NULL, "token shards to train on, a glob in quotes (llm.c's formats, uint16 or uint32)"},
     {NULL, "val", FLAG_TEXT, AT(val), NULL, 0, 0, NULL, "token shards to validate on"},
+    {NULL, "shuffle", FLAG_OPTIONAL, AT(shuffle), "off", 0, 0, "off|on", "the sequences to train on in another order every time through the list, from --seed"},
     {NULL, "seq-len", FLAG_INT, AT(seq_len), "256", 1, 1e12, NULL, "tokens in a sequence, L, over all ranks"},
     {NULL, "batch", FLAG_INT, AT(batch), "4", 1, 1e9, NULL, "sequences in a step, over all ranks and micro-steps"},
     {NULL, "micro-batch", FLAG_INT, AT(micro_batch), "1", 1, 1e6, NULL, "sequences that a data-parallel group runs at once"},
@@ -103,7 +105,7 @@ static const Flag FLAGS[] = {
      "finite); default: stop where it is not finite, else continue"},
     {NULL, "spike-sigma", FLAG_REAL, AT(spike_sigma), "6", 0, 1e9, NULL,
      "a loss so many standard deviations above the mean of the last 20 or so is a jump; 0: none is"},
-    {NULL, "seed", FLAG_INT, AT(seed), "42", 0, COUNT_MAX, NULL, "of the initial weights: the same numbers on every mesh"},
+    {NULL, "seed", FLAG_INT, AT(seed), "42", 0, COUNT_MAX, NULL, "of the initial weights and of --shuffle: the same numbers on every mesh"},
     {NULL, "recompute", FLAG_CHOICE, AT(recompute), "none", 0, 0, "none|full", "full: keep only each block's input, repeat its forward in backward"},
     {NULL, "eval-every", FLAG_INT, AT(eval_every), "0", 0, 1e12, NULL, "validate every so many steps and at the end; 0: only at the end"},
     {NULL, "eval-batches", FLAG_INT, AT(eval_batches), "20", 0, 1e12, NULL, "batches of a validation; 0: all sequences of --val, each once"},
@@ -117,6 +119,7 @@ static const Flag FLAGS[] = {
     {NULL, "save", FLAG_TEXT, AT(save), NULL, 0, 0, NULL, "directory of the checkpoints; default: checkpoints in --out"},
     {NULL, "keep", FLAG_INT, AT(keep), "0", 0, 1e9, NULL, "how many stay, the newest; 0: all"},
     {NULL, "keep-every", FLAG_INT, AT(keep_every), "0", 0, 1e12, NULL, "those of every so many steps stay besides; 0: none"},
+    {NULL, "save-async", FLAG_OPTIONAL, AT(save_async), SAVE_ASYNC, 0, 0, "off|on", "copy to host memory, where there is room, and write beside the next steps"},
     {NULL, "resume", FLAG_OPTIONAL, AT(resume), NULL, 0, 0, NULL, "go on from a checkpoint, or from the newest whole one in this run directory or folder; left out: those of this run"},
     {NULL, "resume-with-changes", FLAG_SWITCH, AT(resume_with_changes), NULL, 0, 0, NULL, "go on although flags that change the arithmetic are not the checkpoint's"},
     {NULL, "max-hours", FLAG_REAL, AT(max_hours), "0", 0, 1e6, NULL, "save and stop before so many hours are over; 0: no limit"},
@@ -198,13 +201,13 @@ static inline void flag_set(Settings *s, const Flag *flag, const char *value) {
     char *field = (char *)s + flag->field, *end = NULL;
     errno = 0;
     switch (flag->type) {
-    case FLAG_OPTIONAL: memcpy(field, &value, sizeof value); break;
     case FLAG_TEXT:
         if (!*value) FAIL(EVERYONE, "--%s is empty; %s", flag->name, flag->help);
         memcpy(field, &value, sizeof value);
         break;
+    case FLAG_OPTIONAL:
     case FLAG_CHOICE:
-        if (!choice_contains(flag->choices, value)) FAIL(EVERYONE, "--%s %s: must be one of %s (%s)", flag->name, value, flag->choices, flag->help);
+        if (flag->choices && !choice_contains(flag->choices, value)) FAIL(EVERYONE, "--%s %s: must be one of %s (%s)", flag->name, value, flag->choices, flag->help);
         memcpy(field, &value, sizeof value);
         break;
     case FLAG_INT: {
@@ -250,7 +253,7 @@ static inline void flags_parse(Settings *s, FlagsGiven *given, int argc, char **
         if (!flag) fail_unknown_flag(argv[a]);
         if (given->given[flag - FLAGS]++) FAIL(EVERYONE, "--%s is given twice; keep one", flag->name);
         if (flag->type == FLAG_OPTIONAL && (a + 1 >= argc || strncmp(argv[a + 1], "--", 2) == 0)) {
-            flag_set(s, flag, "");
+            flag_set(s, flag, flag->choices ? "on" : "");
             continue;
         }
         if (flag->type != FLAG_SWITCH && a + 1 >= argc) FAIL(EVERYONE, "--%s needs a value: %s", flag->name, flag->help);
@@ -268,7 +271,7 @@ static inline void flags_help(FILE *f) {
         char left[64];
         if (flag->group) fprintf(f, "%s%s\n", i ? "\n" : "", flag->group);
         const char *kind = flag->type == FLAG_INT ? " N" : flag->type == FLAG_REAL ? " X" : flag->type == FLAG_TEXT ? " TEXT" :
-                           flag->type == FLAG_OPTIONAL ? " [TEXT]" : "";
+                           flag->type == FLAG_OPTIONAL && !flag->choices ? " [TEXT]" : "";
         snprintf(left, sizeof left, "--%s%s", flag->name, kind);
         fprintf(f, "  %-22s %s", left, flag->help);
         if (flag->choices) fprintf(f, "; %s", flag->choices);

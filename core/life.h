@@ -2,7 +2,8 @@
 
    begin     --save, --resume: which checkpoint (resume.h); is the place a new run's own?
    fits      the checkpoint's flags, data and model against those of now
-   in a step gradients, whose last sum also carries "stop": a signal on any rank, or rank 0's clock against --max-hours
+   in a step gradients, whose last sum also carries "stop" - a signal on any rank, or rank 0's clock against --max-hours - and how many
+             ranks still write the save under way (--save-async)
              metrics -> save -> evaluate: what may run out of memory comes after what must not be lost
    told      no further step; saved, and a line that says how to go on
 
@@ -22,8 +23,10 @@ typedef struct {
     SpikeWatch spike;               /* the losses so far: judged alike after a resume */
     Changes changes;                /* allowed by --resume-with-changes */
     i64 first_step, first_sequence; /* the step this process begins with, and the first of the data's sequences it takes */
-    double wish;                    /* all ranks' wishes to stop, as the last step's sum had them */
+    double wish, writing;           /* all ranks' wishes to stop and saves still being written, as the last step's sum had them */
     double began, longest_step, longest_save; /* seconds */
+    double lost;                    /* seconds that saving has taken from this step */
+    int unsaved;                    /* the last save failed */
 } Life;
 
 /* Flags that would be ignored beside others. */
@@ -56,6 +59,9 @@ static inline void life_begin(Life *l, Settings *s, const FlagsGiven *given, Wir
     memset(l, 0, sizeof *l);
     l->began = seconds_now();
     l->saves = !s->init_only && !s->dry_run && (s->save_every > 0 || s->save || s->max_hours > 0);
+    int local;
+    wire_local(world, &local, &v->ranks_here);
+    v->async = strcmp(s->save_async, "on") == 0;
     v->every = s->save_every, v->keep = s->keep, v->keep_every = s->keep_every;
     v->threads = threads, v->last = v->metrics = -1;
     if (s->save) snprintf(v->dir, sizeof v->dir, "%s", s->save);
@@ -99,6 +105,9 @@ static inline void life_fits(Life *l, const Settings *s, const Config *config, c
         FAIL(EVERYONE, "--resume %s: not as it was: %s; give the old values, or say --resume-with-changes", dir, l->changes.text);
 }
 
+/* 1: this rank still writes the save under way. */
+static inline double life_writing(const Life *l) { return save_writes(&l->saver); }
+
 /* What this run adds to the sum at the end of a step: 1 for a signal that came here, and on rank 0 some 1e6 for --max-hours. */
 static inline double life_wish(const Life *l, const Settings *s, int rank) {
     double wish = l->saves && stop_state()->asked ? 1 : 0;
@@ -110,25 +119,40 @@ static inline int life_due(const Life *l, const Settings *s, i64 done, int told)
     return l->saves && (told || done == s->steps || (s->save_every > 0 && done % s->save_every == 0));
 }
 
-/* Save after `done` steps. *ms: what it took. 1: it is on disk. Collective. */
-static inline int life_save(Life *l, const Settings *s, const Zero *z, Wire world, i64 done, i64 next_sequence, double *ms) {
-    double begin = seconds_now();
-    char *trainer = trainer_text(s, &l->data, &l->spike, done, next_sequence), path[PATH_MAX];
-    int saved = checkpoint_save(&l->saver, z, world, done, trainer);
-    cJSON_free(trainer);
-    double seconds = seconds_now() - begin;
-    *ms = 1e3 * seconds;
+/* End the save under way, if there is one: wait for what is still being written. Collective. */
+static inline void life_settle(Life *l, Wire world) {
+    double begin = seconds_now(), seconds;
+    char path[PATH_MAX];
+    if (!l->saver.saving) return;
+    i64 done = l->saver.saving->step;
+    l->unsaved = !checkpoint_finish(&l->saver, world, &seconds);
     l->longest_save = fmax(l->longest_save, seconds);
+    l->lost += seconds_now() - begin;
     step_path(path, &l->saver, done);
-    if (saved && wire_rank(world) == 0) printf("saved    %s in %.2f s\n", path, seconds), fflush(stdout);
-    return saved;
+    if (!l->unsaved && wire_rank(world) == 0) printf("saved    %s in %.2f s\n", path, seconds), fflush(stdout);
+}
+
+/* What a step has to do for checkpoints when `done` are done: end the save that all ranks have written, begin one that is due; at the run's end
+   nothing is under way any more. Collective. */
+static inline void life_save(Life *l, const Settings *s, const Zero *z, Wire world, i64 done, i64 next_sequence, int told) {
+    int due = life_due(l, s, done, told), last = told || done == s->steps;
+    l->lost = 0;
+    if (due || l->writing == 0) life_settle(l, world);
+    if (due) {
+        double begin = seconds_now();
+        char *trainer = trainer_text(s, &l->data, &l->spike, done, next_sequence);
+        checkpoint_start(&l->saver, z, world, done, trainer);
+        cJSON_free(trainer);
+        l->lost += seconds_now() - begin;
+    }
+    if (last || !l->saver.async) life_settle(l, world);
 }
 
 /* The end of a run that was told to stop, or could not save its last step. Rank 0 speaks. */
-static inline void life_end(const Life *l, const Settings *s, i64 done, int told, int saved, int rank) {
+static inline void life_end(const Life *l, const Settings *s, i64 done, int told, int rank) {
     char last[STEP_NAME_MAX] = "none";
     if (l->saver.last >= 0) step_name(last, l->saver.last);
-    if (!saved) FAIL(EVERYONE, "the run ends after step %lld, and that is not saved; the newest checkpoint in %s: %s", (long long)done, l->saver.dir, last);
+    if (l->unsaved) FAIL(EVERYONE, "the run ends after step %lld, and that is not saved; the newest checkpoint in %s: %s", (long long)done, l->saver.dir, last);
     if (!told || done == s->steps || rank != 0) return;
     const char *why = l->wish >= 1e6 ? "--max-hours" : "a signal";
     printf("stopped  by %s after %lld of %lld steps; to go on: the same command%s\n", why, (long long)done, (long long)s->steps,

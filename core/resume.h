@@ -135,7 +135,7 @@ static inline void resume_find(Wire world, Saver *s, const char *where, int thre
 static const char *const RESUME_FREE[] = {
     "model", "arch", "layers", "dim", "heads", "kv-heads", "ffn", "vocab", "max-pos", "rope-theta", "tied-head", "train", "val", "micro-batch", "sp",
     "dp", "ring", "ring-layout", "overlap", "comm", "comm-timeout", "threads", "recompute", "selfcheck", "eval-every", "eval-batches", "log-every",
-    "save-every", "save", "keep", "keep-every", "resume", "resume-with-changes", "max-hours", "out", "init-only", "dump-grads", "trace", "peak-tflops",
+    "save-every", "save-async", "save", "keep", "keep-every", "resume", "resume-with-changes", "max-hours", "out", "init-only", "dump-grads", "trace", "peak-tflops",
     "dry-run", "world", "help",
 };
 

@@ -14,16 +14,21 @@
    ranges     a rank's part of a tensor is contiguous in its shard, so it is rows of the tensor with a part of a row before and behind.
               In the file these are one range (whole rows), one range a row (columns split over the head axis) or one a column (GPT-2's
               transposed matrices). Neighbouring ranges become one write of up to 4 MB. No rank needs another's numbers.
+   aside      --save-async: shards are copied to host memory, and a thread of each rank converts and writes them while training goes on. No
+              message leaves that thread: the ranks learn with the sum at the end of a step whether all have written, and rank 0 does the rest then
    failing    whatever goes wrong on whichever rank - disk full, quota, I/O error, read-only - all ranks agree on it after each of the three
               steps, the partial directory goes, rank 0 says so, and the run goes on; the next save tries again.
    index      model.safetensors.index.json is there even for one file: a loader that takes every *.safetensors of a directory
               without one would take the optimizer's.
 
-   Host memory: one piece of CHECKPOINT_PIECE elements and a buffer of 4 MB a rank; tokenizer files on rank 0.                       */
+   Host memory: one piece of CHECKPOINT_PIECE elements and a buffer of 4 MB a rank; aside, the rank's master, m and v, too; tokenizer files
+   on rank 0.                                                                                                                    */
 #ifndef ODYSSEUS_SAVE_H
 #define ODYSSEUS_SAVE_H
 
+#include "cgroup.h"
 #include "manifest.h"
+#include <pthread.h>
 
 #ifndef CHECKPOINT_SHARD /* a test makes it small */
 #define CHECKPOINT_SHARD ((i64)5 << 30) /* bytes of a file, about */
@@ -210,6 +215,7 @@ static inline void make_path(const char *dir, Trouble *t) {
 /* Collects neighbouring ranges of a file into large writes. */
 typedef struct {
     const SumKeys *keys;
+    const accum *aside[SAVED_KINDS]; /* copies of the flat buffers on the host; NULL: they are read where they are */
     const char *path;
     int fd;
     SafetensorType type;
@@ -224,7 +230,7 @@ static inline void range_flush(RangeWriter *w) {
     if (w->fill && write_at(w->fd, w->path, w->begin, w->buf, w->fill, w->trouble))
         w->written += w->fill, w->sum += range_sum(w->keys, w->begin, w->buf, w->fill);
     w->fill = 0;
-    watch_look(); /* others may wait, and ask */
+    if (!w->aside[SAVED_MASTER]) watch_look(); /* others may wait, and ask */
 }
 
 /* Elements from[0], from[stride], ... (count of them) from byte `at` of the file on. */
@@ -278,8 +284,9 @@ static inline void save_tensor(const Zero *z, const SavePlan *p, const SavedTens
         i64 at, n = tensor_range(z, t, &at), first = tensor_first(z, t, at);
         for (i64 done = 0; done < n && !troubled(w->trouble); done += CHECKPOINT_PIECE) {
             i64 piece = i64_min(CHECKPOINT_PIECE, n - done);
-            copy_out(z->dev, part, saved_flat(z, s->kind) + at + done, piece * (i64)sizeof(accum));
-            range_put_piece(w, s->at, t, &place, part, first + done, piece);
+            const accum *from = w->aside[s->kind] ? w->aside[s->kind] + at + done : part;
+            if (from == part) copy_out(z->dev, part, saved_flat(z, s->kind) + at + done, piece * (i64)sizeof(accum));
+            range_put_piece(w, s->at, t, &place, from, first + done, piece);
         }
     }
 }
@@ -314,11 +321,16 @@ typedef struct {
     i64 n;
 } CarriedFile;
 
-/* Where and when a run saves. Owner: caller; saver_free. */
+typedef struct Saving Saving;
+
+/* Where and when a run saves. Owner: caller; saver_free, with no save under way. */
 typedef struct {
     char dir[3072];             /* the directory that checkpoints lie in */
     i64 every, keep, keep_every; /* flags; 0: only at the end; all stay; none beyond --keep */
     int threads;                /* that read */
+    int async, ranks_here;      /* --save-async; ranks on this host */
+    int no_room;                /* this rank has said that it has no room for it */
+    Saving *saving;             /* the save under way; NULL: none */
     int metrics;                /* rank 0: descriptor of the run's metrics, which must be on disk before the checkpoint is; -1: none */
     CarriedFile *carried;       /* rank 0 */
     int carries;
@@ -474,36 +486,102 @@ static inline void save_end(const Saver *s, const Zero *z, const SavePlan *p, Ma
     if (!troubled(t)) sync_directory(s->dir, t);
 }
 
-/* Every rank's ranges; in *m what the manifest says of the large files. Collective. */
-static inline void save_ranges(const Zero *z, Wire world, const SavePlan *p, const SumKeys *keys, const char *partial, Manifest *m, Trouble *t) {
-    int rank = wire_rank(world), ranks = wire_size(world);
-    typedef struct {
-        uint64_t sum;
-        i64 bytes;
-    } Part;
-    Part *mine = (Part *)host_alloc(sizeof(Part) * (size_t)p->files * ((size_t)ranks + 1)), *all = mine + p->files;
-    accum *part = (accum *)host_alloc(sizeof(accum) * (size_t)i64_min(CHECKPOINT_PIECE, i64_max(z->flat, 1)));
-    RangeWriter w = {keys, NULL, -1, ST_F32, (char *)host_alloc((size_t)RANGE_ROOM), 0, 0, 0, 0, t};
-    for (int i = 0; i < p->files && !troubled(t); i++) {
+/* ---- a save under way ------------------------------------------------------------------------------------------------------------------- */
+
+/* What a rank wrote of a file. */
+typedef struct {
+    uint64_t sum;
+    i64 bytes;
+} SavedPart;
+
+/* Owner: the Saver; it must not move while a thread writes. */
+struct Saving {
+    i64 step;
+    int rank;
+    double began; /* seconds_now */
+    char partial[PATH_MAX], *trainer;
+    SavePlan plan;
+    SumKeys keys;
+    Trouble trouble;
+    SavedPart *part; /* a file each, of this rank */
+    accum *piece, *aside; /* aside: master, m and v; NULL: not aside */
+    const Zero *zero;
+    RangeWriter writer;
+    pthread_t thread;
+    int threaded, written; /* written: the thread is done; by __atomic */
+};
+
+/* This rank's ranges of every file. */
+static inline void save_ranges(Saving *g) {
+    for (int i = 0; i < g->plan.files && !troubled(&g->trouble); i++) {
+        const SavedFile *f = &g->plan.file[i];
         char path[PATH_MAX];
-        path_join(path, partial, p->file[i].name);
-        save_file(z, p, &p->file[i], path, &w, part);
-        mine[i].sum = w.sum, mine[i].bytes = w.written;
-        if (rank == 0) mine[i].sum += range_sum(keys, 0, p->file[i].header, p->file[i].header_bytes), mine[i].bytes += p->file[i].header_bytes;
+        path_join(path, g->partial, f->name);
+        save_file(g->zero, &g->plan, f, path, &g->writer, g->piece);
+        g->part[i].sum = g->writer.sum, g->part[i].bytes = g->writer.written;
+        if (g->rank == 0) g->part[i].sum += range_sum(&g->keys, 0, f->header, f->header_bytes), g->part[i].bytes += f->header_bytes;
     }
-    free(w.buf);
-    free(part);
-    if (!trouble_anywhere(world, t)) {
-        wire_share(world, all, mine, sizeof(Part) * (size_t)p->files);
-        for (int i = 0; i < p->files; i++) {
-            Part sum = {0, 0};
-            for (int r = 0; r < ranks; r++) sum.sum += all[r * p->files + i].sum, sum.bytes += all[r * p->files + i].bytes;
-            if (sum.bytes != p->file[i].bytes)
-                FAIL(EVERYONE, "%s/%s: the ranks wrote %lld bytes of %lld", partial, p->file[i].name, (long long)sum.bytes, (long long)p->file[i].bytes);
-            manifest_add(m, p->file[i].name, sum.bytes, sum.sum);
+}
+
+static inline void *save_thread(void *saving) {
+    Saving *g = (Saving *)saving;
+    save_ranges(g);
+    __atomic_store_n(&g->written, 1, __ATOMIC_RELEASE);
+    return NULL;
+}
+
+/* Room on this host for the copies of all its ranks? The same answer is not needed on all. */
+static inline int aside_fits(const Zero *z, int ranks_here) {
+    i64 available = host_memory_available(""), need = 3 * z->flat * (i64)sizeof(accum);
+    return !available || need < available / ranks_here - ((i64)256 << 20);
+}
+
+/* Begin to write this rank's ranges: aside, if there is room for that, else now. */
+static inline void save_write(Saver *s, Saving *g) {
+    const Zero *z = g->zero;
+    i64 flat = z->flat;
+    if (s->async && aside_fits(z, s->ranks_here)) g->aside = (accum *)malloc((size_t)(3 * flat) * sizeof(accum) + 1);
+    if (s->async && !g->aside && !s->no_room++)
+        fprintf(stderr, "train_gpt: note: no room in host memory for --save-async: %.1f MB; training waits for its checkpoints (rank %d)\n",
+                3e-6 * (double)flat * (double)sizeof(accum), g->rank);
+    if (g->aside) {
+        for (int k = (int)SAVED_MASTER; k <= (int)SAVED_V; k++) {
+            accum *to = g->aside + (k - (int)SAVED_MASTER) * flat;
+            if (flat) copy_out(z->dev, to, saved_flat(z, (SavedKind)k), flat * (i64)sizeof(accum));
+            g->writer.aside[k] = to;
         }
+        g->writer.aside[SAVED_MODEL] = g->writer.aside[SAVED_MASTER];
+        g->threaded = pthread_create(&g->thread, NULL, save_thread, g) == 0;
     }
-    free(mine);
+    if (!g->threaded) save_thread(g);
+}
+
+/* Is this rank's thread still writing? */
+static inline int save_writes(const Saver *s) { return s->saving && !__atomic_load_n(&s->saving->written, __ATOMIC_ACQUIRE); }
+
+/* What the manifest says of the large files, from what all ranks wrote. Collective. */
+static inline void save_add_up(const Saving *g, Wire world, Manifest *m) {
+    int ranks = wire_size(world), files = g->plan.files;
+    SavedPart *all = (SavedPart *)host_alloc(sizeof(SavedPart) * (size_t)files * (size_t)ranks);
+    wire_share(world, all, g->part, sizeof(SavedPart) * (size_t)files);
+    for (int i = 0; i < files; i++) {
+        SavedPart sum = {0, 0};
+        for (int r = 0; r < ranks; r++) sum.sum += all[r * files + i].sum, sum.bytes += all[r * files + i].bytes;
+        if (sum.bytes != g->plan.file[i].bytes)
+            FAIL(EVERYONE, "%s/%s: the ranks wrote %lld bytes of %lld", g->partial, g->plan.file[i].name, (long long)sum.bytes, (long long)g->plan.file[i].bytes);
+        manifest_add(m, g->plan.file[i].name, sum.bytes, sum.sum);
+    }
+    free(all);
+}
+
+static inline void saving_free(Saving *g) {
+    save_plan_free(&g->plan);
+    free(g->trainer);
+    free(g->part);
+    free(g->piece);
+    free(g->aside);
+    free(g->writer.buf);
+    free(g);
 }
 
 /* Whole ones beyond the newest `keep` go, but for every keep_every-th step; what is not whole stays, and is not counted. Those of before this
@@ -533,35 +611,47 @@ static inline void saver_retain(Saver *s, Wire world) {
     free(steps);
 }
 
-/* Save the run after `step` steps; `trainer` is the text of trainer.json (rank 0). 1: it is on disk. 0: rank 0 has said why not, and everything
-   is as before. Collective over `world`. */
-static inline int checkpoint_save(Saver *s, const Zero *z, Wire world, i64 step, const char *trainer) {
-    SavePlan p;
-    Manifest m = {step, 0, NULL};
-    Trouble t = {""};
-    char partial[PATH_MAX], path[PATH_MAX];
-    SumKeys *keys = (SumKeys *)host_alloc(sizeof *keys);
-    sum_keys(keys);
-    save_plan(&p, z);
-    hidden_path(partial, s, step, "partial");
-    step_path(path, s, step);
-    if (wire_rank(world) == 0) save_begin(s, &p, partial, &t);
-    if (!trouble_anywhere(world, &t)) save_ranges(z, world, &p, keys, partial, &m, &t);
-    if (!troubled(&t)) { /* on no rank */
-        if (wire_rank(world) == 0) save_end(s, z, &p, &m, keys, partial, trainer, &t);
-        trouble_anywhere(world, &t);
+/* Begin to save the run after `step` steps; `trainer` is the text of trainer.json (rank 0). The numbers saved are those of now, whatever
+   becomes of them before checkpoint_finish. No other save may be under way. Collective over `world`. */
+static inline void checkpoint_start(Saver *s, const Zero *z, Wire world, i64 step, const char *trainer) {
+    Saving *g = (Saving *)host_alloc(sizeof *g);
+    s->saving = g;
+    g->step = step, g->rank = wire_rank(world), g->began = seconds_now(), g->zero = z;
+    g->trainer = strdup(trainer);
+    sum_keys(&g->keys);
+    save_plan(&g->plan, z);
+    hidden_path(g->partial, s, step, "partial");
+    g->part = (SavedPart *)host_alloc(sizeof(SavedPart) * (size_t)g->plan.files);
+    g->piece = (accum *)host_alloc(sizeof(accum) * (size_t)i64_min(CHECKPOINT_PIECE, z->flat));
+    g->writer.keys = &g->keys, g->writer.trouble = &g->trouble;
+    g->writer.buf = (char *)host_alloc((size_t)RANGE_ROOM);
+    if (g->rank == 0) save_begin(s, &g->plan, g->partial, &g->trouble);
+    if (trouble_anywhere(world, &g->trouble)) g->written = 1;
+    else save_write(s, g);
+}
+
+/* Wait for the save under way to be written, and give it its name. *seconds: since it began. 1: it is on disk. 0: rank 0 has said why not, and
+   everything is as before. Collective over `world`. */
+static inline int checkpoint_finish(Saver *s, Wire world, double *seconds) {
+    Saving *g = s->saving;
+    Manifest m = {g->step, 0, NULL};
+    if (g->threaded) pthread_join(g->thread, NULL);
+    if (!trouble_anywhere(world, &g->trouble)) {
+        save_add_up(g, world, &m);
+        if (g->rank == 0) save_end(s, g->zero, &g->plan, &m, &g->keys, g->partial, g->trainer, &g->trouble);
+        trouble_anywhere(world, &g->trouble);
     }
-    if (troubled(&t) && wire_rank(world) == 0) {
-        remove_directory(partial);
-        fprintf(stderr, "train_gpt: note: no checkpoint after step %lld: %s\n", (long long)step, t.text);
+    int saved = !troubled(&g->trouble);
+    if (!saved && g->rank == 0) {
+        remove_directory(g->partial);
+        fprintf(stderr, "train_gpt: note: no checkpoint after step %lld: %s\n", (long long)g->step, g->trouble.text);
     }
-    save_plan_free(&p);
     manifest_free(&m);
-    free(keys);
-    if (troubled(&t)) return 0;
-    verdict_set(s, step, 1);
-    saver_retain(s, world);
-    return 1;
+    if (saved) verdict_set(s, g->step, 1), saver_retain(s, world);
+    *seconds = seconds_now() - g->began;
+    saving_free(g);
+    s->saving = NULL;
+    return saved;
 }
 
 #endif

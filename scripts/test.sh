@@ -33,6 +33,7 @@ test_comm_fp64              3  120
 test_comm_fp64              4  120
 test_comm_fp64              8  240
 test_log_fp32           alone   60
+test_data_fp32          alone   60
 test_peak.sh            alone  120
 test_gradients_fp64         1  300
 test_fixtures_fp32          1  120
@@ -75,6 +76,7 @@ test_nvcc.sh            alone  900
 test_gpu_check.sh       alone  300
 '
 LONG='
+kill.sh                 alone 1800 200
 test_kernels_asan       alone 1800
 test_checkpoint_asan    alone 1800
 test_fixtures_asan          4 1800

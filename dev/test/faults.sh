@@ -202,6 +202,9 @@ fault 'resume: the oldest is taken' core/manifest.h 's/return x < y \? 1 : x > y
 fault 'resume: a newer whole one is passed over' core/resume.h 's/^    if \(resume_newest\(world, s, s->dir/    if (0 \&\& resume_newest(world, s, s->dir/' test_save alone
 fault 'resume: moments exchanged' core/resume.h 's/flat = k == \(int\)SAVED_M \?/flat = k == (int)SAVED_V ?/' test_save alone
 fault 'resume: a tensor is held at once' core/checkpoint.h 's/i64_min\(n, CHECKPOINT_PIECE\) \* sizeof/n * sizeof/' test_save alone
+fault 'shuffle: every epoch alike' core/data.h 's/ \^ \(uint64_t\)epoch\)/)/' test_data alone
+fault 'shuffle: too few rounds' core/data.h 's/round < 6/round < 2/' test_data alone
+fault 'shuffle: past the end' core/data.h 's/while \(x >= \(uint64_t\)n\)/while (x > (uint64_t)n)/' test_data alone
 fault 'metrics: a value is added behind the line that waits' core/log.h 's/if \(log->wait\) log->wait\[.*$/if (log->wait) ;/' test_log alone
 fault 'metrics: a line that was written in part is written behind that part' core/log.h 's/if \(part < 0\) return 0;/if (part < 0) { log->end += done; return 0; }/' test_log alone
 emulated 'hopper: scores are read before their product is waited for' $hopper 's/wgmma_wait<1>/wgmma_wait<2>/' test_cuda_attention small forward wgmma

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# kill.sh [N [SEED]] - N times [4], SIGKILL to a random rank or to all of them, each time resumed on another mesh; then the run goes to its end, and its
-# curve must be that of a run nobody disturbed. TAP; scripts/test.sh runs 4, --long 200.
+# kill.sh [N [SEED]] - N times [10], SIGKILL to a random rank or to all of them, each time resumed on another mesh; then the run goes to its end, and its
+# curve must be that of a run nobody disturbed. TAP; scripts/test.sh runs 10, --long 200.
 #
 #   every other kill   inside a save: torn.c ends a random rank at a random call (mkdir, write, fsync, rename, unlink), a write cut short at a random byte
 #   the others         somewhere in a step or a save: once a few more steps are done, then a moment later
+#                      (both with --save-async on or off, as it comes)
 #   after each         the resumed step is not before any checkpoint that was said to be saved: no whole one is lost, and no torn one is taken, which the
 #                      curve would show
 set -uo pipefail
@@ -12,10 +13,11 @@ source "$(dirname "$0")/tap.sh"
 # shellcheck source=dev/test/life.sh
 source "$(dirname "$0")/life.sh"
 
-kills=${1:-4} seed=${2:-$$}
+kills=${1:-10} seed=${2:-$$}
 RANDOM=$seed
 say "# seed $seed"
 run=("${small[@]}" --steps $((20 + 12 * kills)))
+asides=(on off)
 meshes=('1 ' '2 --sp ring' '2 --sp tpsp' '4 --sp odysseus' '4 --sp tp' '4 --sp ulysses --dp 2' '4 --sp odysseus --ring 2' '2 --sp odysseus')
 gcc -shared -fPIC -O1 dev/test/torn.c -o "$work/torn.so" -ldl || exit 1
 steps_done() { wc -l 2>/dev/null <"$work/run/metrics.jsonl" || echo 0; }
@@ -35,7 +37,7 @@ start() {
     (
         env=("$@")
         go "${mesh[0]}" bash -c 'echo $$ >"$0.${OMPI_COMM_WORLD_RANK:-0}"; exec "$@"' "$work/pid" env "${env[@]}" ./train_gpt_fp64 "${run[@]}" "${mesh[@]:1}" \
-            --out "$work/run" --save-every 2 --keep 3 --keep-every 20 "${resume[@]}"
+            --out "$work/run" --save-every 2 --keep 3 --keep-every 20 --save-async "${asides[RANDOM % 2]}" "${resume[@]}"
         code=$?
         cp "$work/out" "$work/said.$launch"
         exit $code

@@ -27,6 +27,14 @@ ok $? "saving changes no bit of a run"
 [[ $(grep -c '"save_ms": [0-9]' "$work/saves/metrics.jsonl") -eq 4 && $(ls "$work/saves/checkpoints" | tr '\n' ' ') == "step-00000003 step-00000006 step-00000009 step-00000012 " ]]
 ok $? "checkpoints after steps 3, 6, 9 and 12; what each took is in metrics.jsonl"
 
+for ranks in 1 4; do
+    go "$ranks" train_gpt_fp64 "${run[@]}" --out "$work/aside$ranks" --save-every 1 --save-async && compare one "aside$ranks" "$([[ $ranks -eq 1 ]] && say same || say 1e-10)" 0 &&
+        [[ $(grep -c '^saved .*checkpoints/step-000000[01][0-9] in' "$work/out") -eq 12 && $(ls "$work/aside$ranks/checkpoints" | wc -l) -eq 12 ]]
+    ok $? "--save-async on $ranks ranks, after every step: it changes no number, and all 12 are saved"
+done
+cmp "$(at saves 6)/optimizer.safetensors" "$(at aside1 6)/optimizer.safetensors" && cmp "$(at saves 6)/manifest.json" "$(at aside1 6)/manifest.json"
+ok $? "what is written beside the next steps is what was"
+
 go 1 train_gpt_fp64 "${run[@]}" --out "$work/bits" --resume "$(at saves 6)" && compare one bits same 6
 ok $? "resumed in a new run directory: the same bits to the end, steps 6 to 11"
 go 2 train_gpt_fp64 "${run[@]}" --sp ring --out "$work/two" --save-every 6 && go 2 train_gpt_fp64 "${run[@]}" --sp ring --out "$work/two6" --resume "$(at two 6)" &&
@@ -93,6 +101,16 @@ go 1 train_gpt_fp64 "${wide[@]}" --out "$work/wide" && hop builds 4 train_gpt_cp
 ok $? "fp32, fp64, emulated bf16, fp32, emulated bf16, fp64: losses as bf16 allows (2e-3)"
 head -n 2 "$work/builds/metrics.jsonl" >"$work/two-lines" && mkdir "$work/builds2" && mv "$work/two-lines" "$work/builds2/metrics.jsonl" && compare wide builds2 1e-6 0 1
 ok $? "of these the first two, fp32 then fp64, to 1e-6"
+
+# ---- shuffled: 93 sequences, so step 23 takes the end of one order and the beginning of another
+
+mixed=("${small[@]}" --shuffle --steps 30)
+go 1 train_gpt_fp64 "${mixed[@]}" --out "$work/mixed" && go 4 train_gpt_fp64 "${mixed[@]}" --sp ring --dp 2 --micro-batch 2 --out "$work/mixed4" --save-every 23 &&
+    compare mixed mixed4 1e-10 0 && go 1 train_gpt_fp64 "${mixed[@]}" --out "$work/mixed1" --resume "$(at mixed4 23)" && compare mixed mixed1 1e-10 23 &&
+    go 2 train_gpt_fp64 "${mixed[@]}" --out "$work/mixed2" --resume "$(at mixed4 23)" && compare mixed mixed2 1e-10 23
+ok $? "--shuffle: the same order on every mesh, and after a checkpoint in the middle of an epoch"
+[[ $(head -n 1 "$work/mixed/metrics.jsonl" | cut -c 1-60) != $(head -n 1 "$work/one/metrics.jsonl" | cut -c 1-60) ]]
+ok $? "which is not that of the list"
 
 # ---- told to stop
 
@@ -162,6 +180,7 @@ data[8:12] = struct.pack("<i", (len(data) - 1024) // 2)
 open(sys.argv[1], "wb").write(data)
 PY
 refused '--train with 1488 tokens .was 3000.' 1 "${small[@]/data.bin/other.bin}" --steps 12 --out "$work/x" --resume "$(at saves 6)"
+refused '--shuffle on .was off.; give the old' 1 "${run[@]}" --shuffle on --out "$work/x" --resume "$(at saves 6)"
 refused 'is another model: --layers 3 .was 2.' 1 "${run[@]/--layers/--log-every}" --layers 3 --out "$work/x" --resume "$(at saves 6)" --resume-with-changes
 refused 'no checkpoint is in it' 1 "${run[@]}" --out "$work/x" --resume "$work/one"
 refused 'no such directory' 4 "${run[@]}" --out "$work/x" --resume
