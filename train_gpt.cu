@@ -53,7 +53,11 @@ static inline const Scheme *scheme_find(const char *name) {
 
 /* ---- the model: layout in the arena ---------------------------------------------------------------------------------------------- */
 
-static inline NormKind norm_kind(const Model *m) { return m->config.arch == ARCH_LLAMA ? NORM_RMS : NORM_LAYER; }
+/* The norm of the block acquired last, over `rows` rows of the stream. */
+static inline NormCall block_norm(const Model *m, i64 rows) {
+    real *const *w = m->zero.weight;
+    return norm_call(m->config.arch == ARCH_LLAMA ? NORM_RMS : NORM_LAYER, w[T_NORM], w[T_NORM_BIAS], rows, m->config.dim, m->config.norm_eps);
+}
 
 /* Who attends what: tokens of the ring rank, of this rank, of its stream; heads. */
 static void model_place(Model *m, const ModelOptions *o) {
@@ -207,17 +211,16 @@ static void lm_head_chunks(Model *m, real *xn, accum scale) {
 
 /* Final norm, head and loss on the own tokens: adds to the loss. With dx (stream), also backward: dx = the stream's gradient. */
 static void lm_head_walk(Model *m, const real *a, const real *delta, real *dx, accum scale) {
-    real **w = m->zero.weight;
     accum **g = m->zero.dweight;
     i64 rows = own_rows(m), C = m->config.dim, own = m->own_first * m->B * C;
     ArenaMark mark = arena_mark(&m->arena);
     real *xn = take_real(m, MEM_WORKSPACE, rows * C);
-    norm_forward(&m->dev, norm_kind(m), xn, m->final_x, m->final_mean, m->final_rstd, a + own, delta + own, w[T_NORM], w[T_NORM_BIAS], rows, C,
-                 m->config.norm_eps);
+    norm_forward(&m->dev, block_norm(m, rows), xn, m->final_x, m->final_mean, m->final_rstd, a + own, delta + own);
     lm_head_chunks(m, xn, dx ? scale : 0);
     if (dx) {
         zero_fill(&m->dev, dx + own, rows * C * real_size());
-        norm_backward(&m->dev, norm_kind(m), dx + own, g[T_NORM], g[T_NORM_BIAS], xn, m->final_mean, m->final_rstd, m->final_x, w[T_NORM], rows, C, 0, rows);
+        norm_backward(&m->dev, block_norm(m, rows), dx + own, g[T_NORM], g[T_NORM_BIAS], xn, m->final_mean, m->final_rstd, m->final_x, 0,
+                      rows);
         if (m->scheme->replicated_stream) /* every rank continues with all tokens */
             comm_all_gather(&m->fabric, &m->mesh.head, tag(BLOCK_LM_HEAD, PHASE_BACKWARD, WHAT_ACTIVATION), dx, dx + own, rows * C, DTYPE_REAL);
     }
@@ -231,10 +234,9 @@ static BlockSaved *block_saved(Model *m, BlockKind kind, int l) { return kind ==
 /* One block forward: x = a + delta (kept), out = block(norm(x)). delta may be out; NULL where x is there already. */
 static void block_forward(Model *m, BlockKind kind, int l, const real *a, const real *delta, real *out) {
     BlockSaved *s = block_saved(m, kind, l);
-    real **w = m->zero.weight;
     ArenaMark mark = arena_mark(&m->arena);
     real *xn = take_real(m, MEM_WORKSPACE, stream_rows(m) * m->config.dim);
-    norm_forward(&m->dev, norm_kind(m), xn, s->x, s->mean, s->rstd, a, delta, w[T_NORM], w[T_NORM_BIAS], stream_rows(m), m->config.dim, m->config.norm_eps);
+    norm_forward(&m->dev, block_norm(m, stream_rows(m)), xn, s->x, s->mean, s->rstd, a, delta);
     if (kind == BLOCK_ATTENTION) m->scheme->attention_forward(m, &m->attention[l], out, xn);
     else m->scheme->mlp_forward(m, &m->mlp[l], out, xn);
     arena_release(&m->arena, mark);
@@ -243,17 +245,16 @@ static void block_forward(Model *m, BlockKind kind, int l, const real *a, const 
 /* One block backward: dx is the gradient of the stream after it, and becomes that before it. */
 static void block_backward(Model *m, BlockKind kind, int l, real *dx) {
     BlockSaved *s = block_saved(m, kind, l);
-    real **w = m->zero.weight;
     accum **g = m->zero.dweight;
     ArenaMark mark = arena_mark(&m->arena);
     i64 n = stream_rows(m) * m->config.dim;
     real *xn = take_real(m, MEM_WORKSPACE, n), *dxn = take_real(m, MEM_WORKSPACE, n);
     if (m->recompute) block_forward(m, kind, l, s->x, NULL, dxn);
-    norm_recompute(&m->dev, norm_kind(m), xn, s->mean, s->rstd, s->x, w[T_NORM], w[T_NORM_BIAS], stream_rows(m), m->config.dim);
+    norm_recompute(&m->dev, block_norm(m, stream_rows(m)), xn, s->mean, s->rstd, s->x);
     if (kind == BLOCK_ATTENTION) m->scheme->attention_backward(m, &m->attention[l], dxn, dx, xn);
     else m->scheme->mlp_backward(m, &m->mlp[l], dxn, dx, xn);
-    norm_backward(&m->dev, norm_kind(m), dx, g[T_NORM], g[T_NORM_BIAS], dxn, s->mean, s->rstd, s->x, w[T_NORM], stream_rows(m), m->config.dim,
-                  m->own_first * m->B, own_rows(m));
+    norm_backward(&m->dev, block_norm(m, stream_rows(m)), dx, g[T_NORM], g[T_NORM_BIAS], dxn, s->mean, s->rstd, s->x, m->own_first * m->B,
+                  own_rows(m));
     arena_release(&m->arena, mark);
 }
 

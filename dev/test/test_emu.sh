@@ -43,12 +43,17 @@ GPT='--model tiny-gpt --arch gpt2 --layers 2 --dim 64 --heads 4 --ffn 256 --voca
 LLAMA='--model tiny-llama --arch llama --layers 2 --dim 64 --heads 4 --kv-heads 2 --ffn 176 --vocab 128'
 COMMON="--seq-len 48 --batch 2 --micro-batch 1 --steps 2 --lr 1e-3 --selfcheck on --log-every 100 $*"
 
+# Under the emulator (dev/emu/runtime.h) streams run late on one rank, early on four, and by a coin on two and where a run is repeated.
+# Where a scheme shall have the bits of one rank, products sum alike for any number of rows.
 run_case() { # MODEL CASE RANKS PROGRAM FLAGS...
-    local out=$work/$1/$2 ranks=$3 binary=$4
+    local out=$work/$1/$2 ranks=$3 binary=$4 streams=0 alike=0
+    case $3-$2 in *-again) streams=5 ;; 2-*) streams=2 ;; 4-*) streams=1 ;; esac
+    case $2 in single | ulysses-2 | ulysses-4 | ulysses-staged-2) alike=1 ;; esac
     shift 4
     mkdir -p "$out"
     # shellcheck disable=SC2086
-    run_ranks -t 600 "$ranks" "$binary" --train "$work/tokens.bin" $COMMON "$@" --out "$out/run" --dump-grads "$out/grads.safetensors" >"$out/log" 2>&1 || return 0
+    EMU_STREAMS=$streams EMU_SUMS_ALIKE=$alike \
+        run_ranks -t 600 "$ranks" "$binary" --train "$work/tokens.bin" $COMMON "$@" --out "$out/run" --dump-grads "$out/grads.safetensors" >"$out/log" 2>&1 || return 0
     mv "$out/run/metrics.jsonl" "$out/run/comm.json" "$out"
 }
 
