@@ -74,6 +74,7 @@ test_emu_refusals.sh    alone  600
 test_layers.sh          alone 3000
 test_nvcc.sh            alone  900
 test_gpu_check.sh       alone  300
+test_bare_gpu.sh        alone  300
 '
 LONG='
 kill.sh                 alone 1800 200
@@ -124,6 +125,7 @@ for line in "${lines[@]}"; do
     case ${line%% *} in
     *_fp32 | *_fp64 | *_sim | *_asan | *_emu | *_emuasan) targets+=("build/${line%% *}") ;;
     test_gpu_check.sh) targets+=(build/bench_cuda_emu) ;;
+    test_bare_gpu.sh) for file in dev/test/test_cuda_*.cu; do targets+=("build/$(basename "$file" .cu)_emu"); done && targets+=(build/bench_cuda_emu) ;;
     esac
 done
 mapfile -t targets < <(printf '%s\n' "${targets[@]}" | sort -u)
