@@ -10,7 +10,7 @@
 # make clean
 #
 # OPT="-O3 -march=x86-64-v3" in the environment or on the command line builds everything, tests and emulator included, for that machine; another OPT,
-# compiler or processor than last time builds again what is asked for. BUILD=build/v3 keeps such a build beside the first one: build/v3/train_gpt_cpu.
+# compiler, processor or library than last time builds again what is asked for. BUILD=build/v3 keeps such a build beside the first one: build/v3/train_gpt_cpu.
 #
 # WERROR=1, which the tests set, makes every warning an error; without it a compiler that nobody has tried still builds.
 #
@@ -133,7 +133,7 @@ $(BUILD)/%_fp64: dev/test/%.c $(BUILD)/options | $(BUILD)
 $(BUILD)/%_asan: dev/test/%.c $(BUILD)/options | $(BUILD)
 	$(call need,cpu)$(COMPILE) -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined $(FP64)
 
-train_gpt $(BUILD)/train_gpt: train_gpt.cu | $(BUILD)
+train_gpt $(BUILD)/train_gpt: train_gpt.cu $(BUILD)/options_cuda | $(BUILD)
 	$(need_cuda)$(call need,cuda)$(NVCOMPILE)
 	@$(if $(MPI),$(if $(NCCL),:,echo "NCCL    $(NO_NCCL)"),echo "MPI     $(NO_MPI)")
 
@@ -146,10 +146,10 @@ $(BUILD)/%_emu: dev/test/%.cu $(BUILD)/options | $(BUILD)
 $(BUILD)/%_emuasan: dev/test/%.cu $(BUILD)/options | $(BUILD)
 	$(call need,cpu)$(EMUCOMPILE) -O1 -g -fsanitize=address,undefined -lcjson
 
-$(BUILD)/%_cuda: dev/test/%.cu | $(BUILD)
+$(BUILD)/%_cuda: dev/test/%.cu $(BUILD)/options_kernels | $(BUILD)
 	$(need_cuda)$(NVKERNELS)
 
-$(BUILD)/bench_cuda: dev/bench/bench_cuda.cu | $(BUILD)
+$(BUILD)/bench_cuda: dev/bench/bench_cuda.cu $(BUILD)/options_kernels | $(BUILD)
 	$(need_cuda)$(NVKERNELS)
 
 $(BUILD)/bench_cuda_emu: dev/bench/bench_cuda.cu $(BUILD)/options | $(BUILD)
@@ -176,9 +176,15 @@ check-cxx:
 	$(call need,cpu)$(MPICXX) -x c++ $(CXXFLAGS) train_gpt.cu
 	$(MPICXX) -x c++ $(CXXFLAGS) -DODYSSEUS_FP64 train_gpt.cu
 
-# what the flags make of this compiler and processor: written when it changes, and then all that depends on it is old
+# What the flags make of this compiler and processor, what nvcc is told, and what MPI and NCCL add to that: written when it changes, and then all
+# that depends on it is old.
+written = >$@.$$$$; if cmp -s $@.$$$$ $@; then rm $@.$$$$; else mv $@.$$$$ $@; fi
 $(BUILD)/options: FORCE | $(BUILD)
-	@{ echo '$(OPT)'; $(or $(CPP),:) $(OPT) -dM -E -x c - </dev/null; } >$@.$$$$; if cmp -s $@.$$$$ $@; then rm $@.$$$$; else mv $@.$$$$ $@; fi
+	@{ echo '$(OPT)'; $(or $(CPP),:) $(OPT) -dM -E -x c - </dev/null; } $(written)
+$(BUILD)/options_kernels: FORCE | $(BUILD)
+	@echo '$(if $(CUDA_LACKS),,$(NVCC) $(CUDA_MAJOR) $(NVCCFLAGS) $(CUBLASFLAGS))' $(written)
+$(BUILD)/options_cuda: $(BUILD)/options_kernels FORCE | $(BUILD)
+	@{ cat $<; echo '$(if $(CUDA_LACKS),,$(MPIFLAGS) $(MPILIBS) $(NCCLFLAGS))'; } $(written)
 
 $(BUILD):
 	@mkdir -p $(BUILD)

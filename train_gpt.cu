@@ -24,10 +24,12 @@
 #include "core/scheme.h"      /* Model, Scheme, Context, take_real, take_accum, stream_rows, own_rows */
 #include "core/data.h"        /* Dataset, dataset_open, dataset_column, TOKEN_IGNORED */
 #include "core/checkpoint.h"  /* checkpoint_load, checkpoint_write, checkpoint_write_tensors */
+#include "core/life.h"        /* Life, life_*, optimizer_load: checkpoints in training, resuming, being told to stop */
 #include "core/fit.h"         /* check_memory: does it fit, and what would? */
 #include "core/rate.h"        /* Peak, peak_of, flop_per_token, step_metrics: MFU */
 #include "core/selfcheck.h"   /* selfcheck_*: do the ranks mean the same run? */
-#include "core/finite.h"      /* check_finite */
+#include "core/schedule.h"    /* learning_rate, schedule_check */
+#include "core/finite.h"      /* spike_admits: losses that jump or are not finite */
 #include "core/output.h"      /* check_writable, check_apart */
 #include "core/log.h"         /* Metrics, RunLog, run_open, run_metrics, print_step */
 #include "core/timeline.h"    /* trace_init, trace_step_begin, trace_step_end, timeline_write */
@@ -183,7 +185,7 @@ static void model_expect(Model *m, i64 micro) {
         ledger_expect(&m->ledger, COMM_ALL_GATHER, tag(BLOCK_LM_HEAD, PHASE_BACKWARD, WHAT_ACTIVATION),
                       micro * (mesh->shape.head - 1) * volume_own(mesh, m->L) * m->B * m->config.dim * real_size());
     ledger_expect(&m->ledger, COMM_ALL_REDUCE, tag(BLOCK_OTHER, PHASE_FORWARD, WHAT_CONTROL), control_bytes(&mesh->world, 1));
-    ledger_expect(&m->ledger, COMM_ALL_REDUCE, tag(BLOCK_OTHER, PHASE_OPTIMIZER, WHAT_CONTROL), control_bytes(&mesh->world, 2));
+    ledger_expect(&m->ledger, COMM_ALL_REDUCE, tag(BLOCK_OTHER, PHASE_OPTIMIZER, WHAT_CONTROL), control_bytes(&mesh->world, 4));
 }
 
 /* ---- LM head and loss ------------------------------------------------------------------------------------------ */
@@ -329,10 +331,14 @@ typedef struct {
     ModelOptions options;
     const Settings *settings;
     Dataset train, val;
+    Life life;
     RunLog log;
     Trace trace;
     Peak peak;
 } Trainer;
+
+/* The first sequence of the list that `step` takes. */
+static i64 step_sequence(const Trainer *t, i64 step) { return t->life.first_sequence + (step - t->life.first_step) * t->options.batch; }
 
 /* Read micro-batch `micro` of the batch that starts at sequence `first` of the list: m->tokens, m->targets. Targets equal to
    --ignore-token become TOKEN_IGNORED, and so does everything past `end` (a last, partial validation batch; else end < 0).
@@ -344,7 +350,7 @@ static i64 load_micro_batch(Trainer *t, Dataset *d, i64 first, i64 micro, i64 en
     for (i64 b = 0; b < m->B; b++) {
         i64 sequence = first + group + b;
         int past = end >= 0 && sequence >= end;
-        sequence %= d->sequences;
+        sequence = dataset_sequence(d, sequence);
         dataset_column(d, sequence, &m->stream_map, 0, tokens, b, m->B);
         dataset_column(d, sequence, &m->own_map, 1, targets, b, m->B);
         for (i64 i = 0; i < m->T_own; i++) {
@@ -370,13 +376,6 @@ static double count_targets(Trainer *t, i64 first) {
     return counted;
 }
 
-/* Linear warmup to lr over `warmup` steps, then half a cosine down to min_lr at `steps`; step from 0. */
-static double learning_rate(const Settings *s, i64 step) {
-    if (step < s->warmup) return s->lr * (double)(step + 1) / (double)s->warmup;
-    double progress = s->steps > s->warmup ? (double)(step - s->warmup) / (double)(s->steps - s->warmup) : 1;
-    return s->min_lr + 0.5 * (s->lr - s->min_lr) * (1 + cos(3.14159265358979323846 * progress));
-}
-
 /* Without data, micro-steps are alike from the second on: walk three (a trace wants to see all), count the rest as the third. */
 static void imagine_micro_steps(Model *m, accum scale, i64 micro) {
     Ledger ledger = m->ledger;
@@ -397,7 +396,7 @@ static void imagine_micro_steps(Model *m, accum scale, i64 micro) {
 static double step_gradients(Trainer *t, i64 step, double *loss, double *norm) {
     Model *m = &t->model;
     Zero *z = &m->zero;
-    i64 first = step * t->options.batch;
+    i64 first = step_sequence(t, step);
     part_begin(&m->dev, BLOCK_OTHER, -1, PHASE_FORWARD);
     double counted = count_targets(t, first);
     accum scale = (accum)(1.0 / (counted > 0 ? counted : 1));
@@ -414,12 +413,15 @@ static double step_gradients(Trainer *t, i64 step, double *loss, double *norm) {
     }
     part_begin(&m->dev, BLOCK_OTHER, -1, PHASE_OPTIMIZER);
     zero_grads_finish(z);
-    double values[2] = {0, 0}; /* sum of losses, sum of squared gradients */
+    double values[4] = {0, 0, 0, 0}; /* sum of losses, sum of squared gradients, wishes to stop, saves being written */
     sum_squares(&m->dev, m->sums + 1, z->grad, z->flat);
-    copy_out(&m->dev, values, m->sums, sizeof values);
-    comm_sum_control(&m->fabric, &m->mesh.world, tag(BLOCK_OTHER, PHASE_OPTIMIZER, WHAT_CONTROL), values, 2);
+    copy_out(&m->dev, values, m->sums, 2 * sizeof(double));
+    values[2] = life_wish(&t->life, t->settings, m->mesh.rank);
+    values[3] = life_writing(&t->life);
+    comm_sum_control(&m->fabric, &m->mesh.world, tag(BLOCK_OTHER, PHASE_OPTIMIZER, WHAT_CONTROL), values, 4);
     *loss = counted > 0 ? values[0] / counted : NAN; /* nothing to learn is no perfect loss */
     *norm = sqrt(values[1]);
+    t->life.wish = values[2], t->life.writing = values[3];
     return counted;
 }
 
@@ -447,24 +449,37 @@ static i64 validation_batches(const Trainer *t) {
     return t->settings->eval_batches > 0 ? i64_min(all, t->settings->eval_batches) : all;
 }
 
-/* Mean loss over the targets of these batches; NaN, and a note, where none counts. */
-static double validate(Trainer *t) {
+/* Bytes of text behind those targets of the micro-batch loaded last that count: one each, where tokens are bytes. */
+static double target_bytes(const Trainer *t) {
+    const Model *m = &t->model;
+    const int32_t *targets = m->host_tokens + stream_rows(m);
+    double bytes = 0;
+    for (i64 i = 0; i < own_rows(m); i++)
+        if (targets[i] != TOKEN_IGNORED) bytes += 1;
+    return bytes;
+}
+
+/* Mean loss over the targets of these batches, and bits per byte, where the bytes are known; NaN, and a note, where no
+   target counts. */
+static void validate(Trainer *t, Metrics *k) {
     Model *m = &t->model;
     i64 batch = t->options.batch, batches = validation_batches(t);
-    double values[2] = {0, 0};
+    double values[3] = {0, 0, 0}; /* losses, targets, bytes */
     zero_fill(&m->dev, m->sums, sizeof(double));
     for (i64 i = 0; i < batches; i++)
         for (i64 micro = 0; micro < micro_steps(&t->options); micro++) {
             values[1] += (double)load_micro_batch(t, &t->val, i * batch, micro, t->val.sequences);
+            values[2] += target_bytes(t);
             model_walk(m, 0);
         }
     copy_out(&m->dev, values, m->sums, sizeof(double));
-    comm_sum_control(&m->fabric, &m->mesh.world, tag(BLOCK_OTHER, PHASE_FORWARD, WHAT_CONTROL), values, 2);
+    comm_sum_control(&m->fabric, &m->mesh.world, tag(BLOCK_OTHER, PHASE_FORWARD, WHAT_CONTROL), values, 3);
     if (values[1] == 0 && m->mesh.rank == 0) {
         printf("note     no target of --val counts (--ignore-token %lld): no validation loss\n", (long long)t->settings->ignore_token);
         fflush(stdout);
     }
-    return values[1] > 0 ? values[0] / values[1] : NAN;
+    k->val_loss = values[1] > 0 ? values[0] / values[1] : NAN;
+    k->val_bits = values[2] > 0 && m->config.vocab == TOKENS_ARE_BYTES ? values[0] / (log(2) * values[2]) : NAN;
 }
 
 /* Walk one step in plan mode: the ledger is filled, the arena's peak known, nothing computed. */
@@ -482,8 +497,9 @@ static void trainer_plan(Trainer *t) {
 /* Bytes of a rank's arena under these options: the plan of one micro-step, of which the others are repetitions. Nothing is allocated. */
 static i64 options_bytes(const ModelOptions *o) {
     Settings settings;
+    FlagsGiven none;
     Trainer *t = (Trainer *)host_alloc(sizeof(Trainer));
-    memset(&settings, 0, sizeof settings);
+    flags_parse(&settings, &none, 0, NULL);
     t->settings = &settings, t->options = *o;
     t->options.batch = o->shape.dp * o->B;
     model_init(&t->model, &t->options, wire_none(), 1, 0);
@@ -506,56 +522,92 @@ static void selfcheck(Trainer *t) {
     selfcheck_tokens(m, model_walk, automatic, selfcheck_seconds(m, flop_per_token(&t->options, 1), t->peak.flops));
 }
 
-/* --steps 0 --val: judge the model as it is. */
+/* --eval-only, or --steps 0 --val: judge the model as it is. */
 static void judge(Trainer *t) {
     Metrics k;
     memset(&k, 0, sizeof k);
     k.loss = k.grad_norm = NAN;
     k.mem_bytes = t->model.arena.committed;
-    k.val_loss = validate(t);
+    validate(t, &k);
     if (k.val_loss != k.val_loss) FAIL(EVERYONE, "--val %s: every target is ignored, so there is no loss to state", t->settings->val);
     if (t->model.mesh.rank != 0) return;
-    printf("val      %.4f over %lld of %lld sequences\n", k.val_loss, (long long)i64_min(validation_batches(t) * t->options.batch, t->val.sequences),
-           (long long)t->val.sequences);
+    i64 judged = i64_min(validation_batches(t) * t->options.batch, t->val.sequences);
+    printf("val      %.4f over %lld of %lld sequences: perplexity %.4g", k.val_loss, (long long)judged,
+           (long long)t->val.sequences, exp(k.val_loss));
+    if (k.val_bits == k.val_bits) printf(", %.4f bits per byte", k.val_bits);
+    printf("\n");
     run_metrics(&t->log, &k);
+}
+
+/* Is the model to be validated after so many steps? */
+static int validation_due(const Trainer *t, i64 done) {
+    const Settings *s = t->settings;
+    return t->val.sequences && (done == s->steps || (s->eval_every && done % s->eval_every == 0));
+}
+
+/* A run that goes on may have been stopped between a checkpoint and the validation after it. Collective. */
+static void validate_missing(Trainer *t) {
+    int missing = t->log.lacks_val;
+    wire_tell(t->model.mesh.world.wire, &missing, sizeof missing);
+    if (!missing || !validation_due(t, t->life.first_step)) return;
+    Metrics k;
+    validate(t, &k);
+    if (t->model.mesh.rank == 0) run_validation(&t->log, &k);
+}
+
+/* One step: gradients, update, measures. */
+static void train_step(Trainer *t, i64 step, i64 traced, Metrics *k) {
+    const Settings *s = t->settings;
+    Model *m = &t->model;
+    i64 nth = step - t->life.first_step;
+    memset(k, 0, sizeof *k);
+    k->step = step, k->lr = learning_rate(s, step);
+    ledger_reset(&m->ledger);
+    schedule_begin(&m->fabric, SCHEDULE_FOLLOW);
+    fabric_exposed_reset(&m->fabric);
+    if (nth < traced) trace_step_begin(&t->trace, &m->dev, step);
+    double begin = seconds_now();
+    int learns = step_gradients(t, step, &k->loss, &k->grad_norm) > 0; /* else the weights stay as they are */
+    if (nth == 0 && s->dump_grads) checkpoint_write_tensors(&m->zero, m->mesh.world.wire, s->dump_grads, m->zero.grad, accum_size() == 8 ? ST_F64 : ST_F32);
+    if (learns && spike_admits(&t->life.spike, m, s, k)) step_update(t, step, k->grad_norm);
+    device_finish(&m->dev);
+    double seconds = seconds_now() - begin;
+    t->life.longest_step = fmax(t->life.longest_step, seconds);
+    if (nth < traced) trace_step_end(&t->trace, &m->dev);
+    schedule_begin(&m->fabric, SCHEDULE_IGNORE);
+    step_metrics(k, m, &t->options, &t->peak, seconds);
+    if (nth + 1 == traced) timeline_write(&t->trace, m->mesh.world.wire, s->trace);
 }
 
 static void train(Trainer *t) {
     const Settings *s = t->settings;
     Model *m = &t->model;
-    int speaks = m->mesh.rank == 0;
-    if (s->steps > 0) check_targets(t), selfcheck(t);
-    else if (t->val.sequences) judge(t);
-    i64 traced = s->trace ? i64_min(TRACE_STEPS, s->steps) : 0;
-    if (traced) trace_init(&t->trace, m->mesh.shape.world);
+    Life *l = &t->life;
+    int speaks = m->mesh.rank == 0, told = 0;
+    i64 step = l->first_step;
     double began = seconds_now();
-    for (i64 step = 0; step < s->steps; step++) {
+    if (s->steps > step) check_targets(t), selfcheck(t);
+    else if (s->steps == 0 && t->val.sequences) judge(t);
+    if (l->resumes) validate_missing(t);
+    i64 traced = s->trace ? i64_min(TRACE_STEPS, s->steps - step) : 0;
+    if (traced > 0) trace_init(&t->trace, m->mesh.shape.world);
+    for (; step < s->steps && !told; step++) {
         Metrics k;
-        memset(&k, 0, sizeof k);
-        k.step = step, k.lr = learning_rate(s, step);
-        ledger_reset(&m->ledger);
-        schedule_begin(&m->fabric, SCHEDULE_FOLLOW);
-        fabric_exposed_reset(&m->fabric);
-        if (step < traced) trace_step_begin(&t->trace, &m->dev, step);
-        double begin = seconds_now();
-        int learns = step_gradients(t, step, &k.loss, &k.grad_norm) > 0; /* else the weights stay as they are */
-        if (step == 0 && s->dump_grads) checkpoint_write_tensors(&m->zero, m->mesh.world.wire, s->dump_grads, m->zero.grad, accum_size() == 8 ? ST_F64 : ST_F32);
-        if (learns) check_finite(m, step, k.loss, k.grad_norm, s->out), step_update(t, step, k.grad_norm);
-        device_finish(&m->dev);
-        double seconds = seconds_now() - begin;
-        if (step < traced) trace_step_end(&t->trace, &m->dev);
-        schedule_begin(&m->fabric, SCHEDULE_IGNORE);
-        step_metrics(&k, m, &t->options, &t->peak, seconds);
-        if (step + 1 == traced) timeline_write(&t->trace, m->mesh.world.wire, s->trace);
-        if (step == 0 && speaks) run_write_ledger(&t->log, &m->ledger);
-        int last = step + 1 == s->steps;
-        if (t->val.sequences && (last || (s->eval_every && (step + 1) % s->eval_every == 0))) k.val_loss = validate(t);
+        i64 done = step + 1;
+        train_step(t, step, traced, &k);
+        told = l->wish > 0;
+        if (step == l->first_step && !l->resume.continues && speaks) run_write_ledger(&t->log, &m->ledger);
+        if (speaks) run_metrics(&t->log, &k); /* before the checkpoint: a run that goes on finds the line */
+        life_save(l, s, &m->zero, m->mesh.world.wire, done, step_sequence(t, done), told);
+        if (speaks && l->lost > 0) run_save_ms(&t->log, 1e3 * l->lost);
+        if (validation_due(t, done) && (!told || done == s->steps)) validate(t, &k);
         if (!speaks) continue;
-        run_metrics(&t->log, &k);
-        double eta = (seconds_now() - began) / (double)(step + 1) * (double)(s->steps - step - 1);
-        if (last || (step + 1) % s->log_every == 0 || isfinite(k.val_loss)) print_step(&k, s->steps, eta);
+        run_validation(&t->log, &k);
+        double eta = (seconds_now() - began) / (double)(done - l->first_step) * (double)(s->steps - done);
+        if (told || done == s->steps || done % s->log_every == 0 || isfinite(k.val_loss)) print_step(&k, s->steps, eta);
     }
     if (speaks) run_finish(&t->log);
+    life_end(l, s, step, told, m->mesh.rank);
 }
 
 /* ---- from flags to a trainer ---------------------------------------------------------------------------------------------------------- */
@@ -605,10 +657,11 @@ static void print_plan(Trainer *t) {
     ledger_print(stdout, &t->model.ledger);
 }
 
-/* Initial weights: drawn from the seed, or read from --model DIR. */
+/* Weights: a checkpoint's, with the moments that go on from them; or drawn from the seed, or read from --model DIR. */
 static void load_weights(Trainer *t) {
     Model *m = &t->model;
-    if (preset_find(t->settings->model)) zero_initialise(&m->zero, t->settings->seed);
+    if (t->life.resumes) optimizer_load(&m->zero, t->life.resume.dir);
+    else if (preset_find(t->settings->model)) zero_initialise(&m->zero, t->settings->seed);
     else checkpoint_load(&m->zero, t->settings->model, m->mesh.rank);
 }
 
@@ -619,6 +672,7 @@ static void open_data(Trainer *t) {
         FAIL(EVERYONE, "--ignore-token %lld is no token of this model; its vocabulary is 0 to %lld", (long long)s->ignore_token, (long long)vocab - 1);
     if (!s->train && (s->steps > 0 || !s->val)) FAIL(EVERYONE, "--train is missing: a glob of token shards, e.g. --train \"data/train_*.bin\"");
     if (s->train) dataset_open(&t->train, s->train, "train", s->seq_len, vocab);
+    t->train.shuffled = strcmp(s->shuffle, "on") == 0, t->train.seed = s->seed;
     if (s->val) dataset_open(&t->val, s->val, "val", s->seq_len, vocab);
 }
 
@@ -631,6 +685,28 @@ static void check_flags(const Settings *s, const FlagsGiven *given) {
         FAIL(EVERYONE, "--%s needs a training step: no --init-only, --dry-run or --steps 0", s->dump_grads ? "dump-grads" : "trace");
     if ((flag_given(given, "eval-every") || flag_given(given, "eval-batches")) && !s->val && !s->dry_run)
         FAIL(EVERYONE, "--eval-every and --eval-batches need --val, the shards to validate on");
+    if (s->eval_only && !s->val && !s->dry_run)
+        FAIL(EVERYONE, "--eval-only needs --val, the shards to judge the model on");
+    schedule_check(s, given);
+    life_check_flags(s, given);
+}
+
+/* The run directory: a new one, or that of the checkpoint goes on. Rank 0. */
+static void open_run(Trainer *t) {
+    const Settings *s = t->settings;
+    const MeshShape *shape = &t->options.shape;
+    Life *l = &t->life;
+    cJSON *config = run_config_json(s, &t->options.config, shape->world, shape->head, t->options.place.threads, REAL_NAME);
+    if (l->resumes) {
+        printf("resume   %s: %lld of %lld steps are done\n", l->resume.dir, (long long)l->first_step, (long long)s->steps);
+        if (l->changes.n) printf("note     --resume-with-changes: %s\n", l->changes.text);
+        fflush(stdout);
+    }
+    if (l->resume.continues) run_continue(&t->log, s->out, l->first_step);
+    else run_open(&t->log, s->out, cJSON_Duplicate(config, 1));
+    if (l->resumes && s->out) run_write_resume(&t->log, l->first_step, l->resume.dir, l->changes.text, config);
+    else cJSON_Delete(config);
+    if (t->log.metrics) l->saver.metrics = fileno(t->log.metrics);
 }
 
 /* How many ranks have this rank's device, where it can be told from others. */
@@ -649,14 +725,17 @@ static inline void run(Trainer *t, Settings *s, const FlagsGiven *given, Wire wo
     wire_local(world, &local, &locals);
     DevicePlace place = device_place(local, locals, (int)s->threads);
     t->settings = s;
+    if (s->eval_only) s->steps = 0;
     check_flags(s, given);
     if (s->dump_grads && rank == 0) check_writable(s, "dump-grads", s->dump_grads);
     if (s->trace && rank == 0) check_writable(s, "trace", s->trace), check_apart("trace", s->trace, "dump-grads", s->dump_grads);
     if (!s->dry_run) device_open(&place), place_share(&place, world), device_check_comm(&place, s->comm);
+    life_begin(&t->life, s, given, world, place.threads);
     options_from_flags(&t->options, scheme_find(s->sp), s, given, s->world ? s->world : wire_size(world), place);
     options_check(&t->options);
     if (!s->dry_run && !s->init_only) {
         open_data(t);
+        life_fits(&t->life, s, &t->options.config, &t->train, rank);
         t->peak = peak_of(s, &place);
     }
     if (s->dry_run && rank != 0) return;
@@ -676,12 +755,12 @@ static inline void run(Trainer *t, Settings *s, const FlagsGiven *given, Wire wo
         load_weights(t);
         wire_barrier(world); /* nothing is written before every rank has come this far */
         if (rank == 0 && s->init_only) make_directories(s->out);
-        if (rank == 0 && !s->init_only)
-            run_open(&t->log, s->out, run_config_json(s, &t->options.config, t->options.shape.world, t->options.shape.head, place.threads, REAL_NAME));
+        if (rank == 0 && !s->init_only) open_run(t);
         if (s->init_only) checkpoint_write(&t->model.zero, world, s->out);
         else train(t);
     }
     model_free(&t->model);
+    life_free(&t->life);
     trace_free(&t->trace);
     if (t->train.shards) dataset_close(&t->train);
     if (t->val.shards) dataset_close(&t->val);

@@ -57,7 +57,7 @@ static inline void step_metrics(Metrics *k, Model *m, const ModelOptions *o, Pea
     k->mem_bytes = m->arena.committed;
     k->comm_bytes = ledger_total(&m->ledger, 0);
     k->comm_exposed_ms = 1e3 * fabric_exposed(&m->fabric);
-    k->val_loss = NAN;
+    k->val_loss = k->val_bits = NAN;
     if (k->mfu_causal > 1 && m->mesh.rank == 0) rate_above_peak(p, &o->place, k);
 }
 

@@ -359,18 +359,27 @@ static inline i64 tensor_range(const Zero *z, const Tensor *t, i64 *at) {
     return i64_max(hi - lo, 0);
 }
 
+/* Which element of its share group's part of tensor `t` stands at `at` of the flat buffers. */
+static inline i64 tensor_first(const Zero *z, const Tensor *t, i64 at) {
+    const Chunk *c = &z->chunk[t->chunk];
+    return at - c->offset + chunk_comm(z, c)->rank * c->shard - t->offset;
+}
+
+/* The runs of tensor `t` that n of this rank's elements make, from `at` of the flat buffers on. */
+static inline void tensor_part(const Zero *z, const Tensor *t, i64 at, i64 n, RunVisit visit, void *context) {
+    for (i64 first = tensor_first(z, t, at), left = n; left > 0;) {
+        i64 row = first / t->slice.cols, col = first % t->slice.cols;
+        i64 run = i64_min(left, t->slice.cols - col);
+        visit(context, t, t->slice.row0 + row, t->slice.col0 + col, run, at);
+        first += run, at += run, left -= run;
+    }
+}
+
 /* Every run of tensor `t` that this rank owns. Over all ranks each element of a logical tensor comes up exactly once: the basis
    of initialisation, loading, saving and of comparing gradients, whatever the mesh. */
 static inline void tensor_owned(const Zero *z, const Tensor *t, RunVisit visit, void *context) {
-    const Chunk *c = &z->chunk[t->chunk];
-    i64 at, left = tensor_range(z, t, &at);
-    i64 first = at - c->offset + chunk_comm(z, c)->rank * c->shard - t->offset; /* in this share group's part of the tensor */
-    while (left > 0) {
-        i64 row = first / t->slice.cols, col = first % t->slice.cols;
-        i64 n = i64_min(left, t->slice.cols - col);
-        visit(context, t, t->slice.row0 + row, t->slice.col0 + col, n, at);
-        first += n, at += n, left -= n;
-    }
+    i64 at, n = tensor_range(z, t, &at);
+    tensor_part(z, t, at, n, visit, context);
 }
 
 /* ---- closed form ------------------------------------------------------------------------------------------------------ */

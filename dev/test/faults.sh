@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # faults.sh - a check that cannot fail is none: plant one fault at a time in a copy of the sources and see the tests fail.
 #
-#   fault    file, a sed expression that must change it, the test that must then fail, its ranks and arguments
+#   fault    file, a sed expression that must change it, the test that must then fail, its ranks (alone: without mpirun) and arguments
 #   emulated the same for a kernel of kernels/cuda and its test under the emulator
 #   caught   the same for the program itself: the error with which it must stop, ranks, flags
 #   trained  the same for the CUDA program under the emulator, in an environment (dev/emu/runtime.h): it ends otherwise than without
@@ -98,7 +98,8 @@ fault() { # fault WHAT FILE SED TEST RANKS [ARGS...]
     local what=$1 file=$2 expression=$3 test=$4 ranks=$5 code
     shift 5
     plant "$what" "$file" "$expression" "dev/test/$test.c" "$test" || return
-    run_ranks -t 600 "$ranks" "$copy/$test" "$@" >"$copy/log" 2>&1
+    if [[ $ranks == alone ]]; then timeout 600 "$copy/$test" "$@" >"$copy/log" 2>&1
+    else run_ranks -t 600 "$ranks" "$copy/$test" "$@" >"$copy/log" 2>&1; fi
     code=$?
     if [ $code -ne 0 ] && grep -qE '^not ok|^train_gpt: error|signal|An error occurred in MPI' "$copy/log"; then
         echo "ok $n - $what: $test fails $(grep -c '^not ok' "$copy/log") checks"
@@ -153,7 +154,11 @@ fault 'collectives: control sum loses its last value' core/comm.h 's/i64 chunk =
 fault 'large types lay their rest over the start' core/wire_mpi.h 's/\(MPI_Aint\)\(bytes \/ big \* big\)/(MPI_Aint)0/' test_comm 1
 fault 'watch: a rank that works is taken for one that stands still' core/wire_watch.h 's/if \(!silent \&\& works >= 0\)/if (0)/' test_comm 3
 fault 'watch: nobody answers' core/wire_watch.h 's/^ +watch_answer\(w, from.MPI_SOURCE, round\);//' test_comm 3
-fault 'warmup one step late' train_gpt.cu 's/\(double\)\(step \+ 1\) \/ \(double\)s->warmup/(double)step \/ (double)s->warmup/' test_fixtures 1
+fault 'warmup one step late' core/schedule.h 's/\(double\)\(step \+ 1\) \/ \(double\)s->warmup/(double)step \/ (double)s->warmup/' test_fixtures 1
+fault 'schedule: wsd decays from the warmup on' core/schedule.h 's/stable \? s->steps - s->decay_steps : s->warmup/s->warmup/' test_schedule 1
+fault 'schedule: a decay one step early' core/schedule.h 's/\(double\)\(step - from\)/(double)(step + 1 - from)/' test_schedule 1
+fault 'spike: one counts in full' core/spike.h 's/off = bound \* sqrt\(w->variance\);/(void)off;/' test_schedule 1
+fault 'spike: a level that stays is never the rule' core/spike.h 's/^    w->mean \+= share \* off;/    if (off < bound * sqrt(w->variance)) w->mean += share * off;/' test_schedule 1
 fault 'decay on norms and biases' core/tensors.h 's/return spec->cols != SIZE_1;/return 1;/' test_fixtures 1
 fault 'clipping by the squared norm' train_gpt.cu 's/s->grad_clip \/ norm : 1/s->grad_clip \/ (norm * norm) : 1/' test_fixtures 1
 fault 'Llama 3 frequencies not stretched' core/config.h 's/if \(wavelength > low\) f \/= s->factor;/if (wavelength > low) f \/= 1;/' test_fixtures 1
@@ -179,6 +184,29 @@ fault 'OpenMP may give less when the host is busy' kernels/cpu/device.h 's/^    
 fault 'a team is taken for granted' kernels/cpu/device.h 's/^    granted = omp_get_num_threads\(\);/    granted = threads;/' test_host 1
 fault 'a rank of a launcher goes alone' core/launcher.h 's/"PMI_", "PMI2_", //' test_host 1
 hopper=kernels/cuda/attention_hopper_forward.cuh
+fault 'checkpoint: files are not on disk before the manifest' core/save.h 's/if \(!troubled\(t\) \&\& fsync\(fd\) != 0\)/if (0)/' test_save alone
+fault 'checkpoint: the directory is not on disk before its name' core/save.h 's/if \(!troubled\(t\)\) sync_directory\(partial, t\);//' test_save alone
+fault 'checkpoint: the name is not on disk' core/save.h 's/if \(!troubled\(t\)\) sync_directory\(s->dir, t\);//' test_save alone
+fault 'checkpoint: what failed is left lying' core/save.h 's/^        remove_directory\(partial\);//' test_save alone
+fault 'checkpoint: what a crash left is in the way' core/save.h 's/^    remove_leftovers\(s\);//' test_save alone
+fault 'checkpoint: a torn one is in the way' core/save.h 's/if \(!troubled\(t\)\) set_aside\(path, t\);//' test_save alone
+fault 'checkpoint: deleted under its name' core/save.h 's/if \(rename\(path, deleted\) != 0 \|\| !remove_directory\(deleted\)\)/if (!remove_directory(path))/' test_save alone
+fault 'checkpoint: --keep counts torn ones' core/save.h 's/kept \+= v->whole;/kept++;/' test_save alone
+fault 'checkpoint: --keep deletes torn ones' core/save.h 's/if \(!v->whole \|\| kept <= s->keep/if (kept <= s->keep/' test_save alone
+fault 'checkpoint: a transposed piece one row too long' core/save.h 's/b = row_b - \(c > col_b\)/b = row_b/' test_save alone
+fault 'checkpoint: sums are not compared' core/manifest.h 's/if \(sum != m->file\[i\]\.sum\)/if (0)/' test_save alone
+fault 'checkpoint: sizes are not compared' core/manifest.h 's/\(i64\)st\.st_size != f->bytes/0/' test_save alone
+fault 'checkpoint: a sum that does not know the place' core/manifest.h 's/sum_key\(\(uint64_t\)\(word \/ SUM_BLOCK\)/sum_key((uint64_t)0/' test_save alone
+fault 'checkpoint: a newer version is read' core/manifest.h 's/else if \(version > MANIFEST_VERSION\)/else if (0)/' test_save alone
+fault 'resume: the oldest is taken' core/manifest.h 's/return x < y \? 1 : x > y \? -1 : 0;/return x < y ? -1 : x > y ? 1 : 0;/' test_save alone
+fault 'resume: a newer whole one is passed over' core/resume.h 's/^    if \(resume_newest\(world, s, s->dir/    if (0 \&\& resume_newest(world, s, s->dir/' test_save alone
+fault 'resume: moments exchanged' core/resume.h 's/flat = k == \(int\)SAVED_M \?/flat = k == (int)SAVED_V ?/' test_save alone
+fault 'resume: a tensor is held at once' core/checkpoint.h 's/i64_min\(n, CHECKPOINT_PIECE\) \* sizeof/n * sizeof/' test_save alone
+fault 'shuffle: every epoch alike' core/data.h 's/ \^ \(uint64_t\)epoch\)/)/' test_data alone
+fault 'shuffle: too few rounds' core/data.h 's/round < 6/round < 2/' test_data alone
+fault 'shuffle: past the end' core/data.h 's/while \(x >= \(uint64_t\)n\)/while (x > (uint64_t)n)/' test_data alone
+fault 'metrics: a value is added behind the line that waits' core/log.h 's/if \(log->wait\) log->wait\[.*$/if (log->wait) ;/' test_log alone
+fault 'metrics: a line that was written in part is written behind that part' core/log.h 's/if \(part < 0\) return 0;/if (part < 0) { log->end += done; return 0; }/' test_log alone
 emulated 'hopper: scores are read before their product is waited for' $hopper 's/wgmma_wait<1>/wgmma_wait<2>/' test_cuda_attention small forward wgmma
 emulated 'hopper: copies wait for the wrong phase of a stage' $hopper 's/(parity = ring_parity<STAGES>\(n\)) \^ 1/\1/' test_cuda_attention small forward wgmma
 emulated 'hopper: no fence before the products' $hopper 's/^( *)wgmma_fence\(\);/\1/' test_cuda_attention small forward wgmma
@@ -229,7 +257,7 @@ fault 'zero: the closed form knows no 16 bytes' core/zero.h 's/\(S - 1\) \* shar
 emulated 'cuda: a tail one short' kernels/cuda/reduce.cuh 's/i < left \? bf16_float/i < left - 1 ? bf16_float/' test_cuda_ops
 emulated 'cuda: the order of sums in dq not kept' kernels/cuda/attention_backward.cuh 's/counter_wait\(/if (0) counter_wait(/' test_cuda_attention sm_80
 emulated 'cuda: blocks that trust blockIdx to be the order of starts' kernels/cuda/attention_backward.cuh 's/\*ticket = atomicAdd\(a.tickets, 1\);/*ticket = (int)blockIdx.x;/' test_cuda_attention small sm_80
-emulated 'cuda: static arrays beside all the dynamic shared memory' kernels/cuda/attention_backward.cuh 's/^    SHARED_DYNAMIC\(bf16, shared\);/&\n    SHARED(float, more, 5120);\n    more[threadIdx.x] = 0;/' test_cuda_attention small sm_80
+emulated 'hopper: static arrays beside all the dynamic shared memory' $hopper 's/^    T t = T::make\(\);/&\n    SHARED(float, more, 9216);\n    more[threadIdx.x] = 0;/' test_cuda_attention small forward wgmma
 emulated 'cuda: keys at an offset of 32 bits' kernels/cuda/attention_forward.cuh 's/\(i64\)next.first \* a.kv_step/next.first * a.kv_step/' test_cuda_attention small sm_80
 emulated 'cuda: results at an offset of 32 bits' kernels/cuda/attention_forward.cuh 's/\(i64\)tile.first \* a.rows \+ head, tile.count/(unsigned)(tile.first * a.rows + head) * (unsigned)a.head_dim \/ (unsigned)a.head_dim, tile.count/' test_cuda_attention small sm_80
 emulated 'cuda: queries at an offset of 32 bits, backward' kernels/cuda/attention_backward.cuh 's/from \+ s->row \* a.head_dim/from + (unsigned)s->row * a.head_dim/' test_cuda_attention small sm_80

@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
 # test_emu.sh [PROGRAM [FLAGS...]] - the whole CUDA program against the fp64 referee: tiny GPT-2 and Llama, every scheme of the table and two hybrids, 1, 2 and 4 ranks.
 #
-# PROGRAM: ./train_gpt_emu unless told; dev/gpu_check.sh gives train_gpt --comm mpi, and REFEREE. What is compared, and the bounds: check_runs.py.
+# PROGRAM: ./train_gpt_emu unless told; dev/gpu_check.sh gives train_gpt --comm mpi, and REFEREE. SCHEMES: only these, no other case.
+# What is compared, and the bounds: check_runs.py.
 set -euo pipefail
 # shellcheck source=scripts/common.sh
 source "$(dirname "$0")/../../scripts/common.sh"
 
 program=${1:-./train_gpt_emu} referee=${REFEREE:-./train_gpt_fp64}
 shift $(($# > 0))
-schemes=$(list_schemes "$referee")
+schemes=${SCHEMES:-$(list_schemes "$referee")}
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
@@ -67,6 +68,8 @@ run_model() { # MODEL FLAGS...
         for scheme in $schemes; do
             for ranks in 1 2 4; do run_case $model $scheme-$ranks $ranks "$program" $flags --sp $scheme; done
         done
+        [[ -z ${SCHEMES-} ]] || return 0
+        run_case $model ring-3 3 "$program" $flags --sp ring # three ranks share what no three can share evenly
         run_case $model ulysses-ring2-2 2 "$program" $flags --sp ulysses --ring 2
         run_case $model tpsp-ring2-stripe-2 2 "$program" $flags --sp tpsp --ring 2 --ring-layout stripe
         run_case $model ulysses-ring2-4 4 "$program" $flags --sp ulysses --ring 2
