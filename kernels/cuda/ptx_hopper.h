@@ -66,19 +66,9 @@ __device__ __forceinline__ bool mbarrier_try(Mbarrier *b, int parity) {
                  : "=r"(done) : "r"(shared_address(b)), "r"(parity) : "memory");
     return done;
 }
-/* Until the phase of this parity has ended; a fresh barrier is in phase 0, and the one before it, of parity 1, has ended. Tests define
-   WATCHDOG_SECONDS: a wait that long ends the kernel with an error. */
+/* Until the phase of this parity has ended; a fresh barrier is in phase 0, and the one before it, of parity 1, has ended. */
 __device__ __forceinline__ void mbarrier_wait(Mbarrier *b, int parity) {
-#ifdef WATCHDOG_SECONDS
-    uint64_t begin, now;
-    asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(begin));
-    while (!mbarrier_try(b, parity)) {
-        asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now));
-        if (now - begin > WATCHDOG_SECONDS * 1000000000ull) kernel_trap();
-    }
-#else
     while (!mbarrier_try(b, parity)) {}
-#endif
 }
 
 /* Barrier `id` (1 to 15; 0 is __syncthreads) of `threads` threads: those that wait for it, and those that only arrive. */
