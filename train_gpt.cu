@@ -755,6 +755,8 @@ static inline void run(Trainer *t, Settings *s, const FlagsGiven *given, Wire wo
         load_weights(t);
         wire_barrier(world); /* nothing is written before every rank has come this far */
         if (rank == 0 && s->init_only) make_directories(s->out);
+        if (rank == 0 && !s->init_only && s->out && !t->life.resume.continues) run_check_new(s->out);
+        if (t->life.saves) life_try_place(&t->life, world);
         if (rank == 0 && !s->init_only) open_run(t);
         if (s->init_only) checkpoint_write(&t->model.zero, world, s->out);
         else train(t);

@@ -2,6 +2,7 @@
 
    begin     --save, --resume: which checkpoint (resume.h); is the place a new run's own?
    fits      the checkpoint's flags, data and model against those of now
+   try       the last thing before the run directory is made: a small file is written where checkpoints shall go, and every rank must find it
    in a step gradients, whose last sum also carries "stop" - a signal on any rank, or rank 0's clock against --max-hours - and how many
              ranks still write the save under way (--save-async)
              metrics -> save -> evaluate: what may run out of memory comes after what must not be lost
@@ -119,6 +120,28 @@ static inline void life_load(Life *l, const Settings *s, const Config *config, Z
     for (Trouble why; !optimizer_load(z, world, l->resume.dir, &l->resume.manifest, &why); life_fits_checkpoint(l, s, config))
         resume_older(world, &l->saver, s->resume, l->saver.threads, &l->resume, &why);
     l->reading += seconds_now() - begin;
+}
+
+/* Try the place where this run shall save; ends the run where no checkpoint can be made there. Collective. */
+static inline void life_try_place(const Life *l, Wire world) {
+    int rank = wire_rank(world), fd = -1;
+    char path[PATH_MAX];
+    Trouble t = {""};
+    path_join(path, l->saver.dir, ".try");
+    if (rank == 0) make_path(l->saver.dir, &t);
+    if (rank == 0 && !troubled(&t)) {
+        fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+        if (fd < 0) trouble_call(&t, "create", path);
+        else write_at(fd, path, 0, path, 1, &t), sync_and_close(fd, path, &t);
+    }
+    if (!trouble_anywhere(world, &t) && rank != 0) {
+        fd = open(path, O_WRONLY | O_CLOEXEC);
+        if (fd < 0) trouble(&t, "cannot write %s, which rank 0 has just made (%s): all hosts must share it", path, strerror(errno));
+        else close(fd);
+    }
+    trouble_anywhere(world, &t);
+    if (rank == 0) unlink(path);
+    if (troubled(&t)) FAIL(EVERYONE, "no checkpoint can be saved: %s; another place is given by --save DIR", t.text);
 }
 
 /* 1: this rank still writes the save under way. */

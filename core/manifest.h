@@ -326,7 +326,7 @@ static inline void manifest_differs(const ManifestFile *f, Trouble *why) {
 
 /* ---- judging ------------------------------------------------------------------------------------------------------------------- */
 
-#define READ_BLOCK ((i64)4 << 20) /* bytes read at a time by a thread */
+#define READ_BLOCK ((i64)1 << 20) /* bytes that a thread reads at a time: few enough to be summed in its cache */
 
 /* The sum of bytes [from, to) of a file; `from` is a multiple of 4. */
 static inline uint64_t file_part_sum(const SumKeys *keys, const char *path, i64 from, i64 to, int threads, Trouble *why) {

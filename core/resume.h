@@ -353,7 +353,7 @@ typedef struct {
     const Safetensor *from;
     int fd;
     i64 data;         /* where the tensor's numbers begin in the file */
-    char *buf;        /* RANGE_ROOM bytes, of which `fill` are those of the file from `begin` on */
+    char *buf;        /* READ_BLOCK bytes, of which `fill` are those of the file from `begin` on */
     i64 begin, fill;
     SavedPart part;   /* what was read of this tensor */
     accum *to;
@@ -381,13 +381,13 @@ static inline void piece_get(void *context, i64 at, i64 first, i64 stride, i64 c
     accum *to = r->to + first;
     for (i64 n; count > 0 && !troubled(&r->trouble); at += n, to += n * stride, count -= n) {
         i64 byte = r->data + at * size;
-        n = i64_min(count, RANGE_ROOM / size);
+        n = i64_min(count, READ_BLOCK / size);
         if (size == (i64)sizeof(accum) && stride == 1) { /* as they are */
             range_read(r, to, byte, n * size);
             continue;
         }
         if (byte < r->begin || byte >= r->begin + r->fill) {
-            r->begin = byte, r->fill = i64_min(RANGE_ROOM, (end - at) * size);
+            r->begin = byte, r->fill = i64_min(READ_BLOCK, (end - at) * size);
             range_read(r, r->buf, byte, r->fill);
         }
         n = i64_min(n, (r->begin + r->fill - byte) / size);
@@ -446,7 +446,7 @@ static inline void optimizer_read(Zero *z, const char *dir, const Manifest *m, S
         RangeReader r;
         accum *piece = (accum *)host_alloc(sizeof(accum) * (size_t)i64_min(CHECKPOINT_PIECE, z->flat));
         memset(&r, 0, sizeof r);
-        r.keys = keys, r.buf = (char *)host_alloc((size_t)RANGE_ROOM);
+        r.keys = keys, r.buf = (char *)host_alloc((size_t)READ_BLOCK);
 #pragma omp for schedule(dynamic, 1)
         for (int i = 0; i < z->tensors * COUNT_OF(flats); i++) { /* in the files' order */
             const Tensor *t = &z->tensor[i / COUNT_OF(flats)];
