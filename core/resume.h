@@ -246,7 +246,7 @@ static inline void change(Changes *c, const char *format, ...) {
 static inline void json_value_text(char out[64], const cJSON *item) {
     out[0] = 0;
     if (cJSON_IsNumber(item)) snprintf(out, 64, "%.12g", item->valuedouble);
-    else if (cJSON_IsString(item)) snprintf(out, 64, "%.60s", item->valuestring);
+    else if (cJSON_IsString(item)) snprintf(out, 64, "%.60s", text_is_printable(item->valuestring) ? item->valuestring : "(not printable)");
 }
 
 /* What of trainer.json in `dir` is not as now. *next: the sequence that comes next, if the data are the same. A flag that the writer did not
@@ -265,8 +265,8 @@ static inline void trainer_compare(const Settings *now, const DataPrint *data, c
     if (json_int(&j, "step", JSON_REQUIRED, 0, COUNT_MAX) != step) FAIL(EVERYONE, "%s is not of step %lld", path, (long long)step);
     *next = json_int(&j, "next_sequence", JSON_REQUIRED, 0, COUNT_MAX);
     JsonAt losses = {path, "losses.", json_find(path, root, "losses")};
-    spike->mean = json_real(&losses, "mean", JSON_REQUIRED, -HUGE_VAL, HUGE_VAL);
-    spike->variance = json_real(&losses, "variance", JSON_REQUIRED, 0, HUGE_VAL);
+    spike->mean = json_real(&losses, "mean", JSON_REQUIRED, -1e300, 1e300);
+    spike->variance = json_real(&losses, "variance", JSON_REQUIRED, 0, 1e300);
     spike->steps = json_int(&losses, "steps", JSON_REQUIRED, 0, COUNT_MAX);
     flags_parse(&usual, &given, 1, program);
     cJSON *is = json_made(cJSON_CreateObject()), *fallback = json_made(cJSON_CreateObject());
