@@ -187,7 +187,7 @@ hopper=kernels/cuda/attention_hopper_forward.cuh
 fault 'checkpoint: files are not on disk before the manifest' core/save.h 's/if \(!troubled\(t\) \&\& fsync\(fd\) != 0\)/if (0)/' test_save alone
 fault 'checkpoint: the directory is not on disk before its name' core/save.h 's/if \(!troubled\(t\)\) sync_directory\(partial, t\);//' test_save alone
 fault 'checkpoint: the name is not on disk' core/save.h 's/if \(!troubled\(t\)\) sync_directory\(s->dir, t\);//' test_save alone
-fault 'checkpoint: what failed is left lying' core/save.h 's/^        remove_directory\(partial\);//' test_save alone
+fault 'checkpoint: what failed is left lying' core/save.h 's/^        remove_directory\(g->partial\);//' test_save alone
 fault 'checkpoint: what a crash left is in the way' core/save.h 's/^    remove_leftovers\(s\);//' test_save alone
 fault 'checkpoint: a torn one is in the way' core/save.h 's/if \(!troubled\(t\)\) set_aside\(path, t\);//' test_save alone
 fault 'checkpoint: deleted under its name' core/save.h 's/if \(rename\(path, deleted\) != 0 \|\| !remove_directory\(deleted\)\)/if (!remove_directory(path))/' test_save alone
