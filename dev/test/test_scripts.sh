@@ -218,6 +218,53 @@ job_refuses "SLURM_NTASKS='': ask for --ntasks-per-node" SLURM_NTASKS= -- "$prog
 job_refuses "/ is not the repository's root" SLURM_SUBMIT_DIR=/ -- "$program"
 job_refuses 'no Slurm job here' SLURM_JOB_ID= -- "$program"
 
+# A run that saves, told that time is up, and the job's next start: with stand-ins for srun, which hands signals on, for scontrol, and for a training that
+# saves when it is told to
+mkdir "$work/slurm"
+cat >"$work/slurm/srun" <<'END'
+#!/usr/bin/env bash
+while [[ $1 != -n ]]; do shift; done
+shift 2
+"$@" &
+trap 'kill -USR1 $!' USR1
+until wait $! && code=0 || code=$?; ! kill -0 $! 2>/dev/null; do :; done
+exit $code
+END
+cat >"$work/slurm/scontrol" <<END
+#!/usr/bin/env bash
+echo "\$*" >>"$work/scontrol.txt"
+END
+cat >"$work/slurm/train" <<END
+#!/usr/bin/env bash
+echo "train \$*"
+run=$work/forever
+mkdir -p \$run && touch \$run/metrics.jsonl
+save() { mkdir -p "\$run/checkpoints/step-0000000\$1" && touch "\$run/checkpoints/step-0000000\$1/manifest.json"; }
+[[ " \$* " != *" --resume "* ]] || { echo "goes on" && exit; }
+[[ -z \${BROKEN-} ]] || exit 3
+trap 'save 1; exit 0' USR1
+echo waits >"$work/waits"
+while :; do sleep 0.05; done
+END
+chmod +x "$work/slurm"/*
+# the first shell of the job, which Slurm signals
+echo "[[ -e $work/batch ]] || echo \$\$ >$work/batch" >"$work/slurm/env"
+time_is_up() { # the job in the background; once it trains, the notice comes
+    job PATH="$work/slurm:$PATH" BASH_ENV="$work/slurm/env" -- "$work/slurm/train" --out "$work/forever" --save-every 5 &
+    until [[ -e $work/waits ]] || ! kill -0 $! 2>/dev/null; do sleep 0.05; done
+    kill -USR1 "$(cat "$work/batch")"
+    wait $!
+}
+time_is_up && has '^run_forever.sh: time is up; the job goes back into the queue$' && [[ $(cat "$work/scontrol.txt") == "requeue 7" && -e $work/forever/checkpoints/step-00000001 ]]
+ok $? "slurm.sbatch: time is up: a program that saves is told, saves, and the job goes back into the queue"
+job PATH="$work/slurm:$PATH" SLURM_RESTART_COUNT=1 -- "$work/slurm/train" --out "$work/forever" --save-every 5 && has "^train --out $work/forever --save-every 5 --resume$" && has '^goes on$' &&
+    [[ $(wc -l <"$work/scontrol.txt") -eq 1 ]]
+ok $? "slurm.sbatch: the next start goes on from its checkpoint, ends, and asks for no other"
+rm -r "$work/forever/checkpoints"
+job PATH="$work/slurm:$PATH" SLURM_RESTART_COUNT=1 BROKEN=1 CRASHES=2 PAUSE=0 -- "$work/slurm/train" --out "$work/forever" --save-every 5
+[[ $? -eq 1 && -d $work/forever.crash-1 ]] && has 'gave up after 2 crashes without a new checkpoint; the last had exit code 3' && [[ $(wc -l <"$work/scontrol.txt") -eq 1 ]]
+ok $? "slurm.sbatch: a job that a node's failure has started again before the first checkpoint is not stopped by what it left; it gives up after crashes"
+
 # ---- plain mpirun over the hosts of a file: this one, which nobody has to call
 sed 's/^node1 slots=8/localhost slots=2/; /^node2/d' scripts/hostfile.example >"$work/hosts"
 hosts() { script OMPI_MCA_plm_rsh_agent= PRTE_MCA_plm_ssh_agent= HOSTFILE="$work/hosts" MODEL="$work/hf" DATA="$work/tokens.bin" BATCH=2 STEPS=1 FLAGS="--peak-tflops 1" "$@" bash scripts/long_context.sh; }
