@@ -173,6 +173,40 @@ refuses 'NP=0: must be' NP=0 DATA="$work/tokens.bin" bash scripts/gpt2_124m.sh
 refuses 'DATA= is missing' bash scripts/gpt2_124m.sh
 refuses 'DATA=.*: no such file' DATA=nothing.bin bash scripts/gpt2_124m.sh
 
+# ---- how a curve leaves another
+curve() { # NAME EXPRESSION [FIRST]: a run directory whose losses are that expression of step s
+    python3 - "$work/$1" "$2" "${3:-0}" <<'PY'
+import json, os, sys
+out, first = sys.argv[1], int(sys.argv[3])
+os.makedirs(out)
+json.dump({"flags": {"sp": "ring"}, "world": 2, "ring": 2, "dp": 1, "precision": "fp32"}, open(out + "/config.json", "w"))
+json.dump([], open(out + "/comm.json", "w"))
+with open(out + "/metrics.jsonl", "w") as file:
+    for s in range(first, 60):
+        file.write(json.dumps({"step": s, "loss": 3 - s / 100 + eval(sys.argv[2]), "tokens_per_s": 1, "mem_bytes": 1}) + "\n")
+PY
+}
+leaves() { # PATTERN NAME: the curve leaves, and it is said so
+    python3 scripts/compare.py "$work/curve" "$work/$2" >"$work/out" 2>&1
+    [[ $? -eq 1 ]] && has "^DIFFERS: .*/$2: its loss curve is not that of" && has "^         $1"
+    ok $? "compare: $(grep -A 1 DIFFERS "$work/out" | tail -n 1 | sed 's/^ *//' | cut -c 1-150)"
+}
+curve curve 0
+curve same '1e-7 * (s % 3)'
+curve amplified '1e-8 * 1.4 ** s * (-1) ** s'
+curve jumps '1e-7 * (s % 3) + (5e-3 if s > 20 else 0)'
+curve wrong 0.01
+curve went-on 1e-7 50
+python3 scripts/compare.py "$work/curve" "$work/same" >"$work/out" 2>&1 && has '^Over 60 steps .* at most 8.[0-9]e-08'
+ok $? "compare: curves that coincide"
+leaves 'from step 39 on; it grew from rounding.s 1e-06 at step 18, by at most 1.[0-9] in a step' amplified
+leaves 'from step 22 on; it jumped at step 22, from [0-9.]+e-08 to 1.[0-9]e-03' jumps
+leaves 'from its first step on, by 3.[0-9]e-03: other weights' wrong
+python3 scripts/compare.py --brief "$work/curve" "$work/went-on" >"$work/out" 2>&1 && [[ $(wc -l <"$work/out") -eq 1 ]] && has '^10 losses differ by at most'
+ok $? "compare: a run that went on elsewhere, against the same steps"
+! python3 scripts/compare.py "$work/went-on" "$work/curve" >"$work/out" 2>&1 && has '60 steps, not 10'
+ok $? "compare: other steps are no curve"
+
 # ---- Slurm, with a stand-in for srun that starts the ranks by mpirun
 mkdir "$work/bin"
 cat >"$work/bin/srun" <<END
@@ -300,8 +334,8 @@ quick() { # RANKS [NAME=VALUE...]
     rm -rf "$work/quick"
     env PATH="$work/bin:$PATH" "$@" bash "$copy/scripts/quickstart.sh" --text "$root/README.md" --steps 2 --ranks "$ranks" --out "$work/quick" >"$work/out" 2>&1
 }
-made() { [ "$(find "$work/quick" -name metrics.jsonl | wc -l)" -eq $((1 + ${#schemes[@]})) ] && has '^odysseus +2 ' && [ "$(head -n 1 "$work/out")" = "$1" ]; }
-quick 2 && made 'no GPU on this machine: training on the CPU' && has '^training .* 2 ranks; [0-9]+ cores$'
+made() { [ "$(find "$work/quick" -name metrics.jsonl | wc -l)" -eq $((2 + ${#schemes[@]})) ] && has '^odysseus +2 ' && [ "$(head -n 1 "$work/out")" = "$1" ]; }
+quick 2 && made 'no GPU on this machine: training on the CPU' && has '^resumed  odysseus, saved on 2 ranks after step 1, went on under ring on 1: 1 losses differ by at most' && has '^training .* 2 ranks; [0-9]+ cores$'
 ok $? "quickstart: without a GPU the CPU trains, and it says so"
 quick 3 GPUS=2 # 3 ranks cannot split the heads: it stops before the first run
 has 'error: --ranks 3: .* 8 query heads' && has '^building train_gpt_cpu$' && [ "$(head -n 1 "$work/out")" = '2 GPUs on this machine: building train_gpt for them, some minutes' ] &&
