@@ -24,7 +24,7 @@
 #include "core/scheme.h"      /* Model, Scheme, Context, take_real, take_accum, stream_rows, own_rows */
 #include "core/data.h"        /* Dataset, dataset_open, dataset_column, TOKEN_IGNORED */
 #include "core/checkpoint.h"  /* checkpoint_load, checkpoint_write, checkpoint_write_tensors */
-#include "core/life.h"        /* Life, life_*, optimizer_load: checkpoints in training, resuming, being told to stop */
+#include "core/life.h"        /* Life, life_*: checkpoints in training, resuming, being told to stop */
 #include "core/fit.h"         /* check_memory: does it fit, and what would? */
 #include "core/rate.h"        /* Peak, peak_of, flop_per_token, step_metrics: MFU */
 #include "core/selfcheck.h"   /* selfcheck_*: do the ranks mean the same run? */
@@ -660,7 +660,7 @@ static void print_plan(Trainer *t) {
 /* Weights: a checkpoint's, with the moments that go on from them; or drawn from the seed, or read from --model DIR. */
 static void load_weights(Trainer *t) {
     Model *m = &t->model;
-    if (t->life.resumes) optimizer_load(&m->zero, t->life.resume.dir);
+    if (t->life.resumes) life_load(&t->life, t->settings, &t->options.config, &m->zero, m->mesh.world.wire);
     else if (preset_find(t->settings->model)) zero_initialise(&m->zero, t->settings->seed);
     else checkpoint_load(&m->zero, t->settings->model, m->mesh.rank);
 }
@@ -698,7 +698,7 @@ static void open_run(Trainer *t) {
     Life *l = &t->life;
     cJSON *config = run_config_json(s, &t->options.config, shape->world, shape->head, t->options.place.threads, REAL_NAME);
     if (l->resumes) {
-        printf("resume   %s: %lld of %lld steps are done\n", l->resume.dir, (long long)l->first_step, (long long)s->steps);
+        printf("resume   %s: %lld of %lld steps are done, read in %.2f s\n", l->resume.dir, (long long)l->first_step, (long long)s->steps, l->reading);
         if (l->changes.n) printf("note     --resume-with-changes: %s\n", l->changes.text);
         fflush(stdout);
     }
@@ -755,6 +755,8 @@ static inline void run(Trainer *t, Settings *s, const FlagsGiven *given, Wire wo
         load_weights(t);
         wire_barrier(world); /* nothing is written before every rank has come this far */
         if (rank == 0 && s->init_only) make_directories(s->out);
+        if (rank == 0 && !s->init_only && s->out && !t->life.resume.continues) run_check_new(s->out);
+        if (t->life.saves) life_try_place(&t->life, world);
         if (rank == 0 && !s->init_only) open_run(t);
         if (s->init_only) checkpoint_write(&t->model.zero, world, s->out);
         else train(t);
