@@ -29,6 +29,7 @@
 #include "core/selfcheck.h"   /* selfcheck_*: do the ranks mean the same run? */
 #include "core/schedule.h"    /* learning_rate, schedule_check */
 #include "core/spike.h"       /* SpikeWatch, spike_admits: losses that jump or are not finite */
+#include "core/sample.h"      /* sample_prompt, sample_continue, sample_print, sample_plan */
 #include "core/output.h"      /* check_writable, check_apart */
 #include "core/log.h"         /* Metrics, RunLog, run_open, run_metrics, print_step */
 #include "core/timeline.h"    /* trace_init, trace_step_begin, trace_step_end, timeline_write */
@@ -53,8 +54,6 @@ static inline const Scheme *scheme_find(const char *name) {
 }
 
 /* ---- the model: layout in the arena ---------------------------------------------------------------------------------------------- */
-
-static inline NormKind norm_kind(const Model *m) { return m->config.arch == ARCH_LLAMA ? NORM_RMS : NORM_LAYER; }
 
 /* Who attends what: tokens of the ring rank, of this rank, of its stream; heads. */
 static void model_place(Model *m, const ModelOptions *o) {
@@ -106,6 +105,7 @@ static void model_layout(Model *m) {
     for (i64 l = 0; l < L; l++) {
         if (l > 0 && m->recompute) m->attention[l] = m->attention[0], m->mlp[l] = m->mlp[0];
         else model_keep_layer(m, &m->attention[l], &m->mlp[l]);
+        if (l > 0 && m->recompute && m->samples) m->attention[l].kv = take_real(m, MEM_ACTIVATIONS, kv_count_own(m)); /* the cache */
         m->attention[l].in.x = take_real(m, MEM_ACTIVATIONS, rows * C);
         m->mlp[l].in.x = take_real(m, MEM_ACTIVATIONS, rows * C);
     }
@@ -135,7 +135,7 @@ static Use *model_order(const Config *c, int *uses) {
 static void model_init(Model *m, const ModelOptions *o, Wire base, int imagined, int rank) {
     memset(m, 0, sizeof *m);
     m->config = o->config, m->scheme = o->scheme, m->context = o->scheme->context ? o->scheme->context : &CONTEXT_RING, m->layout = o->layout;
-    m->L = o->L, m->B = o->B, m->recompute = o->recompute;
+    m->L = o->L, m->B = o->B, m->recompute = o->recompute, m->samples = o->samples;
     device_init(&m->dev, &o->place, imagined);
     fabric_init(&m->fabric, &m->dev, &m->ledger, (int)o->shape.world, o->overlap, o->comm);
     mesh_init(&m->mesh, o->shape, base, imagined, rank, o->config.kv_heads);
@@ -321,6 +321,16 @@ static void model_walk(Model *m, accum scale) {
     arena_release(&m->arena, mark);
 }
 
+/* The layers over m->tokens, for what attention keeps of them. */
+static void model_prefill(Model *m) {
+    ArenaMark mark = arena_mark(&m->arena);
+    real *delta = take_real(m, MEM_WORKSPACE, stream_rows(m) * m->config.dim);
+    const real *a;
+    zero_walk(&m->zero, m->order, block_lm_head(&m->config));
+    layers_forward(m, &a, delta);
+    arena_release(&m->arena, mark);
+}
+
 /* ---- training ------------------------------------------------------------------------------------------------------------------------ */
 
 /* A model with its data and settings. */
@@ -478,6 +488,7 @@ static void validate(Trainer *t, Metrics *k) {
 static void trainer_plan(Trainer *t) {
     double loss, norm;
     t->model.dev.plan = 1;
+    if (t->model.samples) sample_plan(&t->model, model_prefill), ledger_reset(&t->model.ledger);
     schedule_begin(&t->model.fabric, SCHEDULE_RECORD);
     step_gradients(t, 0, &loss, &norm);
     step_update(t, 0, 1);
@@ -514,6 +525,17 @@ static void selfcheck(Trainer *t) {
     selfcheck_tokens(m, model_walk, automatic, selfcheck_seconds(m, flop_per_token(&t->options, 1), t->peak.flops));
 }
 
+/* --sample: after so many steps. */
+static void sample(Trainer *t, i64 steps) {
+    Model *m = &t->model;
+    i64 n;
+    if (!m->samples) return;
+    int32_t *tokens = sample_prompt(t->settings, &m->config, m->L, &n);
+    sample_continue(m, model_prefill, t->settings, steps, tokens, n);
+    if (m->mesh.rank == 0) sample_print(tokens, n + t->settings->sample_tokens);
+    free(tokens);
+}
+
 /* --eval-only, or --steps 0 --val: judge the model as it is. */
 static void judge(Trainer *t) {
     Metrics k;
@@ -537,6 +559,7 @@ static void train(Trainer *t) {
     int speaks = m->mesh.rank == 0;
     if (s->steps > 0) check_targets(t), selfcheck(t);
     else if (t->val.sequences) judge(t);
+    if (s->steps == 0) sample(t, 0);
     i64 traced = s->trace ? i64_min(TRACE_STEPS, s->steps) : 0;
     if (traced) trace_init(&t->trace, m->mesh.shape.world);
     double began = seconds_now();
@@ -561,8 +584,9 @@ static void train(Trainer *t) {
         if (step == 0 && speaks) run_write_ledger(&t->log, &m->ledger);
         int last = step + 1 == s->steps;
         if (t->val.sequences && (last || (s->eval_every && (step + 1) % s->eval_every == 0))) validate(t, &k);
+        if (speaks) run_metrics(&t->log, &k);
+        if (last || (s->sample_every && (step + 1) % s->sample_every == 0)) sample(t, step + 1);
         if (!speaks) continue;
-        run_metrics(&t->log, &k);
         double eta = (seconds_now() - began) / (double)(step + 1) * (double)(s->steps - step - 1);
         if (last || (step + 1) % s->log_every == 0 || isfinite(k.val_loss)) print_step(&k, s->steps, eta);
     }
@@ -628,7 +652,9 @@ static void open_data(Trainer *t) {
     i64 vocab = t->options.config.vocab;
     if (s->ignore_token >= vocab)
         FAIL(EVERYONE, "--ignore-token %lld is no token of this model; its vocabulary is 0 to %lld", (long long)s->ignore_token, (long long)vocab - 1);
-    if (!s->train && (s->steps > 0 || !s->val)) FAIL(EVERYONE, "--train is missing: a glob of token shards, e.g. --train \"data/train_*.bin\"");
+    i64 prompt;
+    if (t->options.samples) free(sample_prompt(s, &t->options.config, t->options.L, &prompt));
+    if (!s->train && (s->steps > 0 || (!s->val && !t->options.samples))) FAIL(EVERYONE, "--train is missing: a glob of token shards, e.g. --train \"data/train_*.bin\"");
     if (s->train) dataset_open(&t->train, s->train, "train", s->seq_len, vocab);
     if (s->val) dataset_open(&t->val, s->val, "val", s->seq_len, vocab);
 }
@@ -642,8 +668,14 @@ static void check_flags(const Settings *s, const FlagsGiven *given) {
         FAIL(EVERYONE, "--%s needs a training step: no --init-only, --dry-run or --steps 0", s->dump_grads ? "dump-grads" : "trace");
     if ((flag_given(given, "eval-every") || flag_given(given, "eval-batches")) && !s->val && !s->dry_run)
         FAIL(EVERYONE, "--eval-every and --eval-batches need --val, the shards to validate on");
-    if (s->eval_only && !s->val && !s->dry_run)
-        FAIL(EVERYONE, "--eval-only needs --val, the shards to judge the model on");
+    int samples = s->sample || s->sample_file;
+    const char *of_samples[] = {"sample-tokens", "sample-every", "temperature", "top-p"};
+    if (s->eval_only && !s->val && !samples && !s->dry_run)
+        FAIL(EVERYONE, "--eval-only needs --val, the shards to judge the model on, or --sample");
+    if (s->sample && s->sample_file) FAIL(EVERYONE, "--sample and --sample-file exclude each other");
+    for (int i = 0; i < COUNT_OF(of_samples); i++)
+        if (!samples && flag_given(given, of_samples[i])) FAIL(EVERYONE, "--%s needs --sample or --sample-file", of_samples[i]);
+    if (samples && s->init_only) FAIL(EVERYONE, "--init-only writes weights and stops; --sample asks for more");
     schedule_check(s, given);
 }
 

@@ -10,6 +10,8 @@
 
 #include "scheme.h"
 
+static inline NormKind norm_kind(const Model *m) { return m->config.arch == ARCH_LLAMA ? NORM_RMS : NORM_LAYER; }
+
 /* q = xn (rows, C) times this rank's query projection, of `heads` heads; kv likewise, of `kv_heads` key and value heads. */
 static inline void project_q(Model *m, real *q, const real *xn, i64 rows, i64 heads) {
     real **w = m->zero.weight;

@@ -46,6 +46,8 @@ test_checkpoint_fp64    alone  300
 test_checkpoint_fp64        4  300
 test_schemes_fp64          12  900
 test_schemes_fp32           4  600
+test_sample_fp64            4  120
+test_sample_fp32            2  120
 test_cli.sh             alone  300
 test_judge.sh           alone  300
 test_stops.sh           alone 1200
