@@ -10,7 +10,7 @@
 # make clean
 #
 # OPT="-O3 -march=x86-64-v3" in the environment or on the command line builds everything, tests and emulator included, for that machine; another OPT,
-# compiler or processor than last time builds again what is asked for. BUILD=build/v3 keeps such a build beside the first one: build/v3/train_gpt_cpu.
+# compiler, processor or library than last time builds again what is asked for. BUILD=build/v3 keeps such a build beside the first one: build/v3/train_gpt_cpu.
 #
 # WERROR=1, which the tests set, makes every warning an error; without it a compiler that nobody has tried still builds.
 #
@@ -38,15 +38,32 @@ NVCCFLAGS = -std=c++20 -O3 -DODYSSEUS_CUDA -D_GNU_SOURCE $(if $(WERROR),-Werror 
 	-Xptxas -v $(foreach a,$(CUDA_ARCHS),-gencode arch=compute_$(a),code=sm_$(a)) $(NVPTX) --threads 0
 MPIFLAGS = $(if $(MPI),$(shell $(MPICXX) --showme:compile 2>/dev/null) -DOMPI_SKIP_MPICXX,-DODYSSEUS_NO_MPI)
 MPILIBS = $(if $(MPI),$(foreach f,$(shell $(MPICXX) --showme:link 2>/dev/null),$(if $(filter -Wl% -pthread,$(f)),-Xcompiler $(f),$(f))))
-NCCL = $(wildcard $(patsubst %/bin/nvcc,%/include/nccl.h,$(realpath $(NVCC))) /usr/include/nccl.h)
+# CUDA's libraries by their headers: the toolkit's, else the system's, else those of Python's CUDA packages, else where the compiler looks.
+# The program remembers the folder it was linked with (RUNPATH), and so starts without LD_LIBRARY_PATH.
+TOOLKIT = $(patsubst %/bin/nvcc,%,$(realpath $(NVCC)))
+CUDA_MAJOR = $(shell $(NVCC) --version 2>/dev/null | sed -n 's/.*release \([0-9]*\).*/\1/p')
+SYSTEM = /usr /usr/local
+PYCUDA = $(shell python3 -c 'import nvidia; print(*nvidia.__path__)' 2>/dev/null)
+# of CUDA 12, Python's packages have a folder a library; of later ones they share one
+CUBLAS = $(firstword $(wildcard $(addsuffix /include/cublasLt.h,$(TOOLKIT) $(SYSTEM) $(PYCUDA:%=%/$(if $(filter 12,$(CUDA_MAJOR)),cublas,cu$(CUDA_MAJOR))))) \
+	$(shell echo '\#include <cublasLt.h>' | $(NVCC) -E -x cu - >/dev/null 2>&1 && echo cublasLt.h))
+NCCL = $(firstword $(wildcard $(addsuffix /include/nccl.h,$(TOOLKIT) $(SYSTEM) $(PYCUDA:%=%/nccl))) \
+	$(shell echo '\#include <nccl.h>' | $(NVCC) -E -x cu - >/dev/null 2>&1 && echo nccl.h))
+# of a library and its header: what finds the header, then the library
+cuda_library = $(call cuda_folder,$(1),$(patsubst %/include/,%,$(dir $(2))))
+cuda_folder = $(if $(filter-out ./ $(TOOLKIT) $(SYSTEM),$(2)),-I$(2)/include) $(call cuda_file,$(1),$(firstword $(wildcard \
+	$(foreach l,lib64 lib,$(2)/$(l)/lib$(1).so $(2)/$(l)/lib$(1).so.*))))
+cuda_file = $(if $(2),-L$(patsubst %/,%,$(dir $(2))) -l:$(notdir $(2)) -Xlinker -rpath -Xlinker $(patsubst %/,%,$(dir $(2))),-l$(1))
+CUBLASFLAGS = $(call cuda_library,cublasLt,$(CUBLAS))
+NCCLFLAGS = $(if $(and $(NCCL),$(MPI)),-DODYSSEUS_NCCL $(call cuda_library,nccl,$(NCCL)))
 NVEND = 2>$(BUILD)/ptxas_$(@F).txt || { grep -v '^ptxas info\|bytes stack frame' $(BUILD)/ptxas_$(@F).txt; false; }
 define NVCOMPILE
-$(NVCC) -x cu $(NVCCFLAGS) $(if $(and $(NCCL),$(MPI)),-DODYSSEUS_NCCL) $(MPIFLAGS) -MMD -MP -MF $(BUILD)/$(@F).d $< -o $@ $(MPILIBS) -lcublasLt $(if $(and $(NCCL),$(MPI)),-lnccl) -lcjson $(NVEND)
+$(NVCC) -x cu $(NVCCFLAGS) $(MPIFLAGS) -MMD -MP -MF $(BUILD)/$(@F).d $< -o $@ $(MPILIBS) $(CUBLASFLAGS) $(NCCLFLAGS) -lcjson $(NVEND)
 @bash dev/registers.sh $(BUILD)/ptxas_$(@F).txt >$(BUILD)/registers_$(@F).txt
 endef
 # kernels alone: neither MPI nor cJSON
 define NVKERNELS
-$(NVCC) -x cu $(NVCCFLAGS) -MMD -MP -MF $(BUILD)/$(@F).d $< -o $@ -lcublasLt $(NVEND)
+$(NVCC) -x cu $(NVCCFLAGS) -MMD -MP -MF $(BUILD)/$(@F).d $< -o $@ $(CUBLASFLAGS) $(NVEND)
 @bash dev/registers.sh $(BUILD)/ptxas_$(@F).txt >$(BUILD)/registers_$(@F).txt
 endef
 
@@ -76,8 +93,13 @@ NO_MPI = missing: apt-get install libopenmpi-dev openmpi-bin - one rank only
 MISSING_sim = $(if $(CJSON),,libcjson-dev) $(if $(OMP),,libomp-dev)
 MISSING_cpu = $(if $(MPI),,libopenmpi-dev openmpi-bin) $(MISSING_sim)
 MISSING_cuda = $(if $(CJSON),,libcjson-dev)
+NO_NVCC = needs the CUDA toolkit, 12.0 or later: nvcc is not in PATH, nor in /usr/local/cuda/bin
+OLD_NVCC = needs the CUDA toolkit, 12.0 or later: $(NVCC) is of $(CUDA_MAJOR)
+NO_CUBLAS = needs cuBLAS, without which $(TOOLKIT) came: apt-get install libcublas-dev from NVIDIA's repository, or pip install nvidia-cublas
+need_cuda = $(if $(CUDA_LACKS),$(error $@ $(CUDA_LACKS)))
+CUDA_LACKS = $(if $(NVCC),$(if $(filter 8 9 10 11,$(CUDA_MAJOR)),$(OLD_NVCC),$(if $(CUBLAS),,$(NO_CUBLAS))),$(NO_NVCC))
 need = $(if $(strip $(MISSING_$(1))),$(error $@ needs packages that are not installed: apt-get install build-essential $(strip $(MISSING_$(1)))))
-CAN = $(if $(strip $(MISSING_cpu)),,train_gpt_cpu train_gpt_fp64) $(if $(and $(CPP),$(CJSON)),train_gpt_sim) $(if $(and $(NVCC),$(CJSON)),train_gpt)
+CAN = $(if $(strip $(MISSING_cpu)),,train_gpt_cpu train_gpt_fp64) $(if $(and $(CPP),$(CJSON)),train_gpt_sim) $(if $(CJSON),$(if $(CUDA_LACKS),,train_gpt))
 
 # ---- targets ----
 
@@ -85,7 +107,7 @@ all:
 	@echo "MPI     $(if $(MPI),$(call have,$(MPICC)),missing: apt-get install build-essential libopenmpi-dev openmpi-bin)"
 	@echo "OpenMP  $(if $(OMP),$(OMP),missing: apt-get install libomp-dev (clang's; gcc brings its own))"
 	@echo "cJSON   $(if $(CJSON),$(CJSON),missing: apt-get install libcjson-dev)"
-	@echo "CUDA    $(if $(NVCC),$(NVCC) for $(CUDA_ARCHS:%=sm_%); NCCL $(if $(NCCL),$(firstword $(NCCL)),$(NO_NCCL)),missing: no nvcc in PATH nor in /usr/local/cuda/bin - no train_gpt for GPUs)"
+	@echo "CUDA    $(if $(CUDA_LACKS),missing: train_gpt for GPUs $(CUDA_LACKS),$(NVCC) for $(CUDA_ARCHS:%=sm_%); NCCL $(or $(NCCL),$(NO_NCCL)))"
 	@echo "build   $(if $(strip $(CAN)),$(CAN),nothing: the programs need MPI and cJSON)"
 	$(if $(strip $(CAN)),@$(MAKE) --no-print-directory $(CAN),@exit 1)
 
@@ -111,8 +133,8 @@ $(BUILD)/%_fp64: dev/test/%.c $(BUILD)/options | $(BUILD)
 $(BUILD)/%_asan: dev/test/%.c $(BUILD)/options | $(BUILD)
 	$(call need,cpu)$(COMPILE) -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined $(FP64)
 
-train_gpt $(BUILD)/train_gpt: train_gpt.cu | $(BUILD)
-	$(if $(NVCC),,$(error $@ needs the CUDA toolkit: nvcc is not in PATH, nor in /usr/local/cuda/bin))$(call need,cuda)$(NVCOMPILE)
+train_gpt $(BUILD)/train_gpt: train_gpt.cu $(BUILD)/options_cuda | $(BUILD)
+	$(need_cuda)$(call need,cuda)$(NVCOMPILE)
 	@$(if $(MPI),$(if $(NCCL),:,echo "NCCL    $(NO_NCCL)"),echo "MPI     $(NO_MPI)")
 
 train_gpt_emu $(BUILD)/train_gpt_emu: train_gpt.cu $(BUILD)/options | $(BUILD)
@@ -124,11 +146,11 @@ $(BUILD)/%_emu: dev/test/%.cu $(BUILD)/options | $(BUILD)
 $(BUILD)/%_emuasan: dev/test/%.cu $(BUILD)/options | $(BUILD)
 	$(call need,cpu)$(EMUCOMPILE) -O1 -g -fsanitize=address,undefined -lcjson
 
-$(BUILD)/%_cuda: dev/test/%.cu | $(BUILD)
-	$(if $(NVCC),,$(error $@ needs the CUDA toolkit: nvcc is not in PATH, nor in /usr/local/cuda/bin))$(NVKERNELS)
+$(BUILD)/%_cuda: dev/test/%.cu $(BUILD)/options_kernels | $(BUILD)
+	$(need_cuda)$(NVKERNELS)
 
-$(BUILD)/bench_cuda: dev/bench/bench_cuda.cu | $(BUILD)
-	$(if $(NVCC),,$(error $@ needs the CUDA toolkit: nvcc is not in PATH, nor in /usr/local/cuda/bin))$(NVKERNELS)
+$(BUILD)/bench_cuda: dev/bench/bench_cuda.cu $(BUILD)/options_kernels | $(BUILD)
+	$(need_cuda)$(NVKERNELS)
 
 $(BUILD)/bench_cuda_emu: dev/bench/bench_cuda.cu $(BUILD)/options | $(BUILD)
 	$(call need,cpu)$(EMUCOMPILE) -O2 -g -lcjson
@@ -154,9 +176,15 @@ check-cxx:
 	$(call need,cpu)$(MPICXX) -x c++ $(CXXFLAGS) train_gpt.cu
 	$(MPICXX) -x c++ $(CXXFLAGS) -DODYSSEUS_FP64 train_gpt.cu
 
-# what the flags make of this compiler and processor: written when it changes, and then all that depends on it is old
+# What the flags make of this compiler and processor, what nvcc is told, and what MPI and NCCL add to that: written when it changes, and then all
+# that depends on it is old.
+written = >$@.$$$$; if cmp -s $@.$$$$ $@; then rm $@.$$$$; else mv $@.$$$$ $@; fi
 $(BUILD)/options: FORCE | $(BUILD)
-	@{ echo '$(OPT)'; $(or $(CPP),:) $(OPT) -dM -E -x c - </dev/null; } >$@.$$$$; if cmp -s $@.$$$$ $@; then rm $@.$$$$; else mv $@.$$$$ $@; fi
+	@{ echo '$(OPT)'; $(or $(CPP),:) $(OPT) -dM -E -x c - </dev/null; } $(written)
+$(BUILD)/options_kernels: FORCE | $(BUILD)
+	@echo '$(if $(CUDA_LACKS),,$(NVCC) $(CUDA_MAJOR) $(NVCCFLAGS) $(CUBLASFLAGS))' $(written)
+$(BUILD)/options_cuda: $(BUILD)/options_kernels FORCE | $(BUILD)
+	@{ cat $<; echo '$(if $(CUDA_LACKS),,$(MPIFLAGS) $(MPILIBS) $(NCCLFLAGS))'; } $(written)
 
 $(BUILD):
 	@mkdir -p $(BUILD)

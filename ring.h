@@ -43,7 +43,8 @@ static inline void ring_forward(Model *m, AttentionSaved *s) {
             next = comm_ring_start(&m->fabric, ring, tag(BLOCK_ATTENTION, m->phase, WHAT_ACTIVATION), arriving, kv, kv_count, DTYPE_REAL);
         if (hop == 0) zero_prefetch(&m->zero);
         if (visitor_seen(m, hop))
-            attention_forward(&m->dev, out, hop == last ? s->out : NULL, s->lse, s->q, kv, shape, m->ring_map, visitor_map(m, hop), hop > 0);
+            attention_forward(&m->dev, out, hop == last ? s->out : NULL, s->lse, s->q, kv,
+                              attention_call(shape, m->ring_map, visitor_map(m, hop), hop > 0));
         comm_wait(&m->fabric, next);
         kv = arriving;
     }
@@ -62,8 +63,9 @@ typedef struct {
 /* One stop: mine (accum; NULL: the result itself) = this rank's share of the gradient of `kv`; adds to dq. */
 static inline void ring_backward_block(Model *m, AttentionSaved *s, RingSums *sums, accum *mine, const real *kv, i64 hop) {
     if (visitor_seen(m, hop))
-        attention_backward(&m->dev, sums->dq_sum, hop == visitor_last(m) ? sums->dq : NULL, mine, mine ? NULL : sums->dkv, s->q, kv, sums->dout,
-                           s->lse, sums->delta, attention_shape(m), m->ring_map, visitor_map(m, hop), hop > 0);
+        attention_backward(&m->dev, sums->dq_sum, hop == visitor_last(m) ? sums->dq : NULL, mine,
+                           mine ? NULL : sums->dkv, s->q, kv, sums->dout, s->lse, sums->delta,
+                           attention_call(attention_shape(m), m->ring_map, visitor_map(m, hop), hop > 0));
     else zero_fill(&m->dev, mine, sums->count * accum_size());
 }
 

@@ -24,6 +24,7 @@
 #include "core/scheme.h"      /* Model, Scheme, Context, take_real, take_accum, stream_rows, own_rows */
 #include "core/data.h"        /* Dataset, dataset_open, dataset_column, TOKEN_IGNORED */
 #include "core/checkpoint.h"  /* checkpoint_load, checkpoint_write, checkpoint_write_tensors */
+#include "core/life.h"        /* Life, life_*, optimizer_load: checkpoints in training, resuming, being told to stop */
 #include "core/fit.h"         /* check_memory: does it fit, and what would? */
 #include "core/rate.h"        /* Peak, peak_of, flop_per_token, step_metrics: MFU */
 #include "core/selfcheck.h"   /* selfcheck_*: do the ranks mean the same run? */
@@ -180,7 +181,7 @@ static void model_expect(Model *m, i64 micro) {
         ledger_expect(&m->ledger, COMM_ALL_GATHER, tag(BLOCK_LM_HEAD, PHASE_BACKWARD, WHAT_ACTIVATION),
                       micro * (mesh->shape.head - 1) * volume_own(mesh, m->L) * m->B * m->config.dim * real_size());
     ledger_expect(&m->ledger, COMM_ALL_REDUCE, tag(BLOCK_OTHER, PHASE_FORWARD, WHAT_CONTROL), control_bytes(&mesh->world, 1));
-    ledger_expect(&m->ledger, COMM_ALL_REDUCE, tag(BLOCK_OTHER, PHASE_OPTIMIZER, WHAT_CONTROL), control_bytes(&mesh->world, 2));
+    ledger_expect(&m->ledger, COMM_ALL_REDUCE, tag(BLOCK_OTHER, PHASE_OPTIMIZER, WHAT_CONTROL), control_bytes(&mesh->world, 4));
 }
 
 /* ---- LM head and loss ------------------------------------------------------------------------------------------ */
@@ -208,17 +209,16 @@ static void lm_head_chunks(Model *m, real *xn, accum scale) {
 
 /* Final norm, head and loss on the own tokens: adds to the loss. With dx (stream), also backward: dx = the stream's gradient. */
 static void lm_head_walk(Model *m, const real *a, const real *delta, real *dx, accum scale) {
-    real **w = m->zero.weight;
     accum **g = m->zero.dweight;
     i64 rows = own_rows(m), C = m->config.dim, own = m->own_first * m->B * C;
     ArenaMark mark = arena_mark(&m->arena);
     real *xn = take_real(m, MEM_WORKSPACE, rows * C);
-    norm_forward(&m->dev, norm_kind(m), xn, m->final_x, m->final_mean, m->final_rstd, a + own, delta + own, w[T_NORM], w[T_NORM_BIAS], rows, C,
-                 m->config.norm_eps);
+    norm_forward(&m->dev, block_norm(m, rows), xn, m->final_x, m->final_mean, m->final_rstd, a + own, delta + own);
     lm_head_chunks(m, xn, dx ? scale : 0);
     if (dx) {
         zero_fill(&m->dev, dx + own, rows * C * real_size());
-        norm_backward(&m->dev, norm_kind(m), dx + own, g[T_NORM], g[T_NORM_BIAS], xn, m->final_mean, m->final_rstd, m->final_x, w[T_NORM], rows, C, 0, rows);
+        norm_backward(&m->dev, block_norm(m, rows), dx + own, g[T_NORM], g[T_NORM_BIAS], xn, m->final_mean, m->final_rstd, m->final_x, 0,
+                      rows);
         if (m->scheme->replicated_stream) /* every rank continues with all tokens */
             comm_all_gather(&m->fabric, &m->mesh.head, tag(BLOCK_LM_HEAD, PHASE_BACKWARD, WHAT_ACTIVATION), dx, dx + own, rows * C, DTYPE_REAL);
     }
@@ -232,10 +232,9 @@ static BlockSaved *block_saved(Model *m, BlockKind kind, int l) { return kind ==
 /* One block forward: x = a + delta (kept), out = block(norm(x)). delta may be out; NULL where x is there already. */
 static void block_forward(Model *m, BlockKind kind, int l, const real *a, const real *delta, real *out) {
     BlockSaved *s = block_saved(m, kind, l);
-    real **w = m->zero.weight;
     ArenaMark mark = arena_mark(&m->arena);
     real *xn = take_real(m, MEM_WORKSPACE, stream_rows(m) * m->config.dim);
-    norm_forward(&m->dev, norm_kind(m), xn, s->x, s->mean, s->rstd, a, delta, w[T_NORM], w[T_NORM_BIAS], stream_rows(m), m->config.dim, m->config.norm_eps);
+    norm_forward(&m->dev, block_norm(m, stream_rows(m)), xn, s->x, s->mean, s->rstd, a, delta);
     if (kind == BLOCK_ATTENTION) m->scheme->attention_forward(m, &m->attention[l], out, xn);
     else m->scheme->mlp_forward(m, &m->mlp[l], out, xn);
     arena_release(&m->arena, mark);
@@ -244,17 +243,16 @@ static void block_forward(Model *m, BlockKind kind, int l, const real *a, const 
 /* One block backward: dx is the gradient of the stream after it, and becomes that before it. */
 static void block_backward(Model *m, BlockKind kind, int l, real *dx) {
     BlockSaved *s = block_saved(m, kind, l);
-    real **w = m->zero.weight;
     accum **g = m->zero.dweight;
     ArenaMark mark = arena_mark(&m->arena);
     i64 n = stream_rows(m) * m->config.dim;
     real *xn = take_real(m, MEM_WORKSPACE, n), *dxn = take_real(m, MEM_WORKSPACE, n);
     if (m->recompute) block_forward(m, kind, l, s->x, NULL, dxn);
-    norm_recompute(&m->dev, norm_kind(m), xn, s->mean, s->rstd, s->x, w[T_NORM], w[T_NORM_BIAS], stream_rows(m), m->config.dim);
+    norm_recompute(&m->dev, block_norm(m, stream_rows(m)), xn, s->mean, s->rstd, s->x);
     if (kind == BLOCK_ATTENTION) m->scheme->attention_backward(m, &m->attention[l], dxn, dx, xn);
     else m->scheme->mlp_backward(m, &m->mlp[l], dxn, dx, xn);
-    norm_backward(&m->dev, norm_kind(m), dx, g[T_NORM], g[T_NORM_BIAS], dxn, s->mean, s->rstd, s->x, w[T_NORM], stream_rows(m), m->config.dim,
-                  m->own_first * m->B, own_rows(m));
+    norm_backward(&m->dev, block_norm(m, stream_rows(m)), dx, g[T_NORM], g[T_NORM_BIAS], dxn, s->mean, s->rstd, s->x, m->own_first * m->B,
+                  own_rows(m));
     arena_release(&m->arena, mark);
 }
 
@@ -339,11 +337,14 @@ typedef struct {
     ModelOptions options;
     const Settings *settings;
     Dataset train, val;
+    Life life;
     RunLog log;
     Trace trace;
     Peak peak;
-    SpikeWatch spike;
 } Trainer;
+
+/* The first sequence of the list that `step` takes. */
+static i64 step_sequence(const Trainer *t, i64 step) { return t->life.first_sequence + (step - t->life.first_step) * t->options.batch; }
 
 /* Read micro-batch `micro` of the batch that starts at sequence `first` of the list: m->tokens, m->targets. Targets equal to
    --ignore-token become TOKEN_IGNORED, and so does everything past `end` (a last, partial validation batch; else end < 0).
@@ -355,7 +356,7 @@ static i64 load_micro_batch(Trainer *t, Dataset *d, i64 first, i64 micro, i64 en
     for (i64 b = 0; b < m->B; b++) {
         i64 sequence = first + group + b;
         int past = end >= 0 && sequence >= end;
-        sequence %= d->sequences;
+        sequence = dataset_sequence(d, sequence);
         dataset_column(d, sequence, &m->stream_map, 0, tokens, b, m->B);
         dataset_column(d, sequence, &m->own_map, 1, targets, b, m->B);
         for (i64 i = 0; i < m->T_own; i++) {
@@ -401,7 +402,7 @@ static void imagine_micro_steps(Model *m, accum scale, i64 micro) {
 static double step_gradients(Trainer *t, i64 step, double *loss, double *norm) {
     Model *m = &t->model;
     Zero *z = &m->zero;
-    i64 first = step * t->options.batch;
+    i64 first = step_sequence(t, step);
     part_begin(&m->dev, BLOCK_OTHER, -1, PHASE_FORWARD);
     double counted = count_targets(t, first);
     accum scale = (accum)(1.0 / (counted > 0 ? counted : 1));
@@ -418,12 +419,15 @@ static double step_gradients(Trainer *t, i64 step, double *loss, double *norm) {
     }
     part_begin(&m->dev, BLOCK_OTHER, -1, PHASE_OPTIMIZER);
     zero_grads_finish(z);
-    double values[2] = {0, 0}; /* sum of losses, sum of squared gradients */
+    double values[4] = {0, 0, 0, 0}; /* sum of losses, sum of squared gradients, wishes to stop, saves being written */
     sum_squares(&m->dev, m->sums + 1, z->grad, z->flat);
-    copy_out(&m->dev, values, m->sums, sizeof values);
-    comm_sum_control(&m->fabric, &m->mesh.world, tag(BLOCK_OTHER, PHASE_OPTIMIZER, WHAT_CONTROL), values, 2);
+    copy_out(&m->dev, values, m->sums, 2 * sizeof(double));
+    values[2] = life_wish(&t->life, t->settings, m->mesh.rank);
+    values[3] = life_writing(&t->life);
+    comm_sum_control(&m->fabric, &m->mesh.world, tag(BLOCK_OTHER, PHASE_OPTIMIZER, WHAT_CONTROL), values, 4);
     *loss = counted > 0 ? values[0] / counted : NAN; /* nothing to learn is no perfect loss */
     *norm = sqrt(values[1]);
+    t->life.wish = values[2], t->life.writing = values[3];
     return counted;
 }
 
@@ -525,6 +529,11 @@ static void selfcheck(Trainer *t) {
     selfcheck_tokens(m, model_walk, automatic, selfcheck_seconds(m, flop_per_token(&t->options, 1), t->peak.flops));
 }
 
+static int sample_due(const Trainer *t, i64 done) {
+    i64 every = t->settings->sample_every;
+    return done == t->settings->steps || (every && done % every == 0);
+}
+
 /* --sample: after so many steps. */
 static void sample(Trainer *t, i64 steps) {
     Model *m = &t->model;
@@ -553,44 +562,77 @@ static void judge(Trainer *t) {
     run_metrics(&t->log, &k);
 }
 
+/* Is the model to be validated after so many steps? */
+static int validation_due(const Trainer *t, i64 done) {
+    const Settings *s = t->settings;
+    return t->val.sequences && (done == s->steps || (s->eval_every && done % s->eval_every == 0));
+}
+
+/* A run that goes on may have been stopped between a checkpoint and the validation after it. Collective. */
+static void validate_missing(Trainer *t) {
+    int missing = t->log.lacks_val;
+    wire_tell(t->model.mesh.world.wire, &missing, sizeof missing);
+    if (!missing || !validation_due(t, t->life.first_step)) return;
+    Metrics k;
+    validate(t, &k);
+    if (t->model.mesh.rank == 0) run_validation(&t->log, &k);
+}
+
+/* One step: gradients, update, measures. */
+static void train_step(Trainer *t, i64 step, i64 traced, Metrics *k) {
+    const Settings *s = t->settings;
+    Model *m = &t->model;
+    i64 nth = step - t->life.first_step;
+    memset(k, 0, sizeof *k);
+    k->step = step, k->lr = learning_rate(s, step);
+    ledger_reset(&m->ledger);
+    schedule_begin(&m->fabric, SCHEDULE_FOLLOW);
+    fabric_exposed_reset(&m->fabric);
+    if (nth < traced) trace_step_begin(&t->trace, &m->dev, step);
+    double begin = seconds_now();
+    int learns = step_gradients(t, step, &k->loss, &k->grad_norm) > 0; /* else the weights stay as they are */
+    if (nth == 0 && s->dump_grads) checkpoint_write_tensors(&m->zero, m->mesh.world.wire, s->dump_grads, m->zero.grad, accum_size() == 8 ? ST_F64 : ST_F32);
+    if (learns && spike_admits(&t->life.spike, m, s, k)) step_update(t, step, k->grad_norm);
+    device_finish(&m->dev);
+    double seconds = seconds_now() - begin;
+    t->life.longest_step = fmax(t->life.longest_step, seconds);
+    if (nth < traced) trace_step_end(&t->trace, &m->dev);
+    schedule_begin(&m->fabric, SCHEDULE_IGNORE);
+    step_metrics(k, m, &t->options, &t->peak, seconds);
+    if (nth + 1 == traced) timeline_write(&t->trace, m->mesh.world.wire, s->trace);
+}
+
 static void train(Trainer *t) {
     const Settings *s = t->settings;
     Model *m = &t->model;
-    int speaks = m->mesh.rank == 0;
-    if (s->steps > 0) check_targets(t), selfcheck(t);
-    else if (t->val.sequences) judge(t);
-    if (s->steps == 0) sample(t, 0);
-    i64 traced = s->trace ? i64_min(TRACE_STEPS, s->steps) : 0;
-    if (traced) trace_init(&t->trace, m->mesh.shape.world);
+    Life *l = &t->life;
+    int speaks = m->mesh.rank == 0, told = 0;
+    i64 step = l->first_step;
     double began = seconds_now();
-    for (i64 step = 0; step < s->steps; step++) {
+    if (s->steps > step) check_targets(t), selfcheck(t);
+    else if (s->steps == 0 && t->val.sequences) judge(t);
+    if (s->steps == 0) sample(t, 0);
+    if (l->resumes) validate_missing(t);
+    i64 traced = s->trace ? i64_min(TRACE_STEPS, s->steps - step) : 0;
+    if (traced > 0) trace_init(&t->trace, m->mesh.shape.world);
+    for (; step < s->steps && !told; step++) {
         Metrics k;
-        memset(&k, 0, sizeof k);
-        k.step = step, k.lr = learning_rate(s, step);
-        ledger_reset(&m->ledger);
-        schedule_begin(&m->fabric, SCHEDULE_FOLLOW);
-        fabric_exposed_reset(&m->fabric);
-        if (step < traced) trace_step_begin(&t->trace, &m->dev, step);
-        double begin = seconds_now();
-        int learns = step_gradients(t, step, &k.loss, &k.grad_norm) > 0; /* else the weights stay as they are */
-        if (step == 0 && s->dump_grads) checkpoint_write_tensors(&m->zero, m->mesh.world.wire, s->dump_grads, m->zero.grad, accum_size() == 8 ? ST_F64 : ST_F32);
-        if (learns && spike_admits(&t->spike, m, s, &k)) step_update(t, step, k.grad_norm);
-        device_finish(&m->dev);
-        double seconds = seconds_now() - begin;
-        if (step < traced) trace_step_end(&t->trace, &m->dev);
-        schedule_begin(&m->fabric, SCHEDULE_IGNORE);
-        step_metrics(&k, m, &t->options, &t->peak, seconds);
-        if (step + 1 == traced) timeline_write(&t->trace, m->mesh.world.wire, s->trace);
-        if (step == 0 && speaks) run_write_ledger(&t->log, &m->ledger);
-        int last = step + 1 == s->steps;
-        if (t->val.sequences && (last || (s->eval_every && (step + 1) % s->eval_every == 0))) validate(t, &k);
-        if (speaks) run_metrics(&t->log, &k);
-        if (last || (s->sample_every && (step + 1) % s->sample_every == 0)) sample(t, step + 1);
+        i64 done = step + 1;
+        train_step(t, step, traced, &k);
+        told = l->wish > 0;
+        if (step == l->first_step && !l->resume.continues && speaks) run_write_ledger(&t->log, &m->ledger);
+        if (speaks) run_metrics(&t->log, &k); /* before the checkpoint: a run that goes on finds the line */
+        life_save(l, s, &m->zero, m->mesh.world.wire, done, step_sequence(t, done), told);
+        if (speaks && l->lost > 0) run_save_ms(&t->log, 1e3 * l->lost);
+        if (validation_due(t, done) && (!told || done == s->steps)) validate(t, &k);
+        if (speaks) run_validation(&t->log, &k);
+        if (sample_due(t, done) && (!told || done == s->steps)) sample(t, done);
         if (!speaks) continue;
-        double eta = (seconds_now() - began) / (double)(step + 1) * (double)(s->steps - step - 1);
-        if (last || (step + 1) % s->log_every == 0 || isfinite(k.val_loss)) print_step(&k, s->steps, eta);
+        double eta = (seconds_now() - began) / (double)(done - l->first_step) * (double)(s->steps - done);
+        if (told || done == s->steps || done % s->log_every == 0 || isfinite(k.val_loss)) print_step(&k, s->steps, eta);
     }
     if (speaks) run_finish(&t->log);
+    life_end(l, s, step, told, m->mesh.rank);
 }
 
 /* ---- from flags to a trainer ---------------------------------------------------------------------------------------------------------- */
@@ -640,10 +682,11 @@ static void print_plan(Trainer *t) {
     ledger_print(stdout, &t->model.ledger);
 }
 
-/* Initial weights: drawn from the seed, or read from --model DIR. */
+/* Weights: a checkpoint's, with the moments that go on from them; or drawn from the seed, or read from --model DIR. */
 static void load_weights(Trainer *t) {
     Model *m = &t->model;
-    if (preset_find(t->settings->model)) zero_initialise(&m->zero, t->settings->seed);
+    if (t->life.resumes) optimizer_load(&m->zero, t->life.resume.dir);
+    else if (preset_find(t->settings->model)) zero_initialise(&m->zero, t->settings->seed);
     else checkpoint_load(&m->zero, t->settings->model, m->mesh.rank);
 }
 
@@ -656,6 +699,7 @@ static void open_data(Trainer *t) {
     if (t->options.samples) free(sample_prompt(s, &t->options.config, t->options.L, &prompt));
     if (!s->train && (s->steps > 0 || (!s->val && !t->options.samples))) FAIL(EVERYONE, "--train is missing: a glob of token shards, e.g. --train \"data/train_*.bin\"");
     if (s->train) dataset_open(&t->train, s->train, "train", s->seq_len, vocab);
+    t->train.shuffled = strcmp(s->shuffle, "on") == 0, t->train.seed = s->seed;
     if (s->val) dataset_open(&t->val, s->val, "val", s->seq_len, vocab);
 }
 
@@ -677,6 +721,25 @@ static void check_flags(const Settings *s, const FlagsGiven *given) {
         if (!samples && flag_given(given, of_samples[i])) FAIL(EVERYONE, "--%s needs --sample or --sample-file", of_samples[i]);
     if (samples && s->init_only) FAIL(EVERYONE, "--init-only writes weights and stops; --sample asks for more");
     schedule_check(s, given);
+    life_check_flags(s, given);
+}
+
+/* The run directory: a new one, or that of the checkpoint goes on. Rank 0. */
+static void open_run(Trainer *t) {
+    const Settings *s = t->settings;
+    const MeshShape *shape = &t->options.shape;
+    Life *l = &t->life;
+    cJSON *config = run_config_json(s, &t->options.config, shape->world, shape->head, t->options.place.threads, REAL_NAME);
+    if (l->resumes) {
+        printf("resume   %s: %lld of %lld steps are done\n", l->resume.dir, (long long)l->first_step, (long long)s->steps);
+        if (l->changes.n) printf("note     --resume-with-changes: %s\n", l->changes.text);
+        fflush(stdout);
+    }
+    if (l->resume.continues) run_continue(&t->log, s->out, l->first_step);
+    else run_open(&t->log, s->out, cJSON_Duplicate(config, 1));
+    if (l->resumes && s->out) run_write_resume(&t->log, l->first_step, l->resume.dir, l->changes.text, config);
+    else cJSON_Delete(config);
+    if (t->log.metrics) l->saver.metrics = fileno(t->log.metrics);
 }
 
 /* How many ranks have this rank's device, where it can be told from others. */
@@ -700,10 +763,12 @@ static inline void run(Trainer *t, Settings *s, const FlagsGiven *given, Wire wo
     if (s->dump_grads && rank == 0) check_writable(s, "dump-grads", s->dump_grads);
     if (s->trace && rank == 0) check_writable(s, "trace", s->trace), check_apart("trace", s->trace, "dump-grads", s->dump_grads);
     if (!s->dry_run) device_open(&place), place_share(&place, world), device_check_comm(&place, s->comm);
+    life_begin(&t->life, s, given, world, place.threads);
     options_from_flags(&t->options, scheme_find(s->sp), s, given, s->world ? s->world : wire_size(world), place);
     options_check(&t->options);
     if (!s->dry_run && !s->init_only) {
         open_data(t);
+        life_fits(&t->life, s, &t->options.config, &t->train, rank);
         t->peak = peak_of(s, &place);
     }
     if (s->dry_run && rank != 0) return;
@@ -723,12 +788,12 @@ static inline void run(Trainer *t, Settings *s, const FlagsGiven *given, Wire wo
         load_weights(t);
         wire_barrier(world); /* nothing is written before every rank has come this far */
         if (rank == 0 && s->init_only) make_directories(s->out);
-        if (rank == 0 && !s->init_only)
-            run_open(&t->log, s->out, run_config_json(s, &t->options.config, t->options.shape.world, t->options.shape.head, place.threads, REAL_NAME));
+        if (rank == 0 && !s->init_only) open_run(t);
         if (s->init_only) checkpoint_write(&t->model.zero, world, s->out);
         else train(t);
     }
     model_free(&t->model);
+    life_free(&t->life);
     trace_free(&t->trace);
     if (t->train.shards) dataset_close(&t->train);
     if (t->val.shards) dataset_close(&t->val);

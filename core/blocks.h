@@ -10,7 +10,11 @@
 
 #include "scheme.h"
 
-static inline NormKind norm_kind(const Model *m) { return m->config.arch == ARCH_LLAMA ? NORM_RMS : NORM_LAYER; }
+/* The norm of the block acquired last, over `rows` rows of the stream. */
+static inline NormCall block_norm(const Model *m, i64 rows) {
+    real *const *w = m->zero.weight;
+    return norm_call(m->config.arch == ARCH_LLAMA ? NORM_RMS : NORM_LAYER, w[T_NORM], w[T_NORM_BIAS], rows, m->config.dim, m->config.norm_eps);
+}
 
 /* q = xn (rows, C) times this rank's query projection, of `heads` heads; kv likewise, of `kv_heads` key and value heads. */
 static inline void project_q(Model *m, real *q, const real *xn, i64 rows, i64 heads) {

@@ -304,12 +304,16 @@ static inline MendText checkpoint_no_directory(const char *path) {
 
 /* ---- weights in: from files, from a seed ------------------------------------------------------------------------------- */
 
+#ifndef CHECKPOINT_PIECE /* a test makes it small */
+#define CHECKPOINT_PIECE ((i64)1 << 22) /* elements on the host at a time, by each thread that reads: at most 32 MB */
+#endif
+
 typedef struct {
     const Zero *z;
     const Safetensor *from; /* NULL: the initial value */
     HfPlace place;
     uint64_t key;
-    accum *part; /* on the host: this rank's part of the tensor, which begins at `begin` of the flat buffers */
+    accum *part; /* on the host: a piece of this rank's part of the tensor, which begins at `begin` of the flat buffers */
     i64 begin;
 } WeightFill;
 
@@ -317,22 +321,30 @@ static inline void weight_fill_run(void *context, const Tensor *t, i64 row, i64 
     const WeightFill *f = (const WeightFill *)context;
     accum *out = f->part + at - f->begin;
     i64 index = f->place.base + row * f->place.row_step + col * f->place.col_step, step = f->place.col_step;
-    if (f->from)
+    if (f->from && step == 1 && f->from->type == (sizeof(accum) == 8 ? ST_F64 : ST_F32))
+        memcpy(out, f->from->data + index * (i64)sizeof(accum), (size_t)n * sizeof(accum));
+    else if (f->from)
         for (i64 i = 0; i < n; i++) out[i] = (accum)safetensor_value(f->from, index + i * step);
     else
         for (i64 i = 0; i < n; i++) out[i] = (accum)initial_value(t->spec, f->z->config, f->key, index + i * step);
 }
 
-/* This rank's part of tensor `t`: made on the host, then copied to the device. */
-static inline void weight_fill(Zero *z, const Tensor *t, WeightFill *f) {
-    i64 n = tensor_range(z, t, &f->begin);
-    if (omp_get_thread_num() == 0) device_poll(z->dev); /* others may wait long, and ask */
-    f->part = (accum *)host_alloc((size_t)n * sizeof(accum));
-    tensor_owned(z, t, weight_fill_run, f);
+/* This rank's part of tensor `t`, in the device's flat buffer `flat`: made on the host piece by piece, and copied. */
+static inline void weight_fill_into(Zero *z, accum *flat, const Tensor *t, WeightFill *f) {
+    i64 begin, n = tensor_range(z, t, &begin);
+    f->part = (accum *)host_alloc((size_t)i64_min(n, CHECKPOINT_PIECE) * sizeof(accum));
+    for (i64 done = 0; done < n; done += CHECKPOINT_PIECE) {
+        i64 piece = i64_min(CHECKPOINT_PIECE, n - done);
+        if (omp_get_thread_num() == 0) device_poll(z->dev); /* others may wait long, and ask */
+        f->begin = begin + done;
+        tensor_part(z, t, f->begin, piece, weight_fill_run, f);
 #pragma omp critical(weights)
-    if (n) copy_in(z->dev, z->master + f->begin, f->part, n * (i64)sizeof(accum));
+        copy_in(z->dev, flat + f->begin, f->part, piece * (i64)sizeof(accum));
+    }
     free(f->part);
 }
+
+static inline void weight_fill(Zero *z, const Tensor *t, WeightFill *f) { weight_fill_into(z, z->master, t, f); }
 
 /* The initial weights of `seed`: the same fp32 numbers on every mesh and in every build. Threads take tensors as they come: each
    number depends on its place alone. */
@@ -479,10 +491,6 @@ static inline void checkpoint_load(Zero *z, const char *dir, int rank) {
 }
 
 /* ---- weights out ------------------------------------------------------------------------------------------------------- */
-
-#ifndef CHECKPOINT_PIECE /* a test makes it small */
-#define CHECKPOINT_PIECE ((i64)1 << 24) /* elements gathered at a time: at most 128 MB */
-#endif
 
 /* One tensor of the file: `spec` is the first of its parts, all in `block`. */
 typedef struct {
@@ -657,7 +665,8 @@ static inline void config_write_llama(cJSON *j, const Config *c) {
     }
 }
 
-static inline void checkpoint_write_config(const Config *c, const char *path) {
+/* config.json of this model. Owner: caller; cJSON_free. */
+static inline char *checkpoint_config_text(const Config *c) {
     int gpt2 = c->arch == ARCH_GPT2;
     cJSON *j = json_made(cJSON_CreateObject());
     cJSON *architectures = json_made(cJSON_AddArrayToObject(j, "architectures"));
@@ -674,13 +683,18 @@ static inline void checkpoint_write_config(const Config *c, const char *path) {
         else json_made(cJSON_AddNullToObject(j, ids[i]));
     char *text = cJSON_Print(j);
     if (!text) FAIL(THIS_RANK, "out of host memory while writing JSON");
+    cJSON_Delete(j);
+    return text;
+}
+
+static inline void checkpoint_write_config(const Config *c, const char *path) {
+    char *text = checkpoint_config_text(c);
     NewFile f;
     new_file_open(&f, path);
     new_file_append(&f, text, (i64)strlen(text));
     new_file_append(&f, "\n", 1);
     new_file_close(&f);
     cJSON_free(text);
-    cJSON_Delete(j);
 }
 
 /* The weights as a Hugging Face directory; collective over `world`. An earlier model there is not overwritten. config.json

@@ -19,6 +19,8 @@
 #include "ledger.h"
 #include "wire.h"
 
+#define COMM_REQUESTS 32 /* in flight, at most */
+
 /* How the bytes of a device get on the wire: Transfer, Links, transfer_*, links_*, link_open. */
 #ifdef ODYSSEUS_CUDA
 #include "transfer_cuda.h"
@@ -64,7 +66,6 @@ typedef struct {
     i64 calls, room, next; /* next: the call that a step which follows comes to */
 } Schedule;
 
-#define COMM_REQUESTS 32
 #define CONTROL_VALUES 8
 
 /* One per rank: everything its communicators share. */
@@ -148,13 +149,14 @@ static inline void request_text(char *out, size_t size, const void *request) {
     else snprintf(out, size, "%.*s; layer %d)", (int)strlen(call) - 1, call, r->layer);
 }
 
-/* Transfers that the device has not ended, though the host goes on: the oldest is what this rank waits for, from the moment it is that. */
+/* Transfers that the device has not ended, though the host goes on: the one that it is at is what this rank waits for, from when it is. The host
+   may have asked for it minutes before, ahead of computing that must come first. */
 static inline void fabric_watch_device(Fabric *f) {
     Request *oldest = NULL;
     links_check(&f->links);
     for (int i = 0; i < COMM_REQUESTS; i++) {
         Request *r = &f->pool[i];
-        if (transfer_pending(&r->transfer) && (!oldest || r->serial < oldest->serial)) oldest = r;
+        if (transfer_is_under_way(&r->transfer) && (!oldest || r->serial < oldest->serial)) oldest = r;
     }
     if (!oldest && f->oldest) watch_over();
     else if (oldest && oldest->serial != f->oldest) watch_wait(request_text, oldest);
@@ -268,6 +270,7 @@ static inline Request *request_new(Fabric *f, PlannedCall call) {
         int next = (before + i) % COMM_REQUESTS;
         Request *r = &f->pool[next];
         if (r->active) continue;
+        while (transfer_pending(&r->transfer)) comm_poll(f); /* the host runs no further ahead: it sees every transfer, and answers who asks */
         f->last = next;
         r->active = 1, r->add = 0, r->dst = r->all = NULL, r->parts = NULL, r->span = NULL, r->group = NULL;
         r->call = call, r->layer = f->dev->layer, r->serial = ++f->requests;

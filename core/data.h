@@ -5,6 +5,8 @@
    list   files by the bytes of their names (t_10 before t_2); a file of n tokens holds floor((n-1)/L) sequences, sequence j is its tokens jL .. jL+L, the last a target
    step   s takes sequences s*batch .. s*batch+batch-1 of the list, which starts over at its end - whatever the mesh:
           sequence (micro * dp + dp_rank) * B + b of them goes to that micro-step, data-parallel group and place in the micro-batch
+   shuffle  each time through the list (epoch) takes it in an order of its own: a permutation that seed and epoch key, computed place by
+          place, so that nothing is stored and any step can be gone to
 
    A rank reads the tokens of its own positions and their targets, nothing else. Targets come from the file before anything is
    split, so a rank's last target is the first token of whoever follows. Offsets are 64 bits; files may be larger than 2^31 tokens. */
@@ -29,6 +31,8 @@ typedef struct {
     Shard *shard;
     int shards;
     i64 L, sequences, vocab;
+    int shuffled;
+    i64 seed;                /* of the order, where shuffled */
     int open, fd;            /* the shard that fd reads; -1: none */
     unsigned char *bytes;    /* one read: (L+1) tokens at most */
 } Dataset;
@@ -101,6 +105,30 @@ static inline void dataset_close(Dataset *d) {
     if (d->fd >= 0) close(d->fd);
     memset(d, 0, sizeof *d);
     d->fd = -1;
+}
+
+/* Where `place` of 0 .. n-1 goes in the permutation of `key`: a Feistel network of six rounds on the numbers below the next power of
+   four; one that leaves 0 .. n-1 goes through again until it is back (less than four times on average). Black, Rogaway 2002. */
+static inline i64 permuted(i64 n, uint64_t key, i64 place) {
+    int half = 1;
+    uint64_t x = (uint64_t)place;
+    while (half < 31 && (i64)1 << 2 * half < n) half++;
+    const uint64_t mask = ((uint64_t)1 << half) - 1;
+    do {
+        uint64_t left = x >> half, right = x & mask;
+        for (uint64_t round = 0; round < 6; round++) {
+            uint64_t next = left ^ (mix64(key + 8 * right + round) & mask);
+            left = right, right = next;
+        }
+        x = left << half | right;
+    } while (x >= (uint64_t)n);
+    return (i64)x;
+}
+
+/* The sequence that stands at place i, from 0, of the list that starts over at its end. */
+static inline i64 dataset_sequence(const Dataset *d, i64 i) {
+    i64 epoch = i / d->sequences, place = i % d->sequences;
+    return d->shuffled ? permuted(d->sequences, mix64(mix64((uint64_t)d->seed) ^ (uint64_t)epoch), place) : place;
 }
 
 /* The shard that holds a sequence of the list. */

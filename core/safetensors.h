@@ -682,8 +682,8 @@ static inline i64 safetensor_plan_bytes(const SafetensorPlan *p) {
     return bytes;
 }
 
-/* Begin `path`: the header of n tensors whose data follow in this order by safetensors_append. */
-static inline void safetensors_create(SafetensorWriter *w, const char *path, const SafetensorPlan *plan, int n) {
+/* All that stands before the data of n tensors, which follow in this order: *bytes of it, a multiple of 8. Owner: caller; free. */
+static inline char *safetensors_header(const SafetensorPlan *plan, int n, i64 *bytes) {
     cJSON *root = json_made(cJSON_CreateObject());
     json_made(cJSON_AddStringToObject(json_made(cJSON_AddObjectToObject(root, "__metadata__")), "format", "pt"));
     i64 at = 0;
@@ -701,12 +701,24 @@ static inline void safetensors_create(SafetensorWriter *w, const char *path, con
     cJSON_Delete(root);
     if (!text) FAIL(THIS_RANK, "out of host memory while writing JSON");
     uint64_t length = strlen(text), padded = (uint64_t)round_up((i64)length, 8);
-    new_file_open(&w->file, path);
-    new_file_append(&w->file, &padded, 8);
-    new_file_append(&w->file, text, (i64)length);
-    new_file_append(&w->file, "        ", (i64)(padded - length));
+    char *header = (char *)host_alloc((size_t)(8 + padded));
+    memcpy(header, &padded, 8);
+    memset(header + 8, ' ', (size_t)padded);
+    memcpy(header + 8, text, (size_t)length);
     cJSON_free(text);
-    w->left = at;
+    *bytes = 8 + (i64)padded;
+    return header;
+}
+
+/* Begin `path`: the header of n tensors whose data follow in this order by safetensors_append. */
+static inline void safetensors_create(SafetensorWriter *w, const char *path, const SafetensorPlan *plan, int n) {
+    i64 bytes;
+    char *header = safetensors_header(plan, n, &bytes);
+    new_file_open(&w->file, path);
+    new_file_append(&w->file, header, bytes);
+    free(header);
+    w->left = 0;
+    for (int i = 0; i < n; i++) w->left += safetensor_plan_bytes(&plan[i]);
 }
 
 static inline void safetensors_append(SafetensorWriter *w, const void *bytes, i64 n) {

@@ -70,13 +70,14 @@ static inline void decode_attend(Model *m, AttentionSaved *s, real *out, const r
     i64 n = m->B * m->heads_l * m->config.head_dim, rows = m->B * m->heads_l;
     AttentionShape shape = attention_shape(m);
     shape.Tq = 1;
+    AttentionCall call = attention_call(shape, at, m->ring_map, 0);
     accum *part = take_accum(m, MEM_COMM, n + rows);
     if (ring->size == 1) {
-        attention_forward(&m->dev, real_is_accum() ? (accum *)out : NULL, out, part + n, q, s->kv, shape, at, m->ring_map, 0);
+        attention_forward(&m->dev, real_is_accum() ? (accum *)out : NULL, out, part + n, q, s->kv, call);
         return;
     }
     accum *parts = take_accum(m, MEM_COMM, ring->size * (n + rows));
-    attention_forward(&m->dev, part, NULL, part + n, q, s->kv, shape, at, m->ring_map, 0);
+    attention_forward(&m->dev, part, NULL, part + n, q, s->kv, call);
     comm_all_gather(&m->fabric, ring, decode_tag(BLOCK_ATTENTION), parts, part, n + rows, DTYPE_ACCUM);
     decode_merge(m, out, parts, n, rows);
 }
@@ -135,9 +136,7 @@ static inline void decode_mlp(Model *m, MlpSaved *s, real *out, const real *xn) 
 
 /* x (B, C) += delta (NULL: nothing), xn = its norm by the weights of the block acquired last. */
 static inline void decode_norm(Model *m, BlockSaved *s, real *xn, real *x, const real *delta) {
-    real **w = m->zero.weight;
-    norm_forward(&m->dev, norm_kind(m), xn, x, s->mean, s->rstd, x, delta, w[T_NORM], w[T_NORM_BIAS], m->B, m->config.dim,
-                 m->config.norm_eps);
+    norm_forward(&m->dev, block_norm(m, m->B), xn, x, s->mean, s->rstd, x, delta);
 }
 
 /* logits (vocabulary, host) of what follows `token` at position p; every position before it is in the cache. Collective. */

@@ -67,7 +67,7 @@ static inline void selfcheck_labels(Model *m, Dataset *train, i64 ignore_token) 
     uint32_t mine[2] = {0, 0};
     int32_t *tokens = (int32_t *)host_alloc((size_t)own_rows(m) * sizeof(int32_t)), *targets = m->host_tokens + stream_rows(m);
     for (i64 b = 0; b < m->B; b++) {
-        i64 sequence = (m->mesh.dp_rank * m->B + b) % train->sequences;
+        i64 sequence = dataset_sequence(train, m->mesh.dp_rank * m->B + b);
         dataset_column(train, sequence, &m->own_map, 0, tokens, b, m->B);
         for (i64 i = 0; i < m->T_own; i++) {
             i64 p = token_position(&m->own_map, i), token = tokens[i * m->B + b];

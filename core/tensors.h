@@ -162,13 +162,6 @@ static inline i64 config_parameters(const Config *c) {
 
 /* ---- initial values: a function of seed, tensor and element, so that any rank can make any part ---------------------- */
 
-static inline uint64_t mix64(uint64_t x) { /* splitmix64's finaliser: Steele, Lea, Flood 2014 */
-    x += 0x9e3779b97f4a7c15ull;
-    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ull;
-    x = (x ^ (x >> 27)) * 0x94d049bb133111ebull;
-    return x ^ (x >> 31);
-}
-
 /* A key for one tensor: the seed and its name in the checkpoint (FNV-1a). */
 static inline uint64_t tensor_key(i64 seed, const char *hf_name) {
     uint64_t h = 0xcbf29ce484222325ull;

@@ -3,6 +3,7 @@
    nccl    start   the comm stream waits for what the compute stream has been asked so far, then moves the bytes; an event marks the end
            wait    the compute stream waits for the event; the host does not                    compute ==ready==> comm ==done==> compute
            All groups share the one stream, so every rank launches its collectives in the order of the program.
+           Attention, whose blocks leave none of NCCL's room, starts after the oldest transfer that flies (attention_yield).
    staged  start   what this rank sends is copied out, once the stream has made it; then the wire starts        device -> pinned -> wire
            wait    the wire first, then what arrived is copied in, ahead of what the stream does next           wire -> pinned -> device
            Several ranks can share a GPU, any MPI will do. The host waits for the stream at every start: nothing hides behind own work.
@@ -39,7 +40,7 @@ typedef struct {
     i64 room;
     void *to;              /* device memory that `received` goes to, of `bytes` bytes; NULL: not staged, or done */
     i64 bytes;
-    cudaEvent_t done;      /* made with the first use of the request */
+    cudaEvent_t begun, done; /* made with the first use of the request; begun: it is the comm stream's turn */
     int flying, launched;  /* on the comm stream, not waited for yet; or waited for, and perhaps not over */
     int on_wire;           /* staged: not seen to be over */
     Mark began, ended;     /* where the step is traced */
@@ -55,6 +56,8 @@ typedef struct {
     int waits, room;
     void *link[LINKS]; /* the communicators; the first is the world's */
     int links;
+    const Transfer *flying[COMM_REQUESTS]; /* those that the compute stream has not been told to wait for, in the order of the comm stream */
+    int flights;
 } Links;
 
 static inline void transfer_clear(Transfer *t, CommOp op) {
@@ -72,8 +75,11 @@ static inline void transfer_unpin(Transfer *t) {
 
 static inline void transfer_free(Transfer *t) {
     transfer_unpin(t);
-    if (t->done) CUDA_CHECK(cudaEventDestroy(t->done));
-    t->done = NULL;
+    if (t->done) {
+        CUDA_CHECK(cudaEventDestroy(t->begun));
+        CUDA_CHECK(cudaEventDestroy(t->done));
+    }
+    t->begun = t->done = NULL;
 }
 
 /* ---- staged ---- */
@@ -104,9 +110,13 @@ static inline void transfer_arrived(Device *dev, Transfer *t) {
 
 /* From here on the comm stream sees what the compute stream has been asked so far. */
 static inline void transfer_begin(Device *dev, Links *l, Transfer *t) {
-    if (!t->done) CUDA_CHECK(cudaEventCreateWithFlags(&t->done, cudaEventDisableTiming));
+    if (!t->done) {
+        CUDA_CHECK(cudaEventCreateWithFlags(&t->begun, cudaEventDisableTiming));
+        CUDA_CHECK(cudaEventCreateWithFlags(&t->done, cudaEventDisableTiming));
+    }
     CUDA_CHECK(cudaEventRecord(l->ready, dev->state.stream));
     CUDA_CHECK(cudaStreamWaitEvent(l->stream, l->ready, 0));
+    CUDA_CHECK(cudaEventRecord(t->begun, l->stream));
     if (dev->trace) t->began = stream_mark(dev, l->stream);
 }
 
@@ -114,6 +124,17 @@ static inline void transfer_launched(Device *dev, Links *l, Transfer *t) {
     if (dev->trace) t->ended = stream_mark(dev, l->stream);
     CUDA_CHECK(cudaEventRecord(t->done, l->stream));
     t->flying = t->launched = 1;
+    l->flying[l->flights++] = t;
+    dev->state.transfer = l->flying[0]->begun;
+}
+
+/* The compute stream has been told to wait for it. */
+static inline void transfer_landed(Device *dev, Links *l, const Transfer *t) {
+    int kept = 0;
+    for (int i = 0; i < l->flights; i++)
+        if (l->flying[i] != t) l->flying[kept++] = l->flying[i];
+    l->flights = kept;
+    dev->state.transfer = kept ? l->flying[0]->begun : NULL;
 }
 
 /* The compute stream waits; how long is measured by two events around it. */
@@ -132,6 +153,7 @@ static inline void transfer_join(Device *dev, Links *l, Transfer *t) {
     CUDA_CHECK(cudaStreamWaitEvent(dev->state.stream, t->done, 0));
     CUDA_CHECK(cudaEventRecord(w->after, dev->state.stream));
     t->flying = 0;
+    transfer_landed(dev, l, t);
 }
 
 /* Does a transfer go on after the host has waited for it? */
@@ -262,8 +284,11 @@ static inline void transfer_poll(Device *dev, Transfer *t) {
     if (t->on_wire && wire_test(&t->wire)) transfer_arrived(dev, t);
 }
 
-/* Is the device still at it, though the host waits no more? */
+/* Is the device not done with it, though the host waits no more? */
 static inline int transfer_pending(Transfer *t) { return t->launched && cudaEventQuery(t->done) == cudaErrorNotReady; }
+
+/* Is the device at it: is all that comes before it done, so that only other ranks can keep it? */
+static inline int transfer_is_under_way(Transfer *t) { return transfer_pending(t) && cudaEventQuery(t->begun) != cudaErrorNotReady; }
 
 static inline void transfer_wait(Device *dev, Links *l, Transfer *t) {
     if (t->flying) {

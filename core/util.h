@@ -78,6 +78,14 @@ static inline void output_finish(void) {
     if (fflush(stdout) != 0 || lost) FAIL(THIS_RANK, "cannot write to standard output%s%s", errno ? ": " : "", errno ? strerror(errno) : "");
 }
 
+/* A number whose bits depend on all of x's: splitmix64's finaliser. Steele, Lea, Flood 2014. */
+static inline uint64_t mix64(uint64_t x) {
+    x += 0x9e3779b97f4a7c15ull;
+    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ull;
+    x = (x ^ (x >> 27)) * 0x94d049bb133111ebull;
+    return x ^ (x >> 31);
+}
+
 /* malloc that cannot return NULL; the caller frees. For host-side tables only: tensors live in the arena. */
 static inline void *host_alloc(size_t bytes) {
     void *p = calloc(1, bytes ? bytes : 1);

@@ -194,6 +194,13 @@ static inline void wire_share(Wire w, void *all, const void *mine, size_t bytes)
     wire_wait(&r, "an exchange between the steps");
 }
 
+/* buf (bytes <= INT_MAX) of rank 0, on every rank; as wire_share, not part of the ledger. */
+static inline void wire_tell(Wire w, void *buf, i64 bytes) {
+    WireRequest r = wire_request_none();
+    if (!wire_alone()) MPI_Ibcast(buf, (int)bytes, MPI_BYTE, 0, w, &r.request[0]);
+    wire_wait(&r, "word from rank 0");
+}
+
 /* On rank 0: the bitwise or of everybody's buf, which is a collection where every byte has one owner and the others hold zero.
    For files, outside the training step: not part of the ledger. bytes <= INT_MAX. */
 static inline void wire_collect(Wire w, void *buf, i64 bytes) {

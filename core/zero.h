@@ -3,8 +3,11 @@
    One rule: a tensor is split over the head axis or it is not (the scheme says); the ranks that would still hold identical
    copies - its share group - own one flat chunk of it each. dp, ring, Ulysses and replicated KV heads all fall under it.
 
-   block l, share group g:   chunk   [ q | k | v | o | biases | norm | pad ]      P elements, padded to S ceil(P/S)
+   block l, share group g:   chunk   [ q | k | v | o | biases | norm | pad ]      P elements, padded to S shards
                              shards  [ rank 0 | rank 1 | ... | rank S-1 ]         each owns one: weights, gradient, moments
+
+   A shard has ceil(P/S) elements. Where they travel between GPUs it has as many as fill whole 16 bytes, so that every rank's begins at such
+   a boundary for S = 3, 6, 7 or 24, too: NCCL copies byte by byte what begins elsewhere.
 
    walk       zero_acquire(block)    wait for its gather, point at weights
               zero_prefetch          start the gather of the next block of the walk, once the block's own exchange is under way
@@ -15,8 +18,8 @@
    block (attention, MLP, vocabulary), so the next block never overwrites the one in use and nothing stays gathered longer.
    A tied head gathers the embedding's chunk again and leaves its gradient in the slot; the embedding's backward reduces both at once.
 
-   traffic of a chunk: all-gather forward, all-gather backward, reduce-scatter: 3 (S-1) ceil(P/S) elements; embedding and head
-   gather once. Rajbhandari et al. 2019, arXiv:1910.02054                                                               */
+   traffic of a chunk: all-gather forward, all-gather backward, reduce-scatter: 3 (S-1) shards; embedding and head gather once.
+   Rajbhandari et al. 2019, arXiv:1910.02054                                                               */
 #ifndef ODYSSEUS_ZERO_H
 #define ODYSSEUS_ZERO_H
 
@@ -32,7 +35,7 @@ typedef struct {
     ShareGroup share;
     i64 elements;    /* P, without padding */
     i64 decayed;     /* the first of them that weight decay applies to */
-    i64 shard;       /* ceil(P / S) */
+    i64 shard;       /* shard_elements(P, S) */
     i64 offset;      /* of this rank's shard in the flat buffers */
     i64 slot_offset; /* of the gathered chunk in its slot */
 } Chunk;
@@ -90,6 +93,9 @@ typedef struct {
     accum *dweight[T_ROLES];
 } Zero;
 
+/* What one of S ranks owns of P elements. A CPU's ranks do not mind where a part begins; they compute in accum, GPUs never do. */
+static inline i64 shard_elements(i64 P, i64 S) { return round_up(ceil_div(P, S), real_is_accum() ? 1 : 16 / real_size()); }
+
 static inline int block_embedding(void) { return 0; }
 static inline int block_attention(int layer) { return 1 + 2 * layer; }
 static inline int block_mlp(int layer) { return 2 + 2 * layer; }
@@ -142,7 +148,7 @@ static inline i64 zero_layout_block(Zero *z, BlockKind kind, int layer, i64 slot
             }
         if (!c.elements) continue;
         i64 S = chunk_comm(z, &c)->size;
-        c.shard = ceil_div(c.elements, S);
+        c.shard = shard_elements(c.elements, S);
         z->flat = round_up(z->flat + c.shard, 64);
         if (S > 1) slot_base = round_up(slot_base + S * c.shard, 64);
         z->chunk[z->chunks++] = c;
@@ -353,18 +359,27 @@ static inline i64 tensor_range(const Zero *z, const Tensor *t, i64 *at) {
     return i64_max(hi - lo, 0);
 }
 
+/* Which element of its share group's part of tensor `t` stands at `at` of the flat buffers. */
+static inline i64 tensor_first(const Zero *z, const Tensor *t, i64 at) {
+    const Chunk *c = &z->chunk[t->chunk];
+    return at - c->offset + chunk_comm(z, c)->rank * c->shard - t->offset;
+}
+
+/* The runs of tensor `t` that n of this rank's elements make, from `at` of the flat buffers on. */
+static inline void tensor_part(const Zero *z, const Tensor *t, i64 at, i64 n, RunVisit visit, void *context) {
+    for (i64 first = tensor_first(z, t, at), left = n; left > 0;) {
+        i64 row = first / t->slice.cols, col = first % t->slice.cols;
+        i64 run = i64_min(left, t->slice.cols - col);
+        visit(context, t, t->slice.row0 + row, t->slice.col0 + col, run, at);
+        first += run, at += run, left -= run;
+    }
+}
+
 /* Every run of tensor `t` that this rank owns. Over all ranks each element of a logical tensor comes up exactly once: the basis
    of initialisation, loading, saving and of comparing gradients, whatever the mesh. */
 static inline void tensor_owned(const Zero *z, const Tensor *t, RunVisit visit, void *context) {
-    const Chunk *c = &z->chunk[t->chunk];
-    i64 at, left = tensor_range(z, t, &at);
-    i64 first = at - c->offset + chunk_comm(z, c)->rank * c->shard - t->offset; /* in this share group's part of the tensor */
-    while (left > 0) {
-        i64 row = first / t->slice.cols, col = first % t->slice.cols;
-        i64 n = i64_min(left, t->slice.cols - col);
-        visit(context, t, t->slice.row0 + row, t->slice.col0 + col, n, at);
-        first += n, at += n, left -= n;
-    }
+    i64 at, n = tensor_range(z, t, &at);
+    tensor_part(z, t, at, n, visit, context);
 }
 
 /* ---- closed form ------------------------------------------------------------------------------------------------------ */
@@ -383,7 +398,7 @@ static inline i64 share_elements(const Config *config, const MeshShape *shape, i
     return sum;
 }
 
-/* What ZeRO-3 moves in a step of `micro_steps`: 3 (S-1) ceil(P/S) elements for each chunk of a layer (recompute
+/* What ZeRO-3 moves in a step of `micro_steps`: 3 (S-1) shards for each chunk of a layer (recompute
    repeats a block's forward while its weights are there for the backward anyway), AG + RS for embedding and head. */
 static inline void zero_volume(Ledger *l, const Config *config, const Mesh *mesh, int (*splits)(BlockKind), Dtype grad_wire, i64 micro_steps) {
     const BlockKind kinds[4] = {BLOCK_EMBEDDING, BLOCK_ATTENTION, BLOCK_MLP, BLOCK_LM_HEAD};
@@ -393,7 +408,7 @@ static inline void zero_volume(Ledger *l, const Config *config, const Mesh *mesh
             BlockKind kind = kinds[k];
             i64 P = share_elements(config, &mesh->shape, splits, kind, share), S = share_comm(mesh, share)->size;
             i64 layers = kind == BLOCK_ATTENTION || kind == BLOCK_MLP ? config->layers : 1;
-            i64 sent = micro_steps * layers * (S - 1) * ceil_div(P, S);
+            i64 sent = micro_steps * layers * (S - 1) * shard_elements(P, S);
             i64 weights = sent * real_size(), grads = sent * dtype_size(grad_wire);
             ledger_expect(l, COMM_ALL_GATHER, tag(kind, PHASE_FORWARD, WHAT_PARAMETER), weights);
             if (kind == BLOCK_ATTENTION || kind == BLOCK_MLP)

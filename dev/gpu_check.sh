@@ -67,12 +67,6 @@ if [[ -n $missing && -d $built/pack/usr ]]; then
     export CPATH=$usr/include${CPATH:+:$CPATH} LIBRARY_PATH=$lib${LIBRARY_PATH:+:$LIBRARY_PATH} PMIX_MCA_pcompress_base_silence_warning=1
     hash -r
 fi
-# CUDA's and NCCL's libraries: the toolkit's, else those that come with Python's packages
-for folder_of in /usr/local/cuda/lib64 /usr/local/cuda/lib $(python3 -c '
-import glob, sysconfig
-print(*glob.glob(sysconfig.get_path("purelib") + "/nvidia/*/lib"))' 2>/dev/null || true); do
-    [[ ! -d $folder_of ]] || export LD_LIBRARY_PATH=${LD_LIBRARY_PATH:+$LD_LIBRARY_PATH:}$folder_of
-done
 
 # ---- the machine ----------------------------------------------------------------------------------------------------------------
 

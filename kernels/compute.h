@@ -116,25 +116,27 @@ static inline void embedding_backward(Device *dev, accum *dwte, accum *dwpe, con
    x = a + delta (delta NULL: x = a and `sum` is not written; else sum = x, which may alias a)
    NORM_LAYER  out = (x - mean) rstd weight + bias,  rstd = 1/sqrt(var + eps)        Ba et al. 2016, arXiv:1607.06450
    NORM_RMS    out = x rstd weight,                  rstd = 1/sqrt(mean(x^2) + eps)  Zhang, Sennrich 2019, arXiv:1910.07467
-   mean (NORM_LAYER only) and rstd (rows) are kept for backward. bias is NULL for NORM_RMS. */
-static inline void norm_forward(Device *dev, NormKind kind, real *out, real *sum, accum *mean, accum *rstd, const real *a, const real *delta,
-                                const real *weight, const real *bias, i64 rows, i64 C, double eps) {
-    OPERATION(dev, OP_NORM, 6.0 * rows * C, (delta ? 4.0 : 2.0) * real_size() * rows * C,
-              norm_forward_run(dev, kind, out, sum, mean, rstd, a, delta, weight, bias, rows, C, eps));
+   mean (NORM_LAYER only) and rstd (rows) are kept for backward. */
+static inline void norm_forward(Device *dev, NormCall n, real *out, real *sum, accum *mean, accum *rstd, const real *a,
+                                const real *delta) {
+    OPERATION(dev, OP_NORM, 6.0 * n.rows * n.C, (delta ? 4.0 : 2.0) * real_size() * n.rows * n.C,
+              norm_forward_run(dev, n, out, sum, mean, rstd, a, delta));
 }
 
 /* out (rows, C) again, from x and the kept statistics: cheaper than keeping it. Gives norm_forward's bits. */
-static inline void norm_recompute(Device *dev, NormKind kind, real *out, const accum *mean, const accum *rstd, const real *x, const real *weight,
-                                  const real *bias, i64 rows, i64 C) {
-    OPERATION(dev, OP_NORM, 3.0 * rows * C, 2.0 * real_size() * rows * C, norm_recompute_run(dev, kind, out, mean, rstd, x, weight, bias, rows, C));
+static inline void norm_recompute(Device *dev, NormCall n, real *out, const accum *mean, const accum *rstd,
+                                  const real *x) {
+    OPERATION(dev, OP_NORM, 3.0 * n.rows * n.C, 2.0 * real_size() * n.rows * n.C,
+              norm_recompute_run(dev, n, out, mean, rstd, x));
 }
 
 /* dx (rows, C) += d(norm)/dx^T dout for every row; dweight, dbias (C) += over rows w_first .. w_first+w_rows-1 only
-   (all rows, except where the stream is replicated and each rank answers for its own part). dbias NULL for NORM_RMS. */
-static inline void norm_backward(Device *dev, NormKind kind, real *dx, accum *dweight, accum *dbias, const real *dout, const accum *mean,
-                                 const accum *rstd, const real *x, const real *weight, i64 rows, i64 C, i64 w_first, i64 w_rows) {
-    OPERATION(dev, OP_NORM, 12.0 * rows * C, 4.0 * real_size() * rows * C,
-              norm_backward_run(dev, kind, dx, dweight, dbias, dout, mean, rstd, x, weight, rows, C, w_first, w_rows));
+   (all rows, except where the stream is replicated and each rank answers for its own part). dbias NULL for NORM_RMS;
+   neither the bias nor eps is read. */
+static inline void norm_backward(Device *dev, NormCall n, real *dx, accum *dweight, accum *dbias, const real *dout,
+                                 const accum *mean, const accum *rstd, const real *x, i64 w_first, i64 w_rows) {
+    OPERATION(dev, OP_NORM, 12.0 * n.rows * n.C, 4.0 * real_size() * n.rows * n.C,
+              norm_backward_run(dev, n, dx, dweight, dbias, dout, mean, rstd, x, w_first, w_rows));
 }
 
 /* ---- heads: rotary embedding and packing ------------------------------------------------------------------------- */
@@ -189,6 +191,16 @@ static inline void parts_split(Device *dev, real *out, const real *in, i64 parts
 
 /* ---- attention --------------------------------------------------------------------------------------------------- */
 
+/* Pairs of a query and a key that it sees, in all heads and sequences; rows of queries; rows of keys and values. */
+typedef struct { double pairs, queries, keys; } AttentionWork;
+
+static inline AttentionWork attention_work(const AttentionCall *c) {
+    double batch = (double)c->shape.B;
+    AttentionWork w = {causal_pairs(&c->q_map, &c->kv_map) * batch * (double)c->shape.heads, batch * (double)(c->shape.Tq * c->shape.heads),
+                       2 * batch * (double)(c->shape.Tk * c->shape.kv_heads)};
+    return w;
+}
+
 /* One block of causal attention, S = Q K^T / sqrt(head_dim), masked to kv position <= query position.
    q (Tq, B, heads, head_dim)  kv (Tk, B, 2, kv_heads, head_dim)  out (Tq, B, heads, head_dim), lse (Tq, B, heads) in accum.
    merge = 0: out = softmax(S) V, lse = log sum exp(S); a row that may see nothing gets out 0, lse -inf.
@@ -196,12 +208,12 @@ static inline void parts_split(Device *dev, real *out, const real *in, i64 parts
    O(Tq) memory. Tiles that the mask empties are skipped.
    rounded: NULL, or where the result goes in real, instead of to out (which only merge then reads): no pass over memory for it. Where
    real is accum, it is out itself. Dao 2023, arXiv:2307.08691; merge: Liu et al. 2023, arXiv:2310.01889 */
-static inline void attention_forward(Device *dev, accum *out, real *rounded, accum *lse, const real *q, const real *kv, AttentionShape s,
-                                     TokenMap q_map, TokenMap kv_map, int merge) {
-    double pairs = causal_pairs(&q_map, &kv_map) * (double)(s.B * s.heads), queries = (double)(s.Tq * s.heads), keys = 2.0 * (double)(s.Tk * s.kv_heads);
-    double result = (rounded ? real_size() : accum_size()) + (merge ? accum_size() : 0);
-    OPERATION(dev, OP_ATTENTION, 4.0 * pairs * s.head_dim, (double)(s.B * s.head_dim) * (real_size() * (queries + keys) + result * queries),
-              attention_forward_run(dev, out, rounded, lse, q, kv, s, q_map, kv_map, merge));
+static inline void attention_forward(Device *dev, accum *out, real *rounded, accum *lse, const real *q, const real *kv,
+                                     AttentionCall c) {
+    AttentionWork w = attention_work(&c);
+    double HS = (double)c.shape.head_dim, result = (rounded ? real_size() : accum_size()) + (c.merge ? accum_size() : 0);
+    OPERATION(dev, OP_ATTENTION, 4 * w.pairs * HS, HS * (real_size() * (w.queries + w.keys) + result * w.queries),
+              attention_forward_run(dev, out, rounded, lse, q, kv, c));
 }
 
 /* delta (Tq, B, heads) = rowsum(out * dout) over head_dim, for attention_backward */
@@ -210,18 +222,19 @@ static inline void attention_delta(Device *dev, accum *delta, const real *out, c
               attention_delta_run(dev, delta, out, dout, rows_heads, head_dim));
 }
 
-/* Gradients of one block, P recomputed from the final lse of all blocks: dq (Tq, B, heads, head_dim) =, or += where `add`,
+/* Gradients of one block, P recomputed from the final lse of all blocks: dq (Tq, B, heads, head_dim) =, or += where `merge`,
    dkv (Tk, B, 2, kv_heads, head_dim) =, both accum; dout (Tq, B, heads, head_dim), lse and delta (Tq, B, heads).
    dq_rounded, dkv_rounded: NULL, or where the result goes in real, instead of to dq (where it is summed all the same) and to dkv (which may
    be NULL then). Where real is accum, they are those buffers themselves. */
-static inline void attention_backward(Device *dev, accum *dq, real *dq_rounded, accum *dkv, real *dkv_rounded, const real *q, const real *kv,
-                                      const real *dout, const accum *lse, const accum *delta, AttentionShape s, TokenMap q_map, TokenMap kv_map,
-                                      int add) {
-    double pairs = causal_pairs(&q_map, &kv_map) * (double)(s.B * s.heads), queries = (double)(s.Tq * s.heads), keys = 2.0 * (double)(s.Tk * s.kv_heads);
-    double of_q = (dq_rounded ? real_size() : accum_size()) + (add ? accum_size() : 0), of_kv = dkv_rounded ? real_size() : accum_size();
-    OPERATION(dev, OP_ATTENTION, 10.0 * pairs * s.head_dim,
-              (double)(s.B * s.head_dim) * (real_size() * (2 * queries + keys) + of_q * queries + of_kv * keys),
-              attention_backward_run(dev, dq, dq_rounded, dkv, dkv_rounded, q, kv, dout, lse, delta, s, q_map, kv_map, add));
+static inline void attention_backward(Device *dev, accum *dq, real *dq_rounded, accum *dkv, real *dkv_rounded, const real *q,
+                                      const real *kv, const real *dout, const accum *lse, const accum *delta,
+                                      AttentionCall c) {
+    AttentionWork w = attention_work(&c);
+    double HS = (double)c.shape.head_dim, of_kv = dkv_rounded ? real_size() : accum_size();
+    double of_q = (dq_rounded ? real_size() : accum_size()) + (c.merge ? accum_size() : 0);
+    OPERATION(dev, OP_ATTENTION, 10 * w.pairs * HS,
+              HS * (real_size() * (2 * w.queries + w.keys) + of_q * w.queries + of_kv * w.keys),
+              attention_backward_run(dev, dq, dq_rounded, dkv, dkv_rounded, q, kv, dout, lse, delta, c));
 }
 
 /* ---- MLP ----------------------------------------------------------------------------------------------------------- */

@@ -44,6 +44,32 @@ typedef struct {
     i64 head_dim;
 } AttentionShape;
 
+/* One call of attention: the shape, the positions of its queries and keys, and whether it joins what the calls before it left. What a
+   query may see is told here and nowhere else. */
+typedef struct {
+    AttentionShape shape;
+    TokenMap q_map, kv_map;
+    int merge; /* forward: out and lse hold the softmax over other keys, which these join; backward: dq is added to */
+} AttentionCall;
+
+static inline AttentionCall attention_call(AttentionShape shape, TokenMap q_map, TokenMap kv_map, int merge) {
+    AttentionCall c = {shape, q_map, kv_map, merge};
+    return c;
+}
+
+/* One norm: its kind, weights and size. */
+typedef struct {
+    NormKind kind;
+    const real *weight, *bias; /* (C); bias NULL for NORM_RMS */
+    i64 rows, C;
+    double eps;
+} NormCall;
+
+static inline NormCall norm_call(NormKind kind, const real *weight, const real *bias, i64 rows, i64 C, double eps) {
+    NormCall n = {kind, weight, bias, rows, C, eps};
+    return n;
+}
+
 /* AdamW's numbers for one step; `step` counts from 1 for the bias correction. */
 typedef struct {
     double lr, beta1, beta2, eps, weight_decay, grad_scale;

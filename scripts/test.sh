@@ -33,6 +33,7 @@ test_comm_fp64              3  120
 test_comm_fp64              4  120
 test_comm_fp64              8  240
 test_log_fp32           alone   60
+test_data_fp32          alone   60
 test_peak.sh            alone  120
 test_gradients_fp64         1  300
 test_fixtures_fp32          1  120
@@ -44,6 +45,12 @@ test_checkpoint_fp32    alone  300
 test_checkpoint_fp32        4  300
 test_checkpoint_fp64    alone  300
 test_checkpoint_fp64        4  300
+test_save_fp32          alone  120
+test_save_fp64          alone  120
+test_save_fp64              2  120
+test_save_fp64              4  120
+test_resume.sh          alone  300
+kill.sh                 alone  300 10
 test_schemes_fp64          12  900
 test_schemes_fp32           4  600
 test_sample_fp64            4  120
@@ -57,6 +64,7 @@ test_trace.sh           alone  300
 test_ports.sh           alone  600
 test_scripts.sh         alone 1200
 test_emulator_emu       alone  120
+test_transfers_emu      alone   60
 test_emulator_emuasan   alone  120
 test_cuda_gemm_emu      alone  120
 test_cuda_ops_emu       alone  300
@@ -68,8 +76,10 @@ test_emu_refusals.sh    alone  600
 test_layers.sh          alone 3000
 test_nvcc.sh            alone  900
 test_gpu_check.sh       alone  300
+test_bare_gpu.sh        alone  300
 '
 LONG='
+kill.sh                 alone 1800 200
 test_kernels_asan       alone 1800
 test_checkpoint_asan    alone 1800
 test_fixtures_asan          4 1800
@@ -117,6 +127,7 @@ for line in "${lines[@]}"; do
     case ${line%% *} in
     *_fp32 | *_fp64 | *_sim | *_asan | *_emu | *_emuasan) targets+=("build/${line%% *}") ;;
     test_gpu_check.sh) targets+=(build/bench_cuda_emu) ;;
+    test_bare_gpu.sh) for file in dev/test/test_cuda_*.cu; do targets+=("build/$(basename "$file" .cu)_emu"); done && targets+=(build/bench_cuda_emu) ;;
     esac
 done
 mapfile -t targets < <(printf '%s\n' "${targets[@]}" | sort -u)

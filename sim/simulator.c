@@ -50,6 +50,8 @@ static void refuse_flags(const Settings *s, const FlagsGiven *given) {
     if (s->threads) FAIL(EVERYONE, "--threads: the ranks of a cluster are as its file says; leave it out");
     if (s->init_only || s->dump_grads || s->out)
         FAIL(EVERYONE, "--init-only, --dump-grads and --out need numbers, and the simulator computes none; leave them out");
+    if (s->save || s->save_every || s->keep || s->keep_every || s->resume || s->max_hours > 0)
+        FAIL(EVERYONE, "--save, --save-every, --keep, --keep-every, --resume and --max-hours need numbers, and the simulator computes none; leave them out");
     if (s->world > 65536) FAIL(EVERYONE, "--world %lld: the simulator takes up to 65536 ranks", (long long)s->world);
     if (!s->world) FAIL(EVERYONE, "--world N is missing: the ranks of the modelled world");
     if ((s->plan != 0) + (s->max_seq != 0) + (s->dry_run != 0) > 1) FAIL(EVERYONE, "--plan, --max-seq and --dry-run exclude each other; keep one");

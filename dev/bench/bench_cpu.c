@@ -77,9 +77,9 @@ static double attention_rate(i64 T, i64 heads, i64 kv_heads, i64 HS) {
     double times[ROUNDS];
     for (int r = -1; r < ROUNDS; r++) {
         double begin = seconds_now();
-        attention_forward(&dev, out, NULL, lse, q, kv, s, map, map, 0);
+        attention_forward(&dev, out, NULL, lse, q, kv, attention_call(s, map, map, 0));
         attention_delta(&dev, delta, (real *)out, dout, T * heads, HS);
-        attention_backward(&dev, dq, NULL, dkv, NULL, q, kv, dout, lse, delta, s, map, map, 0);
+        attention_backward(&dev, dq, NULL, dkv, NULL, q, kv, dout, lse, delta, attention_call(s, map, map, 0));
         if (r >= 0) times[r] = seconds_now() - begin;
     }
     free(q), free(kv), free(dout), free(out), free(lse), free(delta), free(dq), free(dkv);

@@ -196,12 +196,14 @@ static void bench_attention_shape(i64 head_dim, i64 L) {
     begin(L * s.B, s.heads * head_dim, 1, s);
     Reals q = reals(2, n), kv = reals(2, 2 * n), dout = reals(2, n), out = reals(2, n), dq = reals(2, n), dkv = reals(2, 2 * n);
     Accums lse = accums(2, rows, 0, 0), delta = accums(2, rows, 0, 0), dq_sum = accums(2, n, 0, 0);
-    Timing t = measure([&](int i) { attention_forward(&dev, NULL, out.set[i], lse.set[i], q.set[i], kv.set[i], s, map, map, 0); }, 2);
+    Timing t = measure([&](int i) { attention_forward(&dev, NULL, out.set[i], lse.set[i], q.set[i], kv.set[i],
+                                                      attention_call(s, map, map, 0)); }, 2);
     snprintf(name, sizeof name, "attention_forward_d%lld_L%lld", (long long)head_dim, (long long)L);
     report(name, 4e3 * pairs * d / t.ms, product_rate, 1e12, "TFLOP/s", t);
     t = measure([&](int i) {
         attention_delta(&dev, delta.set[i], out.set[i], dout.set[i], rows, head_dim);
-        attention_backward(&dev, dq_sum.set[i], dq.set[i], NULL, dkv.set[i], q.set[i], kv.set[i], dout.set[i], lse.set[i], delta.set[i], s, map, map, 0);
+        attention_backward(&dev, dq_sum.set[i], dq.set[i], NULL, dkv.set[i], q.set[i], kv.set[i], dout.set[i],
+                           lse.set[i], delta.set[i], attention_call(s, map, map, 0));
     }, 2);
     snprintf(name, sizeof name, "attention_backward_d%lld_L%lld", (long long)head_dim, (long long)L);
     report(name, 10e3 * pairs * d / t.ms, product_rate, 1e12, "TFLOP/s", t);
@@ -224,10 +226,12 @@ static void bench_norm_width(NormKind kind, i64 C, const char *forward, const ch
     accum *mean_p = layer ? mean.set[0] : NULL, *dbias_p = layer ? dbias.set[0] : NULL;
     real *bias_p = layer ? bias.set[0] : NULL;
     bandwidth(forward, 8.0 * (double)n, sets, [&](int i) { /* reads x, delta; writes x, out */
-        norm_forward(&dev, kind, out.set[i], x.set[i], mean_p, rstd.set[0], x.set[i], delta.set[i], weight.set[0], bias_p, rows, C, 1e-5);
+        norm_forward(&dev, norm_call(kind, weight.set[0], bias_p, rows, C, 1e-5), out.set[i], x.set[i], mean_p,
+                     rstd.set[0], x.set[i], delta.set[i]);
     });
     bandwidth(backward, 8.0 * (double)n, sets, [&](int i) { /* reads dout, x, dx; writes dx */
-        norm_backward(&dev, kind, out.set[i], dweight.set[0], dbias_p, delta.set[i], mean_p, rstd.set[0], x.set[i], weight.set[0], rows, C, 0, rows);
+        norm_backward(&dev, norm_call(kind, weight.set[0], NULL, rows, C, 1e-5), out.set[i], dweight.set[0], dbias_p,
+                      delta.set[i], mean_p, rstd.set[0], x.set[i], 0, rows);
     });
 }
 

@@ -1,7 +1,10 @@
 /* cublasLt.h - the part of cuBLASLt that kernels/cuda/gemm.cuh uses, on the CPU: products of column-major matrices with fp32 sums.
 
    Arguments are checked as the library would: sizes, leading dimensions, types, and that pointers have the alignment they were planned
-   for. The work goes into the stream's queue. Sums run over k in order.                                                          */
+   for. The work goes into the stream's queue.
+
+   The library takes another algorithm, and another order of sums, for another shape: here a sum begins at a k that follows from the shape,
+   and runs around. EMU_SUMS_ALIKE=1: whatever n is, our rows, so that a part of a product has the bits of the whole.              */
 #ifndef ODYSSEUS_EMU_CUBLASLT_H
 #define ODYSSEUS_EMU_CUBLASLT_H
 
@@ -73,17 +76,23 @@ static inline cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t, cu
 }
 
 static inline void emu_product(EmuLtDesc d, EmuLtLayout A, EmuLtLayout B, EmuLtLayout C, const uint16_t *a, const uint16_t *b, void *c, float beta) {
+    static const bool alike = emu_setting("EMU_SUMS_ALIKE", 0) != 0;
     int64_t m = C.rows, n = C.cols, k = d.a == CUBLAS_OP_N ? A.cols : A.rows;
+    uint64_t shape = (uint64_t)m * 1000003 + (uint64_t)k * 10007 + (uint64_t)d.a * 31 + (uint64_t)d.b * 17;
+    if (!alike) shape += (uint64_t)n * 100003 + 1;
+    int64_t first = k ? (int64_t)(emu_random(&shape) % (uint64_t)k) : 0; /* k = first .. k-1, 0 .. first-1 */
 #pragma omp parallel for schedule(static)
     for (int64_t j = 0; j < n; j++) {
         std::vector<float> sum((size_t)m, 0.0f), column((size_t)k); /* of C, of op(B) */
         for (int64_t p = 0; p < k; p++) column[(size_t)p] = emu_bf16(d.b == CUBLAS_OP_N ? b[p + j * B.ld] : b[j + p * B.ld]);
         if (d.a == CUBLAS_OP_N) {
-            for (int64_t p = 0; p < k; p++)
+            for (int64_t q = 0, p = first; q < k; q++, p = p + 1 < k ? p + 1 : 0)
                 for (int64_t i = 0; i < m; i++) sum[(size_t)i] += emu_bf16(a[i + p * A.ld]) * column[(size_t)p];
         } else {
-            for (int64_t i = 0; i < m; i++)
-                for (int64_t p = 0; p < k; p++) sum[(size_t)i] += emu_bf16(a[p + i * A.ld]) * column[(size_t)p];
+            for (int64_t i = 0; i < m; i++) {
+                for (int64_t p = first; p < k; p++) sum[(size_t)i] += emu_bf16(a[p + i * A.ld]) * column[(size_t)p];
+                for (int64_t p = 0; p < first; p++) sum[(size_t)i] += emu_bf16(a[p + i * A.ld]) * column[(size_t)p];
+            }
         }
         for (int64_t i = 0; i < m; i++) {
             float value = sum[(size_t)i] + (d.epilogue == CUBLASLT_EPILOGUE_BIAS ? emu_bf16(d.bias[i]) : 0);

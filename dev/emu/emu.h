@@ -2,7 +2,8 @@
 
    LAUNCH(kernel, grid, block, shared, stream, args...)
       -> a queue per stream (runtime.h): work runs when something waits for it, so a missing event shows as old data
-      -> blocks of the grid in order, shared among the CPU's threads; the threads of a block are fibers of one CPU thread
+      -> blocks of the grid in an order of the seed's, a few at a time: one on each of the CPU's threads, but no more than half of
+         the grid; the threads of a block are fibers of one CPU thread
 
    fiber      runs until it meets the others: __syncthreads, or a warp operation (shuffle, vote, mma, ldmatrix), where the last lane
               to come computes for all 32
@@ -15,8 +16,8 @@
    sanitizer  built with -fsanitize=address,undefined every array of shared memory has red zones around it, a copy under way is poisoned
               until it lands, and a misaligned vector access is an error: out of bounds, too early and misaligned come with file:line
 
-   Not modelled: memory order between blocks (they see each other's writes at once), time, and which blocks are resident at once:
-   a block may wait only for blocks with a lower index.                                                                           */
+   Not modelled: memory order between blocks (they see each other's writes at once) and time. A block may wait only for blocks that
+   have started before it; which those are, blockIdx does not tell.                                                               */
 #ifndef ODYSSEUS_EMU_H
 #define ODYSSEUS_EMU_H
 
@@ -29,7 +30,10 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <atomic>
 #include <functional>
+#include <mutex>
+#include <numeric>
 #include <vector>
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/asan_interface.h>
@@ -506,30 +510,78 @@ static inline void emu_begin(EmuBlock *b, const char *kernel, dim3 grid, dim3 bl
     }
 }
 
-/* Without having asked for it, a launch may give what leaves room for the block's static arrays and a KB of the system's in 48 KB. */
+/* What the launch gave, the block's static arrays and a KB of the system's must fit into 48 KB, or be asked for; and what a block may
+   have, the first two must fit into together. */
 static inline void emu_check_asked(const EmuBlock *b, size_t asked, EmuWhere where) {
-    size_t all = 1024;
-    for (const EmuShared &a : b->arrays) all += a.bytes;
-    if (all > 48 << 10 && asked < b->dynamic_bytes) emu_fail("a launch must ask for more than 48 KB of shared memory", where);
+    size_t all = b->dynamic_bytes;
+    for (const EmuShared &a : b->arrays)
+        if (a.key != &b->dynamic_bytes) all += a.bytes;
+    if (all + 1024 > 48 << 10 && asked < b->dynamic_bytes)
+        emu_fail("a launch must ask for more than 48 KB of shared memory", where);
+    if (all > (size_t)emu_shared_most())
+        emu_fail("static and dynamic shared memory are more than a block of this GPU has", where);
 }
 
-/* Run a grid to its end. Blocks are begun in order of their index. `asked`: dynamic shared memory that the kernel was allowed. */
+/* Blocks that wait for each other through counters in global memory (ptx.h). When all that run have looked in vain since a counter last
+   changed, none will ever go on. */
+struct EmuTurns {
+    std::mutex lock;
+    int running, stuck; /* blocks; those that have looked in vain since the last change */
+    uint64_t changes;
+};
+static inline EmuTurns &emu_turns(void) {
+    static EmuTurns turns;
+    return turns;
+}
+
+/* The order in which blocks start: each as far from the last one as the golden ratio takes it, the first where the seed says. */
+struct EmuOrder {
+    uint64_t blocks, step, first;
+};
+static inline EmuOrder emu_order(uint64_t blocks) {
+    uint64_t state = 0x9e3779b97f4a7c15ull * (uint64_t)(emu_seed() + 1);
+    EmuOrder o = {blocks, (uint64_t)((double)blocks * 0.6180339887) | 1, emu_random(&state) % blocks};
+    while (std::gcd(o.step, blocks) != 1) o.step += 2;
+    return o;
+}
+static inline uint64_t emu_ordered(const EmuOrder &o, uint64_t i) {
+    return (uint64_t)(((unsigned __int128)i * o.step + o.first) % o.blocks);
+}
+
+/* A test may have some blocks of a grid run and no others; their indices. Empty: all. */
+static inline std::vector<uint64_t> &emu_only(void) {
+    static std::vector<uint64_t> blocks;
+    return blocks;
+}
+
+/* Run a grid to its end. `asked`: dynamic shared memory that the kernel was allowed. */
 static inline void emu_grid(const char *kernel, dim3 grid, dim3 block, size_t dynamic, size_t asked, const std::function<void()> &body, EmuWhere where) {
     unsigned threads = block.x * block.y * block.z;
     if (threads == 0 || threads > 1024 || threads % 32 != 0) emu_fail("a block must have 32, 64, ... 1024 threads", where);
     if (grid.x == 0 || grid.y == 0 || grid.z == 0 || grid.y > 65535 || grid.z > 65535) emu_fail("an empty grid, or one of more than 65535 in y or z", where);
     if (dynamic > (size_t)emu_shared_most()) emu_fail("more shared memory than a block of this GPU has", where);
-    uint64_t blocks = (uint64_t)grid.x * grid.y * grid.z;
+    EmuOrder order = emu_order((uint64_t)grid.x * grid.y * grid.z);
+    const std::vector<uint64_t> &only = emu_only();
+    uint64_t blocks = only.empty() ? order.blocks : only.size();
+    std::atomic<uint64_t> next(0);
+    EmuTurns &turns = emu_turns();
 #pragma omp parallel
     {
         EmuBlock *b = emu_block() = emu_worker();
+        int residents = (int)min((uint64_t)omp_get_num_threads(), (blocks + 1) / 2);
         emu_begin(b, kernel, grid, block, dynamic, &body);
-#pragma omp for schedule(dynamic, 1)
-        for (uint64_t i = 0; i < blocks; i++) {
-            b->index = dim3((unsigned)(i % grid.x), (unsigned)(i / grid.x % grid.y), (unsigned)(i / grid.x / grid.y));
-            emu_shared_reset(b);
-            emu_run_block(b);
-            emu_check_asked(b, asked, where);
+#pragma omp single
+        turns.running = residents, turns.stuck = 0, turns.changes++;
+        if (omp_get_thread_num() < residents) {
+            for (uint64_t turn; (turn = next++) < blocks;) {
+                uint64_t i = only.empty() ? emu_ordered(order, turn) : only[turn];
+                b->index = dim3((unsigned)(i % grid.x), (unsigned)(i / grid.x % grid.y), (unsigned)(i / grid.x / grid.y));
+                emu_shared_reset(b);
+                emu_run_block(b);
+                emu_check_asked(b, asked, where);
+            }
+            std::lock_guard<std::mutex> hold(turns.lock);
+            turns.running--;
         }
         emu_block() = nullptr;
     }

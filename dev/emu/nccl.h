@@ -66,11 +66,17 @@ static inline bool emu_nccl_connect(ncclComm_t c) {
     return c->used = 1, true;
 }
 
+/* NCCL moves anything, but slowly what is not aligned to 16 bytes: here that is an error. */
+static inline void emu_nccl_aligned(const void *p) {
+    if ((uintptr_t)p % 16) emu_fail("NCCL is fast from and to multiples of 16 bytes only", {__FILE__, __LINE__});
+}
+
 static inline ncclResult_t ncclAllGather(const void *part, void *full, size_t count, ncclDataType_t, ncclComm_t c, cudaStream_t s) {
     MPI_Comm comm = c->comm;
     if (emu_nccl_fails("call")) return ncclSystemError;
     if (!emu_nccl_connect(c)) return ncclUnhandledCudaError;
     if (emu_nccl_fails("hang") || emu_nccl_fails("later")) return emu_hangs() = true, ncclSuccess;
+    emu_nccl_aligned(part), emu_nccl_aligned(full);
     emu_enqueue(s, [=] {
         int rank;
         MPI_Comm_rank(comm, &rank);
@@ -98,6 +104,7 @@ static inline EmuNcclGroup &emu_nccl_group(void) {
 static inline ncclResult_t ncclGroupStart(void) { return emu_nccl_group().ops.clear(), ncclSuccess; }
 static inline ncclResult_t emu_nccl_add(int send, void *at, size_t count, int peer, ncclComm_t c, cudaStream_t s) {
     EmuNcclGroup &g = emu_nccl_group();
+    emu_nccl_aligned(at);
     g.ops.push_back({send, peer, at, count});
     g.comm = c, g.stream = s;
     return ncclSuccess;

@@ -645,25 +645,18 @@ static inline void emu_known(EmuTensorWarp *w, const uint32_t *const at[32], int
 }
 
 /* The warp's 16 rows of the product, summed into s->value. */
-static inline void emu_wgmma_sum(EmuSum *s, const EmuOperands &o, bool add) {
-    static thread_local float columns[16 * 256];
-    float a[16][16], row[256];
+template <int N> static inline void emu_wgmma_sum(EmuSum *s, const EmuOperands &o, bool add) {
+    static thread_local EmuColumns columns;
+    float a[16][16];
     for (int i = 0; i < 16; i++)
         for (int k = 0; k < 16; k++) a[i][k] = emu_bf16(o.bits[(size_t)(16 * k + i)]);
     if (!add) s->value.assign(16 * (size_t)o.n, 0.0f);
-    for (int i = 0; i < 16 * o.n; i++) columns[i] = emu_bf16(o.bits[256 + (size_t)i]);
-    for (int i = 0; i < 16; i++) {
-        for (int n = 0; n < o.n; n++) row[n] = 0;
-        for (int k = 0; k < 16; k++) {
-            const float *column = columns + k * o.n, x = a[i][k];
-#pragma omp simd
-            for (int n = 0; n < o.n; n++) row[n] += x * column[n];
-        }
-        for (int n = 0; n < o.n; n++) s->value[(size_t)(i * o.n + n)] += row[n];
-    }
+    for (int i = 0; i < 16 * N; i++) columns.value[i] = emu_bf16(o.bits[256 + (size_t)i]);
+    emu_columns(&columns, N);
+    for (int i = 0; i < 16; i++) emu_tensor_sum<N>(&s->value[(size_t)(i * N)], a[i], &columns);
 }
 
-static inline void emu_wgmma_all(void **arg, int n, bool a_turned, bool b_turned, EmuWhere where) {
+template <int n> static inline void emu_wgmma_all(void **arg, bool a_turned, bool b_turned, EmuWhere where) {
     EmuBlock *b = emu_block();
     const EmuWgmma *first = (const EmuWgmma *)arg[0];
     int warp = b->current->linear / 32;
@@ -710,7 +703,7 @@ static inline void emu_wgmma_all(void **arg, int n, bool a_turned, bool b_turned
         }
     }
     s->group = w->group, s->where = where;
-    emu_wgmma_sum(s, o, first->add);
+    emu_wgmma_sum<n>(s, o, first->add);
     w->operands.push_back(std::move(o));
 }
 
@@ -761,14 +754,14 @@ template <int N, bool A_TURNED, bool B_TURNED> static inline void wgmma_ss(float
     EmuWgmma m = {d, nullptr, a, b, add};
     EmuWhere where = {file, line};
     emu_async(where);
-    emu_warp(&m, [where](void **arg) { emu_wgmma_all(arg, N, A_TURNED, B_TURNED, where); }, where);
+    emu_warp(&m, [where](void **arg) { emu_wgmma_all<N>(arg, A_TURNED, B_TURNED, where); }, where);
 }
 template <int N, bool B_TURNED> static inline void wgmma_rs(float (&d)[N / 2], const uint32_t (&a)[4], uint64_t b, bool add, EMU_HERE) {
     static_assert(N % 8 == 0 && N >= 8 && N <= 256, "columns of wgmma: 8 to 256, in eights");
     EmuWgmma m = {d, a, 0, b, add};
     EmuWhere where = {file, line};
     emu_async(where);
-    emu_warp(&m, [where](void **arg) { emu_wgmma_all(arg, N, false, B_TURNED, where); }, where);
+    emu_warp(&m, [where](void **arg) { emu_wgmma_all<N>(arg, false, B_TURNED, where); }, where);
 }
 
 static inline void wgmma_fence(EMU_HERE) {

@@ -1,11 +1,17 @@
 /* runtime.h - the CUDA runtime calls that the program uses, on the CPU. A device is this process: its memory is host memory.
 
-   Streams are queues. Nothing in a queue runs until the host waits for it, or work that is waited for needs it through an event: so
-   work that forgot to wait for an event meets data that is not there yet, whatever the order of the calls.
+   Streams are queues. When they run is a function of EMU_STREAMS (emu_streams_run):
+     0    late: nothing in a queue runs until the host waits for it, or work that is waited for needs it through an event. Work that
+          forgot to wait for an event meets data that is not there yet, whatever the order of the calls
+     1    the first stream late, all others at once: work that overwrites what the first stream still has to read does so
+     2 .. each call runs its stream, or does not, by a coin of that number
+   A query whether work is done may find it under way, a few times in a row. A copy that the host makes waits for no stream that was
+   made cudaStreamNonBlocking.
    cudaMalloc poisons with 0xff, and is an allocation of its own: an address sanitizer sees one element too many.
 
    The environment says what this host has, and what goes wrong: EMU_DEVICES GPUs of EMU_ARCH (86: sm_86) with EMU_MEMORY MB free, EMU_DRIVER
-   the driver's CUDA version (11080; 0: no driver), EMU_NCCL (nccl.h). The kernels count as built for EMU_BUILT (80) and what comes after. */
+   the driver's CUDA version (11080; 0: no driver), EMU_NCCL (nccl.h). EMU_BUSY: whoever only looks finds work done no sooner than so many
+   seconds after it was asked for. The kernels count as built for EMU_BUILT (80) and what comes after. */
 #ifndef ODYSSEUS_EMU_RUNTIME_H
 #define ODYSSEUS_EMU_RUNTIME_H
 
@@ -27,10 +33,13 @@ struct EmuPoint {
     struct EmuStream *stream;
     int done;
     double seconds; /* when it was reached */
+    double asked;   /* when it was recorded */
+    int hangs;      /* behind a transfer that never ends */
 };
 struct EmuStream {
     std::deque<std::function<void()>> queue;
-    int running;
+    int running, blocking, index; /* index: 0 of calls that name none, 1 of the first that was made, ... */
+    double asked;                 /* when something was asked for last */
 };
 struct EmuEvent {
     std::shared_ptr<EmuPoint> point; /* of the last record; NULL: none, which counts as reached */
@@ -50,9 +59,17 @@ static inline bool &emu_hangs(void) {
     return hangs;
 }
 
+static inline double emu_seconds(void) {
+    timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+/* Does what was asked for then still count as under way? */
+static inline bool emu_busy(double asked) { return emu_seconds() < asked + (double)emu_setting("EMU_BUSY", 0); }
+
 /* The stream of calls that name none. */
 static inline EmuStream *emu_stream(cudaStream_t s) {
-    static EmuStream zero;
+    static EmuStream zero = {{}, 0, 1, 0, 0};
     return s ? s : &zero;
 }
 static inline std::vector<EmuStream *> &emu_streams(void) {
@@ -72,11 +89,39 @@ static inline void emu_drain(EmuStream *s, const EmuPoint *stop) {
     s->running = 0;
 }
 
-static inline void emu_enqueue(cudaStream_t stream, std::function<void()> work) { emu_stream(stream)->queue.push_back(std::move(work)); }
+static inline int &emu_streams_mode(void) {
+    static int mode = (int)emu_setting("EMU_STREAMS", 0);
+    return mode;
+}
+/* When streams run from now on. */
+static inline void emu_streams_run(int mode) { emu_streams_mode() = mode; }
+static inline bool emu_coin(uint64_t *state) {
+    if (!*state) *state = 0x2545f4914f6cdd1dull + (uint64_t)emu_streams_mode();
+    return emu_random(state) >> 32 & 1;
+}
+/* Shall a stream run now that it has got more to do? */
+static inline bool emu_runs_early(const EmuStream *s) {
+    static uint64_t state;
+    int mode = emu_streams_mode();
+    return mode == 1 ? s->index > 1 : mode > 1 && emu_coin(&state);
+}
+/* Shall work that is asked for be under way still? By a coin of its own: how often one asks may be up to the time it takes. */
+static inline bool emu_not_ready(void) {
+    static uint64_t state;
+    return emu_coin(&state);
+}
+
+static inline void emu_enqueue(cudaStream_t stream, std::function<void()> work) {
+    EmuStream *s = emu_stream(stream);
+    s->queue.push_back(std::move(work));
+    s->asked = emu_seconds();
+    if (emu_runs_early(s)) emu_drain(s, nullptr);
+}
 
 static inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t *s, unsigned flags) {
-    (void)flags;
+    static int made = 0;
     *s = new EmuStream();
+    (*s)->blocking = !(flags & cudaStreamNonBlocking), (*s)->index = ++made;
     emu_streams().push_back(*s);
     return cudaSuccess;
 }
@@ -86,8 +131,10 @@ static inline cudaError_t cudaStreamSynchronize(cudaStream_t s) {
     emu_drain(emu_stream(s), nullptr);
     return cudaSuccess;
 }
-static inline cudaError_t cudaStreamQuery(cudaStream_t s) { /* time passes: all of it is done by now */
-    return emu_hangs() ? cudaErrorNotReady : cudaStreamSynchronize(s);
+static inline cudaError_t cudaStreamQuery(cudaStream_t s) {
+    EmuStream *stream = emu_stream(s);
+    int busy = emu_busy(stream->asked) || (!stream->queue.empty() && emu_not_ready());
+    return emu_hangs() || busy ? cudaErrorNotReady : cudaStreamSynchronize(s);
 }
 static inline cudaError_t cudaDeviceSynchronize(void) {
     for (EmuStream *s : emu_streams()) emu_drain(s, nullptr);
@@ -112,11 +159,9 @@ static inline cudaError_t cudaEventDestroy(cudaEvent_t e) {
     return cudaSuccess;
 }
 static inline cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t s) {
-    std::shared_ptr<EmuPoint> point(new EmuPoint{emu_stream(s), 0, 0});
+    std::shared_ptr<EmuPoint> point(new EmuPoint{emu_stream(s), 0, 0, emu_seconds(), emu_hangs()});
     auto reach = [point] {
-        timespec t;
-        clock_gettime(CLOCK_MONOTONIC, &t);
-        point->seconds = (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+        point->seconds = emu_seconds();
         point->done = 1;
     };
     e->point = point;
@@ -128,7 +173,10 @@ static inline cudaError_t cudaEventSynchronize(cudaEvent_t e) {
     if (e->point && !e->point->done) emu_drain(e->point->stream, e->point.get());
     return cudaSuccess;
 }
-static inline cudaError_t cudaEventQuery(cudaEvent_t e) { return emu_hangs() ? cudaErrorNotReady : cudaEventSynchronize(e); }
+static inline cudaError_t cudaEventQuery(cudaEvent_t e) {
+    EmuPoint *p = e->point.get();
+    return p && (p->hangs || emu_busy(p->asked) || (!p->done && emu_not_ready())) ? cudaErrorNotReady : cudaEventSynchronize(e);
+}
 static inline cudaError_t cudaStreamWaitEvent(cudaStream_t s, cudaEvent_t e, unsigned flags) {
     (void)flags;
     std::shared_ptr<EmuPoint> point = e->point;
@@ -173,7 +221,8 @@ static inline cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t byt
     return cudaSuccess;
 }
 static inline cudaError_t cudaMemcpy(void *dst, const void *src, size_t bytes, cudaMemcpyKind kind) {
-    cudaDeviceSynchronize();
+    for (EmuStream *s : emu_streams())
+        if (s->blocking) emu_drain(s, nullptr);
     (void)kind;
     if (bytes) memmove(dst, src, bytes);
     return cudaSuccess;

@@ -101,8 +101,9 @@ static void run_attention(Bench *b, i64 T, int backward) {
     real *q = numbers(b, n), *kv = numbers(b, 2 * n), *dout = numbers(b, n);
     accum *out = (accum *)numbers(b, n), *lse = (accum *)numbers(b, T * HEADS), *delta = (accum *)numbers(b, T * HEADS);
     accum *dq = (accum *)numbers(b, n), *dkv = (accum *)numbers(b, 2 * n);
-    if (backward) attention_backward(&b->dev, dq, NULL, dkv, NULL, q, kv, dout, lse, delta, s, map, map, 0);
-    else attention_forward(&b->dev, out, NULL, lse, q, kv, s, map, map, 0);
+    if (backward) attention_backward(&b->dev, dq, NULL, dkv, NULL, q, kv, dout, lse, delta,
+                                     attention_call(s, map, map, 0));
+    else attention_forward(&b->dev, out, NULL, lse, q, kv, attention_call(s, map, map, 0));
 }
 static void run_attention_forward(Bench *b, i64 T) { run_attention(b, T, 0); }
 static void run_attention_backward(Bench *b, i64 T) { run_attention(b, T, 1); }
@@ -112,9 +113,9 @@ enum { WIDTH = 512, WORDS = 8192 };
 static void run_norm(Bench *b, i64 rows) {
     real *x = numbers(b, rows * WIDTH), *y = numbers(b, rows * WIDTH), *out = numbers(b, rows * WIDTH), *w = numbers(b, WIDTH);
     accum *mean_ = (accum *)numbers(b, rows), *rstd = (accum *)numbers(b, rows), *dw = (accum *)numbers(b, WIDTH);
-    norm_forward(&b->dev, NORM_RMS, out, x, mean_, rstd, x, y, w, NULL, rows, WIDTH, 1e-5);
-    norm_recompute(&b->dev, NORM_RMS, out, mean_, rstd, x, w, NULL, rows, WIDTH);
-    norm_backward(&b->dev, NORM_RMS, y, dw, NULL, out, mean_, rstd, x, w, rows, WIDTH, 0, rows);
+    norm_forward(&b->dev, norm_call(NORM_RMS, w, NULL, rows, WIDTH, 1e-5), out, x, mean_, rstd, x, y);
+    norm_recompute(&b->dev, norm_call(NORM_RMS, w, NULL, rows, WIDTH, 1e-5), out, mean_, rstd, x);
+    norm_backward(&b->dev, norm_call(NORM_RMS, w, NULL, rows, WIDTH, 1e-5), y, dw, NULL, out, mean_, rstd, x, 0, rows);
 }
 
 static void run_pointwise(Bench *b, i64 rows) { /* a block's: SwiGLU there and back, rotations, sums of two parts, zeros */

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # faults.sh - a check that cannot fail is none: plant one fault at a time in a copy of the sources and see the tests fail.
 #
-#   fault    file, a sed expression that must change it, the test that must then fail, its ranks and arguments
+#   fault    file, a sed expression that must change it, the test that must then fail, its ranks (alone: without mpirun) and arguments
 #   emulated the same for a kernel of kernels/cuda and its test under the emulator
 #   caught   the same for the program itself: the error with which it must stop, ranks, flags
+#   trained  the same for the CUDA program under the emulator, in an environment (dev/emu/runtime.h): it ends otherwise than without
 # faults.sh WORDS: only those whose name holds WORDS. Prints TAP, a line a fault. Takes some fifteen minutes on two cores; scripts/test.sh --long runs it.
 set -uo pipefail
 cd "$(dirname "$0")/../.."
@@ -29,7 +30,9 @@ plant() { # plant WHAT FILE SED SOURCE PROGRAM: a copy of the sources with the f
     fi
     # the fault may leave something unused: no -Werror here
     local compile=(mpicc -x c -std=c11 -O2 $arch -ffp-contract=fast -fopenmp -fno-math-errno -D_GNU_SOURCE -DODYSSEUS_FP64 -w)
-    [[ $source != *cuda*.cu ]] || compile=(mpicxx -x c++ -std=c++20 -I"$copy/dev/emu" -O1 $arch -fopenmp -D_GNU_SOURCE -DODYSSEUS_CUDA -DODYSSEUS_HOPPER -DOMPI_SKIP_MPICXX -DMPICH_SKIP_MPICXX -w)
+    [[ $source != dev/test/*.cu && $program != *_emu ]] || compile=(mpicxx -x c++ -std=c++20 -I"$copy/dev/emu" -O1 $arch -fopenmp -D_GNU_SOURCE -DODYSSEUS_CUDA
+        -DODYSSEUS_HOPPER -DODYSSEUS_NCCL -DOMPI_SKIP_MPICXX -DMPICH_SKIP_MPICXX -w)
+    [[ $source != */test_simulator.c ]] || compile=(gcc -x c -std=c11 -O2 -fopenmp -D_GNU_SOURCE -DODYSSEUS_SIM -DODYSSEUS_NO_MPI -w)
     if ! "${compile[@]}" "$copy/$source" -o "$copy/$program" -lcjson -lm 2>"$copy/log"; then
         echo "not ok $n - $what: does not compile: $(head -n 1 "$copy/log")"
         failed=$((failed + 1))
@@ -46,6 +49,34 @@ caught() { # caught WHAT FILE SED PATTERN RANKS FLAGS...
         echo "ok $n - $what: $(grep -m 1 -oE "$pattern.*" "$copy/log" | cut -c 1-110)"
     else
         echo "not ok $n - $what: the program did not stop with '$pattern': $(tail -n 1 "$copy/log")"
+        failed=$((failed + 1))
+    fi
+}
+
+outcome() { # outcome PROGRAM SETTINGS RANKS FLAGS...: the losses of two steps, or the error with which it stops
+    local program=$1 settings=$2 ranks=$3 out=$copy/outcome
+    shift 3
+    rm -rf "$out"
+    # shellcheck disable=SC2086
+    if run_ranks -t 600 "$ranks" env $settings "$program" --layers 2 --dim 64 --heads 4 --ffn 256 --train "$data/train_*.bin" \
+        --seq-len 48 --batch 4 --steps 2 --out "$out" "$@" >"$copy/log" 2>&1; then
+        grep -oE '"loss": *[^,]*' "$out/metrics.jsonl" | tr '\n' ' '
+    else
+        grep -m 1 -oE '^emulator: .*|error: .*' "$copy/log" | cut -c 1-150
+    fi
+}
+
+trained() { # trained WHAT FILE SED SETTINGS RANKS FLAGS...
+    local what=$1 file=$2 expression=$3 sound faulty
+    shift 3
+    plant "$what" "$file" "$expression" train_gpt.cu train_gpt_emu || return
+    make -s train_gpt_emu >/dev/null || exit 1
+    sound=$(outcome ./train_gpt_emu "$@")
+    faulty=$(outcome "$copy/train_gpt_emu" "$@")
+    if [[ -n $sound && $faulty != "$sound" ]]; then
+        echo "ok $n - $what: $faulty, not $sound"
+    else
+        echo "not ok $n - $what: the program did not see it: $sound"
         failed=$((failed + 1))
     fi
 }
@@ -67,7 +98,8 @@ fault() { # fault WHAT FILE SED TEST RANKS [ARGS...]
     local what=$1 file=$2 expression=$3 test=$4 ranks=$5 code
     shift 5
     plant "$what" "$file" "$expression" "dev/test/$test.c" "$test" || return
-    run_ranks -t 600 "$ranks" "$copy/$test" "$@" >"$copy/log" 2>&1
+    if [[ $ranks == alone ]]; then timeout 600 "$copy/$test" "$@" >"$copy/log" 2>&1
+    else run_ranks -t 600 "$ranks" "$copy/$test" "$@" >"$copy/log" 2>&1; fi
     code=$?
     if [ $code -ne 0 ] && grep -qE '^not ok|^train_gpt: error|signal|An error occurred in MPI' "$copy/log"; then
         echo "ok $n - $what: $test fails $(grep -c '^not ok' "$copy/log") checks"
@@ -157,23 +189,73 @@ fault 'OpenMP may give less when the host is busy' kernels/cpu/device.h 's/^    
 fault 'a team is taken for granted' kernels/cpu/device.h 's/^    granted = omp_get_num_threads\(\);/    granted = threads;/' test_host 1
 fault 'a rank of a launcher goes alone' core/launcher.h 's/"PMI_", "PMI2_", //' test_host 1
 hopper=kernels/cuda/attention_hopper_forward.cuh
+fault 'checkpoint: files are not on disk before the manifest' core/save.h 's/if \(!troubled\(t\) \&\& fsync\(fd\) != 0\)/if (0)/' test_save alone
+fault 'checkpoint: the directory is not on disk before its name' core/save.h 's/if \(!troubled\(t\)\) sync_directory\(partial, t\);//' test_save alone
+fault 'checkpoint: the name is not on disk' core/save.h 's/if \(!troubled\(t\)\) sync_directory\(s->dir, t\);//' test_save alone
+fault 'checkpoint: what failed is left lying' core/save.h 's/^        remove_directory\(partial\);//' test_save alone
+fault 'checkpoint: what a crash left is in the way' core/save.h 's/^    remove_leftovers\(s\);//' test_save alone
+fault 'checkpoint: a torn one is in the way' core/save.h 's/if \(!troubled\(t\)\) set_aside\(path, t\);//' test_save alone
+fault 'checkpoint: deleted under its name' core/save.h 's/if \(rename\(path, deleted\) != 0 \|\| !remove_directory\(deleted\)\)/if (!remove_directory(path))/' test_save alone
+fault 'checkpoint: --keep counts torn ones' core/save.h 's/kept \+= v->whole;/kept++;/' test_save alone
+fault 'checkpoint: --keep deletes torn ones' core/save.h 's/if \(!v->whole \|\| kept <= s->keep/if (kept <= s->keep/' test_save alone
+fault 'checkpoint: a transposed piece one row too long' core/save.h 's/b = row_b - \(c > col_b\)/b = row_b/' test_save alone
+fault 'checkpoint: sums are not compared' core/manifest.h 's/if \(sum != m->file\[i\]\.sum\)/if (0)/' test_save alone
+fault 'checkpoint: sizes are not compared' core/manifest.h 's/\(i64\)st\.st_size != f->bytes/0/' test_save alone
+fault 'checkpoint: a sum that does not know the place' core/manifest.h 's/sum_key\(\(uint64_t\)\(word \/ SUM_BLOCK\)/sum_key((uint64_t)0/' test_save alone
+fault 'checkpoint: a newer version is read' core/manifest.h 's/else if \(version > MANIFEST_VERSION\)/else if (0)/' test_save alone
+fault 'resume: the oldest is taken' core/manifest.h 's/return x < y \? 1 : x > y \? -1 : 0;/return x < y ? -1 : x > y ? 1 : 0;/' test_save alone
+fault 'resume: a newer whole one is passed over' core/resume.h 's/^    if \(resume_newest\(world, s, s->dir/    if (0 \&\& resume_newest(world, s, s->dir/' test_save alone
+fault 'resume: moments exchanged' core/resume.h 's/flat = k == \(int\)SAVED_M \?/flat = k == (int)SAVED_V ?/' test_save alone
+fault 'resume: a tensor is held at once' core/checkpoint.h 's/i64_min\(n, CHECKPOINT_PIECE\) \* sizeof/n * sizeof/' test_save alone
+fault 'shuffle: every epoch alike' core/data.h 's/ \^ \(uint64_t\)epoch\)/)/' test_data alone
+fault 'shuffle: too few rounds' core/data.h 's/round < 6/round < 2/' test_data alone
+fault 'shuffle: past the end' core/data.h 's/while \(x >= \(uint64_t\)n\)/while (x > (uint64_t)n)/' test_data alone
+fault 'metrics: a value is added behind the line that waits' core/log.h 's/if \(log->wait\) log->wait\[.*$/if (log->wait) ;/' test_log alone
+fault 'metrics: a line that was written in part is written behind that part' core/log.h 's/if \(part < 0\) return 0;/if (part < 0) { log->end += done; return 0; }/' test_log alone
 emulated 'hopper: scores are read before their product is waited for' $hopper 's/wgmma_wait<1>/wgmma_wait<2>/' test_cuda_attention small forward wgmma
 emulated 'hopper: copies wait for the wrong phase of a stage' $hopper 's/(parity = ring_parity<STAGES>\(n\)) \^ 1/\1/' test_cuda_attention small forward wgmma
 emulated 'hopper: no fence before the products' $hopper 's/^( *)wgmma_fence\(\);/\1/' test_cuda_attention small forward wgmma
 emulated 'hopper: V is given back before it was read' $hopper 's/wgmma_wait<0>\(\);/wgmma_wait<1>();/' test_cuda_attention small forward wgmma
 emulated 'hopper: the largest score of a row is not shared by its lanes' $hopper 's/__shfl_xor_sync\(0xffffffffu, x, 2\)/x/' test_cuda_attention small forward wgmma
 emulated 'hopper: a group of KV heads reads the first' $hopper 's/\) \/ a.group;/) * 0;/' test_cuda_attention small forward wgmma
-emulated 'cuda: 48 KB of shared memory are not asked for' kernels/cuda/cuda.h 's/> 32 \* 1024\)/> 48 * 1024)/' test_cuda_attention small
-emulated 'cuda: a barrier is missing' kernels/cuda/attention_forward.cuh 's@__syncthreads\(\); /\* V\(j\).*@@' test_cuda_attention small
-emulated 'cuda: another swizzle on one side' kernels/cuda/attention_backward.cuh 's/int first = swizzle<COLS>\(row, col\);/int first = swizzle<COLS>(row + 1, col) - COLS;/' test_cuda_attention small
-emulated 'cuda: rows not swizzled: right, but in the same banks' kernels/cuda/attention.cuh 's/\(\(\(col >> 3\) \^ \(row \& 7\)\) << 3\)/(col >> 3 << 3)/' test_cuda_attention small
-emulated 'cuda: a copy is not waited for' kernels/cuda/attention_forward.cuh 's/cp_async_wait<0>\(\);//' test_cuda_attention small
-emulated 'cuda: what was summed does not shrink with the base' kernels/cuda/attention_forward.cuh 's/sum\[m\]\[half\] \*= shrink;//' test_cuda_attention small
-emulated 'cuda: a base that is never raised' kernels/cuda/attention_forward.cuh 's/top\[m\]\[half\] \+ 8;/top[m][half] + 1e9f;/' test_cuda_attention small
-emulated 'cuda: a sum of gradients rounded before its last turn' kernels/cuda/attention_backward.cuh 's/step->last \&\& a.dq_rounded/a.dq_rounded/' test_cuda_attention small
-emulated 'cuda: queries that see nothing keep what was there' kernels/cuda/attention_backward.cuh 's/i < steps\[n % STEPS\].h/i < 0/' test_cuda_attention small
+emulated 'cuda: 48 KB of shared memory are not asked for' kernels/cuda/cuda.h 's/> 32 \* 1024\)/> 48 * 1024)/' test_cuda_attention small sm_80
+emulated 'cuda: a barrier is missing' kernels/cuda/attention_forward.cuh 's@__syncthreads\(\); /\* V\(j\).*@@' test_cuda_attention small sm_80
+emulated 'cuda: another swizzle on one side' kernels/cuda/attention_backward.cuh 's/int first = swizzle<COLS>\(row, col\);/int first = swizzle<COLS>(row + 1, col) - COLS;/' test_cuda_attention small sm_80
+emulated 'cuda: rows not swizzled: right, but in the same banks' kernels/cuda/attention.cuh 's/\(\(\(col >> 3\) \^ \(row \& 7\)\) << 3\)/(col >> 3 << 3)/' test_cuda_attention small sm_80
+emulated 'cuda: a copy is not waited for' kernels/cuda/attention_forward.cuh 's/cp_async_wait<0>\(\);//' test_cuda_attention small sm_80
+emulated 'cuda: what was summed does not shrink with the base' kernels/cuda/attention_forward.cuh 's/sum\[m\]\[half\] \*= shrink;//' test_cuda_attention small sm_80
+emulated 'cuda: a base that is never raised' kernels/cuda/attention_forward.cuh 's/top\[m\]\[half\] \+ 8;/top[m][half] + 1e9f;/' test_cuda_attention small sm_80
+emulated 'cuda: a sum of gradients rounded before its last turn' kernels/cuda/attention_backward.cuh 's/step->last \&\& a.dq_rounded/a.dq_rounded/' test_cuda_attention small sm_80
+emulated 'cuda: queries that see nothing keep what was there' kernels/cuda/attention_backward.cuh 's/i < steps\[n % STEPS\].h/i < 0/' test_cuda_attention small sm_80
+emulated 'cuda: attention takes all registers before a transfer has begun' kernels/cuda/attention.cuh 's/if \(dev->state.transfer\)/if (0)/' test_cuda_attention small
+emulated 'transfers: attention waits for the newest to begin, and so for the older to end' core/transfer_cuda.h '/flights\+\+\] = t;/{n;s/l->flying\[0\]/t/}' test_transfers
+emulated 'transfers: what waits behind work counts as under way' core/transfer_cuda.h 's/ && cudaEventQuery\(t->begun\) != cudaErrorNotReady//' test_transfers
+fault 'zero: a share is rounded up on a CPU, too' core/zero.h 's/real_is_accum\(\) \? 1 :/0 ? 1 :/' test_memory 1
+fault 'zero: a share begins anywhere, between GPUs, too' core/zero.h 's/real_is_accum\(\) \? 1 :/1 ? 1 :/' test_simulator 1
+fault 'zero: the closed form knows no 16 bytes' core/zero.h 's/\(S - 1\) \* shard_elements/(S - 1) * ceil_div/' test_simulator 1
 emulated 'cuda: a tail one short' kernels/cuda/reduce.cuh 's/i < left \? bf16_float/i < left - 1 ? bf16_float/' test_cuda_ops
-emulated 'cuda: the order of sums in dq not kept' kernels/cuda/attention_backward.cuh 's/counter_wait\(/if (0) counter_wait(/' test_cuda_attention
+emulated 'cuda: the order of sums in dq not kept' kernels/cuda/attention_backward.cuh 's/counter_wait\(/if (0) counter_wait(/' test_cuda_attention sm_80
+emulated 'cuda: blocks that trust blockIdx to be the order of starts' kernels/cuda/attention_backward.cuh 's/\*ticket = atomicAdd\(a.tickets, 1\);/*ticket = (int)blockIdx.x;/' test_cuda_attention small sm_80
+emulated 'hopper: static arrays beside all the dynamic shared memory' $hopper 's/^    T t = T::make\(\);/&\n    SHARED(float, more, 9216);\n    more[threadIdx.x] = 0;/' test_cuda_attention small forward wgmma
+emulated 'cuda: keys at an offset of 32 bits' kernels/cuda/attention_forward.cuh 's/\(i64\)next.first \* a.kv_step/next.first * a.kv_step/' test_cuda_attention small sm_80
+emulated 'cuda: results at an offset of 32 bits' kernels/cuda/attention_forward.cuh 's/\(i64\)tile.first \* a.rows \+ head, tile.count/(unsigned)(tile.first * a.rows + head) * (unsigned)a.head_dim \/ (unsigned)a.head_dim, tile.count/' test_cuda_attention small sm_80
+emulated 'cuda: queries at an offset of 32 bits, backward' kernels/cuda/attention_backward.cuh 's/from \+ s->row \* a.head_dim/from + (unsigned)s->row * a.head_dim/' test_cuda_attention small sm_80
+emulated 'hopper: another swizzle than the copy has' kernels/cuda/attention_hopper.cuh 's/wgmma_descriptor\(tile, 16, 1024, 1\)/wgmma_descriptor(tile, 16, 1024, 2)/' test_cuda_attention small forward wgmma
+emulated 'hopper: an mbarrier that the copies do not know' kernels/cuda/attention_hopper_forward.cuh 's/mbarrier_init_fence\(\);//' test_cuda_attention small forward wgmma
+trained 'cuda: a transfer overwrites what is still read' core/transfer_cuda.h 's/^ *CUDA_CHECK\(cudaStreamWaitEvent\(l->stream, l->ready, 0\)\);//' EMU_STREAMS=1 4 --sp tpsp
+trained 'cuda: the host takes work under way for done' kernels/cuda/device.h 's/while \(\(state = cudaStreamQuery\(dev->state.stream\)\) == cudaErrorNotReady\).*/if ((state = cudaStreamQuery(dev->state.stream)) == cudaErrorNotReady) state = cudaSuccess;/' EMU_STREAMS=0 2 --sp ulysses
+trained 'nccl: shards that begin anywhere' core/zero.h 's/( c\.shard = .*);$/\1 | 1;/' EMU_STREAMS=0 2 --sp ulysses
+trained 'nccl: a world that lets no group share its buffers' core/transfer_cuda.h 's/^( *)NCCL_CHECK\(ncclCommInitRankConfig/\1config.splitShare = 0;\n&/' EMU_STREAMS=0 4 --sp ulysses --ring 2
+trained 'nccl: memory is counted before NCCL has taken its own' train_gpt.cu '/^ *mesh_try\(.*\);$/{h;d};/^ *check_memory\(&t->model, .*\);$/{G}' 'EMU_MEMORY=700 EMU_NCCL_MEMORY=150' 2 --sp ulysses
+emulated 'emulator: streams that only run late' dev/emu/runtime.h 's/if \(emu_runs_early\(s\)\) emu_drain\(s, nullptr\);//' test_emulator
+emulated 'emulator: work that is always done when asked for' dev/emu/runtime.h '/bool emu_not_ready/,/^}/s/return emu_coin.*;/return false;/' test_emulator
+emulated 'emulator: a copy of the host that waits for all streams' dev/emu/runtime.h 's/if \(s->blocking\) emu_drain/emu_drain/' test_emulator
+emulated 'emulator: blocks in the order of blockIdx' dev/emu/emu.h 's/only\.empty\(\) \? emu_ordered\(order, turn\)/only.empty() ? turn/' test_emulator
+emulated 'emulator: static and dynamic shared memory apart' dev/emu/emu.h 's/if \(all > \(size_t\)emu_shared_most\(\)\)/if (0)/' test_emulator
+emulated 'emulator: sums alike whatever the shape' dev/emu/cublasLt.h 's/int64_t first = k \? .* : 0;/int64_t first = 0;/' test_cuda_gemm
+emulated 'emulator: tensor cores that round' dev/emu/ptx.h 's/^ *all = \(EmuDoubles\)\(\(EmuLongs\)all \& .*;//' test_emulator
+emulated 'emulator: tensor cores that keep all bits of a term' dev/emu/ptx.h 's/bits = hopper \? 25 : 24;/bits = 27;/' test_emulator
+emulated 'emulator: exact powers' dev/emu/ptx.h 's/ - 2 \+ emu_hash\(x\) % 5\)/)/' test_emulator
 caught 'self-check: attention exchange skipped' ring.h '0,/kv = arriving;/s//kv = s->kv;/' 'self-check: token [0-9]+ of sequence 0 reached [0-9]+ of the' 4 --sp ring --selfcheck on
 caught 'self-check: a hop of the ring is lost, and the layers above make up for it' ring.h '0,/if \(visitor_seen\(m, hop\)\)/s//if (visitor_seen(m, hop) \&\& hop != 2)/' 'self-check: token [0-9]+ of sequence 0 reached [0-9]+ of the' 4 --sp ring --ring-layout contiguous
 caught 'self-check: one sender of an all-to-all is lost' ulysses.h '0,/^    m->context->forward\(m, s\);/s//    zero_fill(\&m->dev, s->kv, ulysses_kv_part(m) * real_size());\n&/' 'self-check: token [0-9]+ of sequence 0 reached [0-9]+ of the' 4 --sp ulysses

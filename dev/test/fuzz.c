@@ -448,7 +448,7 @@ static void jump_back(int code) {
     longjmp(refused, 1);
 }
 
-static void remove_directory(void) {
+static void clean_up(void) {
     char command[128];
     snprintf(command, sizeof command, "rm -rf '%s'", directory);
     if (system(command) != 0) fprintf(console, "fuzz: could not remove %s\n", directory);
@@ -462,7 +462,7 @@ int LLVMFuzzerInitialize(int *argc, char ***argv) {
     demand(target < COUNT_OF(TARGETS), "FUZZ_TARGET must be flags, shard, safetensors, index or config");
     snprintf(directory, sizeof directory, "%s/fuzz_XXXXXX", path_exists("/dev/shm") ? "/dev/shm" : "/tmp");
     demand(mkdtemp(directory), "cannot make a directory");
-    atexit(remove_directory);
+    atexit(clean_up);
     tiny_init();
     if (getenv("FUZZ_SEEDS")) TARGETS[target].seeds();
     __sanitizer_install_malloc_and_free_hooks(on_malloc, on_free);

@@ -8,6 +8,7 @@
    case   a block of queries at positions of a map against blocks of keys (one, or all steps of a ring), merged one after another
    then   the same bits a second time and under other schedules of the threads; the results written in bf16 are those in fp32, rounded
    last   the backward tiles of GPUs whose blocks have 99 KB of shared memory
+   far    in the emulator: a few blocks of tensors whose last elements no 32 bits reach, with memory only where these blocks belong
 
    On sm_90 every case runs on both paths, the one for sm_90a and the one for all else, and larger ones hold them against each other.
 
@@ -123,8 +124,9 @@ static void run_forward(Device *dev, const Case *c, Buffers *d) {
     for (int i = 0; i < c->blocks; i++) {
         AttentionShape s = c->s;
         s.Tk = c->kv_map[i].count;
-        attention_forward(dev, d->out, i + 1 == c->blocks ? d->out_rounded : NULL, d->lse, d->q, d->kv + first * s.B * 2 * s.kv_heads * s.head_dim, s,
-                          c->q_map, c->kv_map[i], i > 0);
+        attention_forward(dev, d->out, i + 1 == c->blocks ? d->out_rounded : NULL, d->lse, d->q,
+                          d->kv + first * s.B * 2 * s.kv_heads * s.head_dim,
+                          attention_call(s, c->q_map, c->kv_map[i], i > 0));
         first += s.Tk;
     }
     CUDA_CHECK(cudaDeviceSynchronize());
@@ -138,8 +140,9 @@ static void run_backward(Device *dev, const Case *c, Buffers *d) {
         AttentionShape s = c->s;
         s.Tk = c->kv_map[i].count;
         i64 at = first * s.B * 2 * s.kv_heads * s.head_dim;
-        attention_backward(dev, d->dq, i + 1 == c->blocks ? d->dq_rounded : NULL, d->dkv + at, d->dkv_rounded ? d->dkv_rounded + at : NULL, d->q, d->kv + at,
-                           d->dout, d->final_lse, d->delta, s, c->q_map, c->kv_map[i], c->add || i > 0);
+        attention_backward(dev, d->dq, i + 1 == c->blocks ? d->dq_rounded : NULL, d->dkv + at,
+                           d->dkv_rounded ? d->dkv_rounded + at : NULL, d->q, d->kv + at, d->dout, d->final_lse,
+                           d->delta, attention_call(s, c->q_map, c->kv_map[i], c->add || i > 0));
         first += s.Tk;
     }
     CUDA_CHECK(cudaDeviceSynchronize());
@@ -372,6 +375,158 @@ static void test_delta(i64 rows, i64 HS) {
     release_all();
 }
 
+#ifndef __CUDACC__
+
+/* 2^23 elements a token, the most that is taken, in query heads two to a KV head: 2^32 are passed at token 512. */
+enum { FAR_TOKENS = 640, FAR_HEADS = 1 << 17, FAR_DIM = 64, PAIR = 2 * FAR_DIM };
+
+/* FAR_TOKENS rows, of which tests need a part: addresses alone, until far_fill brings memory. */
+typedef struct {
+    char *at;
+    i64 row; /* bytes */
+} FarTensor;
+
+static FarTensor far_tensor(i64 row) {
+    FarTensor t = {(char *)memory_reserve_device(FAR_TOKENS * row), row};
+    if (!t.at) FAIL(EVERYONE, "tests: no %.0f GB of addresses", (double)(FAR_TOKENS * row) / 1e9);
+    return t;
+}
+/* `bytes` at `column` of the first `tokens` rows become those of `from`, or 0xff. */
+static void far_fill(FarTensor t, i64 column, const void *from, i64 bytes, int tokens) {
+    i64 page = sysconf(_SC_PAGESIZE);
+    for (int i = 0; i < tokens; i++) {
+        i64 at = i * t.row + column, first = at / page * page;
+        if (!memory_commit_device(t.at + first, round_up(at + bytes, page) - first)) FAIL(EVERYONE, "tests: no memory");
+        if (from) memcpy(t.at + at, (const char *)from + i * bytes, (size_t)bytes);
+        else memset(t.at + at, 0xff, (size_t)bytes);
+    }
+}
+static void far_fill_real(FarTensor t, i64 column, const double *from, i64 count, i64 step, int tokens) {
+    real *x = (real *)host_take(tokens * count * (i64)sizeof(real));
+    for (i64 i = 0; i < tokens * count; i++) x[i] = real_from(from[i / count * step + i % count]);
+    far_fill(t, column, x, count * (i64)sizeof(real), tokens);
+}
+static void far_fill_accum(FarTensor t, const double *from, i64 count) {
+    accum *x = (accum *)host_take(FAR_TOKENS * count * (i64)sizeof(accum));
+    for (i64 i = 0; i < FAR_TOKENS * count; i++) x[i] = (accum)from[i];
+    far_fill(t, 0, x, count * (i64)sizeof(accum), FAR_TOKENS);
+}
+static double *far_values(FarTensor t, i64 column, i64 count, int tokens) { /* accum */
+    double *x = zeros(count * tokens);
+    for (int i = 0; i < tokens; i++)
+        for (i64 k = 0; k < count; k++) x[i * count + k] = ((const accum *)(t.at + i * t.row + column))[k];
+    return x;
+}
+
+/* The last KV head and its two query heads, all of their tiles, forward. */
+static void test_far_forward(Case *c, Device *dev, AttentionShape s, FarTensor q, FarTensor kv, FarTensor lse) {
+    i64 last = s.kv_heads - 1;
+    FarTensor out = far_tensor(2 * q.row);
+    far_fill_real(q, last * PAIR * 2, c->q, PAIR, PAIR, FAR_TOKENS);
+    for (int v = 0; v < 2; v++) far_fill_real(kv, (v * s.kv_heads + last) * FAR_DIM * 2, c->kv + v * FAR_DIM, FAR_DIM, PAIR, FAR_TOKENS);
+    far_fill(out, last * PAIR * 4, NULL, PAIR * 4, FAR_TOKENS), far_fill(lse, last * 8, NULL, 8, FAR_TOKENS);
+
+    /* the blocks of a section of heads come tile by tile, its heads side by side */
+    AttentionOrder order = attention_order(s.heads, FAR_TOKENS / 128, (double)(2 * FAR_TOKENS * FAR_DIM) + 1, 2);
+    i64 before = (s.heads - 1) / order.section * order.section, section = s.heads - before;
+    for (int tile = 0; tile < order.tiles; tile++)
+        for (int h = 2; h > 0; h--) emu_only().push_back((uint64_t)(before * order.tiles + (tile + 1) * section - h));
+    attention_forward(dev, (accum *)out.at, NULL, (accum *)lse.at, (real *)q.at, (real *)kv.at,
+                      attention_call(s, c->q_map, c->kv_map[0], 0));
+    CUDA_CHECK(cudaDeviceSynchronize());
+    emu_only().clear();
+    double far_out = norm_distance(far_values(out, last * PAIR * 4, PAIR, FAR_TOKENS), c->out, FAR_TOKENS * PAIR);
+    double far_lse = lse_distance(far_values(lse, last * 8, 2, FAR_TOKENS), c->lse, FAR_TOKENS * 2);
+    check(far_out <= OUT_BOUND, "beyond 32 bits: out, distance %.2g, at most %.2g", far_out, OUT_BOUND);
+    check(far_lse <= LSE_BOUND, "beyond 32 bits: lse, distance %.2g, at most %.2g", far_lse, LSE_BOUND);
+    memory_release_device(out.at, FAR_TOKENS * out.row, 0);
+}
+
+/* The first KV head and its two query heads, the block of the first 128 keys, whose queries come from all tokens, backward. */
+static void test_far_backward(Case *c, Device *dev, AttentionShape s, FarTensor q, FarTensor kv, FarTensor lse) {
+    FarTensor dout = far_tensor(q.row), dq = far_tensor(2 * q.row), dkv = far_tensor(2 * q.row), delta = far_tensor(lse.row);
+    far_fill_real(q, 0, c->q, PAIR, PAIR, FAR_TOKENS), far_fill_real(dout, 0, c->dout, PAIR, PAIR, FAR_TOKENS);
+    for (int v = 0; v < 2; v++) {
+        far_fill_real(kv, v * s.kv_heads * FAR_DIM * 2, c->kv + v * FAR_DIM, FAR_DIM, PAIR, 128);
+        far_fill(dkv, v * s.kv_heads * FAR_DIM * 4, NULL, FAR_DIM * 4, 128);
+    }
+    far_fill_accum(lse, c->lse, 2), far_fill_accum(delta, c->delta, 2), far_fill(dq, 0, NULL, PAIR * 4, FAR_TOKENS);
+    double *p = zeros(FAR_TOKENS), *want_dkv = copy_of(c->want_dkv, 128 * PAIR), far_kv = 0;
+    memset(c->want_dq, 0, FAR_TOKENS * PAIR * 8), memset(c->out, 0, FAR_TOKENS * PAIR * 8); /* both are added to */
+    for (i64 row = 0; row < FAR_TOKENS * 2; row++) { /* of dq, what these keys add */
+        c->s.Tk = FAR_TOKENS;
+        reference_row(c, row / 2, 0, row % 2, p);
+        c->s.Tk = 128;
+        reference_row_backward(c, row / 2, 0, row % 2, p);
+    }
+    emu_only().assign(1, 0);
+    attention_backward(dev, (accum *)dq.at, NULL, (accum *)dkv.at, NULL, (real *)q.at, (real *)kv.at, (real *)dout.at,
+                       (accum *)lse.at, (accum *)delta.at, attention_call(s, c->q_map, c->kv_map[0], 0));
+    CUDA_CHECK(cudaDeviceSynchronize());
+    emu_only().clear();
+    double far_q = gradient_distance(far_values(dq, 0, PAIR, FAR_TOKENS), c->want_dq, FAR_TOKENS * PAIR);
+    for (int v = 0; v < 2; v++) {
+        double *got = far_values(dkv, v * s.kv_heads * FAR_DIM * 4, FAR_DIM, 128), *want = zeros(128 * FAR_DIM);
+        for (i64 i = 0; i < 128 * FAR_DIM; i++) want[i] = want_dkv[i / FAR_DIM * PAIR + v * FAR_DIM + i % FAR_DIM];
+        far_kv = fmax(far_kv, gradient_distance(got, want, 128 * FAR_DIM));
+    }
+    check(far_q <= GRADIENT_BOUND, "beyond 32 bits: dq, distance %.2g, at most %.2g", far_q, GRADIENT_BOUND);
+    check(far_kv <= GRADIENT_BOUND, "beyond 32 bits: dkv, distance %.2g, at most %.2g", far_kv, GRADIENT_BOUND);
+    memory_release_device(dout.at, FAR_TOKENS * dout.row, 0), memory_release_device(dq.at, FAR_TOKENS * dq.row, 0);
+    memory_release_device(dkv.at, FAR_TOKENS * dkv.row, 0), memory_release_device(delta.at, FAR_TOKENS * delta.row, 0);
+}
+
+/* What an offset reaches that has lost its upper bits is not there. */
+static void test_far(void) {
+    Case c;
+    memset(&c, 0, sizeof c);
+    c.s.B = 1, c.s.Tq = c.s.Tk = FAR_TOKENS, c.s.heads = 2, c.s.kv_heads = 1, c.s.head_dim = FAR_DIM;
+    c.q_map = c.kv_map[0] = run_of(0, 1, FAR_TOKENS), c.blocks = 1;
+    random_case(&c);
+    upload_case(&c); /* rounds what the reference reads */
+    reference(&c);
+    AttentionShape s = c.s;
+    s.heads = FAR_HEADS, s.kv_heads = FAR_HEADS / 2;
+    Device dev = test_device(attention_scratch_bytes(&s));
+    dev.state.wgmma = 0;
+    i64 row = (i64)FAR_HEADS * FAR_DIM * 2;
+    FarTensor q = far_tensor(row), kv = far_tensor(row), lse = far_tensor((i64)FAR_HEADS * 4);
+    test_far_forward(&c, &dev, s, q, kv, lse);
+    if (!forward_only) test_far_backward(&c, &dev, s, q, kv, lse);
+    memory_release_device(q.at, FAR_TOKENS * q.row, 0), memory_release_device(kv.at, FAR_TOKENS * kv.row, 0);
+    memory_release_device(lse.at, FAR_TOKENS * lse.row, 0);
+    release_all();
+}
+#endif
+/* Attention starts after the transfer that is asked for has begun: what its stream did before is seen by attention's. */
+static void test_yield(int backward) {
+    Case c;
+    memset(&c, 0, sizeof c);
+    c.s.B = c.s.heads = c.s.kv_heads = 1, c.s.Tq = c.s.Tk = 7, c.s.head_dim = 64;
+    c.q_map = c.kv_map[0] = run_of(0, 1, 7), c.blocks = 1;
+    random_case(&c);
+    Buffers d = upload_case(&c);
+    Device dev = case_device(&c);
+    d.final_lse = upload_accum(c.lse, q_rows(&c)), d.delta = upload_accum(c.delta, q_rows(&c));
+    d.out = unset_accum(q_elements(&c)), d.lse = unset_accum(q_rows(&c)), d.dq = unset_accum(q_elements(&c)), d.dkv = unset_accum(kv_elements(&c));
+    cudaStream_t comm;
+    char *mark = (char *)device_take(1), seen = 0;
+    CUDA_CHECK(cudaStreamCreateWithFlags(&comm, cudaStreamNonBlocking));
+    CUDA_CHECK(cudaEventCreateWithFlags(&dev.state.transfer, cudaEventDisableTiming));
+    CUDA_CHECK(cudaMemsetAsync(mark, 1, 1, comm));
+    CUDA_CHECK(cudaEventRecord(dev.state.transfer, comm));
+    if (backward) attention_backward(&dev, d.dq, NULL, d.dkv, NULL, d.q, d.kv, d.dout, d.final_lse, d.delta,
+                                     attention_call(c.s, c.q_map, c.kv_map[0], 0));
+    else attention_forward(&dev, d.out, NULL, d.lse, d.q, d.kv, attention_call(c.s, c.q_map, c.kv_map[0], 0));
+    CUDA_CHECK(cudaMemcpyAsync(&seen, mark, 1, cudaMemcpyDeviceToHost, dev.state.stream));
+    CUDA_CHECK(cudaStreamSynchronize(dev.state.stream));
+    check(seen == 1, "attention %s waits for a transfer to begin", backward ? "backward" : "forward");
+    CUDA_CHECK(cudaDeviceSynchronize());
+    CUDA_CHECK(cudaEventDestroy(dev.state.transfer));
+    CUDA_CHECK(cudaStreamDestroy(comm));
+    release_all();
+}
+
 static void test_head_dims(void) {
     int right = 1;
     for (i64 d = 0; d <= 300; d++) right &= attention_takes_head_dim(d) == (d > 0 && d <= 128 && d % 8 == 0);
@@ -391,6 +546,7 @@ int main(int argc, char **argv) {
     watch_device(300);
     need_wgmma();
     test_head_dims();
+    test_yield(0), test_yield(1);
     for (i64 HS = 8; HS <= 128; HS += small ? 56 : 24) test_delta(77, HS);
     test_delta(1, 128);
 
@@ -430,6 +586,9 @@ int main(int argc, char **argv) {
         test_paths(128, 8, 2, 1, RING_STRIPE, 2 * LONGEST + 20, 4, 3);
         test_paths(72, 4, 4, 1, RING_CONTIGUOUS, LONGEST, 1, 0);
     }
+#ifndef __CUDACC__
+    if (paths & 1) test_far();
+#endif
     shared_most = 101376; /* sm_86, sm_89, sm_120 */
     test_block(64, 2, 1, 1, 0, 130, 0, 200, 1);
     test_block(128, 2, 1, 1, 0, 130, 0, 200, 1);

@@ -235,8 +235,10 @@ static void test_norm(NormKind kind, i64 rows, i64 C, int delta, int off) {
     Results r = under_schedules(norm_scratch_bytes(rows, C), name, [&](Device *dev, Results *r) {
         real *sum = delta ? upload_at(a, n, off) : unset_real(n), *out = unset_real(n), *again = unset_real(n);
         accum *mean = unset_accum(rows), *rstd = unset_accum(rows);
-        norm_forward(dev, kind, out, sum, mean, rstd, delta ? sum : ain, delta ? din : NULL, weight, layer ? bias : NULL, rows, C, 1e-5);
-        norm_recompute(dev, kind, again, mean, rstd, delta ? sum : ain, weight, layer ? bias : NULL, rows, C);
+        norm_forward(dev, norm_call(kind, weight, layer ? bias : NULL, rows, C, 1e-5), out, sum, mean, rstd,
+                     delta ? sum : ain, delta ? din : NULL);
+        norm_recompute(dev, norm_call(kind, weight, layer ? bias : NULL, rows, C, 1e-5), again, mean, rstd,
+                       delta ? sum : ain);
         again_same = again_same && same_bits(out, again, 2 * n);
         result(r, 0, out, 2 * n), result(r, 1, sum, 2 * n), result(r, 2, mean, 4 * rows), result(r, 3, rstd, 4 * rows);
     });
@@ -244,7 +246,8 @@ static void test_norm(NormKind kind, i64 rows, i64 C, int delta, int off) {
     Results rb = under_schedules(norm_scratch_bytes(rows, C), name, [&](Device *dev, Results *q) {
         real *dx = upload_real(old, n);
         accum *dweight = upload_accum(dw, C), *dbias = upload_accum(db, C);
-        norm_backward(dev, kind, dx, dweight, layer ? dbias : NULL, dout, (accum *)r.p[2], (accum *)r.p[3], kept, weight, rows, C, w_first, w_rows);
+        norm_backward(dev, norm_call(kind, weight, NULL, rows, C, 1e-5), dx, dweight, layer ? dbias : NULL, dout,
+                      (accum *)r.p[2], (accum *)r.p[3], kept, w_first, w_rows);
         result(q, 0, dx, 2 * n), result(q, 1, dweight, 4 * C), result(q, 2, dbias, 4 * C);
     });
     check(again_same, "norm_recompute gives norm_forward's bits, %s", name);

@@ -67,6 +67,10 @@ alone=(env EMU_DEVICES=1 ./train_gpt_emu "${small[@]}")
 run_ranks -t 600 1 env EMU_UUID=1 "${alone[@]}" : -n 1 env EMU_UUID=2 "${alone[@]}" >"$work/out" 2>&1 && grep -q '^step 1/1' "$work/out" && ! grep -q 'share this GPU' "$work/out"
 ok $? "two ranks, each of which sees a GPU of its own, train over NCCL"
 
+# A GPU that computes longer than --comm-timeout before a transfer that the host has asked for long ago: nobody waits for that one yet.
+run_ranks -t 600 2 env EMU_BUSY=4 ./train_gpt_emu "${small[@]}" --selfcheck off --comm-timeout 2 >"$work/out" 2>&1 && grep -q '^step 1/1' "$work/out"
+ok $? "two ranks whose steps take longer than --comm-timeout train: $(grep -m1 '^step 1/1' "$work/out" | cut -c 1-60)"
+
 # A rank that stands still, where the wire is MPI: the other one says what it waited for.
 many=$((1000000 + $$)) # steps by which the ranks of this very run are known
 run_ranks -t 600 2 ./train_gpt_emu "${small[@]::${#small[@]}-1}" $many --log-every 1 --comm mpi --comm-timeout 10 >"$work/out" 2>&1 &

@@ -128,6 +128,158 @@ static int run_shared(size_t bytes, size_t asked) {
     return N;
 }
 
+/* One stream copies x, another overwrites it: with an event it waits for the copy, without it does not. */
+static int run_overwriting(int with_event, int streams) {
+    float *x, *y, host[N];
+    cudaStream_t first, second;
+    cudaEvent_t read;
+    emu_streams_run(streams);
+    CUDA_CHECK(cudaStreamCreateWithFlags(&first, cudaStreamNonBlocking));
+    CUDA_CHECK(cudaStreamCreateWithFlags(&second, cudaStreamNonBlocking));
+    CUDA_CHECK(cudaEventCreateWithFlags(&read, cudaEventDisableTiming));
+    CUDA_CHECK(cudaMalloc((void **)&x, sizeof host));
+    CUDA_CHECK(cudaMalloc((void **)&y, sizeof host));
+    for (int i = 0; i < N; i++) host[i] = (float)i;
+    CUDA_CHECK(cudaMemcpy(x, host, sizeof host, cudaMemcpyHostToDevice));
+    CUDA_CHECK(cudaMemcpyAsync(y, x, sizeof host, cudaMemcpyDeviceToDevice, first));
+    CUDA_CHECK(cudaEventRecord(read, first));
+    if (with_event) CUDA_CHECK(cudaStreamWaitEvent(second, read, 0));
+    CUDA_CHECK(cudaMemsetAsync(x, 0, sizeof host, second));
+    CUDA_CHECK(cudaStreamSynchronize(first));
+    CUDA_CHECK(cudaStreamSynchronize(second));
+    int right = 0;
+    for (int i = 0; i < N; i++) right += y[i] == (float)i && x[i] == 0;
+    return right;
+}
+
+/* A host that asks whether a copy is done: again and again, or once, taking any answer for yes. */
+static int run_asking(int again) {
+    float *x, host[N];
+    cudaStream_t stream;
+    cudaEvent_t done;
+    int right = 0;
+    CUDA_CHECK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+    CUDA_CHECK(cudaEventCreateWithFlags(&done, cudaEventDisableTiming));
+    CUDA_CHECK(cudaMalloc((void **)&x, sizeof host));
+    for (int round = 0; round < 8; round++) {
+        for (int i = 0; i < N; i++) host[i] = (float)(i + round);
+        CUDA_CHECK(cudaMemcpyAsync(x, host, sizeof host, cudaMemcpyHostToDevice, stream));
+        CUDA_CHECK(cudaEventRecord(done, stream));
+        while ((round % 2 ? cudaStreamQuery(stream) : cudaEventQuery(done)) == cudaErrorNotReady && again) {}
+        int all = 1;
+        for (int i = 0; i < N; i++) all &= x[i] == (float)(i + round);
+        right += all;
+        CUDA_CHECK(cudaDeviceSynchronize());
+    }
+    return right == 8 ? (int)N : 0;
+}
+
+/* Each block adds to what the one before it has made, in the order of blockIdx or of tickets. */
+template <bool TICKETS> __global__ void one_by_one(float *sum, int *turn, int *tickets) {
+    SHARED(int, mine, 1);
+    if (threadIdx.x == 0) {
+        mine[0] = TICKETS ? atomicAdd(tickets, 1) : (int)blockIdx.x;
+        counter_wait(turn, mine[0]);
+        sum[0] = 2 * sum[0] + (float)(mine[0] % 2);
+        counter_add(turn, 1);
+    }
+}
+template <bool TICKETS> static int run_one_by_one(void) {
+    enum { BLOCKS = 20 };
+    float *sum, want = 0;
+    int *counters;
+    CUDA_CHECK(cudaMalloc((void **)&sum, sizeof *sum));
+    CUDA_CHECK(cudaMalloc((void **)&counters, 2 * sizeof *counters));
+    memset(sum, 0, sizeof *sum), memset(counters, 0, 2 * sizeof *counters);
+    LAUNCH(one_by_one<TICKETS>, dim3(BLOCKS), dim3(32), 0, 0, sum, counters, counters + 1);
+    CUDA_CHECK(cudaDeviceSynchronize());
+    for (int i = 0; i < BLOCKS; i++) want = 2 * want + (float)(i % 2);
+    return *sum == want ? (int)N : 0;
+}
+
+/* Static and dynamic shared memory of `bytes` in all. */
+template <int STATIC> __global__ void shares(float *out) {
+    SHARED(char, fixed, STATIC);
+    SHARED_DYNAMIC(char, given);
+    fixed[threadIdx.x] = given[threadIdx.x] = 1;
+    out[threadIdx.x] = (float)(fixed[threadIdx.x] + given[threadIdx.x]);
+}
+template <int STATIC> static int run_shares(int bytes) {
+    float *out;
+    CUDA_CHECK(cudaMalloc((void **)&out, BLOCK * sizeof *out));
+    LAUNCH(shares<STATIC>, dim3(1), dim3(BLOCK), bytes - STATIC, 0, out);
+    CUDA_CHECK(cudaDeviceSynchronize());
+    return out[5] == 2 ? (int)N : 0;
+}
+
+/* out = c + `times` (at most 8) products of 1 and 2^-`power`, by one mma. */
+__global__ void small_products(float *out, float c, int power, int times) {
+    float d[4] = {c, c, c, c};
+    uint32_t a[4] = {0, 0, 0, 0}, b[2];
+    int pair = threadIdx.x % 4; /* this lane has columns 2 pair and 2 pair + 1 of A; those from 8 on are 0 */
+    float small = ldexpf(1, -power);
+    a[0] = a[1] = bf16x2_round(2 * pair < times ? 1.0f : 0, 2 * pair + 1 < times ? 1.0f : 0);
+    b[0] = b[1] = bf16x2_round(small, small);
+    mma_bf16_16816(d, a, b);
+    if (threadIdx.x == 0) out[0] = d[0];
+}
+static float small_sum(float c, int power, int times) {
+    float *out;
+    CUDA_CHECK(cudaMalloc((void **)&out, sizeof *out));
+    LAUNCH(small_products, dim3(1), dim3(32), 0, 0, out, c, power, times);
+    CUDA_CHECK(cudaDeviceSynchronize());
+    return *out;
+}
+
+/* What tensor cores cut off: A100's what is below 2^-24 of the largest term, H100's below 2^-25, both of the sum what fp32 has no bit for.
+   And how far ex2 and lg2 are off. */
+static int rounding_is_right(int arch) {
+    int more = arch == 90, wrong = 0, other = 0;
+    double exp_off = 0, log_off = 0;
+    auto must = [&wrong](int right, const char *what) {
+        if (!right) fprintf(stderr, "%s\n", what);
+        wrong += !right;
+    };
+    setenv("EMU_ARCH", more ? "90" : "80", 1);
+    must(small_sum(1, 24 + more, 8) == 1 + ldexpf(1, -21 - more), "eight products of the last bit that counts are not added to 1");
+    must(small_sum(1, 25 + more, 8) == 1, "eight products below the last bit that counts are not cut off from 1");
+    must(small_sum(1, 24, 3) == 1 + 0x1p-23f, "a sum is rounded");
+    must(small_sum(-1, 24, 1) == -1 + 0x1p-24f, "below zero, a product that counts is not added");
+    must(small_sum(-1, 25 + more, 1) == -1, "below zero it is not cut off towards zero");
+    must(small_sum(0x1p-130f, 100, 2) == 0x1p-99f, "what is far below 1 is lost");
+    must(isnan(small_sum(NAN, 0, 1)) && small_sum(INFINITY, 0, 1) == INFINITY, "NaN and infinity do not stay what they are");
+    for (int i = -40000; i < 40000; i++) {
+        float x = (float)i * 2.9e-3f, y = fast_exp2(x), z = (float)(i + 40001) * 7.3e-4f;
+        double power = exp2((double)x), log = log2((double)z);
+        exp_off = fmax(exp_off, fabs((double)y - power) / ldexp(1, ilogb(power) - 23));
+        log_off = fmax(log_off, fabs((double)fast_log2(z) - log) / (z > 0.5f && z < 2 ? 1 : fabs(log)));
+        other += y != exp2f(x);
+    }
+    must(exp_off > 1.5 && exp_off < 2.6 && other > 40000, "ex2 is not up to 2 ulp off");
+    must(log_off > 0.9 * 0x1p-22 && log_off < 1.6 * 0x1p-22, "lg2 is not up to 2^-22 off");
+    must(fast_exp2(0) == 1 && fast_exp2(-INFINITY) == 0 && isnan(fast_exp2(NAN)), "ex2 of 0, -inf or NaN");
+    must(fast_exp2(-140) == 0, "ex2 gives a subnormal number");
+    must(fast_log2(1) == 0 && fast_log2(0) == -INFINITY && fast_log2(INFINITY) == INFINITY, "lg2 of 1, 0 or inf");
+    return wrong ? 0 : (int)N;
+}
+
+/* The host copies what a kernel makes: its copy waits for no stream that is not blocking. */
+static int run_copying(int waits) {
+    float *x, host[N];
+    cudaStream_t stream;
+    CUDA_CHECK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+    CUDA_CHECK(cudaMalloc((void **)&x, sizeof host));
+    for (int i = 0; i < N; i++) host[i] = (float)i;
+    CUDA_CHECK(cudaMemcpy(x, host, sizeof host, cudaMemcpyHostToDevice));
+    LAUNCH(twice, dim3(GRID), dim3(BLOCK), 0, stream, x, (int)N);
+    if (waits) CUDA_CHECK(cudaStreamSynchronize(stream));
+    CUDA_CHECK(cudaMemcpy(host, x, sizeof host, cudaMemcpyDeviceToHost));
+    int right = 0;
+    for (int i = 0; i < N; i++) right += host[i] == 2.0f * (float)i;
+    CUDA_CHECK(cudaDeviceSynchronize());
+    return right;
+}
+
 /* Work on one stream that needs another's: with the event it is right, without it meets what was there before. */
 static int run_streams(int with_event) {
     float *x, *y, host[N];
@@ -269,6 +421,31 @@ int main(void) {
     check(in_child([] { return run_shared(48 << 10, 48 << 10); }, said, sizeof said) == 100, "with asking it runs");
     check(in_child([] { return run_streams(1); }, said, sizeof said) == 100, "a stream that waits for another's event sees its work");
     check(in_child([] { return run_streams(0); }, said, sizeof said) == 101, "a stream that forgets to wait sees old data");
+    check(in_child([] { return run_copying(1); }, said, sizeof said) == 100, "a host that waits for a kernel copies what it made");
+    check(in_child([] { return run_copying(0); }, said, sizeof said) == 101, "a host that does not wait copies old data");
+    int shown = 0;
+    for (int mode = 1; mode < 8; mode++) {
+        int sound = in_child([mode] { return run_overwriting(1, mode); }, said, sizeof said);
+        int faulty = in_child([mode] { return run_overwriting(0, mode); }, said, sizeof said);
+        check(sound == 100, "a stream that waits before it overwrites is right, streams %d", mode);
+        if (mode == 1) check(faulty == 101, "a stream that overwrites what another still reads shows");
+        else shown += faulty == 101;
+    }
+    check(shown > 0, "a stream that overwrites what another still reads shows with %d of 6 other settings", shown);
+    check(in_child([] { return run_asking(1); }, said, sizeof said) == 100, "a host that asks until the work is done finds it done");
+    check(in_child([] { return run_asking(0); }, said, sizeof said) == 101, "a host that does not hear 'not ready' is found out");
+    check(in_child([] { return run_one_by_one<true>(); }, said, sizeof said) == 100, "blocks that take turns by tickets");
+    int code = in_child([] { return run_one_by_one<false>(); }, said, sizeof said);
+    check(code == 99 && strstr(said, "does not come"), "blocks that take turns by their index are found out (exit %d)", code);
+    code = in_child([] { return run_shares<4096>(emu_shared_most()); }, said, sizeof said);
+    check(code == 100, "all the shared memory that a block may have, static and dynamic");
+    code = in_child([] { return run_shares<4096>(emu_shared_most() + 64); }, said, sizeof said);
+    check(code == 99 && strstr(said, "more than a block of this GPU has"), "64 bytes more: reported (exit %d)", code);
+    for (int arch = 80; arch <= 90; arch += 10) {
+        code = in_child([arch] { return rounding_is_right(arch); }, said, sizeof said);
+        int length = code == 100 ? 0 : (int)strcspn(said, "\n");
+        check(code == 100, "mma, ex2 and lg2 round as sm_%d's do%s%.*s", arch, length ? ": " : "", length, said);
+    }
     check_all_hopper();
     return checks_done();
 }

@@ -55,8 +55,8 @@ static double logits_distance(Trainer *t, const SafetensorSet *set) {
     layers_forward(m, &a, delta);
     zero_acquire(&m->zero, block_lm_head(&m->config));
     real **w = m->zero.weight;
-    norm_forward(&m->dev, norm_kind(m), xn, m->final_x, m->final_mean, m->final_rstd, a + own, delta + own, w[T_NORM], w[T_NORM_BIAS], rows, C,
-                 m->config.norm_eps);
+    norm_forward(&m->dev, block_norm(m, rows), xn,
+                 m->final_x, m->final_mean, m->final_rstd, a + own, delta + own);
     linear_forward(&m->dev, logits, V, xn, w[T_LM_HEAD], NULL, rows, C, V);
     for (i64 i = 0; i < m->B * m->L * V; i++) largest = fmax(largest, fabs(expected[i]));
     for (i64 row = 0; row < rows; row++)

@@ -94,6 +94,14 @@ val = {n: runs[n][-1]["val_loss"] for n in runs}
 assert val["skip"] == val["calm"] and val["default"] == val["continue"] != val["calm"], val
 PY
 ok $? "skip leaves the weights as they were, continue does not; both are in metrics.jsonl"
+skips=(--batch 1 --train "$work/jump.bin" "${constant[@]}" --steps 121 --on-spike skip)
+run 1 saves "${skips[@]}" --save-every 119 && run 2 resumed "${skips[@]}" --resume "$work/saves/checkpoints/step-00000119" && python3 - "$work" <<'PY'
+import json, sys
+row = {n: [json.loads(l) for l in open(f"{sys.argv[1]}/{n}/metrics.jsonl")][-1] for n in ("skip", "saves", "resumed")}
+assert all(r["step"] == 120 and r.get("spike") == "skipped" for r in row.values()), row
+assert abs(row["resumed"]["val_loss"] / row["skip"]["val_loss"] - 1) < 1e-12, row
+PY
+ok $? "a resumed run judges by the losses before: the same step is skipped on two ranks"
 run 2 stop --batch 1 --train "$work/jump.bin" "${constant[@]}" --steps 124 --on-spike stop --sp ring
 code=$?
 [ $code -ge 1 ] && [ $code -le 127 ] && [ "$(grep -c '^train_gpt: error: step 120: loss .* standard deviations above .*metrics.jsonl has the steps before' "$work/out")" -eq 1 ] &&

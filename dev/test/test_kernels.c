@@ -232,10 +232,12 @@ static void test_norm_case(NormKind kind, i64 rows, i64 C, int delta, double off
     reference_norm(kind, want, want_mean, want_rstd, want_sum, w, bias ? doubles(bias, C) : NULL, rows, C, 1e-5);
     reference_norm_backward(kind, want_dx, want_dw, want_db, doubles(dout, rows * C), want_mean, want_rstd, want_sum, w, rows, C, w_first, w_rows);
     if (delta) memcpy(sum, a, sizeof(real) * (size_t)(rows * C)); /* in place: sum aliases a */
-    norm_forward(&dev, kind, out, sum, mean, rstd, delta ? sum : a, delta ? d : NULL, weight, bias, rows, C, 1e-5);
+    norm_forward(&dev, norm_call(kind, weight, bias, rows, C, 1e-5), out, sum, mean, rstd, delta ? sum : a,
+                 delta ? d : NULL);
     const real *x = delta ? sum : a;
-    norm_recompute(&dev, kind, again, mean, rstd, x, weight, bias, rows, C);
-    norm_backward(&dev, kind, dx, dweight, kind == NORM_LAYER ? dbias : NULL, dout, mean, rstd, x, weight, rows, C, w_first, w_rows);
+    norm_recompute(&dev, norm_call(kind, weight, bias, rows, C, 1e-5), again, mean, rstd, x);
+    norm_backward(&dev, norm_call(kind, weight, NULL, rows, C, 1e-5), dx, dweight, kind == NORM_LAYER ? dbias : NULL,
+                  dout, mean, rstd, x, w_first, w_rows);
     /* With an offset the row's numbers lose |offset| ulps to the subtraction of the mean, whatever the method. */
     double k = (4 + sqrt((double)C)) * (1 + fabs(offset));
     check_close(out, want, rows * C, k, "norm_forward %s, rows %lld, C %lld, delta %d, offset %g", name, (long long)rows, (long long)C, delta,
@@ -469,13 +471,15 @@ static void test_ring(RingLayout layout, int R, i64 L, i64 B, i64 heads, i64 kv_
         real *delta_r = unset(block.nrow), *dq_r = unset(block.nq);
         for (int step = 0; step < R; step++) {
             TokenMap km = token_map(layout, L, R, (r - step + R) % R);
-            attention_forward(&dev, out_r, NULL, lse_r, q_r, gather(kv, km, wkv), block.s, qm, km, step > 0);
+            attention_forward(&dev, out_r, NULL, lse_r, q_r, gather(kv, km, wkv),
+                              attention_call(block.s, qm, km, step > 0));
         }
         attention_delta(&dev, delta_r, out_r, dout_r, block.nrow, HS);
         for (int step = 0; step < R; step++) {
             TokenMap km = token_map(layout, L, R, (r - step + R) % R);
             real *dkv_s = unset(block.nkv);
-            attention_backward(&dev, dq_r, NULL, dkv_s, NULL, q_r, gather(kv, km, wkv), dout_r, lse_r, delta_r, block.s, qm, km, step > 0);
+            attention_backward(&dev, dq_r, NULL, dkv_s, NULL, q_r, gather(kv, km, wkv), dout_r, lse_r, delta_r,
+                               attention_call(block.s, qm, km, step > 0));
             scatter_add(dkv, dkv_s, km, wkv);
         }
         scatter(out, out_r, qm, wq), scatter(lse, lse_r, qm, wrow), scatter(dq, dq_r, qm, wq);
@@ -501,9 +505,9 @@ static void test_block(TokenMap qm, TokenMap km, i64 B, i64 heads, i64 kv_heads,
     real *dout = randoms(z.nq, 1), *delta = unset(z.nrow);
     naive_attention(want_out, want_lse, doubles(q, z.nq), doubles(kv, z.nkv), z.s, qm, km);
     naive_attention_backward(want_dq, want_dkv, doubles(q, z.nq), doubles(kv, z.nkv), doubles(dout, z.nq), z.s, qm, km);
-    attention_forward(&dev, out, NULL, lse, q, kv, z.s, qm, km, 0);
+    attention_forward(&dev, out, NULL, lse, q, kv, attention_call(z.s, qm, km, 0));
     attention_delta(&dev, delta, out, dout, z.nrow, HS);
-    attention_backward(&dev, dq, NULL, dkv, NULL, q, kv, dout, lse, delta, z.s, qm, km, 1);
+    attention_backward(&dev, dq, NULL, dkv, NULL, q, kv, dout, lse, delta, attention_call(z.s, qm, km, 1));
     i64 blind = 0, wrong = 0;
     for (i64 i = 0; i < z.nrow; i++) {
         if (want_lse[i] > -INFINITY) continue;
@@ -526,7 +530,7 @@ static void test_block(TokenMap qm, TokenMap km, i64 B, i64 heads, i64 kv_heads,
     TokenMap before = whole(qm.count), after = token_map_slice(whole(1 << 20), (1 << 20) - km.count, km.count);
     for (i64 i = 0; i < z.nrow; i += 3) lse2[i] = -(real)INFINITY;
     real *lse3 = copy_of(lse2, z.nrow);
-    attention_forward(&dev, out2, NULL, lse2, q, kv, z.s, before, after, 1);
+    attention_forward(&dev, out2, NULL, lse2, q, kv, attention_call(z.s, before, after, 1));
     wrong = 0;
     for (i64 i = 0; i < z.nrow; i++)
         for (i64 d = 0; d < HS; d++) wrong += out2[i * HS + d] != (i % 3 == 0 ? 0 : out[i * HS + d]);
@@ -545,7 +549,8 @@ static void test_merge_extremes(void) {
         real *q = filled(z.nq, 100), *kv = filled(z.nkv, 0), *out = filled(z.nq, 0.5), *lse = filled(z.nrow, 1e4 * sides[c][0]);
         for (i64 j = 0; j < T; j++)
             for (i64 d = 0; d < HS; d++) kv[j * 2 * HS + d] = (real)(25 * sides[c][1]), kv[(j * 2 + 1) * HS + d] = (real)0.25;
-        attention_forward(&dev, out, NULL, lse, q, kv, z.s, token_map_slice(whole(100), 50, T), whole(T), 1); /* all T keys visible, weight 4 : 1 */
+        attention_forward(&dev, out, NULL, lse, q, kv,
+                          attention_call(z.s, token_map_slice(whole(100), 50, T), whole(T), 1)); /* all T keys visible, weight 4 : 1 */
         double old = sides[c][0] > sides[c][1] ? 1 : sides[c][0] < sides[c][1] ? 0 : 0.2, weight = old == 1 ? 1 : old == 0 ? 4 : 5;
         double want = 0.5 * old + 0.25 * (1 - old), want_lse = 1e4 * (sides[c][0] > sides[c][1] ? sides[c][0] : sides[c][1]) + log(weight);
         double off = 0, off_lse = 0;
@@ -786,8 +791,9 @@ static double weighted(const real *out, const real *dout, i64 n) {
 
 static double loss_norm(Problem *p) {
     Device dev = device_with(1);
-    norm_forward(&dev, p->kind ? NORM_RMS : NORM_LAYER, p->scratch, NULL, p->mean, p->rstd, p->x, NULL, p->weight,
-                 p->kind ? NULL : p->bias, p->rows, p->C, 1e-5);
+    norm_forward(&dev,
+                 norm_call(p->kind ? NORM_RMS : NORM_LAYER, p->weight, p->kind ? NULL : p->bias, p->rows, p->C, 1e-5),
+                 p->scratch, NULL, p->mean, p->rstd, p->x, NULL);
     return weighted(p->scratch, p->dout, p->rows * p->C);
 }
 
@@ -813,7 +819,7 @@ static double loss_classifier(Problem *p) {
 
 static double loss_attention(Problem *p) {
     Device dev = device_with(1);
-    attention_forward(&dev, p->scratch, NULL, p->lse, p->x, p->y, p->z.s, p->map, p->map, 0);
+    attention_forward(&dev, p->scratch, NULL, p->lse, p->x, p->y, attention_call(p->z.s, p->map, p->map, 0));
     return weighted(p->scratch, p->dout, p->z.nq);
 }
 
@@ -857,7 +863,8 @@ static void test_gradients_rows(void) {
         Problem p = problem(rows, C, kind);
         real *dx = filled(n, 0), *dweight = filled(C, 0), *dbias = filled(C, 0);
         loss_norm(&p);
-        norm_backward(&dev, kind ? NORM_RMS : NORM_LAYER, dx, dweight, kind ? NULL : dbias, p.dout, p.mean, p.rstd, p.x, p.weight, rows, C, 0, rows);
+        norm_backward(&dev, norm_call(kind ? NORM_RMS : NORM_LAYER, p.weight, NULL, rows, C, 1e-5), dx, dweight,
+                      kind ? NULL : dbias, p.dout, p.mean, p.rstd, p.x, 0, rows);
         check_gradient(kind ? "rms norm dx" : "layer norm dx", &p, p.x, n, dx, loss_norm);
         check_gradient(kind ? "rms norm dweight" : "layer norm dweight", &p, p.weight, C, dweight, loss_norm);
         if (!kind) check_gradient("layer norm dbias", &p, p.bias, C, dbias, loss_norm);
@@ -883,7 +890,8 @@ static void test_gradients_attention(void) {
     real *delta = unset(p.z.nrow), *dq = unset(p.z.nq), *dkv = unset(p.z.nkv);
     loss_attention(&p);
     attention_delta(&dev, delta, p.scratch, p.dout, p.z.nrow, 6);
-    attention_backward(&dev, dq, NULL, dkv, NULL, p.x, p.y, p.dout, p.lse, delta, p.z.s, p.map, p.map, 0);
+    attention_backward(&dev, dq, NULL, dkv, NULL, p.x, p.y, p.dout, p.lse, delta,
+                       attention_call(p.z.s, p.map, p.map, 0));
     check_gradient("attention dq", &p, p.x, p.z.nq, dq, loss_attention);
     check_gradient("attention dkv", &p, p.y, p.z.nkv, dkv, loss_attention);
     double inv_freq[3] = {1, 0.3, 0.1};
@@ -909,8 +917,10 @@ static real *one_of_each(int threads, i64 *n_out) {
     for (i64 r = 0; r < rows; r++) tokens[r] = (int32_t)(r * 7 % V);
     i64 total = 8 * n + 2 * V * C + 6 * C + 2 * rows + 4 * z.nq + 2 * z.nkv + 2 * z.nrow + 2 * T * 16 + 8;
     real *all = filled(total, 0), *at = all;
-    norm_forward(&dev, NORM_LAYER, at, at + n, at + 2 * n, at + 2 * n + rows, x, y, weight, bias, rows, C, 1e-5);
-    norm_backward(&dev, NORM_LAYER, at + 3 * n, at + 4 * n, at + 4 * n + C, y, at + 2 * n, at + 2 * n + rows, at + n, weight, rows, C, 0, rows);
+    norm_forward(&dev, norm_call(NORM_LAYER, weight, bias, rows, C, 1e-5), at, at + n, at + 2 * n, at + 2 * n + rows,
+                 x, y);
+    norm_backward(&dev, norm_call(NORM_LAYER, weight, NULL, rows, C, 1e-5), at + 3 * n, at + 4 * n, at + 4 * n + C, y,
+                  at + 2 * n, at + 2 * n + rows, at + n, 0, rows);
     at += 4 * n + 2 * C; /* mean and rstd lie in the third n, most of which stays 0 */
     bias_backward(&dev, at, x, rows, C), at += C;
     embedding_backward(&dev, at, at + V * C, x, tokens, whole(V), rows / V, C, V), at += 2 * V * C;
@@ -924,9 +934,9 @@ static real *one_of_each(int threads, i64 *n_out) {
     memcpy(at, sums, sizeof sums), at += 4; /* two doubles take four floats */
     real *q = randoms(z.nq, 1), *kv = randoms(z.nkv, 1), *dout = randoms(z.nq, 1);
     real *out = at, *dq = out + z.nq, *dkv = dq + z.nq, *lse = dkv + z.nkv, *delta = lse + z.nrow, *table = delta + z.nrow;
-    attention_forward(&dev, out, NULL, lse, q, kv, z.s, map, map, 0);
+    attention_forward(&dev, out, NULL, lse, q, kv, attention_call(z.s, map, map, 0));
     attention_delta(&dev, delta, out, dout, z.nrow, 16);
-    attention_backward(&dev, dq, NULL, dkv, NULL, q, kv, dout, lse, delta, z.s, map, map, 0);
+    attention_backward(&dev, dq, NULL, dkv, NULL, q, kv, dout, lse, delta, attention_call(z.s, map, map, 0));
     double inv_freq[8] = {1, 0.5, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001};
     rope_table(&dev, table, map, inv_freq, 16);
     heads_unpack(&dev, table + T * 16, kv, q, kv, table, T * 2, 2, 4, 2, 16, 1);
@@ -974,9 +984,9 @@ static void poll_each(int threads, i64 counts[4]) {
     memset(targets, 0, 600 * 4);
     double loss = 0;
     polls = 0;
-    attention_forward(&dev, out, NULL, lse, q, kv, z.s, whole(T), whole(T), 0);
+    attention_forward(&dev, out, NULL, lse, q, kv, attention_call(z.s, whole(T), whole(T), 0));
     counts[0] = polls - 1;
-    attention_backward(&dev, dq, NULL, dkv, NULL, q, kv, q, lse, lse, z.s, whole(T), whole(T), 0);
+    attention_backward(&dev, dq, NULL, dkv, NULL, q, kv, q, lse, lse, attention_call(z.s, whole(T), whole(T), 0));
     counts[1] = polls - counts[0] - 2;
     classifier(&dev, &loss, logits, V, targets, (accum)1, 600, V, 1);
     counts[2] = polls - counts[0] - counts[1] - 3;
@@ -999,7 +1009,7 @@ static void test_poll_and_plan(void) {
     plan.plan = 1;
     AdamW a = {0, 0, 0, 0, 0, 0, 1};
     linear_forward(&plan, NULL, 30, NULL, NULL, NULL, 10, 20, 30);
-    attention_forward(&plan, NULL, NULL, NULL, NULL, NULL, z.s, whole(T), whole(T), 0);
+    attention_forward(&plan, NULL, NULL, NULL, NULL, NULL, attention_call(z.s, whole(T), whole(T), 0));
     adamw(&plan, NULL, NULL, NULL, NULL, NULL, 100, a);
     check(plan.flop[OP_GEMM] == 12000 && plan.flop[OP_ATTENTION] == 4.0 * 2 * 16 * (1024.0 * 1025 / 2) && plan.calls[OP_OPTIMIZER] == 1,
           "a planned walk counts and touches nothing");

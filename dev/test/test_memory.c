@@ -2,6 +2,7 @@
 
    Everything is planned, for worlds of several ranks, from this one process.                                                                 */
 #include "support.h"
+#include "shards.h"
 
 /* A preset under a scheme on `ranks` ranks, `ring` of them around it. */
 static ModelOptions options_of(const char *preset, const Scheme *scheme, i64 ranks, i64 ring, i64 dp) {
@@ -68,6 +69,7 @@ int main(int argc, char **argv) {
         sequence_is_longest("tiny-gpt", SCHEMES[i], 4, 1, 2, (i64)1e9);
         micro_batch_is_largest(SCHEMES[i], (i64)40e6);
         micro_steps_need_the_same(SCHEMES[i]);
+        for (i64 ranks = 1; ranks <= 8; ranks++) test_shards(SCHEMES[i], ranks, 1, options_of("tiny-gpt", SCHEMES[i], ranks, 1, 1).place);
     }
     ModelOptions o = options_of("tiny-llama", &SCHEME_TPSP, 4, 1, 1);
     i64 whole = options_bytes(&o), smallest;

@@ -211,6 +211,8 @@ refuses '--dtype bf16: the CPU programs' --cluster "$this_cpu" --world 8 --dtype
 refuses '--comm mpi is not modelled' --world 8 --comm mpi
 refuses '--threads: the ranks of a cluster' --world 8 --threads 2
 refuses '--out need numbers' --world 8 --out "$work/run"
+refuses 'save-every, --keep, --keep-every, --resume and --max-hours need numbers' --world 8 --save-every 5
+refuses '--max-hours need numbers' --world 8 --resume
 refuses '--plan, --max-seq and --dry-run exclude' --world 8 --plan --dry-run
 refuses '--json .*cannot write into' --world 8 --json "$work/nowhere/x.json"
 refuses '--world 100000: the simulator takes up to 65536' --world 100000

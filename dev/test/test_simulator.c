@@ -5,10 +5,12 @@
    no links   alpha 0 and beta beyond reason leave computing alone; one rank sends nothing
    faster     doubling beta, or letting transfers overlap, never slows
    repeat     micro-steps that are counted by repetition take what micro-steps that are walked take
-   slowest    a contiguous ring waits for its last rank, zigzag for nobody                                                        */
+   slowest    a contiguous ring waits for its last rank, zigzag for nobody
+   Besides, what ranks share is in whole 16 bytes, as GPUs have it.                                                               */
 #define ODYSSEUS_SIM_TEST
 #include "../../sim/simulator.c"
 #include "check.h"
+#include "shards.h"
 
 static const char *const CLUSTER_TEXT =
     "device gpu # test\ndtype bf16 # test\npeak bf16=1e14 # test\nmemory 1e11 # test\nreserved 0 # test\nbandwidth 1e12 # test\nlaunch 2e-6 # test\n"
@@ -198,6 +200,10 @@ int main(void) {
     test_curve();
     test_cluster(&c);
     test_places(&c);
+    for (int i = 0; i < COUNT_OF(SCHEMES); i++) {
+        DevicePlace place = {&c, 1, 1, 0};
+        for (i64 ranks = 1; ranks <= 8; ranks++) test_shards(SCHEMES[i], ranks, 8, place); /* of bf16, 2 bytes each */
+    }
     for (int i = 0; i < COUNT_OF(RUNS); i++) {
         test_floor(&c, RUNS[i]);
         test_no_links(&c, RUNS[i]);

@@ -271,15 +271,16 @@ static inline void attention_forward_tile(accum *out, accum *lse, const real *q,
 
 /* Tiles write to places of their own, so threads take them as they come; the last queries, which see most, go first. Nothing is left to
    round: `rounded` is out. */
-static inline void attention_forward_run(Device *dev, accum *out, real *rounded, accum *lse, const real *q, const real *kv, AttentionShape s,
-                                         TokenMap q_map, TokenMap kv_map, int merge) {
+static inline void attention_forward_run(Device *dev, accum *out, real *rounded, accum *lse, const real *q, const real *kv,
+                                         AttentionCall c) {
     (void)rounded;
-    i64 height = forward_queries(s.head_dim), tiles = tile_count(&q_map, height), items = tiles * s.B * s.heads;
+    const AttentionShape s = c.shape;
+    i64 height = forward_queries(s.head_dim), tiles = tile_count(&c.q_map, height), items = tiles * s.B * s.heads;
 #pragma omp parallel for num_threads(dev->threads) schedule(dynamic, 1)
     for (i64 item = 0; item < items; item++) {
         if (omp_get_thread_num() == 0) device_poll(dev);
         i64 head = item % (s.B * s.heads), i = tiles - 1 - item / (s.B * s.heads);
-        attention_forward_tile(out, lse, q, kv, &s, tile_at(&q_map, height, i), &kv_map, head / s.heads, head % s.heads, merge);
+        attention_forward_tile(out, lse, q, kv, &s, tile_at(&c.q_map, height, i), &c.kv_map, head / s.heads, head % s.heads, c.merge);
     }
 }
 
@@ -370,14 +371,14 @@ static inline void attention_backward_tile(const AttentionGradient *g, TokenTile
 
 /* The waves of the header. A wave ends when all its pairs are done (the barrier at the end of `omp for`). */
 static inline void attention_backward_run(Device *dev, accum *dq, real *dq_rounded, accum *dkv, real *dkv_rounded, const real *q, const real *kv,
-                                          const real *dout, const accum *lse, const accum *delta, AttentionShape s, TokenMap q_map, TokenMap kv_map,
-                                          int add) {
+                                          const real *dout, const accum *lse, const accum *delta, AttentionCall c) {
     (void)dq_rounded, (void)dkv_rounded;
+    const AttentionShape s = c.shape;
     AttentionGradient g = {dq, dkv, q, kv, dout, lse, delta, s};
     zero_fill_run(dev, dkv, s.Tk * kv_stride(&s) * accum_size());
-    if (!add) zero_fill_run(dev, dq, s.Tq * q_stride(&s) * accum_size());
+    if (!c.merge) zero_fill_run(dev, dq, s.Tq * q_stride(&s) * accum_size());
     i64 height = BACKWARD_PAIRS * pair_queries(s.head_dim), width = pair_keys(s.head_dim);
-    i64 q_tiles = tile_count(&q_map, height), kv_tiles = tile_count(&kv_map, width);
+    i64 q_tiles = tile_count(&c.q_map, height), kv_tiles = tile_count(&c.kv_map, width);
     i64 waves = i64_max(q_tiles, kv_tiles), heads = s.B * s.kv_heads;
 #pragma omp parallel num_threads(dev->threads)
     for (i64 wave = 0; wave < waves; wave++) {
@@ -385,7 +386,7 @@ static inline void attention_backward_run(Device *dev, accum *dq, real *dq_round
         for (i64 item = 0; item < q_tiles * heads; item++) {
             i64 i = item / heads, head = item % heads, j = (wave - i + waves) % waves;
             if (j >= kv_tiles) continue;
-            TokenTile tile = tile_at(&q_map, height, i), keys = tile_at(&kv_map, width, j);
+            TokenTile tile = tile_at(&c.q_map, height, i), keys = tile_at(&c.kv_map, width, j);
             if (visible_keys(&tile, tile.run.count - 1, &keys) == 0) continue;
             if (omp_get_thread_num() == 0) device_poll(dev);
             attention_backward_tile(&g, tile, keys, head / s.kv_heads, head % s.kv_heads);

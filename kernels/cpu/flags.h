@@ -7,6 +7,9 @@
 #define COMM_DEFAULT "mpi"
 #define COMM_HELP "mpi"
 
+/* --save-async: a thread that writes takes a core from those that compute. */
+#define SAVE_ASYNC "off"
+
 #define BACKEND_FLAGS
 #define BACKEND_GROUP
 

@@ -39,8 +39,9 @@ static inline void norm_statistics(NormKind kind, const real *x, i64 C, double e
     *rstd = (accum)1 / real_sqrt(squares / (accum)C + (accum)eps);
 }
 
-static inline void norm_forward_run(Device *dev, NormKind kind, real *out, real *sum, accum *mean, accum *rstd, const real *a, const real *delta,
-                                    const real *weight, const real *bias, i64 rows, i64 C, double eps) {
+static inline void norm_forward_run(Device *dev, NormCall n, real *out, real *sum, accum *mean, accum *rstd, const real *a,
+                                    const real *delta) {
+    i64 rows = n.rows, C = n.C;
 #pragma omp parallel for num_threads(dev->threads) if (rows * C > SERIAL_BELOW)
     for (i64 r = 0; r < rows; r++) {
         const real *x = a + r * C;
@@ -52,16 +53,16 @@ static inline void norm_forward_run(Device *dev, NormKind kind, real *out, real 
             x = s;
         }
         accum row_mean;
-        norm_statistics(kind, x, C, eps, &row_mean, &rstd[r]);
-        if (kind == NORM_LAYER) mean[r] = row_mean;
-        norm_row(out + r * C, x, row_mean, rstd[r], weight, bias, C);
+        norm_statistics(n.kind, x, C, n.eps, &row_mean, &rstd[r]);
+        if (n.kind == NORM_LAYER) mean[r] = row_mean;
+        norm_row(out + r * C, x, row_mean, rstd[r], n.weight, n.bias, C);
     }
 }
 
-static inline void norm_recompute_run(Device *dev, NormKind kind, real *out, const accum *mean, const accum *rstd, const real *x,
-                                      const real *weight, const real *bias, i64 rows, i64 C) {
+static inline void norm_recompute_run(Device *dev, NormCall n, real *out, const accum *mean, const accum *rstd, const real *x) {
+    i64 rows = n.rows, C = n.C;
 #pragma omp parallel for num_threads(dev->threads) if (rows * C > SERIAL_BELOW)
-    for (i64 r = 0; r < rows; r++) norm_row(out + r * C, x + r * C, kind == NORM_LAYER ? mean[r] : 0, rstd[r], weight, bias, C);
+    for (i64 r = 0; r < rows; r++) norm_row(out + r * C, x + r * C, n.kind == NORM_LAYER ? mean[r] : 0, rstd[r], n.weight, n.bias, C);
 }
 
 static inline void norm_backward_row(NormKind kind, real *dx, const real *dout, accum mean, accum rstd, const real *x, const real *weight, i64 C) {
@@ -97,14 +98,15 @@ static inline void norm_backward_columns(NormKind kind, accum *dweight, accum *d
     }
 }
 
-static inline void norm_backward_run(Device *dev, NormKind kind, real *dx, accum *dweight, accum *dbias, const real *dout, const accum *mean,
-                                     const accum *rstd, const real *x, const real *weight, i64 rows, i64 C, i64 w_first, i64 w_rows) {
+static inline void norm_backward_run(Device *dev, NormCall n, real *dx, accum *dweight, accum *dbias, const real *dout,
+                                     const accum *mean, const accum *rstd, const real *x, i64 w_first, i64 w_rows) {
+    i64 rows = n.rows, C = n.C;
 #pragma omp parallel for num_threads(dev->threads) if (rows * C > SERIAL_BELOW)
     for (i64 r = 0; r < rows; r++)
-        norm_backward_row(kind, dx + r * C, dout + r * C, kind == NORM_LAYER ? mean[r] : 0, rstd[r], x + r * C, weight, C);
+        norm_backward_row(n.kind, dx + r * C, dout + r * C, n.kind == NORM_LAYER ? mean[r] : 0, rstd[r], x + r * C, n.weight, C);
 #pragma omp parallel for num_threads(dev->threads) if (w_rows * C > SERIAL_BELOW)
     for (i64 c0 = 0; c0 < C; c0 += COLUMN_BLOCK)
-        norm_backward_columns(kind, dweight, dbias, dout, mean, rstd, x, w_first, w_rows, C, c0, i64_min(COLUMN_BLOCK, C - c0));
+        norm_backward_columns(n.kind, dweight, dbias, dout, mean, rstd, x, w_first, w_rows, C, c0, i64_min(COLUMN_BLOCK, C - c0));
 }
 
 #endif

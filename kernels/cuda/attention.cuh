@@ -45,7 +45,8 @@ static inline void attention_check_map(const TokenMap *map, const char *whose) {
         if (end >= (i64)1 << 30) FAIL(THIS_RANK, "attention: the positions of the %s reach 2^30, the kernels count below that", whose);
     }
 }
-static inline void attention_check(const AttentionShape *s, const TokenMap *q_map, const TokenMap *kv_map) {
+static inline void attention_check(const AttentionCall *c) {
+    const AttentionShape *s = &c->shape;
     if (!attention_takes_head_dim(s->head_dim))
         FAIL(THIS_RANK, "attention: head dim %lld; the CUDA kernels take multiples of 8 up to 128", (long long)s->head_dim);
     if (s->heads % s->kv_heads != 0)
@@ -54,7 +55,13 @@ static inline void attention_check(const AttentionShape *s, const TokenMap *q_ma
     if (widest > (i64)1 << 23) /* offsets within a tile are 32-bit */
         FAIL(THIS_RANK, "attention: %lld elements per token of the batch; the CUDA kernels take up to 2^23: a smaller micro-batch fits",
              (long long)widest);
-    attention_check_map(q_map, "queries"), attention_check_map(kv_map, "keys");
+    attention_check_map(&c->q_map, "queries"), attention_check_map(&c->kv_map, "keys");
+}
+
+/* Blocks of attention hold a multiprocessor's registers for up to milliseconds, and NCCL's find no room beside them. So a transfer that is
+   asked for begins first: the stream waits for that moment, not for its end. What is queued behind it follows as blocks end, by priority. */
+static inline void attention_yield(Device *dev) {
+    if (dev->state.transfer) CUDA_CHECK(cudaStreamWaitEvent(dev->state.stream, dev->state.transfer, 0));
 }
 
 /* ---- tiles of a token map ---- */

@@ -399,22 +399,25 @@ static inline void attention_backward_launch(Device *dev, AttentionBackward a, i
 
 /* The one place that picks a kernel: a path for sm_90a (wgmma, TMA) would branch off here. */
 static inline void attention_backward_run(Device *dev, accum *dq, real *dq_rounded, accum *dkv, real *dkv_rounded, const real *q, const real *kv,
-                                          const real *dout, const accum *lse, const accum *delta, AttentionShape s, TokenMap q_map, TokenMap kv_map,
-                                          int add) {
-    attention_check(&s, &q_map, &kv_map);
-    if (q_map.count == 0 || kv_map.count == 0) FAIL(THIS_RANK, "attention backward: a block of %lld queries and %lld keys; it needs both", (long long)q_map.count, (long long)kv_map.count);
+                                          const real *dout, const accum *lse, const accum *delta, AttentionCall c) {
+    const AttentionShape s = c.shape;
+    attention_check(&c);
+    attention_yield(dev);
+    if (c.q_map.count == 0 || c.kv_map.count == 0)
+        FAIL(THIS_RANK, "attention backward: a block of %lld queries and %lld keys; it needs both", (long long)c.q_map.count,
+             (long long)c.kv_map.count);
     AttentionBackward a;
     memset(&a, 0, sizeof a);
-    a.dq = dq, a.dkv = dkv, a.dq_rounded = dq_rounded, a.dkv_rounded = dkv_rounded, a.add = add, a.q = q, a.kv = kv, a.dout = dout, a.lse = lse, a.delta = delta;
+    a.dq = dq, a.dkv = dkv, a.dq_rounded = dq_rounded, a.dkv_rounded = dkv_rounded, a.add = c.merge, a.q = q, a.kv = kv, a.dout = dout, a.lse = lse, a.delta = delta;
     a.kv_heads = (int)s.kv_heads, a.group = (int)(s.heads / s.kv_heads), a.head_dim = (int)s.head_dim;
     a.rows = (int)(s.B * s.heads), a.q_step = a.rows * a.head_dim, a.kv_step = (int)(s.B * 2 * s.kv_heads * s.head_dim);
     a.scale = (float)(1 / sqrt((double)s.head_dim)), a.scale_log2 = (float)(1.44269504088896340736 / sqrt((double)s.head_dim));
     i64 heads = s.B * s.kv_heads, shared = dev->state.shared_bytes;
     if (s.head_dim <= 64 && BackwardTile<64, 128, 128, 4, 4, 4>::SHARED_BYTES <= shared)
-        attention_backward_launch<64, 128, 128, 4, 4, 4>(dev, a, heads, &q_map, &kv_map);
-    else if (s.head_dim <= 64) attention_backward_launch<64, 64, 128, 2, 4, 4>(dev, a, heads, &q_map, &kv_map);
-    else if (BackwardTile<128, 64, 128, 2, 4, 2>::SHARED_BYTES <= shared) attention_backward_launch<128, 64, 128, 2, 4, 2>(dev, a, heads, &q_map, &kv_map);
-    else attention_backward_launch<128, 64, 64, 4, 4, 2>(dev, a, heads, &q_map, &kv_map);
+        attention_backward_launch<64, 128, 128, 4, 4, 4>(dev, a, heads, &c.q_map, &c.kv_map);
+    else if (s.head_dim <= 64) attention_backward_launch<64, 64, 128, 2, 4, 4>(dev, a, heads, &c.q_map, &c.kv_map);
+    else if (BackwardTile<128, 64, 128, 2, 4, 2>::SHARED_BYTES <= shared) attention_backward_launch<128, 64, 128, 2, 4, 2>(dev, a, heads, &c.q_map, &c.kv_map);
+    else attention_backward_launch<128, 64, 64, 4, 4, 2>(dev, a, heads, &c.q_map, &c.kv_map);
 }
 
 #endif

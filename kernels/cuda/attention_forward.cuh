@@ -270,24 +270,26 @@ static inline void attention_forward_launch(Device *dev, AttentionForward a, con
 #endif
 
 /* The one place that picks a kernel. */
-static inline void attention_forward_run(Device *dev, accum *out, real *rounded, accum *lse, const real *q, const real *kv, AttentionShape s,
-                                         TokenMap q_map, TokenMap kv_map, int merge) {
-    attention_check(&s, &q_map, &kv_map);
+static inline void attention_forward_run(Device *dev, accum *out, real *rounded, accum *lse, const real *q, const real *kv,
+                                         AttentionCall c) {
+    const AttentionShape s = c.shape;
+    attention_check(&c);
+    attention_yield(dev);
     AttentionForward a;
     memset(&a, 0, sizeof a);
-    a.out = out, a.rounded = rounded, a.lse = lse, a.q = q, a.kv = kv, a.merge = merge;
+    a.out = out, a.rounded = rounded, a.lse = lse, a.q = q, a.kv = kv, a.merge = c.merge;
     a.heads = (int)s.heads, a.kv_heads = (int)s.kv_heads, a.group = (int)(s.heads / s.kv_heads), a.head_dim = (int)s.head_dim;
     a.rows = (int)(s.B * s.heads), a.q_step = a.rows * a.head_dim, a.kv_step = (int)(s.B * 2 * s.kv_heads * s.head_dim);
     a.scale_log2 = (float)(1.44269504088896340736 / sqrt((double)s.head_dim));
 #ifdef ODYSSEUS_HOPPER
     if (dev->state.wgmma) {
-        if (s.head_dim <= 64) attention_forward_hopper_launch<64, 128, 128, 4>(dev, &a, &q_map, &kv_map);
-        else attention_forward_hopper_launch<128, 128, 128, 2>(dev, &a, &q_map, &kv_map);
+        if (s.head_dim <= 64) attention_forward_hopper_launch<64, 128, 128, 4>(dev, &a, &c.q_map, &c.kv_map);
+        else attention_forward_hopper_launch<128, 128, 128, 2>(dev, &a, &c.q_map, &c.kv_map);
         return;
     }
 #endif
-    if (s.head_dim <= 64) attention_forward_launch<64, 128, 128, 4>(dev, a, &q_map, &kv_map);
-    else attention_forward_launch<128, 128, 64, 4>(dev, a, &q_map, &kv_map);
+    if (s.head_dim <= 64) attention_forward_launch<64, 128, 128, 4>(dev, a, &c.q_map, &c.kv_map);
+    else attention_forward_launch<128, 128, 64, 4>(dev, a, &c.q_map, &c.kv_map);
 }
 
 #endif

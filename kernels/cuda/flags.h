@@ -14,6 +14,9 @@
 #endif
 #define NCCL_MISSING "built without NCCL: apt-get install libnccl-dev from NVIDIA's repository, then make -B train_gpt"
 
+/* --save-async: the host has little else to do. */
+#define SAVE_ASYNC "on"
+
 #define BACKEND_FLAGS \
     {NULL, "grad-comm", FLAG_CHOICE, AT(grad_comm), "fp32", 0, 0, "fp32|bf16", "weight gradients on the wire; bf16 ones are still summed in fp32"},
 

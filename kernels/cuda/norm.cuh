@@ -130,37 +130,39 @@ __global__ void __launch_bounds__(BLOCK) norm_forward_any_kernel(real *out, real
 }
 
 template <int KIND, int WARPS, int K>
-static inline void norm_forward_launch(Device *dev, real *out, real *sum, accum *mean, accum *rstd, const real *a, const real *delta, const real *weight,
-                                       const real *bias, i64 rows, i64 C, double eps) {
-    int width = (int)C;
-    float small = (float)eps;
-    LAUNCH((norm_forward_kernel<KIND, WARPS, K>), blocks_for(rows, WARPS < 4 ? 4 / WARPS : 1), (WARPS < 4 ? 4 : WARPS) * WARP, 0, dev->state.stream, out, sum,
-           mean, rstd, a, delta, weight, bias, rows, width, small);
+static inline void norm_forward_launch(Device *dev, NormCall n, real *out, real *sum, accum *mean, accum *rstd, const real *a,
+                                       const real *delta) {
+    int width = (int)n.C;
+    float small = (float)n.eps;
+    LAUNCH((norm_forward_kernel<KIND, WARPS, K>), blocks_for(n.rows, WARPS < 4 ? 4 / WARPS : 1), (WARPS < 4 ? 4 : WARPS) * WARP, 0,
+           dev->state.stream, out, sum, mean, rstd, a, delta, n.weight, n.bias, n.rows, width, small);
 }
 
 template <int KIND>
-static inline void norm_forward_kind(Device *dev, real *out, real *sum, accum *mean, accum *rstd, const real *a, const real *delta, const real *weight,
-                                     const real *bias, i64 rows, i64 C, double eps) {
-    int vectors = C % 8 == 0 && aligned_to(out, 16) && aligned_to(a, 16) && aligned_to(weight, 16) && aligned_to(bias, 16) &&
+static inline void norm_forward_kind(Device *dev, NormCall n, real *out, real *sum, accum *mean, accum *rstd, const real *a,
+                                     const real *delta) {
+    i64 C = n.C;
+    int vectors = C % 8 == 0 && aligned_to(out, 16) && aligned_to(a, 16) && aligned_to(n.weight, 16) && aligned_to(n.bias, 16) &&
                   (!delta || (aligned_to(delta, 16) && aligned_to(sum, 16)));
     if (!vectors || C > NORM_WIDEST_FORWARD) {
-        float small = (float)eps;
-        LAUNCH(norm_forward_any_kernel<KIND>, blocks_for(rows, 1), BLOCK, 0, dev->state.stream, out, sum, mean, rstd, a, delta, weight, bias, C, small);
-    } else if (C <= 256) norm_forward_launch<KIND, 1, 1>(dev, out, sum, mean, rstd, a, delta, weight, bias, rows, C, eps);
-    else if (C <= 512) norm_forward_launch<KIND, 1, 2>(dev, out, sum, mean, rstd, a, delta, weight, bias, rows, C, eps);
-    else if (C <= 1024) norm_forward_launch<KIND, 1, 4>(dev, out, sum, mean, rstd, a, delta, weight, bias, rows, C, eps);
-    else if (C <= 2048) norm_forward_launch<KIND, 4, 2>(dev, out, sum, mean, rstd, a, delta, weight, bias, rows, C, eps);
-    else if (C <= 4096) norm_forward_launch<KIND, 4, 4>(dev, out, sum, mean, rstd, a, delta, weight, bias, rows, C, eps);
-    else if (C <= 8192) norm_forward_launch<KIND, 16, 2>(dev, out, sum, mean, rstd, a, delta, weight, bias, rows, C, eps);
-    else norm_forward_launch<KIND, 16, 4>(dev, out, sum, mean, rstd, a, delta, weight, bias, rows, C, eps);
+        float small = (float)n.eps;
+        LAUNCH(norm_forward_any_kernel<KIND>, blocks_for(n.rows, 1), BLOCK, 0, dev->state.stream, out, sum, mean, rstd, a, delta, n.weight,
+               n.bias, C, small);
+    } else if (C <= 256) norm_forward_launch<KIND, 1, 1>(dev, n, out, sum, mean, rstd, a, delta);
+    else if (C <= 512) norm_forward_launch<KIND, 1, 2>(dev, n, out, sum, mean, rstd, a, delta);
+    else if (C <= 1024) norm_forward_launch<KIND, 1, 4>(dev, n, out, sum, mean, rstd, a, delta);
+    else if (C <= 2048) norm_forward_launch<KIND, 4, 2>(dev, n, out, sum, mean, rstd, a, delta);
+    else if (C <= 4096) norm_forward_launch<KIND, 4, 4>(dev, n, out, sum, mean, rstd, a, delta);
+    else if (C <= 8192) norm_forward_launch<KIND, 16, 2>(dev, n, out, sum, mean, rstd, a, delta);
+    else norm_forward_launch<KIND, 16, 4>(dev, n, out, sum, mean, rstd, a, delta);
 }
 
-static inline void norm_forward_run(Device *dev, NormKind kind, real *out, real *sum, accum *mean, accum *rstd, const real *a, const real *delta,
-                                    const real *weight, const real *bias, i64 rows, i64 C, double eps) {
-    if (rows == 0) return;
-    if (kind == NORM_LAYER && !bias) FAIL(THIS_RANK, "norm_forward: a LayerNorm without a bias is not taken");
-    if (kind == NORM_LAYER) norm_forward_kind<NORM_LAYER>(dev, out, sum, mean, rstd, a, delta, weight, bias, rows, C, eps);
-    else norm_forward_kind<NORM_RMS>(dev, out, sum, mean, rstd, a, delta, weight, NULL, rows, C, eps);
+static inline void norm_forward_run(Device *dev, NormCall n, real *out, real *sum, accum *mean, accum *rstd, const real *a,
+                                    const real *delta) {
+    if (n.rows == 0) return;
+    if (n.kind == NORM_LAYER && !n.bias) FAIL(THIS_RANK, "norm_forward: a LayerNorm without a bias is not taken");
+    if (n.kind == NORM_LAYER) norm_forward_kind<NORM_LAYER>(dev, n, out, sum, mean, rstd, a, delta);
+    else norm_forward_kind<NORM_RMS>(dev, n, out, sum, mean, rstd, a, delta);
 }
 
 /* ---- recompute ---- */
@@ -180,15 +182,16 @@ __global__ void __launch_bounds__(BLOCK) norm_recompute_kernel(real *out, const 
     store_real<W>(out + i, v, W);
 }
 
-static inline void norm_recompute_run(Device *dev, NormKind kind, real *out, const accum *mean, const accum *rstd, const real *x, const real *weight,
-                                      const real *bias, i64 rows, i64 C) {
+static inline void norm_recompute_run(Device *dev, NormCall n, real *out, const accum *mean, const accum *rstd, const real *x) {
+    const real *weight = n.weight, *bias = n.bias;
+    i64 rows = n.rows, C = n.C;
     if (rows * C == 0) return;
-    if (kind == NORM_LAYER && !bias) FAIL(THIS_RANK, "norm_recompute: a LayerNorm without a bias is not taken");
+    if (n.kind == NORM_LAYER && !bias) FAIL(THIS_RANK, "norm_recompute: a LayerNorm without a bias is not taken");
     cudaStream_t stream = dev->state.stream;
     int vectors = C % 8 == 0 && aligned_to(out, 16) && aligned_to(x, 16) && aligned_to(weight, 16) && aligned_to(bias, 16);
     unsigned grid = blocks_for(rows * C, vectors ? 8 * BLOCK : BLOCK);
-    if (kind == NORM_LAYER && vectors) LAUNCH((norm_recompute_kernel<NORM_LAYER, 8>), grid, BLOCK, 0, stream, out, mean, rstd, x, weight, bias, rows, C);
-    else if (kind == NORM_LAYER) LAUNCH((norm_recompute_kernel<NORM_LAYER, 1>), grid, BLOCK, 0, stream, out, mean, rstd, x, weight, bias, rows, C);
+    if (n.kind == NORM_LAYER && vectors) LAUNCH((norm_recompute_kernel<NORM_LAYER, 8>), grid, BLOCK, 0, stream, out, mean, rstd, x, weight, bias, rows, C);
+    else if (n.kind == NORM_LAYER) LAUNCH((norm_recompute_kernel<NORM_LAYER, 1>), grid, BLOCK, 0, stream, out, mean, rstd, x, weight, bias, rows, C);
     else if (vectors) LAUNCH((norm_recompute_kernel<NORM_RMS, 8>), grid, BLOCK, 0, stream, out, mean, rstd, x, weight, bias, rows, C);
     else LAUNCH((norm_recompute_kernel<NORM_RMS, 1>), grid, BLOCK, 0, stream, out, mean, rstd, x, weight, bias, rows, C);
 }
@@ -338,40 +341,42 @@ static inline i64 norm_parts(const Device *dev, i64 rows, i64 groups) {
 }
 
 template <int KIND, int WARPS, int K>
-static inline void norm_backward_launch(Device *dev, real *dx, accum *dweight, accum *dbias, const real *dout, const accum *mean, const accum *rstd,
-                                        const real *x, const real *weight, i64 rows, i64 C, i64 w_first, i64 w_rows) {
+static inline void norm_backward_launch(Device *dev, NormCall n, real *dx, accum *dweight, accum *dbias, const real *dout,
+                                        const accum *mean, const accum *rstd, const real *x, i64 w_first, i64 w_rows) {
+    i64 rows = n.rows, C = n.C;
     accum *partial = (accum *)scratch_take(dev, norm_scratch_bytes(rows, C), "norm_backward");
     i64 groups = BLOCK / WARP / WARPS, parts = norm_parts(dev, rows, groups), outputs = KIND == NORM_LAYER ? 2 : 1, w_end = w_first + w_rows;
     int width = (int)C;
-    LAUNCH((norm_backward_kernel<KIND, WARPS, K>), (unsigned)parts, BLOCK, groups > 1 ? outputs * C * 4 : 0, dev->state.stream, dx, partial, dout, mean, rstd,
-           x, weight, rows, width, w_first, w_end);
+    LAUNCH((norm_backward_kernel<KIND, WARPS, K>), (unsigned)parts, BLOCK, groups > 1 ? outputs * C * 4 : 0, dev->state.stream, dx,
+           partial, dout, mean, rstd, x, n.weight, rows, width, w_first, w_end);
     if (w_rows > 0) columns_add(dev, dweight, dbias, partial, parts, C, outputs * C);
 }
 
 template <int KIND>
-static inline void norm_backward_kind(Device *dev, real *dx, accum *dweight, accum *dbias, const real *dout, const accum *mean, const accum *rstd,
-                                      const real *x, const real *weight, i64 rows, i64 C, i64 w_first, i64 w_rows) {
-    int vectors = C % 8 == 0 && aligned_to(dx, 16) && aligned_to(dout, 16) && aligned_to(x, 16) && aligned_to(weight, 16);
+static inline void norm_backward_kind(Device *dev, NormCall n, real *dx, accum *dweight, accum *dbias, const real *dout,
+                                      const accum *mean, const accum *rstd, const real *x, i64 w_first, i64 w_rows) {
+    i64 C = n.C;
+    int vectors = C % 8 == 0 && aligned_to(dx, 16) && aligned_to(dout, 16) && aligned_to(x, 16) && aligned_to(n.weight, 16);
     if (!vectors || C > NORM_WIDEST_BACKWARD) {
-        LAUNCH(norm_backward_any_kernel<KIND>, blocks_for(rows, 1), BLOCK, 0, dev->state.stream, dx, dout, mean, rstd, x, weight, C);
+        LAUNCH(norm_backward_any_kernel<KIND>, blocks_for(n.rows, 1), BLOCK, 0, dev->state.stream, dx, dout, mean, rstd, x, n.weight, C);
         if (w_rows > 0)
             columns_run<KIND == NORM_LAYER ? COLUMNS_LAYER : COLUMNS_RMS>(dev, dweight, dbias, dout + w_first * C, x + w_first * C,
                                                                           KIND == NORM_LAYER ? mean + w_first : NULL, rstd + w_first, w_rows, C);
-    } else if (C <= 256) norm_backward_launch<KIND, 1, 1>(dev, dx, dweight, dbias, dout, mean, rstd, x, weight, rows, C, w_first, w_rows);
-    else if (C <= 512) norm_backward_launch<KIND, 1, 2>(dev, dx, dweight, dbias, dout, mean, rstd, x, weight, rows, C, w_first, w_rows);
-    else if (C <= 1024) norm_backward_launch<KIND, 2, 2>(dev, dx, dweight, dbias, dout, mean, rstd, x, weight, rows, C, w_first, w_rows);
-    else if (C <= 2048) norm_backward_launch<KIND, 4, 2>(dev, dx, dweight, dbias, dout, mean, rstd, x, weight, rows, C, w_first, w_rows);
-    else if (C <= 4096) norm_backward_launch<KIND, 8, 2>(dev, dx, dweight, dbias, dout, mean, rstd, x, weight, rows, C, w_first, w_rows);
-    else norm_backward_launch<KIND, 8, 4>(dev, dx, dweight, dbias, dout, mean, rstd, x, weight, rows, C, w_first, w_rows);
+    } else if (C <= 256) norm_backward_launch<KIND, 1, 1>(dev, n, dx, dweight, dbias, dout, mean, rstd, x, w_first, w_rows);
+    else if (C <= 512) norm_backward_launch<KIND, 1, 2>(dev, n, dx, dweight, dbias, dout, mean, rstd, x, w_first, w_rows);
+    else if (C <= 1024) norm_backward_launch<KIND, 2, 2>(dev, n, dx, dweight, dbias, dout, mean, rstd, x, w_first, w_rows);
+    else if (C <= 2048) norm_backward_launch<KIND, 4, 2>(dev, n, dx, dweight, dbias, dout, mean, rstd, x, w_first, w_rows);
+    else if (C <= 4096) norm_backward_launch<KIND, 8, 2>(dev, n, dx, dweight, dbias, dout, mean, rstd, x, w_first, w_rows);
+    else norm_backward_launch<KIND, 8, 4>(dev, n, dx, dweight, dbias, dout, mean, rstd, x, w_first, w_rows);
 }
 
-static inline void norm_backward_run(Device *dev, NormKind kind, real *dx, accum *dweight, accum *dbias, const real *dout, const accum *mean,
-                                     const accum *rstd, const real *x, const real *weight, i64 rows, i64 C, i64 w_first, i64 w_rows) {
-    if (rows == 0) return;
-    if (w_first < 0 || w_rows < 0 || w_first + w_rows > rows)
-        FAIL(THIS_RANK, "norm_backward: rows %lld+%lld for the weights, of %lld", (long long)w_first, (long long)w_rows, (long long)rows);
-    if (kind == NORM_LAYER) norm_backward_kind<NORM_LAYER>(dev, dx, dweight, dbias, dout, mean, rstd, x, weight, rows, C, w_first, w_rows);
-    else norm_backward_kind<NORM_RMS>(dev, dx, dweight, NULL, dout, mean, rstd, x, weight, rows, C, w_first, w_rows);
+static inline void norm_backward_run(Device *dev, NormCall n, real *dx, accum *dweight, accum *dbias, const real *dout,
+                                     const accum *mean, const accum *rstd, const real *x, i64 w_first, i64 w_rows) {
+    if (n.rows == 0) return;
+    if (w_first < 0 || w_rows < 0 || w_first + w_rows > n.rows)
+        FAIL(THIS_RANK, "norm_backward: rows %lld+%lld for the weights, of %lld", (long long)w_first, (long long)w_rows, (long long)n.rows);
+    if (n.kind == NORM_LAYER) norm_backward_kind<NORM_LAYER>(dev, n, dx, dweight, dbias, dout, mean, rstd, x, w_first, w_rows);
+    else norm_backward_kind<NORM_RMS>(dev, n, dx, dweight, NULL, dout, mean, rstd, x, w_first, w_rows);
 }
 
 #endif

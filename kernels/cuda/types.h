@@ -43,6 +43,7 @@ typedef struct {
     cudaStream_t stream;
     char *scratch;
     i64 scratch_bytes;
+    cudaEvent_t transfer; /* where the oldest transfer begins that this stream has not waited for; NULL: there is none */
     int index; /* of the GPU on this host */
     int multiprocessors;
     i64 shared_bytes; /* that a block may ask for */

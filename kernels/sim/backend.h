@@ -78,11 +78,12 @@ static inline void sim_ignore(int first, ...) { (void)first; }
 
 /* The next three need to know more than FLOP and bytes: attention how many keys a query of the block has, its delta that it is bound by
    memory; a copy to the host that the host waits. */
-#define attention_forward_run(dev, out, rounded, lse, q, kv, s, q_map, kv_map, merge) \
-    (sim_ignore(0, out, rounded, lse, q, kv, q_map, kv_map, merge), sim_flop(dev, curve_at(&(dev)->state.cluster->attention_forward, (double)(s).Tk)))
-#define attention_backward_run(dev, dq, dq_rounded, dkv, dkv_rounded, q, kv, dout, lse, delta, s, q_map, kv_map, add) \
-    (sim_ignore(0, dq, dq_rounded, dkv, dkv_rounded, q, kv, dout, lse, delta, q_map, kv_map, add), \
-     sim_flop(dev, curve_at(&(dev)->state.cluster->attention_backward, (double)(s).Tk)))
+#define attention_forward_run(dev, out, rounded, lse, q, kv, c) \
+    (sim_ignore(0, out, rounded, lse, q, kv), \
+     sim_flop(dev, curve_at(&(dev)->state.cluster->attention_forward, (double)(c).shape.Tk)))
+#define attention_backward_run(dev, dq, dq_rounded, dkv, dkv_rounded, q, kv, dout, lse, delta, c) \
+    (sim_ignore(0, dq, dq_rounded, dkv, dkv_rounded, q, kv, dout, lse, delta), \
+     sim_flop(dev, curve_at(&(dev)->state.cluster->attention_backward, (double)(c).shape.Tk)))
 #define attention_delta_run(dev, ...) SIM_BYTES(dev, pointwise, __VA_ARGS__)
 
 #define copy_in_run(dev, dst, src, bytes) sim_ignore(0, dev, dst, src, bytes)

@@ -7,6 +7,9 @@
 #define COMM_DEFAULT NULL
 #define COMM_HELP "the cluster's own unless told"
 
+/* --save-async: nothing is saved. */
+#define SAVE_ASYNC "off"
+
 #define BACKEND_FLAGS \
     {NULL, "grad-comm", FLAG_CHOICE, AT(grad_comm), NULL, 0, 0, "fp32|bf16", "weight gradients on the wire; default: the cluster's"},
 

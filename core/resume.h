@@ -1,0 +1,346 @@
+/* resume.h - going on from a checkpoint: which one, does it fit, and back into the shards of whatever mesh this run has.
+
+   --resume WHERE   a run directory, its folder of checkpoints, or one checkpoint; "": the folder that this run saves to
+   which            rank 0 lists, every rank reads its share of the bytes, all learn the verdict (manifest.h): the newest whole one is
+                    taken; each that is not whole is named with its reason and stays where it is. One that is named must be whole itself.
+   does it fit      trainer.json: the flags that change the arithmetic must be those of now, and so must the data; the model is that
+                    of config.json. --resume-with-changes allows all that does not change a tensor's shape, and names it
+   back             optimizer*.safetensors: each rank converts, out of the mapped files, the elements that it owns
+
+   trainer.json     "step" done; "next_sequence" of the list of training data, counted on past its end; "flags" that change the arithmetic;
+                    "losses": their mean and variance so far (spike.h); "data": what the list was made of. No rank, scheme, mesh or backend: those may be others every time.              */
+#ifndef ODYSSEUS_RESUME_H
+#define ODYSSEUS_RESUME_H
+
+#include "data.h"
+#include "log.h"
+#include "save.h"
+#include "spike.h"
+
+/* ---- which one --------------------------------------------------------------------------------------------------------------- */
+
+/* Where to look, as rank 0 finds it. */
+typedef struct {
+    char folder[PATH_MAX]; /* of checkpoints; or, where `one`, the checkpoint itself */
+    int one;
+    Trouble why;           /* there is nothing to resume */
+} ResumePlace;
+
+/* The checkpoint to go on from. */
+typedef struct {
+    char dir[PATH_MAX];
+    i64 step;
+    int continues; /* it lies where this run saves: the run directory goes on */
+} Resume;
+
+static inline int same_directory(const char *a, const char *b) {
+    struct stat x, y;
+    return stat(a, &x) == 0 && stat(b, &y) == 0 && x.st_dev == y.st_dev && x.st_ino == y.st_ino;
+}
+
+/* The last part of a path, without slashes behind it. */
+static inline void path_last(char out[PATH_MAX], const char *path) {
+    size_t n = strlen(path);
+    while (n > 1 && path[n - 1] == '/') n--;
+    size_t from = n;
+    while (from > 0 && path[from - 1] != '/') from--;
+    snprintf(out, PATH_MAX, "%.*s", (int)(n - from), path + from);
+}
+
+static inline void resume_place(ResumePlace *p, const char *where) {
+    char last[PATH_MAX], inner[PATH_MAX];
+    int n;
+    memset(p, 0, sizeof *p);
+    if (strlen(where) >= 3072) {
+        trouble(&p->why, "its path is too long");
+        return;
+    }
+    if (!path_is_directory(where)) {
+        trouble(&p->why, path_exists(where) ? "it is no directory" : "no such directory");
+        return;
+    }
+    path_last(last, where);
+    path_join(inner, where, MANIFEST_NAME);
+    p->one = path_exists(inner) || step_of_name(last) >= 0;
+    path_join(inner, where, "checkpoints");
+    snprintf(p->folder, sizeof p->folder, "%s", !p->one && path_is_directory(inner) ? inner : where);
+    if (p->one) return;
+    free(steps_list(p->folder, &n));
+    if (!n) trouble(&p->why, "no checkpoint is in it: a run directory, its folder of checkpoints (step-00000100, ...) or one of them is wanted");
+}
+
+/* The newest whole one in `folder` that is newer than `than`; others are named. *whole: how many were looked at. Collective. */
+static inline int resume_newest(Wire world, Saver *s, const char *folder, i64 than, int threads, Resume *found, char *said, size_t size) {
+    int n, got = 0;
+    i64 *steps = steps_told(world, folder, &n);
+    said[0] = 0;
+    for (int i = 0; i < n && steps[i] > than && !got; i++) {
+        char name[STEP_NAME_MAX];
+        Manifest m;
+        Trouble why;
+        step_name(name, steps[i]);
+        snprintf(found->dir, sizeof found->dir, "%.3500s/%s", folder, name);
+        got = checkpoint_judge(world, found->dir, steps[i], threads, &m, &why);
+        manifest_free(&m);
+        if (found->continues) verdict_set(s, steps[i], got);
+        found->step = steps[i];
+        if (got) continue;
+        if (!said[0]) snprintf(said, size, "%s: %s", name, why.text);
+        if (wire_rank(world) == 0) fprintf(stderr, "train_gpt: note: %s is skipped: %s\n", found->dir, why.text);
+    }
+    free(steps);
+    return got;
+}
+
+/* The checkpoint that --resume `where` means. Ends the run where there is none that is whole. s->dir is where this run saves ("": nowhere).
+   Collective; no rank goes on before all know. */
+static inline void resume_find(Wire world, Saver *s, const char *where, int threads, Resume *found) {
+    ResumePlace place;
+    char said[640];
+    if (!*where) where = s->dir;
+    if (wire_rank(world) == 0) resume_place(&place, where);
+    wire_tell(world, &place, sizeof place);
+    if (troubled(&place.why)) FAIL(EVERYONE, "--resume %s: %s", where, place.why.text);
+    memset(found, 0, sizeof *found);
+    if (!place.one) {
+        found->continues = s->dir[0] && same_directory(place.folder, s->dir);
+        wire_tell(world, &found->continues, sizeof found->continues);
+        if (!resume_newest(world, s, place.folder, -1, threads, found, said, sizeof said))
+            FAIL(EVERYONE, "--resume %s: no checkpoint in it is whole; the newest, %s", where, said);
+        return;
+    }
+    Manifest m;
+    Trouble why;
+    char last[PATH_MAX], folder[PATH_MAX];
+    path_last(last, place.folder);
+    snprintf(folder, sizeof folder, "%.4000s/..", place.folder);
+    found->continues = s->dir[0] && step_of_name(last) >= 0 && same_directory(folder, s->dir);
+    wire_tell(world, &found->continues, sizeof found->continues);
+    snprintf(found->dir, sizeof found->dir, "%s", place.folder);
+    if (!checkpoint_judge(world, found->dir, step_of_name(last), threads, &m, &why))
+        FAIL(EVERYONE, "--resume %s: this checkpoint is not whole: %s", where, why.text);
+    found->step = m.step;
+    manifest_free(&m);
+    if (!found->continues) return;
+    Resume newer = *found;
+    verdict_set(s, found->step, 1);
+    if (resume_newest(world, s, s->dir, found->step, threads, &newer, said, sizeof said))
+        FAIL(EVERYONE, "--resume %s: %s is newer and whole; to go back, move that away, or begin another run there with another --out", where, newer.dir);
+}
+
+/* ---- trainer.json ------------------------------------------------------------------------------------------------------------------ */
+
+/* Flags that leave the numbers as they are, or that something else answers for: the model's sizes (config.json), the data ("data"). Every
+   other flag is held against the checkpoint's; so is a flag that nobody has thought of here. */
+static const char *const RESUME_FREE[] = {
+    "model", "arch", "layers", "dim", "heads", "kv-heads", "ffn", "vocab", "max-pos", "rope-theta", "tied-head", "train", "val", "micro-batch", "sp",
+    "dp", "ring", "ring-layout", "overlap", "comm", "comm-timeout", "threads", "recompute", "selfcheck", "eval-every", "eval-batches", "log-every",
+    "save-every", "save-async", "save", "keep", "keep-every", "resume", "resume-with-changes", "max-hours", "out", "init-only", "dump-grads", "trace", "peak-tflops",
+    "dry-run", "world", "help",
+};
+
+static inline int resume_free(const char *flag) {
+    int i = 0;
+    while (i < COUNT_OF(RESUME_FREE) && strcmp(RESUME_FREE[i], flag) != 0) i++;
+    return i < COUNT_OF(RESUME_FREE);
+}
+
+/* What a list of training data was made of: its shards' tokens and beginnings, not where they lie. */
+typedef struct {
+    i64 tokens, sequences;
+    uint64_t sum;
+} DataPrint;
+
+static inline DataPrint data_print(const Dataset *d) {
+    DataPrint p = {0, d->sequences, 0};
+    const i64 room = (i64)64 << 10;
+    SumKeys *keys = (SumKeys *)host_alloc(sizeof *keys);
+    char *buf = (char *)host_alloc((size_t)room);
+    sum_keys(keys);
+    for (int i = 0; i < d->shards; i++) {
+        int fd = open(d->shard[i].path, O_RDONLY | O_CLOEXEC);
+        i64 have = 0;
+        for (ssize_t got = 1; fd >= 0 && have < room && got > 0;) {
+            got = pread(fd, buf + have, (size_t)(room - have), (off_t)have);
+            if (got < 0 && errno == EINTR) got = 1;
+            else if (got > 0) have += (i64)got;
+        }
+        if (fd < 0 || have < SHARD_HEADER_BYTES) FAIL(THIS_RANK, "cannot read %s: %s", d->shard[i].path, strerror(errno));
+        close(fd);
+        p.tokens += d->shard[i].tokens;
+        p.sum += range_sum(keys, i * room, buf, have);
+    }
+    free(buf);
+    free(keys);
+    return p;
+}
+
+/* trainer.json after `step` steps, when the next one takes sequence `next` of the list. Owner: caller; cJSON_free. */
+static inline char *trainer_text(const Settings *s, const DataPrint *data, const SpikeWatch *spike, i64 step, i64 next) {
+    char sum[17];
+    cJSON *root = json_made(cJSON_CreateObject());
+    json_add_text(root, "format", MANIFEST_FORMAT);
+    json_add_int(root, "version", MANIFEST_VERSION);
+    json_add_int(root, "step", step);
+    json_add_int(root, "next_sequence", next);
+    cJSON *flags = json_made(cJSON_AddObjectToObject(root, "flags"));
+    for (int i = 0; i < COUNT_OF(FLAGS); i++)
+        if (!resume_free(FLAGS[i].name)) flag_json(flags, s, &FLAGS[i]);
+    cJSON *d = json_made(cJSON_AddObjectToObject(root, "data"));
+    snprintf(sum, sizeof sum, "%016llx", (unsigned long long)data->sum);
+    json_add_int(d, "tokens", data->tokens);
+    json_add_int(d, "sequences", data->sequences);
+    json_add_text(d, "sum", sum);
+    cJSON *losses = json_made(cJSON_AddObjectToObject(root, "losses"));
+    json_made(cJSON_AddNumberToObject(losses, "mean", spike->mean));
+    json_made(cJSON_AddNumberToObject(losses, "variance", spike->variance));
+    json_add_int(losses, "steps", spike->steps);
+    char *text = cJSON_Print(root);
+    cJSON_Delete(root);
+    if (!text) FAIL(THIS_RANK, "out of host memory while writing JSON");
+    return text;
+}
+
+/* A list of what is not as it was, for one line. */
+typedef struct {
+    char text[1024];
+    int n;
+} Changes;
+
+static inline void change(Changes *c, const char *format, ...) __attribute__((format(printf, 2, 3)));
+static inline void change(Changes *c, const char *format, ...) {
+    size_t n = strlen(c->text);
+    va_list args;
+    if (c->n++ && n + 3 < sizeof c->text) n += (size_t)snprintf(c->text + n, sizeof c->text - n, ", ");
+    va_start(args, format);
+    vsnprintf(c->text + n, sizeof c->text - n, format, args);
+    va_end(args);
+}
+
+/* A flag's value as text, "" where it has none. */
+static inline void json_value_text(char out[64], const cJSON *item) {
+    out[0] = 0;
+    if (cJSON_IsNumber(item)) snprintf(out, 64, "%.12g", item->valuedouble);
+    else if (cJSON_IsString(item)) snprintf(out, 64, "%.60s", item->valuestring);
+}
+
+/* What of trainer.json in `dir` is not as now. *next: the sequence that comes next, if the data are the same. A flag that the writer did not
+   know stood at its default. */
+static inline void trainer_compare(const Settings *now, const DataPrint *data, const char *dir, i64 step, i64 *next, SpikeWatch *spike,
+                                   Changes *changes) {
+    char path[PATH_MAX], name[8] = "", *program[] = {name};
+    Settings usual;
+    FlagsGiven given;
+    path_join(path, dir, "trainer.json");
+    cJSON *root = json_parse_file(path);
+    JsonAt j = {path, "", root};
+    i64 version = json_int(&j, "version", JSON_REQUIRED, 1, COUNT_MAX);
+    if (version > MANIFEST_VERSION)
+        FAIL(EVERYONE, "%s is of version %lld, this program reads up to %d: use a newer one", path, (long long)version, MANIFEST_VERSION);
+    if (json_int(&j, "step", JSON_REQUIRED, 0, COUNT_MAX) != step) FAIL(EVERYONE, "%s is not of step %lld", path, (long long)step);
+    *next = json_int(&j, "next_sequence", JSON_REQUIRED, 0, COUNT_MAX);
+    JsonAt losses = {path, "losses.", json_find(path, root, "losses")};
+    spike->mean = json_real(&losses, "mean", JSON_REQUIRED, -HUGE_VAL, HUGE_VAL);
+    spike->variance = json_real(&losses, "variance", JSON_REQUIRED, 0, HUGE_VAL);
+    spike->steps = json_int(&losses, "steps", JSON_REQUIRED, 0, COUNT_MAX);
+    flags_parse(&usual, &given, 1, program);
+    cJSON *is = json_made(cJSON_CreateObject()), *fallback = json_made(cJSON_CreateObject());
+    const cJSON *flags = json_find(path, root, "flags"), *d = json_find(path, root, "data");
+    for (int i = 0; i < COUNT_OF(FLAGS); i++) {
+        const char *flag = FLAGS[i].name;
+        char a[64], b[64];
+        if (resume_free(flag)) continue;
+        flag_json(is, now, &FLAGS[i]), flag_json(fallback, &usual, &FLAGS[i]);
+        const cJSON *mine = json_find(path, is, flag), *was = json_find(path, flags, flag);
+        if (!was) was = json_find(path, fallback, flag);
+        if (!mine && !was) continue;
+        if (mine && was && cJSON_Compare(mine, was, 1)) continue;
+        json_value_text(a, mine), json_value_text(b, was);
+        change(changes, "--%s %s (was %s)", flag, a, b);
+    }
+    cJSON_Delete(is);
+    cJSON_Delete(fallback);
+    JsonAt in = {path, "data.", d};
+    i64 tokens = json_int(&in, "tokens", JSON_REQUIRED, 0, COUNT_MAX);
+    const char *sum = json_text(&in, "sum", NULL);
+    if (tokens != data->tokens) change(changes, "--train with %lld tokens (was %lld)", (long long)data->tokens, (long long)tokens);
+    else if (strtoull(sum, NULL, 16) != data->sum) change(changes, "--train with other tokens");
+    cJSON_Delete(root);
+}
+
+/* What of the model is not the checkpoint's: `shapes` cannot be loaded, `others` change the arithmetic. */
+static inline void config_compare(const Config *now, const Config *was, Changes *shapes, Changes *others) {
+    const char *flags[] = {"layers", "dim", "heads", "kv-heads", "ffn", "vocab"};
+    const i64 a[] = {now->layers, now->dim, now->heads, now->kv_heads, now->ffn, now->vocab};
+    const i64 b[] = {was->layers, was->dim, was->heads, was->kv_heads, was->ffn, was->vocab};
+    if (now->arch != was->arch) change(shapes, "--arch %s (was %s)", now->arch == ARCH_GPT2 ? "gpt2" : "llama", was->arch == ARCH_GPT2 ? "gpt2" : "llama");
+    for (int i = 0; i < COUNT_OF(flags); i++)
+        if (a[i] != b[i]) change(shapes, "--%s %lld (was %lld)", flags[i], (long long)a[i], (long long)b[i]);
+    if (now->tied != was->tied) change(shapes, "--tied-head %s (was %s)", now->tied ? "on" : "off", was->tied ? "on" : "off");
+    if (now->max_pos != was->max_pos)
+        change(now->arch == ARCH_GPT2 ? shapes : others, "--max-pos %lld (was %lld)", (long long)now->max_pos, (long long)was->max_pos);
+    if (now->norm_eps != was->norm_eps) change(others, "the norm's epsilon %g (was %g)", now->norm_eps, was->norm_eps);
+    if (now->arch != ARCH_LLAMA) return;
+    if (now->rope_theta != was->rope_theta) change(others, "--rope-theta %g (was %g)", now->rope_theta, was->rope_theta);
+    if (memcmp(&now->rope_scaling, &was->rope_scaling, sizeof now->rope_scaling) != 0) change(others, "the scaling of its rotary embedding");
+}
+
+/* ---- back into memory ---------------------------------------------------------------------------------------------------------------- */
+
+/* Every optimizer*.safetensors of `dir`. Owner: caller; safetensors_close. */
+static inline void optimizer_open(SafetensorSet *s, const char *dir) {
+    DIR *d = opendir(dir);
+    memset(s, 0, sizeof *s);
+    for (const struct dirent *e; d && (e = readdir(d)) != NULL;) {
+        char path[PATH_MAX];
+        if (!text_begins_with(e->d_name, "optimizer") || !text_ends_with(e->d_name, ".safetensors")) continue;
+        path_join(path, dir, e->d_name);
+        safetensors_add_file(s, path);
+    }
+    if (d) closedir(d);
+    safetensors_sort(s);
+}
+
+/* Tensor `t` of a kind, in the files of a checkpoint. */
+static inline const Safetensor *optimizer_need(const SafetensorSet *s, const char *dir, SavedKind kind, const Tensor *t, const HfPlace *place) {
+    char hf[HF_NAME_MAX], name[SAVED_NAME_MAX], is[256], should[256];
+    tensor_hf_name(hf, t->spec, t->layer);
+    saved_name(name, kind, hf);
+    const Safetensor *found = safetensors_find(s, name);
+    if (!found) FAIL(EVERYONE, "%s: tensor %s is missing from optimizer*.safetensors", dir, name);
+    if (found->type != ST_F32 && found->type != ST_F64)
+        FAIL(EVERYONE, "%s: tensor %s has dtype %s; F32 and F64 are right", found->path, name, SAFETENSOR_TYPES[found->type].name);
+    if (found->dims == place->dims && memcmp(found->shape, place->shape, (size_t)place->dims * sizeof(i64)) == 0) return found;
+    shape_text(is, sizeof is, found->shape, found->dims);
+    shape_text(should, sizeof should, place->shape, place->dims);
+    FAIL(EVERYONE, "%s: tensor %s has shape %s, the model's is %s", found->path, name, is, should);
+}
+
+/* Weights and moments of this rank's shards, from the checkpoint in `dir`; what it holds beyond the model is an error. */
+static inline void optimizer_load(Zero *z, const char *dir) {
+    SafetensorSet s;
+    optimizer_open(&s, dir);
+    int hfs, used = 0;
+    free(checkpoint_list(z, &hfs));
+    used = hfs * (int)(SAVED_V - SAVED_MASTER + 1);
+    if (s.tensors > used) FAIL(EVERYONE, "%s: optimizer*.safetensors hold %d tensors, the model has %d", dir, s.tensors, used);
+    for (int k = (int)SAVED_MASTER; k <= (int)SAVED_V; k++)
+        for (int i = 0; i < z->tensors; i++) { /* before gigabytes are read */
+            HfPlace place = tensor_hf_place(z->tensor[i].spec, z->config);
+            optimizer_need(&s, dir, (SavedKind)k, &z->tensor[i], &place);
+        }
+    for (int k = (int)SAVED_MASTER; k <= (int)SAVED_V; k++) {
+        accum *flat = k == (int)SAVED_M ? z->m : k == (int)SAVED_V ? z->v : z->master;
+#pragma omp parallel for num_threads(z->dev->host_threads) schedule(dynamic, 1)
+        for (int i = 0; i < z->tensors; i++) {
+            const Tensor *t = &z->tensor[i];
+            WeightFill f = {z, NULL, tensor_hf_place(t->spec, z->config), 0, NULL, 0};
+            f.from = optimizer_need(&s, dir, (SavedKind)k, t, &f.place);
+            weight_fill_into(z, flat, t, &f);
+        }
+    }
+    convert(z->dev, z->param, z->master, z->flat);
+    safetensors_close(&s);
+}
+
+#endif

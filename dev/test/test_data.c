@@ -1,0 +1,68 @@
+/* test_data.c - the order of --shuffle: a permutation for every length, another one for every epoch and seed, without a pattern; what places go where
+   is told by counting. */
+#include "../../core/data.h"
+#include "check.h"
+
+/* Places of one epoch that come up not exactly once. */
+static i64 not_once(const Dataset *d, i64 epoch) {
+    i64 bad = 0;
+    char *seen = (char *)host_alloc((size_t)d->sequences);
+    for (i64 i = 0; i < d->sequences; i++) {
+        i64 s = dataset_sequence(d, epoch * d->sequences + i);
+        if (s < 0 || s >= d->sequences || seen[s]++) bad++;
+    }
+    free(seen);
+    return bad;
+}
+
+static void test_once(void) {
+    Dataset d;
+    i64 bad = 0, lengths = 0;
+    memset(&d, 0, sizeof d);
+    d.shuffled = 1;
+    for (d.sequences = 1; d.sequences < 5000; d.sequences += d.sequences < 300 ? 1 : 97)
+        for (i64 epoch = 0; epoch < 3; epoch++) d.seed = 7 * epoch, bad += not_once(&d, epoch), lengths++;
+    check(bad == 0 && lengths > 900, "each sequence once an epoch, in %lld epochs of 1 to 5000 sequences: %lld places are not", (long long)lengths, (long long)bad);
+    d.sequences = ((i64)1 << 40) + 12345;
+    for (i64 i = 0; i < 1000; i++) bad += dataset_sequence(&d, i) < 0 || dataset_sequence(&d, i) >= d.sequences;
+    check(bad == 0, "2^40 sequences: within them");
+    d.shuffled = 0, d.sequences = 100;
+    for (i64 i = 0; i < 1000; i++) bad += dataset_sequence(&d, i) != i % 100;
+    check(bad == 0, "off: the order of the list");
+}
+
+/* Counts of what n places share by chance have a mean and a spread; the seeds are fixed, so these are numbers and no odds. */
+static void test_no_pattern(void) {
+    enum { N = 1000, EPOCHS = 400 };
+    static int first[N];
+    Dataset d;
+    i64 followed = 0, stayed = 0, again = 0, same_seed = 0, largest = 0;
+    double sum = 0;
+    memset(&d, 0, sizeof d);
+    d.shuffled = 1, d.sequences = N, d.seed = 42;
+    for (i64 e = 0; e < EPOCHS; e++)
+        for (i64 i = 0; i < N; i++) {
+            i64 s = dataset_sequence(&d, e * N + i);
+            followed += i > 0 && s == dataset_sequence(&d, e * N + i - 1) + 1;
+            stayed += s == i;
+            again += s == dataset_sequence(&d, (e + 1) * N + i);
+            d.seed = 43, same_seed += s == dataset_sequence(&d, e * N + i), d.seed = 42;
+            if (i == 0) first[s]++;
+            sum += (double)(i * s);
+        }
+    /* each is expected EPOCHS times, with a deviation of 20 */
+    check(followed > 300 && followed < 500, "a sequence follows its neighbour %lld times, %d by chance", (long long)followed, EPOCHS);
+    check(stayed > 300 && stayed < 500, "one stands at its own place %lld times, %d by chance", (long long)stayed, EPOCHS);
+    check(again > 300 && again < 500, "two epochs agree at %lld places, %d by chance", (long long)again, EPOCHS);
+    check(same_seed > 300 && same_seed < 500, "two seeds agree at %lld places, %d by chance", (long long)same_seed, EPOCHS);
+    for (int i = 0; i < N; i++) largest = i64_max(largest, first[i]);
+    check(largest < 7, "no sequence is first in more than %lld of %d epochs", (long long)largest, EPOCHS);
+    double mean = (N - 1) / 2.0, covariance = sum / ((double)N * EPOCHS) - mean * mean, variance = ((double)N * N - 1) / 12;
+    check(fabs(covariance / variance) < 0.01, "place and sequence are correlated by %.4f", covariance / variance);
+}
+
+int main(void) {
+    test_once();
+    test_no_pattern();
+    return checks_done();
+}

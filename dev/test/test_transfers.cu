@@ -1,0 +1,57 @@
+/* test_transfers.cu - what the host knows of transfers on a stream of their own, under the emulator, where a GPU's answers can be arranged:
+   which is the oldest that the compute stream has not been told to wait for, and which of those that are asked for the GPU is at.        */
+#define ODYSSEUS_NO_MPI
+#include "../../core/comm.h"
+#include "check.h"
+
+/* Ask for a transfer: one byte is set on the comm stream. `hangs`: it never ends. */
+static void ask(Device *dev, Links *l, Transfer *t, char *byte, bool hangs) {
+    transfer_begin(dev, l, t);
+    emu_hangs() = hangs;
+    CUDA_CHECK(cudaMemsetAsync(byte, 1, 1, l->stream));
+    transfer_launched(dev, l, t);
+    emu_hangs() = false;
+}
+
+static void test_oldest(Device *dev, Links *l, Transfer t[3], char *byte) {
+    check(dev->state.transfer == NULL, "nothing is asked for: attention waits for nothing");
+    for (int i = 0; i < 3; i++) ask(dev, l, &t[i], byte, false);
+    check(dev->state.transfer == t[0].begun, "of three transfers attention waits for the first to begin");
+    transfer_wait(dev, l, &t[1]);
+    check(dev->state.transfer == t[0].begun, "the second is waited for: still for the first");
+    transfer_wait(dev, l, &t[0]);
+    check(dev->state.transfer == t[2].begun, "the first, too: for the third");
+    transfer_wait(dev, l, &t[2]);
+    check(dev->state.transfer == NULL, "all of them: for nothing");
+}
+
+static void test_under_way(Device *dev, Links *l, Transfer *t, char *byte) {
+    setenv("EMU_BUSY", "100000", 1);
+    ask(dev, l, t, byte, false);
+    check(transfer_pending(t) && !transfer_is_under_way(t), "a transfer behind work that takes long is pending, and nobody waits for it");
+    unsetenv("EMU_BUSY");
+    check(!transfer_pending(t) && !transfer_is_under_way(t), "it is over when it is");
+    transfer_wait(dev, l, t);
+    ask(dev, l, t, byte, true);
+    check(transfer_is_under_way(t), "one that has begun and does not end is under way");
+    transfer_wait(dev, l, t);
+}
+
+int main(void) {
+    Device dev;
+    Links links;
+    Transfer t[3];
+    char *byte;
+    memset(&dev, 0, sizeof dev), memset(t, 0, sizeof t);
+    CUDA_CHECK(cudaStreamCreateWithFlags(&dev.state.stream, cudaStreamNonBlocking));
+    CUDA_CHECK(cudaMalloc((void **)&byte, 1));
+    links_open(&links, &dev, "nccl");
+    test_oldest(&dev, &links, t, byte);
+    test_under_way(&dev, &links, &t[0], byte);
+    CUDA_CHECK(cudaDeviceSynchronize());
+    for (int i = 0; i < 3; i++) transfer_free(&t[i]);
+    links_close(&links);
+    CUDA_CHECK(cudaFree(byte));
+    CUDA_CHECK(cudaStreamDestroy(dev.state.stream));
+    return checks_done();
+}
