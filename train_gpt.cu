@@ -29,7 +29,7 @@
 #include "core/rate.h"        /* Peak, peak_of, flop_per_token, step_metrics: MFU */
 #include "core/selfcheck.h"   /* selfcheck_*: do the ranks mean the same run? */
 #include "core/schedule.h"    /* learning_rate, schedule_check */
-#include "core/spike.h"       /* SpikeWatch, spike_admits: losses that jump or are not finite */
+#include "core/finite.h"      /* spike_admits: losses that jump or are not finite */
 #include "core/sample.h"      /* sample_prompt, sample_continue, sample_print, sample_plan */
 #include "core/output.h"      /* check_writable, check_apart */
 #include "core/log.h"         /* Metrics, RunLog, run_open, run_metrics, print_step */

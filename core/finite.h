@@ -1,10 +1,13 @@
-/* finite.h - where did a loss or a gradient norm that is not finite begin?
+/* finite.h - may a step's update be made? --on-spike says what becomes of a loss that jumps (spike.h), or that is not finite, as a gradient
+   norm may be; it is always logged, and names the tensor where it began.
 
    Searched in the order of the walk: weights, the streams into every block, gradients; of all ranks the earliest. */
 #ifndef ODYSSEUS_FINITE_H
 #define ODYSSEUS_FINITE_H
 
+#include "log.h"
 #include "scheme.h"
+#include "spike.h"
 
 /* The first thing that went bad on a rank, in the order of the walk: weights, then streams, then gradients. */
 typedef struct {
@@ -69,6 +72,30 @@ static inline void bad_tensor_text(const Model *m, char *out, size_t size, doubl
     else snprintf(out, size, "loss %g, gradient norm %g; first not finite: %s, on rank %d. Lower --lr, or look at the data",
                   loss, norm, all[first].what, first);
     free(all);
+}
+
+/* Shall this step's update be made? Says so where the step is unlike the others, and ends the run if that is what
+   --on-spike asks, or where that is silent and loss or norm are not finite. What is not finite never goes into the
+   weights. Every rank holds the same numbers; collective, where they are not finite. */
+static inline int spike_admits(SpikeWatch *w, const Model *m, const Settings *s, Metrics *k) {
+    int finite = isfinite(k->loss) && isfinite(k->grad_norm);
+    double height = finite ? spike_height(w, k->loss) : INFINITY, mean = w->mean;
+    if (finite) spike_count(w, k->loss, s->spike_sigma);
+    if (finite && (s->spike_sigma == 0 || height <= s->spike_sigma)) return 1;
+    const char *action = s->on_spike ? s->on_spike : finite ? "continue" : "stop";
+    char what[512];
+    if (!finite) bad_tensor_text(m, what, sizeof what, k->loss, k->grad_norm);
+    else snprintf(what, sizeof what, "loss %.4f is %.1f standard deviations above the mean of the steps before, %.4f",
+                  k->loss, height, mean);
+    if (strcmp(action, "stop") == 0)
+        FAIL(EVERYONE, "step %lld: %s%s", (long long)k->step, what,
+             s->out ? "; metrics.jsonl has the steps before" : "");
+    int skips = !finite || strcmp(action, "skip") == 0;
+    k->spike = skips ? "skipped" : "continued";
+    if (m->mesh.rank == 0)
+        printf("note     step %lld: %s; %s\n", (long long)k->step, what,
+               skips ? "no update" : "the update is made all the same");
+    return !skips;
 }
 
 #endif
