@@ -196,10 +196,6 @@ default_ranks() { # one for each GPU; 8 where there is none, to see the arithmet
 # The program in one process, for --help and --dry-run: without Slurm's variables, under which Open MPI would expect srun's help.
 alone() { (unset "${!SLURM_@}" && exec "$PROGRAM" "$@"); }
 
-note_no_saving() {
-    [[ $(alone --help) == *"--save-every "* ]] || say "note: $PROGRAM cannot save trained weights yet (its --help has no --save-every); losses are in $OUT"
-}
-
 build() { # TARGET: make it; else 1, and why in build_why
     build_why=$(make --no-print-directory -s "$1" 2>&1) && return
     build_why=$(grep -m 1 -E '\*\*\*|error' <<<"$build_why" | sed -E 's/^Makefile:[0-9]+: //; s/^\*\*\* //; s/\.? +Stop\.$//' || true)

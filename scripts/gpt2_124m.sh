@@ -39,6 +39,5 @@ read -ra more <<<"${FLAGS:-}"
 flags+=("${more[@]}")
 print_plan "$BATCH" "$SEQ" "${flags[@]}"
 [[ ${DRY_RUN:-0} == 0 ]] || exit 0
-note_no_saving
 [[ -z $VAL ]] || flags+=(--val "$VAL" --eval-every "$EVAL_EVERY")
 run_ranks "$NP" "$PROGRAM" "${flags[@]}" --train "$DATA" --out "$OUT"

@@ -50,5 +50,4 @@ read -ra more <<<"${FLAGS:-}"
 flags+=("${more[@]}")
 print_plan "$BATCH" "$SEQ" "${flags[@]}"
 [[ ${DRY_RUN:-0} == 0 ]] || exit 0
-note_no_saving
 run_ranks "$NP" "$PROGRAM" "${flags[@]}" --train "$DATA" ${VAL:+--val "$VAL"} --out "$OUT"

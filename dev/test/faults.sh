@@ -218,6 +218,32 @@ emulated 'hopper: no fence before the products' $hopper 's/^( *)wgmma_fence\(\);
 emulated 'hopper: V is given back before it was read' $hopper 's/wgmma_wait<0>\(\);/wgmma_wait<1>();/' test_cuda_attention small forward wgmma
 emulated 'hopper: the largest score of a row is not shared by its lanes' $hopper 's/__shfl_xor_sync\(0xffffffffu, x, 2\)/x/' test_cuda_attention small forward wgmma
 emulated 'hopper: a group of KV heads reads the first' $hopper 's/\) \/ a.group;/) * 0;/' test_cuda_attention small forward wgmma
+emulated 'hopper: a stage is free when the first warp is done with it' $hopper 's/(mbarrier_init\(t.k_empty \+ i, )T::WARPS/\11/' test_cuda_attention small forward wgmma
+emulated 'hopper: a stage is filled before it is free' $hopper 's/mbarrier_wait\(t.v_empty \+ s, parity\);//' test_cuda_attention small forward wgmma
+emulated 'hopper: strides of a descriptor exchanged' kernels/cuda/attention_hopper.cuh 's/ROWS \* 128, 1024, 1\)/1024, ROWS * 128, 1)/' test_cuda_attention small forward wgmma
+emulated 'hopper: out does not shrink with the base' $hopper 's/if \(grown\) shrink_rows\(out, shrink\);//' test_cuda_attention small forward wgmma
+emulated 'hopper: the second group masks as the first' $hopper 's/first = tile.position \+ 64 \* group \* tile.stride;/first = tile_last(tile);/' test_cuda_attention small forward wgmma
+hopper=kernels/cuda/attention_hopper_backward.cuh
+emulated 'hopper: a KV heads copies wait for the wrong phase of a stage' $hopper 's/(parity = ring_parity<T::STAGES>\(n\)) \^ 1;/\1;/' test_cuda_attention small wgmma
+emulated 'hopper: Q is filled before it is free' $hopper 's/mbarrier_wait\(t.q_empty \+ stage, parity\);//' test_cuda_attention small wgmma
+emulated 'hopper: dO is given back before it was read' $hopper 's@wgmma_wait<0>\(\); /\* dV \*/@@' test_cuda_attention small wgmma
+emulated 'hopper: Q is free when the first warp is done with it' $hopper 's/(mbarrier_init\(t.q_empty \+ i, )T::WARPS/\11/' test_cuda_attention small wgmma
+emulated 'hopper: products wait for the wrong phase of dO' $hopper 's/mbarrier_wait\(t.dout_full \+ stage, parity\);/mbarrier_wait(t.dout_full + stage, parity ^ 1);/' test_cuda_attention small wgmma
+emulated 'hopper: dP is read before it was waited for' $hopper 's@wgmma_wait<0>\(\); ( *)/\* dP@wgmma_wait<1>();\1/* dP@' test_cuda_attention small wgmma
+emulated 'hopper: dQ is read before it was waited for' $hopper 's@wgmma_wait<2>\(\); /\* dQ@wgmma_wait<3>(); /* dQ@' test_cuda_attention small wgmma
+emulated 'hopper: no fence before the products' $hopper 's/^( *)wgmma_fence\(\);/\1/' test_cuda_attention small wgmma
+emulated 'hopper: a wrong descriptor of dS' $hopper 's/operand_across<BN>\(ds/operand_across<BM>(ds/' test_cuda_attention small wgmma
+emulated 'hopper: dS over the dS before' $hopper 's/bf16 \*ds = t.ds \+ stage \* BM \* BN;/bf16 *ds = t.ds;/' test_cuda_attention small wgmma
+emulated 'hopper: dS without its proxy fence' $hopper '/ds_store<BN/,/named_barrier_sync/s/proxy_fence\(\);//' test_cuda_attention small wgmma
+emulated 'hopper: dS is not waited for' $hopper 's/named_barrier_sync\(DS_WRITTEN, [^)]*\);//' test_cuda_attention small wgmma
+emulated 'hopper: dQ without its proxy fence' $hopper '/dq_store<BM/,/warp_arrive/s/proxy_fence\(\);//' test_cuda_attention small wgmma
+emulated 'hopper: dQ over the dQ before' $hopper 's/mbarrier_wait\(t.dq_empty \+ stage.*//' test_cuda_attention small wgmma
+emulated 'hopper: dQ is free before it was read' $hopper 's/bulk_wait_read<0>\(\);//' test_cuda_attention small wgmma
+emulated 'hopper: a turn ends before its sum is there' $hopper 's/bulk_wait<0>\(\);//' test_cuda_attention small wgmma
+emulated 'hopper: a sum does not wait for its turn' $hopper 's/^( *)counter_wait\(turn, b.j\);/\1/' test_cuda_attention small wgmma
+emulated 'hopper: the last turn does not wait' $hopper 's/counter_wait\(turn_of\(a, b.head \+ h, i\), b.j\)/(void)0/' test_cuda_attention small wgmma
+emulated 'hopper: the first turn adds to nothing' $hopper 's/if \(b.j == 0 \&\& !a.add\) tma_store/if (0) tma_store/' test_cuda_attention small wgmma
+emulated 'hopper: blocks that trust blockIdx' $hopper 's/backward_block<BM, BN>\(p.a, atomicAdd\(p.a.tickets, 1\)\)/backward_block<BM, BN>(p.a, (int)blockIdx.x)/' test_cuda_attention small wgmma
 emulated 'cuda: 48 KB of shared memory are not asked for' kernels/cuda/cuda.h 's/> 32 \* 1024\)/> 48 * 1024)/' test_cuda_attention small sm_80
 emulated 'cuda: a barrier is missing' kernels/cuda/attention_forward.cuh 's@__syncthreads\(\); /\* V\(j\).*@@' test_cuda_attention small sm_80
 emulated 'cuda: another swizzle on one side' kernels/cuda/attention_backward.cuh 's/int first = swizzle<COLS>\(row, col\);/int first = swizzle<COLS>(row + 1, col) - COLS;/' test_cuda_attention small sm_80

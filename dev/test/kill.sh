@@ -16,7 +16,9 @@ source "$(dirname "$0")/life.sh"
 kills=${1:-10} seed=${2:-$$}
 RANDOM=$seed
 say "# seed $seed"
-run=("${small[@]}" --steps $((20 + 12 * kills)))
+# A rate at which training does not amplify rounding: at 0.01 the last bits of two meshes' sums, 1e-16, are 2e-9 after 140 steps that nobody
+# disturbs; at 0.001 they stay below 1e-12 for 2420.
+run=("${small[@]/#0.01/0.001}" --steps $((20 + 12 * kills)))
 asides=(on off)
 meshes=('1 ' '2 --sp ring' '2 --sp tpsp' '4 --sp odysseus' '4 --sp tp' '4 --sp ulysses --dp 2' '4 --sp odysseus --ring 2' '2 --sp odysseus')
 gcc -shared -fPIC -O1 dev/test/torn.c -o "$work/torn.so" -ldl || exit 1

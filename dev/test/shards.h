@@ -6,9 +6,10 @@
 /* Every share of a model of odd sizes on `ranks` ranks is the least multiple of `unit` elements that holds it, and a step moves what the closed
    form says. */
 static inline void test_shards(const Scheme *scheme, i64 ranks, i64 unit, DevicePlace place) {
-    static Settings settings;
+    Settings settings;
+    FlagsGiven none;
     Trainer *t = (Trainer *)host_alloc(sizeof(Trainer));
-    memset(t, 0, sizeof *t);
+    flags_parse(&settings, &none, 0, NULL);
     ModelOptions *o = &t->options;
     t->settings = &settings;
     o->config = preset_find("tiny-gpt")->config, o->scheme = scheme, o->place = place;

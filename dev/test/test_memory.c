@@ -43,8 +43,9 @@ static void micro_batch_is_largest(const Scheme *scheme, i64 bytes) {
 /* The plan of one micro-step is the memory of a run of many. */
 static void micro_steps_need_the_same(const Scheme *scheme) {
     Settings settings;
+    FlagsGiven none;
     Trainer t;
-    memset(&settings, 0, sizeof settings), memset(&t, 0, sizeof t);
+    flags_parse(&settings, &none, 0, NULL), memset(&t, 0, sizeof t);
     t.options = options_of("tiny-gpt", scheme, 4, 1, 2), t.settings = &settings;
     t.options.L = 64;
     model_init(&t.model, &t.options, wire_none(), 1, 0);

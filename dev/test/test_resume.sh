@@ -281,4 +281,18 @@ done 2>/dev/null # the shell's word on each
 [[ $status -eq 0 ]] && go 1 train_gpt_fp64 "${few[@]}" --save-every 12 --resume && compare plain nth/run same 0 && [[ $(ls -A "$work/nth/run/checkpoints") == step-00000012 ]]
 ok $? "killed in each of the $calls calls, writes cut short at a random byte: the same, and nothing half written stays"
 
+# ---- run_forever.sh
+
+unset LD_PRELOAD TORN_UNDER TORN_HOW TORN_AT TORN_RANK
+forever() { # CALL RUN: every launch dies in that call of its saves
+    go 1 bash -c 'CRASHES=2 PAUSE=0 bash scripts/run_forever.sh env LD_PRELOAD="$0" TORN_UNDER=/checkpoints TORN_HOW=kill TORN_AT="$@"' "$work/torn.so" "$1" \
+        ./train_gpt_fp64 "${run[@]}" --save-every 2 --out "$work/$2"
+}
+forever $((calls + calls / 2)) forever && [[ $(grep -c '^run_forever.sh: exit code 137' "$work/out") -ge 2 ]] && compare one forever same 0
+ok $? "run_forever.sh: each launch dies in its second save ($(grep -c '^run_forever.sh: exit' "$work/out") did), and the run comes to its end bit for bit"
+code=0
+forever 3 hopeless || code=$?
+[[ $code -ne 0 && $code -ne 124 ]] && grep -q 'gave up after 2 crashes without a new checkpoint' "$work/out" && [[ -d $work/hopeless.crash-1 ]]
+ok $? "run_forever.sh gives up where no launch gets to a checkpoint, and keeps what each has written"
+
 checks_done

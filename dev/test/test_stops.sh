@@ -150,19 +150,19 @@ rank_pid() { # RANK: its process, by what Open MPI tells it
 
 # slow SECONDS TIMES TEXT FLAGS...: rank 1 is stopped for SECONDS, so many TIMES, and the run goes on to its end; TEXT: what must have been said
 slow() {
-    local seconds=$1 times=$2 text=$3 code=0 launched pid
+    local seconds=$1 times=$2 text=$3 code=0 stopped=0 launched pid
     shift 3
     run_ranks -t 120 3 "./$program" --train "$work/text.bin" --seq-len 48 --batch 3 --layers 2 --dim 24 --heads 6 --ffn 24 --peak-tflops 1000 --threads 1 --log-every 1000000 \
         --out "$work/still" "$@" >"$work/out" 2>&1 &
     launched=$!
-    for _ in $(seq 600); do ! grep -q '^step 1/' "$work/out" || break; sleep 0.1; done
+    for _ in $(seq 600); do [ ! -s "$work/still/metrics.jsonl" ] || break; sleep 0.1; done
     for _ in $(seq "$times"); do
         pid=$(rank_pid 1)
-        [ -n "$pid" ] && kill -STOP "$pid" && sleep "$seconds" && kill -CONT "$pid"
+        [ -n "$pid" ] && kill -STOP "$pid" && sleep "$seconds" && kill -CONT "$pid" && stopped=$((stopped + 1))
         sleep 0.5
     done
     wait $launched || code=$?
-    [ $code -eq 0 ] && ! grep -q 'error' "$work/out" && grep -q "$text" "$work/out"
+    [ $code -eq 0 ] && [ "$stopped" -eq "$times" ] && ! grep -q 'error' "$work/out" && grep -q "$text" "$work/out"
     ok $? "$program: a rank that stands still for $seconds s, $times times, $*"
     rm -rf "$work/still"
 }

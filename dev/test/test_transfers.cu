@@ -25,15 +25,22 @@ static void test_oldest(Device *dev, Links *l, Transfer t[3], char *byte) {
     check(dev->state.transfer == NULL, "all of them: for nothing");
 }
 
+/* A query may find work under way that is done; not a hundred times. */
+static bool turns(int (*is)(Transfer *), Transfer *t, int to) {
+    int now = !to;
+    for (int i = 0; i < 100 && now != to; i++) now = is(t);
+    return now == to;
+}
+
 static void test_under_way(Device *dev, Links *l, Transfer *t, char *byte) {
     setenv("EMU_BUSY", "100000", 1);
     ask(dev, l, t, byte, false);
     check(transfer_pending(t) && !transfer_is_under_way(t), "a transfer behind work that takes long is pending, and nobody waits for it");
     unsetenv("EMU_BUSY");
-    check(!transfer_pending(t) && !transfer_is_under_way(t), "it is over when it is");
+    check(turns(transfer_pending, t, 0) && !transfer_is_under_way(t), "it is over when it is");
     transfer_wait(dev, l, t);
     ask(dev, l, t, byte, true);
-    check(transfer_is_under_way(t), "one that has begun and does not end is under way");
+    check(turns(transfer_is_under_way, t, 1), "one that has begun and does not end is under way");
     transfer_wait(dev, l, t);
 }
 
