@@ -106,7 +106,8 @@ static void model_layout(Model *m) {
     for (i64 l = 0; l < L; l++) {
         if (l > 0 && m->recompute) m->attention[l] = m->attention[0], m->mlp[l] = m->mlp[0];
         else model_keep_layer(m, &m->attention[l], &m->mlp[l]);
-        if (l > 0 && m->recompute && m->samples) m->attention[l].kv = take_real(m, MEM_ACTIVATIONS, kv_count_own(m)); /* the cache */
+        if (l > 0 && m->recompute && m->samples) /* the cache */
+            m->attention[l].kv = take_real(m, MEM_ACTIVATIONS, kv_count_own(m));
         m->attention[l].in.x = take_real(m, MEM_ACTIVATIONS, rows * C);
         m->mlp[l].in.x = take_real(m, MEM_ACTIVATIONS, rows * C);
     }
@@ -697,7 +698,8 @@ static void open_data(Trainer *t) {
         FAIL(EVERYONE, "--ignore-token %lld is no token of this model; its vocabulary is 0 to %lld", (long long)s->ignore_token, (long long)vocab - 1);
     i64 prompt;
     if (t->options.samples) free(sample_prompt(s, &t->options.config, t->options.L, &prompt));
-    if (!s->train && (s->steps > 0 || (!s->val && !t->options.samples))) FAIL(EVERYONE, "--train is missing: a glob of token shards, e.g. --train \"data/train_*.bin\"");
+    if (!s->train && (s->steps > 0 || (!s->val && !t->options.samples)))
+        FAIL(EVERYONE, "--train is missing: a glob of token shards, e.g. --train \"data/train_*.bin\"");
     if (s->train) dataset_open(&t->train, s->train, "train", s->seq_len, vocab);
     t->train.shuffled = strcmp(s->shuffle, "on") == 0, t->train.seed = s->seed;
     if (s->val) dataset_open(&t->val, s->val, "val", s->seq_len, vocab);
@@ -718,7 +720,8 @@ static void check_flags(const Settings *s, const FlagsGiven *given) {
         FAIL(EVERYONE, "--eval-only needs --val, the shards to judge the model on, or --sample");
     if (s->sample && s->sample_file) FAIL(EVERYONE, "--sample and --sample-file exclude each other");
     for (int i = 0; i < COUNT_OF(of_samples); i++)
-        if (!samples && flag_given(given, of_samples[i])) FAIL(EVERYONE, "--%s needs --sample or --sample-file", of_samples[i]);
+        if (!samples && flag_given(given, of_samples[i]))
+            FAIL(EVERYONE, "--%s needs --sample or --sample-file", of_samples[i]);
     if (samples && s->init_only) FAIL(EVERYONE, "--init-only writes weights and stops; --sample asks for more");
     schedule_check(s, given);
     life_check_flags(s, given);

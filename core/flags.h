@@ -116,8 +116,10 @@ static const Flag FLAGS[] = {
     {NULL, "sample-file", FLAG_TEXT, AT(sample_file), NULL, 0, 0, NULL, "the same for the text in a file"},
     {NULL, "sample-tokens", FLAG_INT, AT(sample_tokens), "64", 1, 1e12, NULL,
      "tokens to add; with the text, --seq-len at most"},
-    {NULL, "sample-every", FLAG_INT, AT(sample_every), "0", 0, 1e12, NULL, "sample every so many steps, too; 0: only at the end"},
-    {NULL, "temperature", FLAG_REAL, AT(temperature), "0.8", 0, 1e3, NULL, "of the draw; 0: always the likeliest token"},
+    {NULL, "sample-every", FLAG_INT, AT(sample_every), "0", 0, 1e12, NULL,
+     "sample every so many steps, too; 0: only at the end"},
+    {NULL, "temperature", FLAG_REAL, AT(temperature), "0.8", 0, 1e3, NULL,
+     "of the draw; 0: always the likeliest token"},
     {NULL, "top-p", FLAG_REAL, AT(top_p), "0.95", 0, 1, NULL, "draw from the likeliest tokens that hold this share"},
     {NULL, "log-every", FLAG_INT, AT(log_every), "1", 1, 1e12, NULL, "print every so many steps (metrics.jsonl has them all)"},
 

@@ -2,15 +2,16 @@
 
    prompt  -> prefill: the training walk over L positions leaves k, v of every layer where attention keeps them:
               the ring rank's tokens, this rank's heads - in every scheme the same place. That is the cache.
-   token p -> every rank: x (1, B, C) whole -> per layer: q of the own heads; k, v of p at home on the ring rank that holds p
-              -> attention over the own part of the cache -> parts of the ring merged by log-sum-exp, heads of the head axis
-              gathered or summed as their weights are placed -> MLP likewise -> logits on all ranks -> rank 0 chooses
+   token p -> every rank: x (1, B, C) whole -> per layer: q of the own heads; k, v of p on the ring rank that holds p
+              -> attention over the own part of the cache -> parts of the ring merged by log-sum-exp, heads of the head
+              axis gathered or summed as their weights are placed -> MLP likewise -> logits on all ranks
+              -> rank 0 chooses
 
-   Weights come along the walk by ZeRO-3, as in training. Prompt and text together are at most --seq-len tokens, for which
-   memory is there. All B sequences of a micro-batch, and all data-parallel groups, are the same one.
+   Weights come along the walk by ZeRO-3, as in training. Prompt and text together are at most --seq-len tokens, for
+   which memory is there. All B sequences of a micro-batch, and all data-parallel groups, are the same one.
 
    top-p: Holtzman et al. 2019, arXiv:1904.09751. Merge of parts: as ring.h.
-   traffic of a token and layer   ring: (R-1) B (heads_l HS + heads_l) accum; head: (H-1) B d real for each split block   */
+   traffic of a token and layer   ring: (R-1) B (heads_l HS + heads_l) accum; head: (H-1) B d real a split block   */
 #ifndef ODYSSEUS_SAMPLE_H
 #define ODYSSEUS_SAMPLE_H
 
@@ -18,7 +19,7 @@
 #include "data.h"
 #include "safetensors.h"
 
-/* ---- one token through one block ------------------------------------------------------------------------------------- */
+/* ---- one token through one block --------------------------------------------------------------------------------- */
 
 /* The place of position p among the tokens of `map`; -1: it is not there. */
 static inline i64 token_place(const TokenMap *map, i64 p) {
@@ -43,7 +44,7 @@ static inline void decode_sum(Model *m, BlockKind block, real *out, const real *
     sum_parts(&m->dev, out, parts, head->size, n, n, DTYPE_REAL, 0);
 }
 
-/* out (B, heads_l, HS) from what each ring rank found in its part of the cache: outs and lse, `n` and `rows` of a part. */
+/* out (B, heads_l, HS) from what each ring rank found in its part of the cache: outs and lse, `n` and `rows` a part. */
 static inline void decode_merge(Model *m, real *out, const accum *parts, i64 n, i64 rows) {
     i64 R = m->mesh.ring.size, HS = m->config.head_dim, part = n + rows;
     accum *host = (accum *)host_alloc((size_t)(R * part) * sizeof(accum));
@@ -55,7 +56,8 @@ static inline void decode_merge(Model *m, real *out, const accum *parts, i64 n, 
         for (i64 r = 0; r < R; r++) sum += exp((double)host[r * part + n + row] - top);
         for (i64 i = row * HS; i < (row + 1) * HS; i++) {
             double value = 0;
-            for (i64 r = 0; r < R; r++) value += exp((double)host[r * part + n + row] - top) / sum * (double)host[r * part + i];
+            for (i64 r = 0; r < R; r++)
+                value += exp((double)host[r * part + n + row] - top) / sum * (double)host[r * part + i];
             merged[i] = real_from(value);
         }
     }
@@ -83,7 +85,8 @@ static inline void decode_attend(Model *m, AttentionSaved *s, real *out, const r
 }
 
 /* y (B, width) = xn (B, C) times `width` rows of a first projection, from `row` on. */
-static inline void decode_project(Model *m, real *y, i64 ld, const real *xn, Role weight, Role bias, i64 row, i64 width) {
+static inline void decode_project(Model *m, real *y, i64 ld, const real *xn, Role weight, Role bias, i64 row,
+                                  i64 width) {
     real **w = m->zero.weight;
     i64 C = m->config.dim;
     linear_forward(&m->dev, y, ld, xn, w[weight] + row * C, w[bias] ? w[bias] + row : NULL, m->B, C, width);
@@ -95,7 +98,8 @@ static inline void decode_attention(Model *m, AttentionSaved *s, real *out, cons
     const Comm *head = &m->mesh.head;
     i64 HS = c->head_dim, B = m->B, NQ = m->heads_l * HS, NK = m->kv_heads_l * HS, place = token_place(&m->ring_map, p);
     int split = m->scheme->splits(BLOCK_ATTENTION); /* else the own heads are some rows of whole weights */
-    i64 q_row = split ? 0 : m->mesh.head_rank * NQ, kv_row = split ? 0 : m->mesh.head_rank * c->kv_heads / head->size * HS;
+    i64 q_row = split ? 0 : m->mesh.head_rank * NQ;
+    i64 kv_row = split ? 0 : m->mesh.head_rank * c->kv_heads / head->size * HS;
     TokenMap at = {{{p, 1, 1}, {0, 0, 0}}, 1};
     ArenaMark mark = arena_mark(&m->arena);
     real *q = take_real(m, MEM_WORKSPACE, B * NQ), *attended = take_real(m, MEM_WORKSPACE, B * NQ);
@@ -116,7 +120,8 @@ static inline void decode_attention(Model *m, AttentionSaved *s, real *out, cons
         parts_merge(&m->dev, all, parts, head->size, B, NQ);
     }
     int sums = split && head->size > 1;
-    linear_forward(&m->dev, sums ? partial : out, c->dim, all, m->zero.weight[T_O], NULL, B, split ? NQ : c->dim, c->dim);
+    i64 width = split ? NQ : c->dim;
+    linear_forward(&m->dev, sums ? partial : out, c->dim, all, m->zero.weight[T_O], NULL, B, width, c->dim);
     if (sums) decode_sum(m, BLOCK_ATTENTION, out, partial, B * c->dim);
     if (m->zero.weight[T_O_BIAS]) bias_add(&m->dev, out, m->zero.weight[T_O_BIAS], B, c->dim);
     arena_release(&m->arena, mark);
@@ -132,21 +137,22 @@ static inline void decode_mlp(Model *m, MlpSaved *s, real *out, const real *xn) 
     arena_release(&m->arena, mark);
 }
 
-/* ---- one token through the model ----------------------------------------------------------------------------------------- */
+/* ---- one token through the model --------------------------------------------------------------------------------- */
 
 /* x (B, C) += delta (NULL: nothing), xn = its norm by the weights of the block acquired last. */
 static inline void decode_norm(Model *m, BlockSaved *s, real *xn, real *x, const real *delta) {
     norm_forward(&m->dev, block_norm(m, m->B), xn, x, s->mean, s->rstd, x, delta);
 }
 
-/* logits (vocabulary, host) of what follows `token` at position p; every position before it is in the cache. Collective. */
+/* logits (vocabulary, host) of what follows `token` at position p; what came before it is in the cache. Collective. */
 static inline void decode_token(Model *m, i64 token, i64 p, real *logits) {
     const Config *c = &m->config;
     Zero *z = &m->zero;
     i64 n = m->B * c->dim;
     TokenMap at = {{{p, 1, 1}, {0, 0, 0}}, 1};
     ArenaMark mark = arena_mark(&m->arena);
-    real *x = take_real(m, MEM_WORKSPACE, n), *xn = take_real(m, MEM_WORKSPACE, n), *delta = take_real(m, MEM_WORKSPACE, n);
+    real *x = take_real(m, MEM_WORKSPACE, n), *xn = take_real(m, MEM_WORKSPACE, n);
+    real *delta = take_real(m, MEM_WORKSPACE, n);
     accum *rope = m->rope ? take_accum(m, MEM_WORKSPACE, c->head_dim) : NULL;
     real *row = take_real(m, MEM_LOGITS, c->vocab);
     int32_t *tokens = (int32_t *)host_alloc((size_t)m->B * sizeof(int32_t));
@@ -178,7 +184,7 @@ static inline void decode_token(Model *m, i64 token, i64 p, real *logits) {
     arena_release(&m->arena, mark);
 }
 
-/* ---- which token ------------------------------------------------------------------------------------------------------ */
+/* ---- which token ------------------------------------------------------------------------------------------------- */
 
 typedef struct {
     double weight;
@@ -187,11 +193,12 @@ typedef struct {
 
 static inline int likelier(const void *a, const void *b) {
     const Likely *x = (const Likely *)a, *y = (const Likely *)b;
-    return x->weight != y->weight ? (x->weight < y->weight) - (x->weight > y->weight) : (x->token > y->token) - (x->token < y->token);
+    if (x->weight != y->weight) return x->weight > y->weight ? -1 : 1;
+    return (x->token > y->token) - (x->token < y->token);
 }
 
-/* A token drawn by `uniform` (0 to 1) from softmax(logits / temperature), of the fewest likeliest tokens that hold top_p of
-   it; temperature 0: the likeliest, of equals the first. */
+/* A token drawn by `uniform` (0 to 1) from softmax(logits / temperature), of the fewest likeliest tokens that hold
+   top_p of it; temperature 0: the likeliest, of equals the first. */
 static inline i64 sample_draw(const real *logits, i64 vocab, double temperature, double top_p, double uniform) {
     i64 best = 0, token;
     for (i64 i = 1; i < vocab; i++)
@@ -200,7 +207,8 @@ static inline i64 sample_draw(const real *logits, i64 vocab, double temperature,
     Likely *all = (Likely *)host_alloc(sizeof(Likely) * (size_t)vocab);
     double sum = 0, kept = 0, at = 0;
     for (i64 i = 0; i < vocab; i++) {
-        all[i].weight = exp(((double)real_value(logits[i]) - (double)real_value(logits[best])) / temperature), all[i].token = i;
+        double below = (double)real_value(logits[i]) - (double)real_value(logits[best]);
+        all[i].weight = exp(below / temperature), all[i].token = i;
         sum += all[i].weight;
     }
     qsort(all, (size_t)vocab, sizeof *all, likelier);
@@ -219,14 +227,16 @@ typedef void (*ModelPrefill)(Model *);
 static inline void sample_prefill(Model *m, ModelPrefill prefill, const int32_t *tokens, i64 n) {
     if (n < 2) return;
     for (i64 i = 0; i < m->T_stream; i++)
-        for (i64 b = 0, p = token_position(&m->stream_map, i); b < m->B; b++) m->host_tokens[i * m->B + b] = p < n ? tokens[p] : 0;
+        for (i64 b = 0, p = token_position(&m->stream_map, i); b < m->B; b++)
+            m->host_tokens[i * m->B + b] = p < n ? tokens[p] : 0;
     copy_in(&m->dev, m->tokens, m->host_tokens, stream_rows(m) * (i64)sizeof(int32_t));
     prefill(m);
 }
 
-/* Continue tokens (n of them, room for n + more) by `more`, n + more <= L. The same draw whatever the mesh; rank 0 chooses.
-   Collective. */
-static inline void sample_continue(Model *m, ModelPrefill prefill, const Settings *s, i64 step, int32_t *tokens, i64 n) {
+/* Continue tokens (n of them, room for n + more) by `more`, n + more <= L. The same draw whatever the mesh; rank 0
+   chooses. Collective. */
+static inline void sample_continue(Model *m, ModelPrefill prefill, const Settings *s, i64 step, int32_t *tokens,
+                                   i64 n) {
     int ranks = (int)m->mesh.shape.world;
     real *logits = (real *)host_alloc((size_t)m->config.vocab * sizeof(real));
     int32_t *chosen = (int32_t *)host_alloc((size_t)ranks * sizeof(int32_t));
@@ -249,20 +259,22 @@ static inline void sample_plan(Model *m, ModelPrefill prefill) {
     decode_token(m, 0, 0, NULL);
 }
 
-/* ---- text ------------------------------------------------------------------------------------------------------------- */
+/* ---- text -------------------------------------------------------------------------------------------------------- */
 
-/* The prompt of --sample or --sample-file as tokens, one a byte, with room for what follows; *n of them. Owner: caller; free. */
+/* The prompt of --sample or --sample-file as tokens, one a byte, with room for what follows; *n of them. Owner: caller;
+   free. */
 static inline int32_t *sample_prompt(const Settings *s, const Config *c, i64 L, i64 *n) {
     FileMap file = {(const unsigned char *)s->sample, s->sample ? (i64)strlen(s->sample) : 0};
     const char *flag = s->sample ? "sample" : "sample-file";
     if (s->sample_file) file = file_map(s->sample_file);
     if (c->vocab != TOKENS_ARE_BYTES)
-        FAIL(EVERYONE, "--%s: text is bytes, and needs a model with a vocabulary of %d; this one's has %lld words", flag,
-             TOKENS_ARE_BYTES, (long long)c->vocab);
+        FAIL(EVERYONE, "--%s: text is bytes, and needs a model with a vocabulary of %d; this one's has %lld words",
+             flag, TOKENS_ARE_BYTES, (long long)c->vocab);
     if (!file.size) FAIL(EVERYONE, "--%s: the prompt is empty; give it at least one character", flag);
     if (file.size + s->sample_tokens > L)
-        FAIL(EVERYONE, "--%s: a prompt of %lld tokens and --sample-tokens %lld are more than --seq-len %lld; lower one or raise that",
-             flag, (long long)file.size, (long long)s->sample_tokens, (long long)L);
+        FAIL(EVERYONE,
+             "--%s: a prompt of %lld tokens and --sample-tokens %lld are more than --seq-len %lld; lower one or raise "
+             "that", flag, (long long)file.size, (long long)s->sample_tokens, (long long)L);
     int32_t *tokens = (int32_t *)host_alloc((size_t)(file.size + s->sample_tokens) * sizeof(int32_t));
     for (i64 i = 0; i < file.size; i++) tokens[i] = file.bytes[i];
     *n = file.size;
@@ -273,7 +285,10 @@ static inline int32_t *sample_prompt(const Settings *s, const Config *c, i64 L, 
 /* Print the text; what would steer a terminal becomes a question mark. */
 static inline void sample_print(const int32_t *tokens, i64 n) {
     printf("sample   ");
-    for (i64 i = 0; i < n; i++) putchar((tokens[i] < 32 && tokens[i] != '\n' && tokens[i] != '\t') || tokens[i] == 127 ? '?' : tokens[i]);
+    for (i64 i = 0; i < n; i++) {
+        int32_t c = tokens[i];
+        putchar((c < 32 && c != '\n' && c != '\t') || c == 127 ? '?' : c);
+    }
     printf("\n");
     fflush(stdout);
 }

@@ -49,15 +49,18 @@ ok $? "--eval-only without anything to judge on is refused"
 # ---- --sample: the same text under every scheme, at the end and on the way
 schemes_of ./train_gpt_fp64
 learn=(--train "$work/calm.bin" --steps 6 --lr 1e-2 --sample abc --sample-tokens 30 --temperature 0)
-run 1 alone "${learn[@]}" && text=$(sed -n 's/^sample   //p' "$work/out") && [ "${#text}" -ge 3 ] && [ "${text::3}" = abc ]
+run 1 alone "${learn[@]}" &&
+    text=$(sed -n 's/^sample   //p' "$work/out") && [ "${#text}" -ge 3 ] && [ "${text::3}" = abc ]
 ok $? "--sample continues the prompt: ${text:-}"
 for scheme in "${schemes[@]}"; do
-    run 4 "s_$scheme" "${learn[@]}" --sp "$scheme" --sample-every 3 && [ "$(sed -n 's/^sample   //p' "$work/out" | wc -l)" -eq 2 ] &&
+    run 4 "s_$scheme" "${learn[@]}" --sp "$scheme" --sample-every 3 &&
+        [ "$(sed -n 's/^sample   //p' "$work/out" | wc -l)" -eq 2 ] &&
         [ "$(sed -n 's/^sample   //p' "$work/out" | tail -n 1)" = "$text" ]
     ok $? "$scheme on four ranks: the same text, and once on the way"
 done
 printf abc >"$work/prompt"
-run 2 file --train "$work/calm.bin" --eval-only --sample-file "$work/prompt" --sample-tokens 61 && grep -q '^sample   abc' "$work/out"
+run 2 file --train "$work/calm.bin" --eval-only --sample-file "$work/prompt" --sample-tokens 61 &&
+    grep -q '^sample   abc' "$work/out"
 ok $? "--sample-file, --eval-only and a text that fills the sequence"
 while IFS='|' read -r pattern args; do
     # shellcheck disable=SC2086

@@ -1,5 +1,5 @@
-/* test_sample.c - the cache: token by token, behind a prompt, the model must say what its whole forward says; on every mesh of
-   the world's ranks, under every scheme. And the draw: greedy, temperature, top-p against counts. */
+/* test_sample.c - the cache: token by token, behind a prompt, the model must say what its whole forward says; on every
+   mesh of the world's ranks, under every scheme. And the draw: greedy, temperature, top-p against counts. */
 #include "support.h"
 
 enum { LENGTH = 48, PROMPT = 13 };
@@ -19,7 +19,8 @@ static double whole_loss(Trainer *t, const int32_t *tokens) {
         for (i64 i = 0; i < m->T_stream; i++) host[i * m->B + b] = tokens[token_position(&m->stream_map, i)];
         for (i64 i = 0, p; i < m->T_own; i++) {
             p = token_position(&m->own_map, i);
-            targets[i * m->B + b] = b == 0 && m->mesh.dp_rank == 0 && p >= PROMPT - 1 && p < LENGTH - 1 ? tokens[p + 1] : TOKEN_IGNORED;
+            int counts = b == 0 && m->mesh.dp_rank == 0 && p >= PROMPT - 1 && p < LENGTH - 1;
+            targets[i * m->B + b] = counts ? tokens[p + 1] : TOKEN_IGNORED;
         }
     }
     copy_in(&m->dev, m->tokens, host, stream_rows(m) * 4);
@@ -47,7 +48,8 @@ static double cached_loss(Trainer *t, const int32_t *tokens) {
     return sum;
 }
 
-static void run_mesh(int model, const Scheme *scheme, i64 dp, i64 ring, i64 head, RingLayout layout, int recompute, Wire world,
+static void run_mesh(int model, const Scheme *scheme, i64 dp, i64 ring, i64 head, RingLayout layout, int recompute,
+                     Wire world,
                      const char *shard) {
     char why[1024];
     ModelOptions o;
@@ -72,9 +74,11 @@ static void run_mesh(int model, const Scheme *scheme, i64 dp, i64 ring, i64 head
     sample_continue(&t->model, model_prefill, &s, 0, text, PROMPT);
     if (!made[model]++) memcpy(first[model], text, sizeof text);
     const char *name = model == 0 ? "gpt2" : model == 1 ? "llama, 4 KV heads" : "llama, 1 KV head";
-    check(off <= (sizeof(real) == 8 ? 1e-12 : 1e-5), "%s %s dp %lld ring %lld layout %d head %lld%s: loss through the cache %.1e off", name,
-          scheme->name, (long long)dp, (long long)ring, (int)layout, (long long)head, recompute ? " recompute" : "", off);
-    if (sizeof(real) == 8) check(memcmp(first[model], text, sizeof text) == 0, "the same 20 tokens as under every other scheme");
+    check(off <= (sizeof(real) == 8 ? 1e-12 : 1e-5),
+          "%s %s dp %lld ring %lld layout %d head %lld%s: loss through the cache %.1e off", name, scheme->name,
+          (long long)dp, (long long)ring, (int)layout, (long long)head, recompute ? " recompute" : "", off);
+    if (sizeof(real) == 8)
+        check(memcmp(first[model], text, sizeof text) == 0, "the same 20 tokens as under every other scheme");
     check(t->model.arena.now.used <= t->model.arena.committed, "memory as planned");
     trainer_stop(t);
     free(t);
@@ -88,12 +92,15 @@ static void check_draws(void) {
         seen[sample_draw(logits, 4, 1, 1, uniform)]++, cut[sample_draw(logits, 4, 1, 0.75, uniform)]++;
         sharp += sample_draw(logits, 4, 0.5, 1, uniform) == 0;
     }
-    check(abs(seen[0] - 10000) < 3 && abs(seen[1] - 6000) < 3 && abs(seen[2] - 3000) < 3 && abs(seen[3] - 1000) < 3, "shares of softmax: %d %d %d %d",
+    check(abs(seen[0] - 10000) < 3 && abs(seen[1] - 6000) < 3 && abs(seen[2] - 3000) < 3 && abs(seen[3] - 1000) < 3,
+          "shares of softmax: %d %d %d %d",
           seen[0], seen[1], seen[2], seen[3]);
-    check(abs(cut[0] - 12500) < 3 && abs(cut[1] - 7500) < 3 && cut[2] + cut[3] == 0, "top-p 0.75 leaves two tokens: %d %d", cut[0], cut[1]);
+    check(abs(cut[0] - 12500) < 3 && abs(cut[1] - 7500) < 3 && cut[2] + cut[3] == 0,
+          "top-p 0.75 leaves two tokens: %d %d", cut[0], cut[1]);
     check(fabs(sharp / (double)n - 0.25 / 0.365) < 1e-3, "temperature 0.5 squares the shares: %.4f", sharp / (double)n);
     real equal[3] = {1, 2, 2};
-    check(sample_draw(equal, 3, 0, 1, 0.9) == 1 && sample_draw(equal, 3, 1, 0, 0.99) == 1, "greedy: the likeliest, of equals the first");
+    check(sample_draw(equal, 3, 0, 1, 0.9) == 1 && sample_draw(equal, 3, 1, 0, 0.99) == 1,
+          "greedy: the likeliest, of equals the first");
 }
 
 int main(int argc, char **argv) {
