@@ -30,7 +30,7 @@
 #include "core/selfcheck.h"   /* selfcheck_*: do the ranks mean the same run? */
 #include "core/schedule.h"    /* learning_rate, schedule_check */
 #include "core/finite.h"      /* spike_admits: losses that jump or are not finite */
-#include "core/sample.h"      /* sample_prompt, sample_continue, sample_print, sample_plan */
+#include "core/sample.h"      /* prompt_open, sample_continue, sample_print, sample_plan */
 #include "core/output.h"      /* check_writable, check_apart */
 #include "core/log.h"         /* Metrics, RunLog, run_open, run_metrics, print_step */
 #include "core/timeline.h"    /* trace_init, trace_step_begin, trace_step_end, timeline_write */
@@ -338,6 +338,7 @@ typedef struct {
     ModelOptions options;
     const Settings *settings;
     Dataset train, val;
+    Prompt prompt; /* of --sample */
     Life life;
     RunLog log;
     Trace trace;
@@ -538,12 +539,10 @@ static int sample_due(const Trainer *t, i64 done) {
 /* --sample: after so many steps. */
 static void sample(Trainer *t, i64 steps) {
     Model *m = &t->model;
-    i64 n;
+    const Prompt *p = &t->prompt;
     if (!m->samples) return;
-    int32_t *tokens = sample_prompt(t->settings, &m->config, m->L, &n);
-    sample_continue(m, model_prefill, t->settings, steps, tokens, n);
-    if (m->mesh.rank == 0) sample_print(tokens, n + t->settings->sample_tokens);
-    free(tokens);
+    sample_continue(m, model_prefill, t->settings, steps, p->tokens, p->n);
+    if (m->mesh.rank == 0) sample_print(p, p->n + t->settings->sample_tokens);
 }
 
 /* --eval-only, or --steps 0 --val: judge the model as it is. */
@@ -696,13 +695,14 @@ static void open_data(Trainer *t) {
     i64 vocab = t->options.config.vocab;
     if (s->ignore_token >= vocab)
         FAIL(EVERYONE, "--ignore-token %lld is no token of this model; its vocabulary is 0 to %lld", (long long)s->ignore_token, (long long)vocab - 1);
-    i64 prompt;
-    if (t->options.samples) free(sample_prompt(s, &t->options.config, t->options.L, &prompt));
     if (!s->train && (s->steps > 0 || (!s->val && !t->options.samples)))
         FAIL(EVERYONE, "--train is missing: a glob of token shards, e.g. --train \"data/train_*.bin\"");
     if (s->train) dataset_open(&t->train, s->train, "train", s->seq_len, vocab);
     t->train.shuffled = strcmp(s->shuffle, "on") == 0, t->train.seed = s->seed;
     if (s->val) dataset_open(&t->val, s->val, "val", s->seq_len, vocab);
+    char dir[PATH_MAX];
+    dataset_dir(dir, s->train ? &t->train : &t->val);
+    if (t->options.samples) t->prompt = prompt_open(s, &t->options.config, t->options.L, life_model(&t->life, s), dir);
 }
 
 /* Flags that would be ignored beside others: nothing requested is dropped in silence. */
@@ -714,11 +714,11 @@ static void check_flags(const Settings *s, const FlagsGiven *given) {
         FAIL(EVERYONE, "--%s needs a training step: no --init-only, --dry-run or --steps 0", s->dump_grads ? "dump-grads" : "trace");
     if ((flag_given(given, "eval-every") || flag_given(given, "eval-batches")) && !s->val && !s->dry_run)
         FAIL(EVERYONE, "--eval-every and --eval-batches need --val, the shards to validate on");
-    int samples = s->sample || s->sample_file;
+    int prompts = (s->sample != NULL) + (s->sample_file != NULL) + (s->sample_ids != NULL), samples = prompts > 0;
     const char *of_samples[] = {"sample-tokens", "sample-every", "temperature", "top-p"};
     if (s->eval_only && !s->val && !samples && !s->dry_run)
         FAIL(EVERYONE, "--eval-only needs --val, the shards to judge the model on, or --sample");
-    if (s->sample && s->sample_file) FAIL(EVERYONE, "--sample and --sample-file exclude each other");
+    if (prompts > 1) FAIL(EVERYONE, "--sample, --sample-file and --sample-ids exclude each other");
     for (int i = 0; i < COUNT_OF(of_samples); i++)
         if (!samples && flag_given(given, of_samples[i]))
             FAIL(EVERYONE, "--%s needs --sample or --sample-file", of_samples[i]);
@@ -800,6 +800,7 @@ static inline void run(Trainer *t, Settings *s, const FlagsGiven *given, Wire wo
     trace_free(&t->trace);
     if (t->train.shards) dataset_close(&t->train);
     if (t->val.shards) dataset_close(&t->val);
+    prompt_free(&t->prompt);
 }
 
 #ifndef ODYSSEUS_TEST

@@ -14,7 +14,7 @@ typedef struct {
     i64 layers, dim, heads, kv_heads, ffn, vocab, max_pos;
     double rope_theta;
     /* data */
-    const char *train, *val, *shuffle, *sample, *sample_file;
+    const char *train, *val, *shuffle, *sample, *sample_file, *sample_ids;
     i64 seq_len, batch, micro_batch, ignore_token;
     /* parallelism */
     const char *sp, *ring_layout, *overlap, *comm, *grad_comm;
@@ -112,8 +112,10 @@ static const Flag FLAGS[] = {
     {NULL, "eval-only", FLAG_SWITCH, AT(eval_only), NULL, 0, 0, NULL,
      "judge the model of --model as it is, and stop; flags of training have no effect"},
     {NULL, "sample", FLAG_TEXT, AT(sample), NULL, 0, 0, NULL,
-     "continue this text at the end and print it; of a model whose tokens are bytes (--vocab 256)"},
+     "continue this text at the end and print it; by the tokenizer beside model or data, or in bytes (--vocab 256)"},
     {NULL, "sample-file", FLAG_TEXT, AT(sample_file), NULL, 0, 0, NULL, "the same for the text in a file"},
+    {NULL, "sample-ids", FLAG_TEXT, AT(sample_ids), NULL, 0, 0, NULL,
+     "the same for tokens by number, e.g. \"15496,11,995\"; prints numbers"},
     {NULL, "sample-tokens", FLAG_INT, AT(sample_tokens), "64", 1, 1e12, NULL,
      "tokens to add; with the text, --seq-len at most"},
     {NULL, "sample-every", FLAG_INT, AT(sample_every), "0", 0, 1e12, NULL,

@@ -109,7 +109,7 @@ static inline void options_from_flags(ModelOptions *o, const Scheme *scheme, Set
         o->L = o->B = 1, o->batch = world;
     }
     o->recompute = strcmp(s->recompute, "full") == 0;
-    o->samples = s->sample || s->sample_file;
+    o->samples = s->sample || s->sample_file || s->sample_ids;
     o->overlap = strcmp(s->overlap, "on") == 0;
     o->comm = s->comm;
     o->grad_wire = s->grad_comm && strcmp(s->grad_comm, "bf16") == 0 ? DTYPE_REAL : DTYPE_ACCUM;

@@ -17,7 +17,7 @@
 
 #include "blocks.h"
 #include "data.h"
-#include "safetensors.h"
+#include "tokenizer.h"
 
 /* ---- one token through one block --------------------------------------------------------------------------------- */
 
@@ -259,36 +259,97 @@ static inline void sample_plan(Model *m, ModelPrefill prefill) {
     decode_token(m, 0, 0, NULL);
 }
 
-/* ---- text -------------------------------------------------------------------------------------------------------- */
+/* ---- text --------------------------------------------------------------------------------------------------------- */
 
-/* The prompt of --sample or --sample-file as tokens, one a byte, with room for what follows; *n of them. Owner: caller;
-   free. */
-static inline int32_t *sample_prompt(const Settings *s, const Config *c, i64 L, i64 *n) {
-    FileMap file = {(const unsigned char *)s->sample, s->sample ? (i64)strlen(s->sample) : 0};
-    const char *flag = s->sample ? "sample" : "sample-file";
-    if (s->sample_file) file = file_map(s->sample_file);
-    if (c->vocab != TOKENS_ARE_BYTES)
-        FAIL(EVERYONE, "--%s: text is bytes, and needs a model with a vocabulary of %d; this one's has %lld words",
-             flag, TOKENS_ARE_BYTES, (long long)c->vocab);
-    if (!file.size) FAIL(EVERYONE, "--%s: the prompt is empty; give it at least one character", flag);
-    if (file.size + s->sample_tokens > L)
-        FAIL(EVERYONE,
-             "--%s: a prompt of %lld tokens and --sample-tokens %lld are more than --seq-len %lld; lower one or raise "
-             "that", flag, (long long)file.size, (long long)s->sample_tokens, (long long)L);
-    int32_t *tokens = (int32_t *)host_alloc((size_t)(file.size + s->sample_tokens) * sizeof(int32_t));
-    for (i64 i = 0; i < file.size; i++) tokens[i] = file.bytes[i];
-    *n = file.size;
-    if (s->sample_file) file_unmap(&file);
+typedef struct {
+    Tokenizer *tokenizer; /* NULL: tokens in and out */
+    const char *flag;     /* that has brought it */
+    int32_t *tokens;      /* with room for what follows */
+    i64 n;
+} Prompt;
+
+/* The tokenizer that lies beside the model (NULL: it has no directory), else beside the data (an empty text: there is
+   none), else bytes where the vocabulary says so; NULL: there is none. Owner: caller; tokenizer_close. */
+static inline Tokenizer *prompt_tokenizer(const char *model, const char *data, i64 vocab) {
+    if (model && tokenizer_is_in(model)) return tokenizer_open(model);
+    if (*data && tokenizer_is_in(data)) return tokenizer_open(data);
+    return vocab == TOKENS_ARE_BYTES ? tokenizer_bytes() : NULL;
+}
+
+/* Tokens by number, with commas or spaces between them. */
+static inline int32_t *prompt_ids(const char *text, i64 room, i64 *n) {
+    int32_t *tokens = (int32_t *)host_alloc((strlen(text) + (size_t)room) * sizeof(int32_t));
+    for (const char *at = text; *at;) {
+        char *end;
+        errno = 0;
+        long id = strtol(at, &end, 10);
+        if (end == at || id < 0 || id > INT32_MAX || errno)
+            FAIL(EVERYONE, "--sample-ids: no number of a token at \"%.20s\"; give them as 15496,11,995", at);
+        tokens[(*n)++] = (int32_t)id;
+        at = end + strspn(end, ", ");
+    }
     return tokens;
 }
 
-/* Print the text; what would steer a terminal becomes a question mark. */
-static inline void sample_print(const int32_t *tokens, i64 n) {
-    printf("sample   ");
-    for (i64 i = 0; i < n; i++) {
-        int32_t c = tokens[i];
-        putchar((c < 32 && c != '\n' && c != '\t') || c == 127 ? '?' : c);
+/* The prompt of --sample, --sample-file or --sample-ids. Owner: caller; prompt_free. */
+static inline Prompt prompt_open(const Settings *s, const Config *c, i64 L, const char *model, const char *data) {
+    FileMap file = {(const unsigned char *)s->sample, s->sample ? (i64)strlen(s->sample) : 0};
+    Prompt p = {NULL, s->sample ? "sample" : s->sample_file ? "sample-file" : "sample-ids", NULL, 0};
+    if (s->sample_ids) {
+        p.tokens = prompt_ids(s->sample_ids, s->sample_tokens, &p.n);
+    } else {
+        p.tokenizer = prompt_tokenizer(model, data, c->vocab);
+        if (!p.tokenizer)
+            FAIL(EVERYONE, "--%s: no tokenizer.json, nor vocab.json and merges.txt, beside the model or its data, and with "
+                 "a vocabulary of %lld tokens are no bytes; " BY_TOKENS, p.flag, (long long)c->vocab);
+        if (s->sample_file) file = file_map(s->sample_file);
+        p.tokens = tokenizer_encode(p.tokenizer, p.flag, (const char *)file.bytes, file.size, s->sample_tokens, &p.n);
+        if (s->sample_file) file_unmap(&file);
     }
+    if (!p.n) FAIL(EVERYONE, "--%s: the prompt is empty; give it at least one character", p.flag);
+    if (p.n + s->sample_tokens > L)
+        FAIL(EVERYONE, "--%s: a prompt of %lld tokens and --sample-tokens %lld are more than --seq-len %lld; lower one or "
+             "raise that", p.flag, (long long)p.n, (long long)s->sample_tokens, (long long)L);
+    for (i64 i = 0; i < p.n; i++)
+        if (p.tokens[i] >= c->vocab)
+            FAIL(EVERYONE, "--%s: token %d is none of this model's %lld; is the tokenizer another one's?", p.flag,
+                 p.tokens[i], (long long)c->vocab);
+    return p;
+}
+
+static inline void prompt_free(Prompt *p) {
+    if (p->tokenizer) tokenizer_close(p->tokenizer);
+    free(p->tokens);
+}
+
+/* Print text (n bytes); what is no character, or would steer a terminal, becomes a question mark. */
+static inline void text_print(const char *text, i64 n) {
+    for (i64 i = 0, bytes; i < n; i += i64_max(bytes, 1)) {
+        uint32_t c = 0;
+        bytes = utf8_read(text + i, n - i, &c);
+        int steers = (c < 32 && c != '\n' && c != '\t') || (c >= 127 && c < 160);
+        if (bytes && !steers) fwrite(text + i, 1, (size_t)bytes, stdout);
+        else putchar('?');
+    }
+}
+
+/* The prompt and what follows, n tokens in all. Rank 0. */
+static inline void sample_print(const Prompt *p, i64 n) {
+    i64 bytes = 0, at = 0;
+    printf("sample   ");
+    for (i64 i = 0; i < n && !p->tokenizer; i++) printf(i ? ",%d" : "%d", p->tokens[i]);
+    for (i64 i = 0; i < n && p->tokenizer; i++) {
+        const Word *w = tokenizer_word(p->tokenizer, p->tokens[i]);
+        bytes += w ? w->n : 1;
+    }
+    char *text = (char *)host_alloc((size_t)bytes);
+    for (i64 i = 0; i < n && p->tokenizer; i++) {
+        const Word *w = tokenizer_word(p->tokenizer, p->tokens[i]);
+        if (w) memcpy(text + at, w->bytes, (size_t)w->n);
+        at += w ? w->n : 1;
+    }
+    text_print(text, bytes);
+    free(text);
     printf("\n");
     fflush(stdout);
 }
