@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # quickstart.sh - from a fresh clone to loss curves that coincide.
 #
-#   packages -> build -> text to byte shards -> one rank, then each scheme on 4 ranks -> one table
+#   packages -> build -> text to byte shards -> one rank, then each scheme on 4 ranks -> one table -> text from the last one
 #
 # 150 steps x 8 sequences x 256 tokens = 307,200 tokens a run, six runs of a 0.85M-parameter Llama on the same data from the same
 # weights: one to two minutes on two cores. Where there is a GPU and the CUDA toolkit, ./train_gpt runs on it; PROGRAM=./train_gpt_cpu
@@ -78,7 +78,9 @@ own_text() { # sources and documents of this repository; in a copy without git, 
         [[ ! -f $file ]] || say "$file"
     done; } || true
 }
+own=0
 if [[ ${#text[@]} -eq 0 ]]; then
+    own=1
     mapfile -t text < <(own_text)
     if [[ ${#text[@]} -eq 0 ]]; then
         mapfile -t text < <(find . \( -name build -o -name runs -o -name '.?*' \) -prune -o -type f \( -name '*.[ch]' -o -name '*.cu' -o -name '*.md' \
@@ -132,8 +134,27 @@ train() { # RUN NAME RANKS [FLAGS...]
 
 say "training tiny-llama, $steps steps of 8 sequences of 256 bytes: on one rank, then under ${#schemes[@]} schemes on $ranks ranks; $where"
 train 1 single 1
-for i in "${!schemes[@]}"; do train $((i + 2)) "${schemes[i]}" "$ranks" --sp "${schemes[i]}"; done
+for i in "${!schemes[@]}"; do
+    keep=()
+    [[ $i -lt $((runs - 2)) ]] || keep=(--save-every "$steps")
+    train $((i + 2)) "${schemes[i]}" "$ranks" --sp "${schemes[i]}" "${keep[@]}"
+done
 
 say
 python3 scripts/compare.py "${tolerance[@]}" "$out/single" "${schemes[@]/#/$out/}"
+
+# ---- text from the last run's checkpoint, on one rank
+
+last=${schemes[-1]} prompt="The " log=$out/logs/sample.txt
+[[ $own -eq 0 ]] || prompt="static inline "
+sample=("$program" --model "$out/$last/checkpoints/$(printf 'step-%08d' "$steps")" --eval-only --seq-len 256
+    --sample-tokens 200 --temperature 0.5)
+say
+say "${sample[*]} --sample \"$prompt\""
+if ! run_ranks 1 "${sample[@]}" "${more[@]}" --sample "$prompt" >"$log" 2>&1; then
+    tail -n 5 "$log" >&2
+    die "sampling failed; all it said is in $log"
+fi
+sed -n '/^sample   /,$p' "$log" | sed '1s/^sample   /    /; 2,$s/^/    /'
+
 say "runs, logs and data are in $out; scripts/compare.sh prints this table again"
