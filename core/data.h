@@ -182,4 +182,11 @@ static inline void dataset_column(Dataset *d, i64 sequence, const TokenMap *map,
     }
 }
 
+/* out = the directory of the first shard, with its slash; an empty text: there is no shard. */
+static inline void dataset_dir(char out[PATH_MAX], const Dataset *d) {
+    const char *path = d->shards ? d->shard[0].path : "", *slash = strrchr(path, '/');
+    if (slash) snprintf(out, PATH_MAX, "%.*s", (int)(slash - path) + 1, path);
+    else snprintf(out, PATH_MAX, "%s", *path ? "./" : "");
+}
+
 #endif

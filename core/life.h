@@ -83,13 +83,16 @@ static inline void life_begin(Life *l, Settings *s, const FlagsGiven *given, Wir
     if (l->saves) stop_listen();
 }
 
+/* The directory that the run's model comes from; NULL: it begins with this run. */
+static inline const char *life_model(const Life *l, const Settings *s) {
+    return l->resumes ? l->resume.dir : preset_find(s->model) ? NULL : s->model;
+}
+
 /* The files that checkpoints carry along. Rank 0. */
 static inline void life_carry(Life *l, const Settings *s, const Dataset *train) {
-    const char *model = l->resumes ? l->resume.dir : preset_find(s->model) ? NULL : s->model;
-    const char *shard = train->shards ? train->shard[0].path : NULL, *slash = shard ? strrchr(shard, '/') : NULL;
-    char data[PATH_MAX] = ".";
-    if (slash) snprintf(data, sizeof data, "%.*s/", (int)(slash - shard), shard);
-    saver_carry(&l->saver, model, shard ? data : NULL);
+    char data[PATH_MAX];
+    dataset_dir(data, train);
+    saver_carry(&l->saver, life_model(l, s), *data ? data : NULL);
 }
 
 /* Refuse a checkpoint that does not fit this run; what --resume-with-changes allows is in l->changes. Every rank finds the same. */

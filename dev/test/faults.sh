@@ -155,6 +155,20 @@ fault 'large types lay their rest over the start' core/wire_mpi.h 's/\(MPI_Aint\
 fault 'watch: a rank that works is taken for one that stands still' core/wire_watch.h 's/if \(!silent \&\& works >= 0\)/if (0)/' test_comm 3
 fault 'watch: nobody answers' core/wire_watch.h 's/^ +watch_answer\(w, from.MPI_SOURCE, round\);//' test_comm 3
 fault 'warmup one step late' core/schedule.h 's/\(double\)\(step \+ 1\) \/ \(double\)s->warmup/(double)step \/ (double)s->warmup/' test_fixtures 1
+fault 'sample: keys of another place' core/sample.h \
+    's/return before \+ off \/ run->stride;/return off \/ run->stride;/' test_sample 4
+fault 'sample: the parts of a ring weighed alike' core/sample.h \
+    's/value \+= exp\(.* - top\) \/ sum/value += 1.0 \/ R/' test_sample 4
+fault 'sample: keys of the first head everywhere' core/sample.h 's/kv_row = split \? 0 : .*;/kv_row = 0;/' test_sample 4
+fault 'sample: a layer without a cache of its own' train_gpt.cu 's/m->recompute \&\& m->samples/0/' test_sample 4
+fault 'sample: top-p keeps one token too many' core/sample.h \
+    's/kept < top_p \* sum/kept - (n ? all[n - 1].weight : 0) < top_p * sum/' test_sample 1
+fault 'tokenizer: digits by four' core/tokenizer.h 's/PIECES_LLAMA3 \? 3/PIECES_LLAMA3 ? 4/' test_tokenizer alone
+fault 'tokenizer: no capitals in contractions' core/tokenizer.h 's/n - i, newer\)/n - i, 0)/' test_tokenizer alone
+fault 'tokenizer: the leftmost merge first' core/tokenizer.h 's/a->m.rank != b->m.rank/0/' test_tokenizer alone
+fault 'tokenizer: of added tokens the shortest' core/tokenizer.h 's/\]\)\.n < w->n|\.n < w->n; at--/.n > w->n; at--/' \
+    test_tokenizer alone
+fault 'tokenizer: words do not go before merges' core/tokenizer.h 's/t->tries_whole \?/0 ?/' test_tokenizer alone
 fault 'schedule: wsd decays from the warmup on' core/schedule.h 's/stable \? s->steps - s->decay_steps : s->warmup/s->warmup/' test_schedule 1
 fault 'schedule: a decay one step early' core/schedule.h 's/\(double\)\(step - from\)/(double)(step + 1 - from)/' test_schedule 1
 fault 'spike: one counts in full' core/spike.h 's/off = bound \* sqrt\(w->variance\);/(void)off;/' test_schedule 1

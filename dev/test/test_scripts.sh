@@ -337,6 +337,8 @@ quick() { # RANKS [NAME=VALUE...]
 made() { [ "$(find "$work/quick" -name metrics.jsonl | wc -l)" -eq $((2 + ${#schemes[@]})) ] && has '^odysseus +2 ' && [ "$(head -n 1 "$work/out")" = "$1" ]; }
 quick 2 && made 'no GPU on this machine: training on the CPU' && has '^resumed  odysseus, saved on 2 ranks after step 1, went on under ring on 1: 1 losses differ by at most' && has '^training .* 2 ranks; [0-9]+ cores$'
 ok $? "quickstart: without a GPU the CPU trains, and it says so"
+has '^\./train_gpt_cpu --model .*/step-00000002 --eval-only .* --sample "The "$' && has '^    The '
+ok $? "quickstart: in the end it samples from the last run's checkpoint"
 quick 3 GPUS=2 # 3 ranks cannot split the heads: it stops before the first run
 has 'error: --ranks 3: .* 8 query heads' && has '^building train_gpt_cpu$' && [ "$(head -n 1 "$work/out")" = '2 GPUs on this machine: building train_gpt for them, some minutes' ] &&
     has '^cannot build train_gpt for the GPUs \(train_gpt needs the CUDA toolkit: nvcc is not in PATH, nor in /usr/local/cuda/bin\): training on the CPU$'
