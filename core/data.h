@@ -16,6 +16,7 @@
 #include "positions.h"
 #include <fcntl.h>
 #include <glob.h>
+#include <limits.h>
 #include <sys/stat.h>
 
 #define TOKEN_IGNORED (-1)
