@@ -440,7 +440,7 @@ static void check_targets(Trainer *t) {
     i64 steps = i64_min(s->steps, t->train.sequences); /* no more different steps than sequences */
     for (i64 step = 0; step < steps; step++)
         if (count_targets(t, step * t->options.batch) > 0) return;
-    FAIL(EVERYONE, "--ignore-token %lld: every target of --train %s is ignored, so there is nothing to learn", (long long)s->ignore_token, s->train);
+    FAIL(EVERYONE, "--ignore-token %lld: every target of --train %s is ignored, so there is nothing to learn", s->ignore_token, s->train);
 }
 
 /* AdamW with clipping on this rank's shards. */
@@ -483,7 +483,7 @@ static void validate(Trainer *t, Metrics *k) {
     copy_out(&m->dev, values, m->sums, sizeof(double));
     comm_sum_control(&m->fabric, &m->mesh.world, tag(BLOCK_OTHER, PHASE_FORWARD, WHAT_CONTROL), values, 3);
     if (values[1] == 0 && m->mesh.rank == 0) {
-        printf("note     no target of --val counts (--ignore-token %lld): no validation loss\n", (long long)t->settings->ignore_token);
+        printf("note     no target of --val counts (--ignore-token %lld): no validation loss\n", t->settings->ignore_token);
         fflush(stdout);
     }
     k->val_loss = values[1] > 0 ? values[0] / values[1] : NAN;
@@ -555,8 +555,8 @@ static void judge(Trainer *t) {
     if (k.val_loss != k.val_loss) FAIL(EVERYONE, "--val %s: every target is ignored, so there is no loss to state", t->settings->val);
     if (t->model.mesh.rank != 0) return;
     i64 judged = i64_min(validation_batches(t) * t->options.batch, t->val.sequences);
-    printf("val      %.4f over %lld of %lld sequences: perplexity %.4g", k.val_loss, (long long)judged,
-           (long long)t->val.sequences, exp(k.val_loss));
+    printf("val      %.4f over %lld of %lld sequences: perplexity %.4g", k.val_loss, judged,
+           t->val.sequences, exp(k.val_loss));
     if (k.val_bits == k.val_bits) printf(", %.4f bits per byte", k.val_bits);
     printf("\n");
     run_metrics(&t->log, &k);
@@ -649,19 +649,19 @@ static inline void print_help(const char *what, const char *usage) {
 static void print_model(const Trainer *t) {
     const Config *c = &t->options.config;
     printf("model    %s, %lld layers, d %lld, %lld heads, %lld KV heads, i %lld, vocab %lld: %.2fM parameters, %s\n",
-           c->arch == ARCH_GPT2 ? "gpt2" : "llama", (long long)c->layers, (long long)c->dim, (long long)c->heads, (long long)c->kv_heads,
-           (long long)c->ffn, (long long)c->vocab, (double)config_parameters(c) / 1e6, REAL_NAME);
+           c->arch == ARCH_GPT2 ? "gpt2" : "llama", c->layers, c->dim, c->heads, c->kv_heads,
+           c->ffn, c->vocab, (double)config_parameters(c) / 1e6, REAL_NAME);
 }
 
 static void print_mesh(const Trainer *t) {
     const Config *c = &t->options.config;
     const MeshShape *shape = &t->options.shape;
-    printf("mesh     %s on %lld ranks: dp %lld x ring %lld%s%s x head %lld\n", t->options.scheme->name, (long long)shape->world, (long long)shape->dp,
-           (long long)shape->ring, shape->ring > 1 ? " " : "", shape->ring > 1 ? t->settings->ring_layout : "", (long long)shape->head);
-    printf("batch    %lld sequences of %lld tokens a step, %lld micro-steps of %lld a group\n", (long long)t->options.batch, (long long)t->options.L,
-           (long long)micro_steps(&t->options), (long long)t->options.B);
+    printf("mesh     %s on %lld ranks: dp %lld x ring %lld%s%s x head %lld\n", t->options.scheme->name, shape->world, shape->dp,
+           shape->ring, shape->ring > 1 ? " " : "", shape->ring > 1 ? t->settings->ring_layout : "", shape->head);
+    printf("batch    %lld sequences of %lld tokens a step, %lld micro-steps of %lld a group\n", t->options.batch, t->options.L,
+           micro_steps(&t->options), t->options.B);
     if (c->arch == ARCH_LLAMA && t->options.L > c->max_pos)
-        printf("note     sequences of %lld tokens go past the model's %lld positions\n", (long long)t->options.L, (long long)c->max_pos);
+        printf("note     sequences of %lld tokens go past the model's %lld positions\n", t->options.L, c->max_pos);
 }
 
 static void print_device(const Trainer *t) {
@@ -694,7 +694,7 @@ static void open_data(Trainer *t) {
     const Settings *s = t->settings;
     i64 vocab = t->options.config.vocab;
     if (s->ignore_token >= vocab)
-        FAIL(EVERYONE, "--ignore-token %lld is no token of this model; its vocabulary is 0 to %lld", (long long)s->ignore_token, (long long)vocab - 1);
+        FAIL(EVERYONE, "--ignore-token %lld is no token of this model; its vocabulary is 0 to %lld", s->ignore_token, vocab - 1);
     if (!s->train && (s->steps > 0 || (!s->val && !t->options.samples)))
         FAIL(EVERYONE, "--train is missing: a glob of token shards, e.g. --train \"data/train_*.bin\"");
     if (s->train) dataset_open(&t->train, s->train, "train", s->seq_len, vocab);
@@ -734,7 +734,7 @@ static void open_run(Trainer *t) {
     Life *l = &t->life;
     cJSON *config = run_config_json(s, &t->options.config, shape->world, shape->head, t->options.place.threads, REAL_NAME);
     if (l->resumes) {
-        printf("resume   %s: %lld of %lld steps are done, read in %.2f s\n", l->resume.dir, (long long)l->first_step, (long long)s->steps, l->reading);
+        printf("resume   %s: %lld of %lld steps are done, read in %.2f s\n", l->resume.dir, l->first_step, s->steps, l->reading);
         if (l->changes.n) printf("note     --resume-with-changes: %s\n", l->changes.text);
         fflush(stdout);
     }

@@ -46,8 +46,8 @@ static inline void *arena_take(Arena *a, MemCategory category, i64 bytes) {
     i64 left = ARENA_MOST - a->now.used;
     bytes = bytes < 0 || bytes > left ? left : round_up(bytes, ARENA_ALIGN);
     if (a->committed && bytes > a->committed - a->now.used)
-        FAIL(THIS_RANK, "arena: %lld bytes for %s do not fit in the planned %lld; plan and run disagree", (long long)bytes, MEM_NAMES[category],
-             (long long)a->committed);
+        FAIL(THIS_RANK, "arena: %lld bytes for %s do not fit in the planned %lld; plan and run disagree", bytes, MEM_NAMES[category],
+             a->committed);
     void *p = a->base + i64_min(a->now.used, a->reserved);
     a->now.used += bytes;
     a->now.by_category[category] += bytes;

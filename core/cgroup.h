@@ -24,7 +24,7 @@
 /* The number that follows `key` at the start of a line of a small system file; -1 where there is none. */
 static inline i64 system_number(const char *path, const char *key) {
     char line[512];
-    long long value = -1;
+    i64 value = -1;
     FILE *f = fopen(path, "r");
     while (f && fgets(line, sizeof line, f))
         if (strncmp(line, key, strlen(key)) == 0 && sscanf(line + strlen(key), "%lld", &value) == 1) break;
@@ -114,7 +114,7 @@ static inline double group_cores(const char *directory, int v2) {
     i64 quota = -1, period = -1;
     if (v2) {
         char path[4 * PATH_MAX];
-        long long a, b;
+        i64 a, b;
         snprintf(path, sizeof path, "%s/cpu.max", directory);
         FILE *f = fopen(path, "r");
         if (f && fscanf(f, "%lld %lld", &a, &b) == 2) quota = a, period = b;

@@ -99,13 +99,13 @@ static inline i64 config_size(const JsonAt *j, const char *key, const char *othe
     if (item || alias) {
         i64 n = json_int(j, item ? key : other, fallback, min, max);
         if (item && alias && json_int(j, other, fallback, min, max) != n)
-            FAIL(EVERYONE, "%s: %s is %lld, but %s, its other name, is %g; keep one", j->path, key, (long long)n, other,
+            FAIL(EVERYONE, "%s: %s is %lld, but %s, its other name, is %g; keep one", j->path, key, n, other,
                  alias->valuedouble);
         return n;
     }
     char *end = defaults->text + strlen(defaults->text);
     size_t left = sizeof defaults->text - (size_t)(end - defaults->text);
-    snprintf(end, left, "%s%s %lld", end > defaults->text ? ", " : "", key, (long long)fallback);
+    snprintf(end, left, "%s%s %lld", end > defaults->text ? ", " : "", key, fallback);
     return fallback;
 }
 
@@ -235,7 +235,7 @@ static inline void config_read_llama(Config *c, const JsonAt *j, ConfigDefaults 
     i64 head_dim = json_int_or_null(j, "head_dim", 0, 1, 1 << 20);
     if (head_dim && head_dim * c->heads != c->dim)
         FAIL(EVERYONE, "%s: head_dim %lld is not hidden_size / num_attention_heads (%lld / %lld), which is not implemented", j->path,
-             (long long)head_dim, (long long)c->dim, (long long)c->heads);
+             head_dim, c->dim, c->heads);
     config_read_rope(c, j);
     if (json_item(j, dropout[0])) config_note_dropout(j, dropout, COUNT_OF(dropout));
 }
@@ -471,7 +471,7 @@ static inline void checkpoint_load(Zero *z, const char *dir, int rank) {
                  mend_text(MEND_MERGE, dir).text);
         if (strcmp(extra->key, "lm_head.weight") != 0 || !z->config->tied)
             FAIL(EVERYONE, "%s: tensor %.200s is no part of this model (%lld layers); it would be lost", extra->path, extra->name,
-                 (long long)z->config->layers);
+                 z->config->layers);
         checkpoint_check_tied_head(z, &s, extra, rank);
     }
     if (wrapped && rank == 0)

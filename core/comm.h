@@ -135,7 +135,7 @@ static inline i64 schedule_largest(const Schedule *s, int ranks) {
 }
 
 static inline void schedule_text(char *out, size_t size, const PlannedCall *c) {
-    snprintf(out, size, "%s of %lld bytes over %d ranks (%s, %s, %s)", COMM_OP_NAMES[c->op], (long long)c->bytes, c->ranks, BLOCK_NAMES[c->tag.block],
+    snprintf(out, size, "%s of %lld bytes over %d ranks (%s, %s, %s)", COMM_OP_NAMES[c->op], c->bytes, c->ranks, BLOCK_NAMES[c->tag.block],
              PHASE_NAMES[c->tag.phase], WHAT_NAMES[c->tag.what]);
 }
 
@@ -191,7 +191,7 @@ static inline void schedule_record(Schedule *s, PlannedCall c) {
     if (s->calls == s->room) {
         s->room = s->room ? 2 * s->room : 256;
         s->call = (PlannedCall *)realloc(s->call, sizeof(PlannedCall) * (size_t)s->room);
-        if (!s->call) FAIL(THIS_RANK, "out of host memory for a schedule of %lld collectives", (long long)s->room);
+        if (!s->call) FAIL(THIS_RANK, "out of host memory for a schedule of %lld collectives", s->room);
     }
     uint64_t before = s->calls ? s->call[s->calls - 1].hash : 0;
     uint64_t what = (uint64_t)c.op << 24 | (uint64_t)c.tag.block << 16 | (uint64_t)c.tag.phase << 8 | (uint64_t)c.tag.what;
@@ -213,7 +213,7 @@ static inline void schedule_follow(Schedule *s, const PlannedCall *c) {
         schedule_text(planned, sizeof planned, &s->call[at]);
     }
     schedule_text(came, sizeof came, c);
-    FAIL(THIS_RANK, "collective %lld of the step is %s, planned was %s: this rank has taken another branch than the plan", (long long)at, came, planned);
+    FAIL(THIS_RANK, "collective %lld of the step is %s, planned was %s: this rank has taken another branch than the plan", at, came, planned);
 }
 
 /* Every collective passes here: into the ledger, and against the schedule. */

@@ -58,15 +58,15 @@ static inline i64 mlp_gates(const Config *c) { return c->arch == ARCH_LLAMA ? 2 
 /* Sizes that only make sense together; called on every configuration, whatever it came from. `where` opens the message. */
 static inline void config_check(Config *c, const char *where) {
     if (c->dim % c->heads != 0)
-        FAIL(EVERYONE, "%s: dim %lld does not divide by %lld heads", where, (long long)c->dim, (long long)c->heads);
+        FAIL(EVERYONE, "%s: dim %lld does not divide by %lld heads", where, c->dim, c->heads);
     c->head_dim = c->dim / c->heads;
     double widest = (double)c->dim * fmax(fmax((double)c->vocab, (double)c->ffn), fmax((double)c->dim, c->arch == ARCH_GPT2 ? (double)c->max_pos : 0));
     if (widest * (double)c->layers > 1e15) FAIL(EVERYONE, "%s: a model of more than 1e15 parameters; lower its sizes", where);
     if (c->heads % c->kv_heads != 0)
-        FAIL(EVERYONE, "%s: %lld heads do not divide by %lld KV heads", where, (long long)c->heads, (long long)c->kv_heads);
+        FAIL(EVERYONE, "%s: %lld heads do not divide by %lld KV heads", where, c->heads, c->kv_heads);
     if (c->arch == ARCH_GPT2 && c->kv_heads != c->heads) FAIL(EVERYONE, "%s: gpt2 has no grouped KV heads; --kv-heads must equal --heads", where);
     if (c->arch == ARCH_LLAMA && c->head_dim % 2 != 0)
-        FAIL(EVERYONE, "%s: head dimension %lld is odd; rotary embedding needs pairs: change --dim or --heads", where, (long long)c->head_dim);
+        FAIL(EVERYONE, "%s: head dimension %lld is odd; rotary embedding needs pairs: change --dim or --heads", where, c->head_dim);
 }
 
 /* Overrides from the command line onto `c`, which came from a preset. Sizes that hang together follow: overriding heads

@@ -59,7 +59,7 @@ static inline void shard_check(Shard *s, const char *flag) {
     s->tokens = (info.st_size - SHARD_HEADER_BYTES) / s->width;
     if ((info.st_size - SHARD_HEADER_BYTES) % s->width != 0 || (uint32_t)s->tokens != (uint32_t)header[2])
         FAIL(EVERYONE, "--%s: %s is damaged: its header promises %u tokens, the file holds %lld; make it again", flag, s->path, (uint32_t)header[2],
-             (long long)s->tokens);
+             s->tokens);
 }
 
 static inline int shard_by_name(const void *a, const void *b) { return strcmp(((const Shard *)a)->path, ((const Shard *)b)->path); }
@@ -95,7 +95,7 @@ static inline void dataset_open(Dataset *d, const char *pattern, const char *fla
     }
     if (d->sequences == 0)
         FAIL(EVERYONE, "--%s %s: the longest shard has %lld tokens, a sequence of --seq-len %lld needs %lld; lower --seq-len or use longer shards", flag,
-             pattern, (long long)longest, (long long)L, (long long)L + 1);
+             pattern, longest, L, L + 1);
     d->bytes = (unsigned char *)host_alloc((size_t)(L + 1) * 4);
 }
 
@@ -159,7 +159,7 @@ static inline void dataset_read(Dataset *d, i64 sequence, i64 first, i64 stride,
     while (have < want) {
         ssize_t got = pread(d->fd, d->bytes + have, want - have, SHARD_HEADER_BYTES + token * s->width + (off_t)have);
         if (got < 0 && errno == EINTR) continue;
-        if (got <= 0) FAIL(THIS_RANK, "cannot read %s at token %lld: %s", s->path, (long long)token, got < 0 ? strerror(errno) : "the file has become shorter");
+        if (got <= 0) FAIL(THIS_RANK, "cannot read %s at token %lld: %s", s->path, token, got < 0 ? strerror(errno) : "the file has become shorter");
         have += (size_t)got;
     }
     for (i64 i = 0; i < count; i++) {
@@ -168,7 +168,7 @@ static inline void dataset_read(Dataset *d, i64 sequence, i64 first, i64 stride,
         if (s->width == 4) value |= (i64)p[2] << 16 | (i64)p[3] << 24;
         if (value >= d->vocab)
             FAIL(THIS_RANK, "%s: token %lld at position %lld is outside the vocabulary of %lld; was the shard made for another model?", s->path,
-                 (long long)value, (long long)(token + i * stride), (long long)d->vocab);
+                 value, token + i * stride, d->vocab);
         out[i * ld] = (int32_t)value;
     }
 }

@@ -49,7 +49,7 @@ static inline void find_bad_tensor(const Model *m, BadTensor *bad) {
     for (i64 i = 0; i < 2 * layers; i++) {
         if (all_finite(dev, i % 2 ? m->mlp[i / 2].in.x : m->attention[i / 2].in.x, n, real_size())) continue;
         bad->order = base + i;
-        snprintf(bad->what, sizeof bad->what, "stream into the %s of layer %lld", i % 2 ? "MLP" : "attention", (long long)i / 2);
+        snprintf(bad->what, sizeof bad->what, "stream into the %s of layer %lld", i % 2 ? "MLP" : "attention", i / 2);
         return;
     }
     if (!all_finite(dev, m->final_x, own_rows(m) * m->config.dim, real_size())) {
@@ -88,12 +88,12 @@ static inline int spike_admits(SpikeWatch *w, const Model *m, const Settings *s,
     else snprintf(what, sizeof what, "loss %.4f is %.1f standard deviations above the mean of the steps before, %.4f",
                   k->loss, height, mean);
     if (strcmp(action, "stop") == 0)
-        FAIL(EVERYONE, "step %lld: %s%s", (long long)k->step, what,
+        FAIL(EVERYONE, "step %lld: %s%s", k->step, what,
              s->out ? "; metrics.jsonl has the steps before" : "");
     int skips = !finite || strcmp(action, "skip") == 0;
     k->spike = skips ? "skipped" : "continued";
     if (m->mesh.rank == 0)
-        printf("note     step %lld: %s; %s\n", (long long)k->step, what,
+        printf("note     step %lld: %s; %s\n", k->step, what,
                skips ? "no update" : "the update is made all the same");
     return !skips;
 }

@@ -47,11 +47,11 @@ static inline void memory_advice(const ModelOptions *o, i64 bytes, PlanBytes pla
     i64 L = longest_sequence(o, bytes, plan), B = largest_micro_batch(o, bytes, plan);
     i64 L_one = L || B ? 0 : longest_sequence(&one, bytes, plan), L_again = L || B || L_one ? 0 : longest_sequence(&again, bytes, plan);
     int n = 0;
-    if (L && B) n = snprintf(out, size, "the largest that fit: --seq-len %lld, or --micro-batch %lld", (long long)L, (long long)B);
-    else if (L) n = snprintf(out, size, "the largest --seq-len that fits: %lld", (long long)L);
-    else if (B) n = snprintf(out, size, "the largest --micro-batch that fits: %lld", (long long)B);
-    else if (L_one) n = snprintf(out, size, "with --micro-batch 1, the largest --seq-len that fits: %lld", (long long)L_one);
-    else if (L_again) n = snprintf(out, size, "no --seq-len fits; with --recompute full, up to %lld", (long long)L_again);
+    if (L && B) n = snprintf(out, size, "the largest that fit: --seq-len %lld, or --micro-batch %lld", L, B);
+    else if (L) n = snprintf(out, size, "the largest --seq-len that fits: %lld", L);
+    else if (B) n = snprintf(out, size, "the largest --micro-batch that fits: %lld", B);
+    else if (L_one) n = snprintf(out, size, "with --micro-batch 1, the largest --seq-len that fits: %lld", L_one);
+    else if (L_again) n = snprintf(out, size, "no --seq-len fits; with --recompute full, up to %lld", L_again);
     else n = snprintf(out, size, "no --seq-len fits with this model on this mesh");
     if (!o->recompute && !L_again && options_fit(again, o->L, o->B, bytes, plan)) n += snprintf(out + n, size - (size_t)n, "; as it is, with --recompute full");
     snprintf(out + n, size - (size_t)n, "; or use more ranks");

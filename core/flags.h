@@ -223,11 +223,10 @@ static inline void flag_set(Settings *s, const Flag *flag, const char *value) {
         memcpy(field, &value, sizeof value);
         break;
     case FLAG_INT: {
-        long long number = strtoll(value, &end, 10);
+        i64 number = strtoll(value, &end, 10);
         if (end == value || *end || errno || (double)number < flag->min || (double)number > flag->max)
             FAIL(EVERYONE, "--%s %s: must be a whole number from %.0f to %.0f", flag->name, value, flag->min, flag->max);
-        i64 n = (i64)number;
-        memcpy(field, &n, sizeof n);
+        memcpy(field, &number, sizeof number);
         break;
     }
     case FLAG_REAL: {

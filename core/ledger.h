@@ -92,7 +92,7 @@ static inline i64 ledger_total(const Ledger *l, int expected) {
 
 static inline void ledger_print_row(void *context, CommOp op, Tag t, const LedgerRow *row) {
     fprintf((FILE *)context, "  %-15s %-10s %-10s %-11s %7lld %16lld %16lld%s\n", COMM_OP_NAMES[op], BLOCK_NAMES[t.block],
-            PHASE_NAMES[t.phase], WHAT_NAMES[t.what], (long long)row->calls, (long long)row->bytes, (long long)row->expected,
+            PHASE_NAMES[t.phase], WHAT_NAMES[t.what], row->calls, row->bytes, row->expected,
             row->bytes == row->expected ? "" : "  DIFFERS");
 }
 
@@ -100,7 +100,7 @@ static inline void ledger_print(FILE *f, const Ledger *l) {
     fprintf(f, "traffic of a step, bytes sent by rank 0\n  %-15s %-10s %-10s %-11s %7s %16s %16s\n", "op", "block", "phase", "what", "calls",
             "bytes", "closed form");
     ledger_visit(l, ledger_print_row, f);
-    fprintf(f, "  %-15s %-10s %-10s %-11s %7s %16lld %16lld\n", "total", "", "", "", "", (long long)ledger_total(l, 0), (long long)ledger_total(l, 1));
+    fprintf(f, "  %-15s %-10s %-10s %-11s %7s %16lld %16lld\n", "total", "", "", "", "", ledger_total(l, 0), ledger_total(l, 1));
 }
 
 #endif

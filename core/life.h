@@ -194,10 +194,10 @@ static inline void life_save(Life *l, const Settings *s, const Zero *z, Wire wor
 static inline void life_end(const Life *l, const Settings *s, i64 done, int told, int rank) {
     char last[STEP_NAME_MAX] = "none";
     if (l->saver.last >= 0) step_name(last, l->saver.last);
-    if (l->unsaved) FAIL(EVERYONE, "the run ends after step %lld, and that is not saved; the newest checkpoint in %s: %s", (long long)done, l->saver.dir, last);
+    if (l->unsaved) FAIL(EVERYONE, "the run ends after step %lld, and that is not saved; the newest checkpoint in %s: %s", done, l->saver.dir, last);
     if (!told || done == s->steps || rank != 0) return;
     const char *why = l->wish >= 1e6 ? "--max-hours" : "a signal";
-    printf("stopped  by %s after %lld of %lld steps; to go on: the same command%s\n", why, (long long)done, (long long)s->steps,
+    printf("stopped  by %s after %lld of %lld steps; to go on: the same command%s\n", why, done, s->steps,
            !s->resume ? " and --resume" : l->resume.continues ? "" : ", with --resume alone");
     fflush(stdout);
 }

@@ -206,12 +206,12 @@ static inline void run_continue(RunLog *log, const char *dir, i64 step) {
     if (!log->metrics) FAIL(THIS_RANK, "cannot write %s: %s", path, strerror(errno));
     long end = metrics_end(log->metrics, step, &last, &val);
     if (last >= 0 && last != step - 1)
-        fprintf(stderr, "train_gpt: note: %s ends with step %lld, the checkpoint is after step %lld: those between are not in it\n", path, (long long)last,
-                (long long)step - 1);
+        fprintf(stderr, "train_gpt: note: %s ends with step %lld, the checkpoint is after step %lld: those between are not in it\n", path, last,
+                step - 1);
     log->lacks_val = last == step - 1 && last >= 0 && !val;
     log->end = end;
     if (ftruncate(fileno(log->metrics), (off_t)end) != 0)
-        FAIL(THIS_RANK, "cannot cut %s back to step %lld: %s", path, (long long)step, strerror(errno));
+        FAIL(THIS_RANK, "cannot cut %s back to step %lld: %s", path, step, strerror(errno));
 }
 
 /* A file without a name takes what is written, and loses it at the end. */
@@ -272,8 +272,8 @@ static inline void run_metrics(RunLog *log, const Metrics *m) {
     snprintf(line, sizeof line,
              "{\"step\": %lld, \"tokens\": %lld, \"loss\": %s, \"grad_norm\": %s, \"lr\": %.17g, \"step_ms\": %.3f, \"tokens_per_s\": %.1f, "
              "\"mfu_causal\": %s, \"mfu_full\": %s, \"mem_bytes\": %lld, \"comm_bytes\": %lld, \"comm_exposed_ms\": %.3f%s%s}\n",
-             (long long)m->step, (long long)m->tokens, metric_text(loss, m->loss, 17), metric_text(norm, m->grad_norm, 17), m->lr, m->step_ms,
-             m->tokens_per_s, metric_text(causal, m->mfu_causal, 6), metric_text(full, m->mfu_full, 6), (long long)m->mem_bytes, (long long)m->comm_bytes,
+             m->step, m->tokens, metric_text(loss, m->loss, 17), metric_text(norm, m->grad_norm, 17), m->lr, m->step_ms,
+             m->tokens_per_s, metric_text(causal, m->mfu_causal, 6), metric_text(full, m->mfu_full, 6), m->mem_bytes, m->comm_bytes,
              m->comm_exposed_ms, val, spike);
     run_append(log, line);
     run_still_there(log);
@@ -317,9 +317,10 @@ static inline void print_step(const Metrics *m, i64 steps, double eta) {
     if (m->loss == m->loss) snprintf(loss, sizeof loss, "%.4f", m->loss);
     if (isfinite(m->mfu_causal)) snprintf(mfu, sizeof mfu, "%.1f%%", 100 * m->mfu_causal);
     if (m->val_loss == m->val_loss) snprintf(val, sizeof val, " | val %.4f", m->val_loss);
-    printf("step %lld/%lld | loss %s%s | norm %.3f | lr %.2e | %.0f ms | %.0f tok/s | mfu %s | eta %lld:%02lld\n", (long long)m->step + 1,
-           (long long)steps, loss, val, m->grad_norm, m->lr, m->step_ms, m->tokens_per_s, mfu, (long long)eta / 60,
-           (long long)eta % 60);
+    i64 seconds = (i64)eta;
+    printf("step %lld/%lld | loss %s%s | norm %.3f | lr %.2e | %.0f ms | %.0f tok/s | mfu %s | eta %lld:%02lld\n", m->step + 1,
+           steps, loss, val, m->grad_norm, m->lr, m->step_ms, m->tokens_per_s, mfu, seconds / 60,
+           seconds % 60);
     fflush(stdout);
 }
 

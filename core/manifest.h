@@ -103,7 +103,7 @@ static inline uint64_t range_sum(const SumKeys *k, i64 offset, const void *bytes
 
 #define STEP_NAME_MAX 64
 
-static inline void step_name(char out[STEP_NAME_MAX], i64 step) { snprintf(out, STEP_NAME_MAX, "step-%08lld", (long long)step); }
+static inline void step_name(char out[STEP_NAME_MAX], i64 step) { snprintf(out, STEP_NAME_MAX, "step-%08lld", step); }
 
 /* The steps of a checkpoint's name; -1: it is none. */
 static inline i64 step_of_name(const char *name) {
@@ -222,7 +222,7 @@ static inline char *small_file_read(const char *path, i64 limit, i64 *bytes, Tro
     char *text = NULL;
     i64 have = 0;
     if (fd < 0 || fstat(fd, &st) != 0) trouble_call(why, "read", path);
-    else if (!S_ISREG(st.st_mode) || st.st_size > limit) trouble(why, "%s is not a file of at most %lld bytes", path, (long long)limit);
+    else if (!S_ISREG(st.st_mode) || st.st_size > limit) trouble(why, "%s is not a file of at most %lld bytes", path, limit);
     else {
         text = (char *)host_alloc((size_t)st.st_size + 1);
         while (have < st.st_size) {
@@ -295,9 +295,9 @@ static inline void manifest_read(Manifest *m, const char *dir, i64 step, Trouble
     if (!cJSON_IsString(format) || strcmp(format->valuestring, MANIFEST_FORMAT) != 0)
         trouble(why, MANIFEST_NAME " is damaged, or not this program's");
     else if (version > MANIFEST_VERSION)
-        trouble(why, "it is of version %lld, this program reads up to %d: use a newer one", (long long)version, MANIFEST_VERSION);
+        trouble(why, "it is of version %lld, this program reads up to %d: use a newer one", version, MANIFEST_VERSION);
     else if (version < 1 || !cJSON_IsObject(files) || cJSON_GetArraySize(files) > MANIFEST_FILES) trouble(why, MANIFEST_NAME " is damaged");
-    else if (step >= 0 && m->step != step) trouble(why, MANIFEST_NAME " is of step %lld", (long long)m->step);
+    else if (step >= 0 && m->step != step) trouble(why, MANIFEST_NAME " is of step %lld", m->step);
     else
         for (const cJSON *f = files->child; f && !troubled(why); f = f->next) manifest_read_file(m, f, why);
     if (!troubled(why)) manifest_check_files(m, why);
@@ -315,7 +315,7 @@ static inline void manifest_check_sizes(const Manifest *m, const char *dir, Trou
         if (stat(path, &st) != 0) trouble(why, "%s is missing (%s)", f->name, strerror(errno));
         else if (!S_ISREG(st.st_mode)) trouble(why, "%s is no regular file", f->name);
         else if ((i64)st.st_size != f->bytes)
-            trouble(why, "%s has %lld bytes, %lld were written: %s", f->name, (long long)st.st_size, (long long)f->bytes,
+            trouble(why, "%s has %lld bytes, %lld were written: %s", f->name, (i64)st.st_size, f->bytes,
                     (i64)st.st_size < f->bytes ? "truncated" : "something was added");
     }
 }

@@ -36,14 +36,14 @@ static inline Peak peak_of(const Settings *s, const DevicePlace *place) {
 static inline void rate_above_peak(Peak *p, const DevicePlace *place, Metrics *k) {
     if (p->stated)
         FAIL(THIS_RANK, "step %lld ran at %.2f times the peak of %g GFLOP/s a rank: either the peak is too low (--peak-tflops) or work was skipped",
-             (long long)k->step, k->mfu_causal, p->flops / 1e9);
+             k->step, k->mfu_causal, p->flops / 1e9);
     double measured = p->flops, again = p->again ? 0 : device_peak(place), higher = again / measured;
     p->again = 1;
     p->flops = k->mfu_causal <= higher ? again : 0;
     k->mfu_causal = p->flops > 0 ? k->mfu_causal / higher : NAN, k->mfu_full = p->flops > 0 ? k->mfu_full / higher : NAN;
     if (p->flops > 0) printf("note     the peak was measured too low, at %.1f GFLOP/s a rank; again: %.1f\n", measured / 1e9, again / 1e9);
     else printf("note     step %lld ran above the measured peak of %.1f GFLOP/s a rank, so MFU is not known; --peak-tflops gives the true one\n",
-                (long long)k->step, fmax(measured, again) / 1e9);
+                k->step, fmax(measured, again) / 1e9);
 }
 
 /* What was measured of a step that took so many seconds; the caller adds step, loss, norm and rate of learning. The peak may change. */

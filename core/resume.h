@@ -261,8 +261,8 @@ static inline void trainer_compare(const Settings *now, const DataPrint *data, c
     JsonAt j = {path, "", root};
     i64 version = json_int(&j, "version", JSON_REQUIRED, 1, COUNT_MAX);
     if (version > MANIFEST_VERSION)
-        FAIL(EVERYONE, "%s is of version %lld, this program reads up to %d: use a newer one", path, (long long)version, MANIFEST_VERSION);
-    if (json_int(&j, "step", JSON_REQUIRED, 0, COUNT_MAX) != step) FAIL(EVERYONE, "%s is not of step %lld", path, (long long)step);
+        FAIL(EVERYONE, "%s is of version %lld, this program reads up to %d: use a newer one", path, version, MANIFEST_VERSION);
+    if (json_int(&j, "step", JSON_REQUIRED, 0, COUNT_MAX) != step) FAIL(EVERYONE, "%s is not of step %lld", path, step);
     *next = json_int(&j, "next_sequence", JSON_REQUIRED, 0, COUNT_MAX);
     JsonAt losses = {path, "losses.", json_find(path, root, "losses")};
     spike->mean = json_real(&losses, "mean", JSON_REQUIRED, -1e300, 1e300);
@@ -288,7 +288,7 @@ static inline void trainer_compare(const Settings *now, const DataPrint *data, c
     JsonAt in = {path, "data.", d};
     i64 tokens = json_int(&in, "tokens", JSON_REQUIRED, 0, COUNT_MAX);
     const char *sum = json_text(&in, "sum", NULL);
-    if (tokens != data->tokens) change(changes, "--train with %lld tokens (was %lld)", (long long)data->tokens, (long long)tokens);
+    if (tokens != data->tokens) change(changes, "--train with %lld tokens (was %lld)", data->tokens, tokens);
     else if (strtoull(sum, NULL, 16) != data->sum) change(changes, "--train with other tokens");
     cJSON_Delete(root);
 }
@@ -300,10 +300,10 @@ static inline void config_compare(const Config *now, const Config *was, Changes 
     const i64 b[] = {was->layers, was->dim, was->heads, was->kv_heads, was->ffn, was->vocab};
     if (now->arch != was->arch) change(shapes, "--arch %s (was %s)", now->arch == ARCH_GPT2 ? "gpt2" : "llama", was->arch == ARCH_GPT2 ? "gpt2" : "llama");
     for (int i = 0; i < COUNT_OF(flags); i++)
-        if (a[i] != b[i]) change(shapes, "--%s %lld (was %lld)", flags[i], (long long)a[i], (long long)b[i]);
+        if (a[i] != b[i]) change(shapes, "--%s %lld (was %lld)", flags[i], a[i], b[i]);
     if (now->tied != was->tied) change(shapes, "--tied-head %s (was %s)", now->tied ? "on" : "off", was->tied ? "on" : "off");
     if (now->max_pos != was->max_pos)
-        change(now->arch == ARCH_GPT2 ? shapes : others, "--max-pos %lld (was %lld)", (long long)now->max_pos, (long long)was->max_pos);
+        change(now->arch == ARCH_GPT2 ? shapes : others, "--max-pos %lld (was %lld)", now->max_pos, was->max_pos);
     if (now->norm_eps != was->norm_eps) change(others, "the norm's epsilon %g (was %g)", now->norm_eps, was->norm_eps);
     if (now->arch != ARCH_LLAMA) return;
     if (now->rope_theta != was->rope_theta) change(others, "--rope-theta %g (was %g)", now->rope_theta, was->rope_theta);
@@ -475,7 +475,7 @@ static inline void optimizer_check(const Manifest *m, const SavedPart *part, Tro
         const ManifestFile *f = &m->file[i];
         if (!f->head) continue; /* judged before */
         if (part[i].bytes != f->bytes - f->head)
-            FAIL(EVERYONE, "%s: the ranks read %lld bytes of %lld", f->name, (long long)part[i].bytes, (long long)(f->bytes - f->head));
+            FAIL(EVERYONE, "%s: the ranks read %lld bytes of %lld", f->name, part[i].bytes, f->bytes - f->head);
         if (part[i].sum + f->head_sum != f->sum) manifest_differs(f, why);
     }
 }

@@ -70,7 +70,7 @@ static inline FileMap file_map(const char *path) {
     m.size = (i64)st.st_size;
     if (m.size > 0) {
         void *p = mmap(NULL, (size_t)m.size, PROT_READ, MAP_PRIVATE, fd, 0);
-        if (p == MAP_FAILED) FAIL(EVERYONE, "%s: cannot map %lld bytes: %s", path, (long long)m.size, strerror(errno));
+        if (p == MAP_FAILED) FAIL(EVERYONE, "%s: cannot map %lld bytes: %s", path, m.size, strerror(errno));
         m.bytes = (const unsigned char *)p;
     }
     close(fd);
@@ -190,11 +190,11 @@ static inline cJSON *json_parse(const char *path, const char *what, const unsign
     const char *end = copy;
     cJSON *root = cJSON_ParseWithOpts(copy, &end, 0);
     i64 at = end - copy;
-    if (!root) FAIL(EVERYONE, "%s: %s is not JSON (stopped at byte %lld of %lld)", path, what, (long long)at, (long long)size);
+    if (!root) FAIL(EVERYONE, "%s: %s is not JSON (stopped at byte %lld of %lld)", path, what, at, size);
     if (strstr(copy, "\\u0000")) FAIL(EVERYONE, "%s: %s: a text holds \\u0000, which would cut it short", path, what);
     for (; at < size; at++)
         if (!strchr(" \t\r\n", copy[at]) || !copy[at])
-            FAIL(EVERYONE, "%s: %s: something follows the JSON at byte %lld", path, what, (long long)at);
+            FAIL(EVERYONE, "%s: %s: something follows the JSON at byte %lld", path, what, at);
     if (!cJSON_IsObject(root)) FAIL(EVERYONE, "%s: %s is not a JSON object", path, what);
     free(copy);
     return root;
@@ -311,7 +311,7 @@ static inline int safetensor_is_float(const Safetensor *t) {
 /* "[32, 96]", for messages. */
 static inline void shape_text(char *out, size_t size, const i64 *shape, int dims) {
     size_t n = (size_t)snprintf(out, size, "[");
-    for (int i = 0; i < dims && n < size; i++) n += (size_t)snprintf(out + n, size - n, "%s%lld", i ? ", " : "", (long long)shape[i]);
+    for (int i = 0; i < dims && n < size; i++) n += (size_t)snprintf(out + n, size - n, "%s%lld", i ? ", " : "", shape[i]);
     if (n < size) snprintf(out + n, size - n, "]");
 }
 
@@ -360,12 +360,12 @@ static inline void safetensor_read_entry(Safetensor *t, const char *path, const 
     if (begin < 0 || end < begin) FAIL(EVERYONE, "%s: tensor %.200s: data_offsets are not two rising positions", path, t->name);
     if (end > data_size)
         FAIL(EVERYONE, "%s: tensor %.200s ends at byte %lld of the data, the file has only %lld: truncated? %s", path,
-             t->name, (long long)end, (long long)data_size, mend_beside(MEND_DOWNLOAD, path).text);
+             t->name, end, data_size, mend_beside(MEND_DOWNLOAD, path).text);
     if (end - begin != t->bytes) {
         char shape[256];
         shape_text(shape, sizeof shape, t->shape, t->dims);
         FAIL(EVERYONE, "%s: tensor %.200s: %s %s takes %lld bytes, data_offsets give it %lld", path, t->name, SAFETENSOR_TYPES[t->type].name, shape,
-             (long long)t->bytes, (long long)(end - begin));
+             t->bytes, end - begin);
     }
     t->begin = begin;
 }
@@ -392,7 +392,7 @@ static inline void safetensors_add_file(SafetensorSet *s, const char *path) {
     uint64_t header = 0;
     if (f->map.size >= 8) memcpy(&header, f->map.bytes, 8);
     file_refuse_kind(path, &f->map);
-    if (f->map.size < 8) FAIL(EVERYONE, "%s: %lld bytes are no safetensors file", path, (long long)f->map.size);
+    if (f->map.size < 8) FAIL(EVERYONE, "%s: %lld bytes are no safetensors file", path, f->map.size);
     if (header > (uint64_t)(f->map.size - 8) || header > (uint64_t)header_limit) {
         char text[41];
         snprintf(text, sizeof text, "%.*s", (int)i64_min(f->map.size, 40), (const char *)f->map.bytes);
@@ -402,7 +402,7 @@ static inline void safetensors_add_file(SafetensorSet *s, const char *path) {
                  mend_beside(MEND_DOWNLOAD, path).text);
         int cut = header <= (uint64_t)header_limit && f->map.size > 8 && f->map.bytes[8] == '{';
         FAIL(EVERYONE, "%s: its header would take %llu bytes of a file of %lld: %s; %s", path,
-             (unsigned long long)header, (long long)f->map.size, cut ? "truncated" : "no safetensors file",
+             (unsigned long long)header, f->map.size, cut ? "truncated" : "no safetensors file",
              mend_beside(MEND_DOWNLOAD, path).text);
     }
     const unsigned char *data = f->map.bytes + 8 + header;
@@ -425,8 +425,8 @@ static inline void safetensors_add_file(SafetensorSet *s, const char *path) {
     for (int i = 0; i < n; end = first[i].begin + first[i].bytes, i++)
         if (first[i].begin != end)
             FAIL(EVERYONE, "%s: tensor %.200s begins at byte %lld of the data, the one before it ends at %lld: %s", path, first[i].name,
-                 (long long)first[i].begin, (long long)end, first[i].begin < end ? "they overlap" : "a hole");
-    if (end != data_size) FAIL(EVERYONE, "%s: %lld bytes follow the last tensor", path, (long long)(data_size - end));
+                 first[i].begin, end, first[i].begin < end ? "they overlap" : "a hole");
+    if (end != data_size) FAIL(EVERYONE, "%s: %lld bytes follow the last tensor", path, data_size - end);
     s->tensors += n;
 }
 

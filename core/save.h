@@ -596,7 +596,7 @@ static inline void save_add_up(const Saving *g, Wire world, Manifest *m) {
         SavedPart sum = {0, 0};
         for (int r = 0; r < ranks; r++) sum.sum += all[r * files + i].sum, sum.bytes += all[r * files + i].bytes;
         if (sum.bytes != g->plan.file[i].bytes)
-            FAIL(EVERYONE, "%s/%s: the ranks wrote %lld bytes of %lld", g->partial, g->plan.file[i].name, (long long)sum.bytes, (long long)g->plan.file[i].bytes);
+            FAIL(EVERYONE, "%s/%s: the ranks wrote %lld bytes of %lld", g->partial, g->plan.file[i].name, sum.bytes, g->plan.file[i].bytes);
         const SavedFile *f = &g->plan.file[i];
         ManifestFile *row = manifest_add(m, f->name, sum.bytes, sum.sum);
         if (i >= g->plan.model_files) row->head = f->header_bytes, row->head_sum = range_sum(&g->keys, 0, f->header, f->header_bytes);
@@ -674,7 +674,7 @@ static inline int checkpoint_finish(Saver *s, Wire world, double *seconds) {
     int saved = !troubled(&g->trouble);
     if (!saved && g->rank == 0) {
         remove_directory(g->partial);
-        fprintf(stderr, "train_gpt: note: no checkpoint after step %lld: %s\n", (long long)g->step, g->trouble.text);
+        fprintf(stderr, "train_gpt: note: no checkpoint after step %lld: %s\n", g->step, g->trouble.text);
     }
     manifest_free(&m);
     if (saved) verdict_set(s, g->step, 1), saver_retain(s, world);

@@ -169,11 +169,11 @@ static inline int refuse_head_axis(const Config *c, const MeshShape *shape, int 
     if (works(c, shape->head)) return 0;
     i64 below, above;
     nearest(shape->head, c->heads, works, c, &below, &above);
-    int n = snprintf(why, size, "a head axis of %lld cannot split %lld query heads, %lld KV heads", (long long)shape->head, (long long)c->heads,
-                     (long long)c->kv_heads);
-    if (with_ffn) n += snprintf(why + n, size - (size_t)n, " and an MLP width of %lld", (long long)c->ffn);
-    n += snprintf(why + n, size - (size_t)n, "; the nearest that does: %lld", (long long)below);
-    if (above) n += snprintf(why + n, size - (size_t)n, " or %lld", (long long)above);
+    int n = snprintf(why, size, "a head axis of %lld cannot split %lld query heads, %lld KV heads", shape->head, c->heads,
+                     c->kv_heads);
+    if (with_ffn) n += snprintf(why + n, size - (size_t)n, " and an MLP width of %lld", c->ffn);
+    n += snprintf(why + n, size - (size_t)n, "; the nearest that does: %lld", below);
+    if (above) n += snprintf(why + n, size - (size_t)n, " or %lld", above);
     snprintf(why + n, size - (size_t)n, " (head axis = ranks / dp / ring)");
     return 1;
 }
@@ -182,8 +182,8 @@ static inline int refuse_head_axis(const Config *c, const MeshShape *shape, int 
 static inline int refuse_any_head_axis(const Config *c, const MeshShape *shape, char *why, size_t size) {
     (void)c;
     if (shape->head == 1) return 0;
-    snprintf(why, size, "it has no head axis, but %lld ranks / dp %lld / ring %lld leaves %lld; use --ring %lld", (long long)shape->world,
-             (long long)shape->dp, (long long)shape->ring, (long long)shape->head, (long long)(shape->world / shape->dp));
+    snprintf(why, size, "it has no head axis, but %lld ranks / dp %lld / ring %lld leaves %lld; use --ring %lld", shape->world,
+             shape->dp, shape->ring, shape->head, shape->world / shape->dp);
     return 1;
 }
 

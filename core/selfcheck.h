@@ -51,7 +51,7 @@ static inline void selfcheck_schedule(const Fabric *f, Wire world) {
         char first[160] = "nothing more", other[160] = "nothing more";
         if (calls[0].hash) schedule_text(first, sizeof first, &calls[0]);
         if (calls[differs].hash) schedule_text(other, sizeof other, &calls[differs]);
-        FAIL(EVERYONE, "self-check: the ranks do not plan the same step: as collective %lld, rank %d has %s, rank 0 has %s", (long long)lo, differs, other,
+        FAIL(EVERYONE, "self-check: the ranks do not plan the same step: as collective %lld, rank %d has %s, rank 0 has %s", lo, differs, other,
              first);
     }
     free(all);
@@ -187,7 +187,7 @@ static inline ProbeCount probe_moved(const Model *m, const ProbePlace *place, i6
         int may = b == 0 && p >= position, moved = after[r] != (before ? before[r] : 0);
         if (moved && !may)
             FAIL(THIS_RANK, "self-check: changing token %lld of sequence 0 moved position %lld of sequence %lld, which must not see it (%s)",
-                 (long long)position, (long long)p, (long long)b, place->what);
+                 position, p, b, place->what);
         count.may += may, count.moved += may && moved;
     }
     return count;
@@ -200,8 +200,8 @@ static inline void probe_reached(const Model *m, const ProbePlace *place, i64 po
     wire_share(m->mesh.world.wire, all, &mine, sizeof mine);
     for (int r = 0; r < ranks; r++)
         if (all[r].moved < all[r].may)
-            FAIL(EVERYONE, "self-check: token %lld of sequence 0 reached %lld of the %lld rows of %s on rank %d that must see it", (long long)position,
-                 (long long)all[r].moved, (long long)all[r].may, place->what, r);
+            FAIL(EVERYONE, "self-check: token %lld of sequence 0 reached %lld of the %lld rows of %s on rank %d that must see it", position,
+                 all[r].moved, all[r].may, place->what, r);
     free(all);
 }
 

@@ -38,7 +38,7 @@ static inline void trace_step_begin(Trace *t, Device *dev, i64 step) {
     t->block = BLOCK_OTHER, t->layer = -1, t->phase = PHASE_FORWARD;
     t->step = span_open(t, SPAN_STEP, device_mark(dev));
     t->step->number = t->steps;
-    snprintf(t->step->name, sizeof t->step->name, "step %lld", (long long)step);
+    snprintf(t->step->name, sizeof t->step->name, "step %lld", step);
 }
 
 /* The step is over and the device idle: its marks become seconds. */
@@ -129,7 +129,7 @@ static inline int timeline_args(char *out, size_t size, const TimelineRank *r, c
     int n = 0;
     if (s->kind == SPAN_STEP) {
         for (int i = 0; i < OP_CLASSES; i++)
-            n += snprintf(out + n, size - (size_t)n, "%s\"%s operations\":%lld", i ? "," : "", OP_CLASS_NAMES[i], (long long)r->calls[s->number][i]);
+            n += snprintf(out + n, size - (size_t)n, "%s\"%s operations\":%lld", i ? "," : "", OP_CLASS_NAMES[i], r->calls[s->number][i]);
         return n;
     }
     if (s->layer >= 0) n += snprintf(out, size, "\"layer\":%d,", s->layer);
@@ -195,8 +195,8 @@ static inline void timeline_write(const Trace *t, Wire world, const char *path) 
     if (writes) {
         timeline_text(&f, "\n]}\n");
         new_file_close(&f);
-        printf("trace    %s: %d steps of %d ranks, %lld spans", path, t->steps, n, (long long)spans);
-        if (left_out) printf("; %lld more found no room", (long long)left_out);
+        printf("trace    %s: %d steps of %d ranks, %lld spans", path, t->steps, n, spans);
+        if (left_out) printf("; %lld more found no room", left_out);
         printf("\n");
         fflush(stdout);
     }

@@ -18,7 +18,7 @@
 #include <time.h>
 #include <unistd.h>
 
-typedef int64_t i64;
+typedef long long i64;
 
 #define COUNT_OF(array) ((int)(sizeof(array) / sizeof((array)[0])))
 

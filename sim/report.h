@@ -34,7 +34,7 @@ static void print_op_classes(const Forecast *f) {
     for (int i = 0; i < OP_CLASSES; i++) {
         char time[32];
         if (!f->op_calls[i]) continue;
-        printf("  %-12s %12lld %12s %8.1f%%", OP_CLASS_NAMES[i], (long long)f->op_calls[i], time_text(time, f->op_seconds[i]),
+        printf("  %-12s %12lld %12s %8.1f%%", OP_CLASS_NAMES[i], f->op_calls[i], time_text(time, f->op_seconds[i]),
                100 * f->op_seconds[i] / f->seconds);
         if (i == OP_GEMM || i == OP_ATTENTION) printf(" %12.2f %12s\n", f->op_flop[i] / f->op_seconds[i] / 1e12, "");
         else printf(" %12s %12.1f\n", "", f->op_bytes[i] / f->op_seconds[i] / 1e9);
@@ -46,7 +46,7 @@ static void print_comm(const Forecast *f) {
     for (int i = 0; i < COMM_OPS; i++) {
         char time[32], exposed[32];
         if (!f->comm_calls[i]) continue;
-        printf("  %-14s %10lld %12s %9s %18.3f\n", COMM_OP_NAMES[i], (long long)f->comm_calls[i], time_text(time, f->comm_seconds[i]),
+        printf("  %-14s %10lld %12s %9s %18.3f\n", COMM_OP_NAMES[i], f->comm_calls[i], time_text(time, f->comm_seconds[i]),
                time_text(exposed, f->comm_exposed[i]), (double)f->comm_bytes[i] / 1e6);
     }
     char exposed[32];
@@ -66,8 +66,8 @@ static void print_forecast(const Forecast *f, const Trainer *t) {
     const Cluster *c = t->options.place.cluster;
     char time[32], fits[256];
     print_model(t), print_mesh(t);
-    printf("cluster  %s: %lld ranks on %lld nodes, peak %.4g TFLOP/s a rank in %s, overlap %s\n", c->name, (long long)o->shape.world,
-           (long long)ceil_div(o->shape.world, (i64)c->ranks_per_node), t->peak.flops / 1e12, REAL_NAME, t->settings->overlap);
+    printf("cluster  %s: %lld ranks on %lld nodes, peak %.4g TFLOP/s a rank in %s, overlap %s\n", c->name, o->shape.world,
+           ceil_div(o->shape.world, (i64)c->ranks_per_node), t->peak.flops / 1e12, REAL_NAME, t->settings->overlap);
     if (f->imbalance > 1.001)
         printf("slowest  rank %d (ring rank %d): its attention is %.2f times the mean; the others wait\n", f->rank, (int)(f->rank / o->shape.head),
                f->imbalance);

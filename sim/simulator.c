@@ -52,7 +52,7 @@ static void refuse_flags(const Settings *s, const FlagsGiven *given) {
         FAIL(EVERYONE, "--init-only, --dump-grads and --out need numbers, and the simulator computes none; leave them out");
     if (s->save || s->save_every || s->keep || s->keep_every || s->resume || s->max_hours > 0)
         FAIL(EVERYONE, "--save, --save-every, --keep, --keep-every, --resume and --max-hours need numbers, and the simulator computes none; leave them out");
-    if (s->world > 65536) FAIL(EVERYONE, "--world %lld: the simulator takes up to 65536 ranks", (long long)s->world);
+    if (s->world > 65536) FAIL(EVERYONE, "--world %lld: the simulator takes up to 65536 ranks", s->world);
     if (!s->world) FAIL(EVERYONE, "--world N is missing: the ranks of the modelled world");
     if ((s->plan != 0) + (s->max_seq != 0) + (s->dry_run != 0) > 1) FAIL(EVERYONE, "--plan, --max-seq and --dry-run exclude each other; keep one");
     if (s->max_seq && flag_given(given, "seq-len")) FAIL(EVERYONE, "--max-seq looks for the --seq-len; leave one of them out");

@@ -20,7 +20,7 @@ static double median(double *values, int n) {
 static real *numbers(i64 n, uint64_t seed) {
     size_t bytes = (size_t)round_up(n * (i64)sizeof(real), (i64)2 << 20); /* huge pages, as the trainer's arena asks for */
     real *p = (real *)aligned_alloc((size_t)2 << 20, bytes);
-    if (!p) FAIL(THIS_RANK, "out of memory: %lld numbers", (long long)n);
+    if (!p) FAIL(THIS_RANK, "out of memory: %lld numbers", n);
     madvise(p, bytes, MADV_HUGEPAGE);
     for (i64 i = 0; i < n; i++) {
         seed = seed * 6364136223846793005ull + 1442695040888963407ull;

@@ -199,14 +199,14 @@ static void bench_attention_shape(i64 head_dim, i64 L, const char *path) {
     Accums lse = accums(2, rows, 0, 0), delta = accums(2, rows, 0, 0), dq_sum = accums(2, n, 0, 0);
     Timing t = measure([&](int i) { attention_forward(&dev, NULL, out.set[i], lse.set[i], q.set[i], kv.set[i],
                                                       attention_call(s, map, map, 0)); }, 2);
-    snprintf(name, sizeof name, "attention_forward_d%lld_L%lld%s", (long long)head_dim, (long long)L, path);
+    snprintf(name, sizeof name, "attention_forward_d%lld_L%lld%s", head_dim, L, path);
     report(name, 4e3 * pairs * d / t.ms, product_rate, 1e12, "TFLOP/s", t);
     t = measure([&](int i) {
         attention_delta(&dev, delta.set[i], out.set[i], dout.set[i], rows, head_dim);
         attention_backward(&dev, dq_sum.set[i], dq.set[i], NULL, dkv.set[i], q.set[i], kv.set[i], dout.set[i],
                            lse.set[i], delta.set[i], attention_call(s, map, map, 0));
     }, 2);
-    snprintf(name, sizeof name, "attention_backward_d%lld_L%lld%s", (long long)head_dim, (long long)L, path);
+    snprintf(name, sizeof name, "attention_backward_d%lld_L%lld%s", head_dim, L, path);
     report(name, 10e3 * pairs * d / t.ms, product_rate, 1e12, "TFLOP/s", t);
 }
 
@@ -310,7 +310,7 @@ static void bench_classifier(void) {
         int32_t *targets = tokens_like_text(rows, V, &distinct);
         double *loss = (double *)device_take(8);
         zero_fill(&dev, loss, 8);
-        snprintf(name, sizeof name, "classifier_%lld", (long long)vocab[k]);
+        snprintf(name, sizeof name, "classifier_%lld", vocab[k]);
         bandwidth(name, 4.0 * (double)(rows * V), sets, [&](int i) { classifier(&dev, loss, logits.set[i], ld, targets, 1, rows, V, 1); });
     }
 }

@@ -41,7 +41,7 @@ static double mean(Bench *b, double value) {
 static real *numbers(Bench *b, i64 n) {
     real *p = b->pool + b->next;
     b->next = round_up(b->next + n, 64);
-    if (b->next > b->size) FAIL(THIS_RANK, "calibrate: the pool of %lld numbers is too small", (long long)b->size);
+    if (b->next > b->size) FAIL(THIS_RANK, "calibrate: the pool of %lld numbers is too small", b->size);
     return p;
 }
 

@@ -146,8 +146,8 @@ static void flags_plan(ModelOptions *o, const Settings *s) {
         trainer_plan(t);
         for (int i = 0; i < (int)(sizeof(Ledger) / sizeof(LedgerRow)); i++) {
             const LedgerRow *row = &t->model.ledger.row[0][0][0][0] + i;
-            demand(row->bytes == row->expected && row->bytes >= 0, "ledger row %d: %lld bytes, formula %lld", i, (long long)row->bytes,
-                   (long long)row->expected);
+            demand(row->bytes == row->expected && row->bytes >= 0, "ledger row %d: %lld bytes, formula %lld", i, row->bytes,
+                   row->expected);
         }
         model_free(&t->model);
         free(t);
@@ -217,7 +217,7 @@ static void shard_compare(Dataset *d, const uint8_t *bytes, i64 left) {
     for (int i = 0; i < d->shards; i++) {
         const Shard *s = &d->shard[i];
         i64 n = s->tokens;
-        demand(n >= 0 && (n * s->width <= left || d->shards == 1) && s->first == sequences, "shard %d has %lld tokens", i, (long long)n);
+        demand(n >= 0 && (n * s->width <= left || d->shards == 1) && s->first == sequences, "shard %d has %lld tokens", i, n);
         for (i64 j = 0; j < (n - 1) / d->L && n > 0; j++, sequences++)
             for (i64 shift = 0; shift < 2; shift++) {
                 dataset_column(d, sequences, &map, shift, got, 0, 1);
@@ -225,12 +225,12 @@ static void shard_compare(Dataset *d, const uint8_t *bytes, i64 left) {
                     i64 at = (j * d->L + token_position(&map, t) + shift) * s->width;
                     uint32_t want = bytes[at] | (uint32_t)bytes[at + 1] << 8;
                     if (s->width == 4) want |= (uint32_t)bytes[at + 2] << 16 | (uint32_t)bytes[at + 3] << 24;
-                    demand(got[t] >= 0 && (uint32_t)got[t] == want && got[t] < d->vocab, "token %lld is %d, not %u", (long long)t, got[t], want);
+                    demand(got[t] >= 0 && (uint32_t)got[t] == want && got[t] < d->vocab, "token %lld is %d, not %u", t, got[t], want);
                 }
             }
         bytes += n * s->width, left -= n * s->width;
     }
-    demand(sequences == d->sequences, "%lld sequences, not %lld", (long long)d->sequences, (long long)sequences);
+    demand(sequences == d->sequences, "%lld sequences, not %lld", d->sequences, sequences);
 }
 
 static void shard_one(Input in) {
@@ -310,7 +310,7 @@ static void safetensors_consistent(const SafetensorSet *s) {
         memcpy(&header, s->file[i].map.bytes, 8);
         file_bytes += s->file[i].map.size - 8 - (i64)header;
     }
-    demand(held_bytes == file_bytes, "%lld bytes of tensors in %lld", (long long)held_bytes, (long long)file_bytes);
+    demand(held_bytes == file_bytes, "%lld bytes of tensors in %lld", held_bytes, file_bytes);
 }
 
 static void safetensors_one(Input in) {
@@ -341,7 +341,7 @@ static i64 tiny_header(char *out, size_t size, const char *dtype, i64 bytes) {
         shape_text(shape, sizeof shape, p->shape, p->dims);
         i64 end = at + bytes * p->shape[0] * (p->dims == 2 ? p->shape[1] : 1);
         n += (size_t)snprintf(out + n, size - n, ",\"%s\":{\"dtype\":\"%s\",\"shape\":%s,\"data_offsets\":[%lld,%lld]}", list[i].name, dtype,
-                              shape, (long long)at, (long long)end);
+                              shape, at, end);
         at = end;
     }
     snprintf(out + n, size - n, "}");
@@ -402,11 +402,11 @@ static void config_one(Input in) {
     write_file("config.json", "", 0, in.at, in.left);
     checkpoint_read_config(&c, directory);
     demand(c.layers > 0 && c.vocab > 1 && c.ffn > 0 && c.max_pos > 0 && c.head_dim * c.heads == c.dim && c.heads % c.kv_heads == 0, "sizes");
-    demand(config_parameters(&c) > 0, "%lld parameters", (long long)config_parameters(&c));
+    demand(config_parameters(&c) > 0, "%lld parameters", config_parameters(&c));
     if (c.arch == ARCH_LLAMA && c.head_dim / 2 <= COUNT_OF(frequencies)) {
         rope_frequencies(&c, frequencies);
         for (i64 i = 0; i < c.head_dim / 2; i++)
-            demand(frequencies[i] >= 0 && frequencies[i] <= 1, "frequency %lld is %g", (long long)i, frequencies[i]);
+            demand(frequencies[i] >= 0 && frequencies[i] <= 1, "frequency %lld is %g", i, frequencies[i]);
     }
     checkpoint_write_config(&c, file_path("config.json"));
     checkpoint_read_config(&again, directory);
@@ -445,8 +445,8 @@ static void manifest_one(Input in) {
         for (int i = 0; i < m.files; i++) {
             const ManifestFile *f = &m.file[i];
             demand(text_is_printable(f->name) && !strchr(f->name, '/') && f->name[0] != '.', "file %d: %s", i, f->name);
-            demand(f->bytes >= 0 && f->head >= 0 && f->head <= f->bytes && f->head % 4 == 0, "file %d: %lld, %lld", i, (long long)f->bytes,
-                   (long long)f->head);
+            demand(f->bytes >= 0 && f->head >= 0 && f->head <= f->bytes && f->head % 4 == 0, "file %d: %lld, %lld", i, f->bytes,
+                   f->head);
         }
         char *text = manifest_text(&m);
         write_file(MANIFEST_NAME, "", 0, text, strlen(text));
@@ -487,7 +487,7 @@ static void trainer_one(Input in) {
     flags_parse(&now, &given, 1, program);
     write_file("trainer.json", "", 0, in.at, in.left);
     trainer_compare(&now, &data, directory, 3, &next, &spike, &changes);
-    demand(next >= 0 && spike.steps >= 0 && isfinite(spike.mean) && isfinite(spike.variance) && spike.variance >= 0, "%lld", (long long)next);
+    demand(next >= 0 && spike.steps >= 0 && isfinite(spike.mean) && isfinite(spike.variance) && spike.variance >= 0, "%lld", next);
     demand(changes.n == 0 || text_is_printable(changes.text), "the changes are not one line: %s", changes.text);
     if (changes.n) return;
     char *text = trainer_text(&now, &data, &spike, 3, next);
@@ -536,7 +536,7 @@ static void optimizer_one(Input in) {
     manifest_add(&m, "optimizer.safetensors", bytes, 0);
     optimizer_read(&tiny.zero, directory, &m, &part, &why);
     demand(!troubled(&why), "%s", why.text);
-    demand(part.bytes == bytes - 8 - (i64)header, "%lld bytes were read of %lld", (long long)part.bytes, (long long)bytes);
+    demand(part.bytes == bytes - 8 - (i64)header, "%lld bytes were read of %lld", part.bytes, bytes);
     manifest_free(&m);
 }
 
@@ -552,7 +552,7 @@ static void optimizer_seeds(void) {
         save_plan_header(&p, &p.file[0]);
         const SavedFile *f = &p.file[0];
         i64 data = f->bytes - f->header_bytes;
-        demand(f->bytes + 2 <= (i64)sizeof bytes, "%lld bytes", (long long)f->bytes);
+        demand(f->bytes + 2 <= (i64)sizeof bytes, "%lld bytes", f->bytes);
         memset(bytes, 0, sizeof bytes);
         bytes[0] = 1;
         memcpy(bytes + 1, f->header, (size_t)f->header_bytes);

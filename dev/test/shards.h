@@ -24,11 +24,11 @@ static inline void test_shards(const Scheme *scheme, i64 ranks, i64 unit, Device
         i64 least = ceil_div(z->chunk[i].elements, chunk_comm(z, &z->chunk[i])->size);
         off += z->chunk[i].shard % unit != 0 || z->chunk[i].shard < least || z->chunk[i].shard >= least + unit;
     }
-    check(!off && z->chunks > 0, "%s on %lld: %d of %d shards are not ceil(P/S) in whole %lld", scheme->name, (long long)ranks, off, z->chunks,
-          (long long)unit);
+    check(!off && z->chunks > 0, "%s on %lld: %d of %d shards are not ceil(P/S) in whole %lld", scheme->name, ranks, off, z->chunks,
+          unit);
     i64 moved = ledger_total(&t->model.ledger, 0), expected = ledger_total(&t->model.ledger, 1);
-    check(moved == expected && (moved > 0 || ranks == 1), "%s on %lld: %lld bytes, %lld by the closed form", scheme->name, (long long)ranks,
-          (long long)moved, (long long)expected);
+    check(moved == expected && (moved > 0 || ranks == 1), "%s on %lld: %lld bytes, %lld by the closed form", scheme->name, ranks,
+          moved, expected);
     model_free(&t->model);
     free(t);
 }

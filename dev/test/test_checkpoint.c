@@ -937,7 +937,7 @@ static void test_load_fixtures(void) {
             Whole w;
             whole_make(&w, &CONFIGS[i].want, &MESHES[k], dir, 0);
             i64 bad = whole_differences(&w, &s, half ? "param." : "");
-            check(bad == 0, "%s on %s: %lld elements differ from %s or are not owned once", name, MESHES[k].name, (long long)bad,
+            check(bad == 0, "%s on %s: %lld elements differ from %s or are not owned once", name, MESHES[k].name, bad,
                   half ? "what PyTorch read" : "the file");
             whole_close(&w);
         }
@@ -1051,7 +1051,7 @@ static void test_names(void) {
             whole_make(&w, &c->want, &MESHES[0], dir, 0);
             fail_state()->rank = rank;
             i64 bad = whole_differences(&w, &s, "");
-            check(bad == 0, "%s named %s...%s: %lld elements differ from the fixture's", c->dir, k->prefix, k->middle, (long long)bad);
+            check(bad == 0, "%s named %s...%s: %lld elements differ from the fixture's", c->dir, k->prefix, k->middle, bad);
             whole_close(&w);
             safetensors_close(&s);
         }
@@ -1112,7 +1112,7 @@ static void test_gpt2_layout(const char *dir) {
             bad += param_of(&m.z, block_mlp(1), T_UP)[f * C + k] != (real)safetensor_value(fc, k * F + f);
             bad += param_of(&m.z, block_mlp(1), T_DOWN)[k * F + f] != (real)safetensor_value(proj, f * C + k);
         }
-    check(bad == 0, "%s: our (out, in) q, k, v, up, down against the file's (in, out), by hand: %lld differ", strrchr(dir, '/'), (long long)bad);
+    check(bad == 0, "%s: our (out, in) q, k, v, up, down against the file's (in, out), by hand: %lld differ", strrchr(dir, '/'), bad);
     safetensors_close(&s);
     model_close(&m, 1);
 }
@@ -1155,7 +1155,7 @@ static void test_initialise(void) {
                 for (i64 e = 0; e < p->shape[0] * (p->dims == 2 ? p->shape[1] : 1); e++)
                     bad += w.times[t][e] != 1 || w.value[t][e] != (double)initial_value(w.list[t].spec, c, key, e);
             }
-            check(bad == 0, "initial weights of %s on %s: %lld differ from the definition", CONFIGS[i].dir, MESHES[k].name, (long long)bad);
+            check(bad == 0, "initial weights of %s on %s: %lld differ from the definition", CONFIGS[i].dir, MESHES[k].name, bad);
             whole_close(&w);
         }
     }

@@ -188,7 +188,7 @@ static void check_rounded(Device *dev, const Case *c, const Buffers *d, const ch
     run_forward(dev, c, &e), run_backward(dev, c, &e);
     i64 out = rounded_wrong(e.out_rounded, d->out, nq), dq = rounded_wrong(e.dq_rounded, d->dq, nq), dkv = rounded_wrong(e.dkv_rounded, d->dkv, nkv);
     check(out + dq + dkv == 0 && same_bits(d->lse, e.lse, q_rows(c) * (i64)sizeof(accum)), "%s: rounded results, %lld of out, %lld of dq, %lld of dkv differ", name,
-          (long long)out, (long long)dq, (long long)dkv);
+          out, dq, dkv);
 }
 
 static void check_forward(const Case *c, const Buffers *d, const char *name) {
@@ -300,8 +300,8 @@ static void test_block(i64 HS, i64 heads, i64 kv_heads, i64 B, i64 q_first, i64 
     c.s.B = B, c.s.Tq = Tq, c.s.Tk = Tk, c.s.heads = heads, c.s.kv_heads = kv_heads, c.s.head_dim = HS;
     c.q_map = run_of(q_first, 1, Tq), c.kv_map[0] = run_of(kv_first, 1, Tk), c.blocks = 1;
     char name[160];
-    snprintf(name, sizeof name, "%shead dim %lld, heads %lld:%lld, B %lld, queries %lld+%lld, keys %lld+%lld", steep ? "steep, " : "", (long long)HS, (long long)heads,
-             (long long)kv_heads, (long long)B, (long long)q_first, (long long)Tq, (long long)kv_first, (long long)Tk);
+    snprintf(name, sizeof name, "%shead dim %lld, heads %lld:%lld, B %lld, queries %lld+%lld, keys %lld+%lld", steep ? "steep, " : "", HS, heads,
+             kv_heads, B, q_first, Tq, kv_first, Tk);
     run_case(&c, again, name);
 }
 
@@ -314,8 +314,8 @@ static void test_ring(RingLayout layout, i64 L, int ranks, int rank, i64 HS, i64
     c.q_map = token_map(layout, L, ranks, rank), c.blocks = ranks;
     for (int i = 0; i < ranks; i++) c.kv_map[i] = token_map(layout, L, ranks, (rank - i + ranks) % ranks);
     char name[160];
-    snprintf(name, sizeof name, "%s, L %lld, rank %d of %d, head dim %lld, heads %lld:%lld", NAMES[layout], (long long)L, rank, ranks, (long long)HS,
-             (long long)heads, (long long)kv_heads);
+    snprintf(name, sizeof name, "%s, L %lld, rank %d of %d, head dim %lld, heads %lld:%lld", NAMES[layout], L, rank, ranks, HS,
+             heads, kv_heads);
     run_case(&c, again, name);
 }
 
@@ -341,8 +341,8 @@ static void test_paths(i64 HS, i64 heads, i64 kv_heads, i64 B, RingLayout layout
         dev.state.wgmma = 1;
         run_forward(&dev, &c, &e);
         char name[160];
-        snprintf(name, sizeof name, "both paths, head dim %lld, heads %lld:%lld, B %lld, L %lld, rank %d of %d", (long long)HS, (long long)heads,
-                 (long long)kv_heads, (long long)B, (long long)L, rank, ranks);
+        snprintf(name, sizeof name, "both paths, head dim %lld, heads %lld:%lld, B %lld, L %lld, rank %d of %d", HS, heads,
+                 kv_heads, B, L, rank, ranks);
         check_forward(&c, &e, name);
         again = e;
         run_forward(&dev, &c, &again);
@@ -371,7 +371,7 @@ static void test_delta(i64 rows, i64 HS) {
     for (i64 r = 0; r < rows; r++) want[r] = dot(out + r * HS, dout + r * HS, HS);
     double distance = norm_distance(download_accum(delta, rows), want, rows);
     note(&worst_delta, distance);
-    check(distance <= 1e-6, "delta: %lld rows of %lld, distance %.2g, at most 1e-6", (long long)rows, (long long)HS, distance);
+    check(distance <= 1e-6, "delta: %lld rows of %lld, distance %.2g, at most 1e-6", rows, HS, distance);
     release_all();
 }
 

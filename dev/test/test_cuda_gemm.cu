@@ -50,7 +50,7 @@ static void test_shape(i64 rows, i64 IC, i64 OC) {
     linear_backward_input(dev, d_dinp_apart, d_wide, ld, d_weight, rows, IC, OC, 0);
     linear_backward_weight(dev, d_dweight_apart, d_inp, d_wide, ld, rows, IC, OC);
     char text[96];
-    snprintf(text, sizeof text, "rows %lld, IC %lld, OC %lld", (long long)rows, (long long)IC, (long long)OC);
+    snprintf(text, sizeof text, "rows %lld, IC %lld, OC %lld", rows, IC, OC);
     double u = 0x1p-8, many = rows * i64_min(IC, OC) > 100 ? u / 2 : u, twice = sqrt(2) * many, fp32 = 1e-6 + 6e-8 * sqrt((double)rows);
     check_close(download_real(d_out, rows * OC), out, rows * OC, twice, 2 * u, "linear_forward with bias, %s", text);
     check_close(download_real(d_plain, rows * OC), plain, rows * OC, many, u + 1e-5, "linear_forward without bias, %s", text);

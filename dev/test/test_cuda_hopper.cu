@@ -202,7 +202,7 @@ static void test_write(int add) {
                 int inside = h == 1 && t >= 7 && c >= 32 && c < 64;
                 wrong += got[at] != (inside ? 1000 * (t - 7) + c - 32 + (add ? x[at] : 0) : x[at]);
             }
-    check(!wrong, "box %s memory: %d of %lld elements wrong", add ? "added to" : "written to", wrong, (long long)n);
+    check(!wrong, "box %s memory: %d of %lld elements wrong", add ? "added to" : "written to", wrong, n);
     release_all();
 }
 

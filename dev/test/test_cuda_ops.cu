@@ -61,7 +61,7 @@ static real *unset_at(i64 n, int off) { return unset_real(n + (off ? 1 : 0)) + (
 #define NAME(...) \
     char name[160]; \
     snprintf(name, sizeof name, __VA_ARGS__)
-#define LL(x) ((long long)(x))
+#define LL(x) (x)
 
 /* ---- pointwise ------------------------------------------------------------------------------------------------------ */
 

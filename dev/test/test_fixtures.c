@@ -15,7 +15,7 @@ static double *expected_values(const SafetensorSet *set, const char *prefix, con
     char full[256];
     snprintf(full, sizeof full, "%s%s", prefix, name);
     const Safetensor *t = safetensors_find(set, full);
-    if (!t || t->elements != n) FAIL(THIS_RANK, "fixture without %s of %lld elements", full, (long long)n);
+    if (!t || t->elements != n) FAIL(THIS_RANK, "fixture without %s of %lld elements", full, n);
     double *out = (double *)host_alloc(sizeof(double) * (size_t)n);
     for (i64 i = 0; i < n; i++) out[i] = safetensor_value(t, i);
     return out;
@@ -36,7 +36,7 @@ static i64 write_fixture_shards(const SafetensorSet *set, const char *directory)
     for (i64 b = 0; b < tokens->shape[0]; b++) {
         char path[512];
         for (i64 t = 0; t < n; t++) row[t] = (int32_t)safetensor_value(tokens, b * n + t);
-        snprintf(path, sizeof path, "%s/tokens_%lld.bin", directory, (long long)b);
+        snprintf(path, sizeof path, "%s/tokens_%lld.bin", directory, b);
         write_shard(path, row, n);
     }
     free(row);
@@ -107,7 +107,7 @@ static void run_logits(const char *directory, Wire world) {
     safetensors_open(&set, path);
     test_directory(shards, "logits", world);
     snprintf(glob, sizeof glob, "%s/tokens_*.bin", shards);
-    snprintf(L, sizeof L, "%lld", (long long)write_fixture_shards(&set, shards));
+    snprintf(L, sizeof L, "%lld", write_fixture_shards(&set, shards));
     const char *argv[] = {"test", "--model", directory, "--train", glob, "--seq-len", L, "--batch", "2", "--micro-batch", "2"};
     Settings s;
     FlagsGiven given;
@@ -136,7 +136,7 @@ static void run_fixture(const char *name, Wire world) {
     if (wire_rank(world) == 0) write_fixture_shards(&set, directory);
     wire_barrier(world);
     char L[32];
-    snprintf(L, sizeof L, "%lld", (long long)safetensors_find(&set, "tokens")->shape[1] - 1);
+    snprintf(L, sizeof L, "%lld", safetensors_find(&set, "tokens")->shape[1] - 1);
     const char *argv[] = {"test", "--model", model, "--train", glob, "--seq-len", L, "--batch", "2", "--micro-batch", "2", "--steps", "10", "--lr", "1e-2",
                           "--min-lr", "1e-3", "--warmup", "3", "--sp", "odysseus"};
     Settings s;

@@ -41,22 +41,22 @@ static void put_v2(const char *group, i64 limit_mib, i64 used_mib, i64 inactive_
     char path[512];
     snprintf(path, sizeof path, "%s/memory.max", group);
     if (limit_mib < 0) put(path, "max\n");
-    else put(path, "%lld\n", (long long)(limit_mib * MIB));
+    else put(path, "%lld\n", limit_mib * MIB);
     snprintf(path, sizeof path, "%s/memory.current", group);
-    put(path, "%lld\n", (long long)(used_mib * MIB));
+    put(path, "%lld\n", used_mib * MIB);
     snprintf(path, sizeof path, "%s/memory.stat", group);
-    put(path, "anon 4096\nfile 99\nshmem 77\ninactive_anon 55\ninactive_file %lld\nactive_file %lld\nslab_reclaimable 0\n", (long long)(inactive_mib * MIB),
-        (long long)(active_mib * MIB));
+    put(path, "anon 4096\nfile 99\nshmem 77\ninactive_anon 55\ninactive_file %lld\nactive_file %lld\nslab_reclaimable 0\n", inactive_mib * MIB,
+        active_mib * MIB);
 }
 
 static void put_v1(const char *group, i64 limit, i64 used_mib, i64 inactive_mib) {
     char path[512];
     snprintf(path, sizeof path, "%s/memory.limit_in_bytes", group);
-    put(path, "%lld\n", (long long)limit);
+    put(path, "%lld\n", limit);
     snprintf(path, sizeof path, "%s/memory.usage_in_bytes", group);
-    put(path, "%lld\n", (long long)(used_mib * MIB));
+    put(path, "%lld\n", used_mib * MIB);
     snprintf(path, sizeof path, "%s/memory.stat", group);
-    put(path, "cache 1\ninactive_file 1\ntotal_inactive_file %lld\ntotal_active_file 0\n", (long long)(inactive_mib * MIB));
+    put(path, "cache 1\ninactive_file 1\ntotal_inactive_file %lld\ntotal_active_file 0\n", inactive_mib * MIB);
     snprintf(path, sizeof path, "%s/memory.use_hierarchy", group);
     put(path, "1\n");
 }
@@ -69,7 +69,7 @@ static void put_v1(const char *group, i64 limit, i64 used_mib, i64 inactive_mib)
 
 static void memory_is(i64 bytes, const char *what) {
     i64 found = host_memory_available(tree);
-    check(found == bytes, "%s: %lld bytes available, expected %lld", what, (long long)found, (long long)bytes);
+    check(found == bytes, "%s: %lld bytes available, expected %lld", what, found, bytes);
 }
 
 static void cores_are(double cores, const char *what) {

@@ -126,7 +126,7 @@ static void test_linear_shape(i64 rows, i64 IC, i64 OC) {
         for (i64 i = OC; i < ld; i++) between += !isnan(apart[r * ld + i]);
     for (i64 r = 0; r < rows; r++) memmove(apart + r * OC, apart + r * ld, sizeof(real) * (size_t)OC);
     char text[96];
-    snprintf(text, sizeof text, "rows %lld, IC %lld, OC %lld", (long long)rows, (long long)IC, (long long)OC);
+    snprintf(text, sizeof text, "rows %lld, IC %lld, OC %lld", rows, IC, OC);
     check_close(out, want, rows * OC, 2 + sqrt((double)IC), "linear_forward with bias, %s", text);
     check_close(plain, want_plain, rows * OC, 2 + sqrt((double)IC), "linear_forward without bias, %s", text);
     check_close(dinp, want_dinp, rows * IC, 2 + sqrt((double)OC), "linear_backward_input, %s", text);
@@ -180,8 +180,8 @@ static void test_bias(void) {
             for (i64 c = 0; c < C; c++) want_dbias[c] += out[r * C + c], want[r * C + c] += bias[c];
         bias_backward(&dev, dbias, out, rows, C);
         bias_add(&dev, out, bias, rows, C);
-        check_close(out, want, rows * C, 2, "bias_add, rows %lld, C %lld", (long long)rows, (long long)C);
-        check_close(dbias, want_dbias, C, 2 + sqrt((double)rows), "bias_backward, rows %lld, C %lld", (long long)rows, (long long)C);
+        check_close(out, want, rows * C, 2, "bias_add, rows %lld, C %lld", rows, C);
+        check_close(dbias, want_dbias, C, 2 + sqrt((double)rows), "bias_backward, rows %lld, C %lld", rows, C);
         release_all();
     }
 }
@@ -202,9 +202,9 @@ static void test_embedding_case(RingLayout layout, int ranks, int rank, i64 L, i
     embedding_forward(&dev, out, tokens, map, wte, positions ? wpe : NULL, B, C);
     embedding_backward(&dev, dwte, positions ? dwpe : NULL, dout, tokens, map, B, C, V);
     const char *name = positions ? "with positions" : "tokens only";
-    check_close(out, want, rows * C, 2, "embedding_forward %s, rank %d of %d, C %lld", name, rank, ranks, (long long)C);
-    check_close(dwte, want_dwte, V * C, 2 + sqrt((double)rows), "embedding_backward dwte %s, rank %d of %d, C %lld", name, rank, ranks, (long long)C);
-    check_close(dwpe, want_dwpe, L * C, 2 + sqrt((double)B), "embedding_backward dwpe %s, rank %d of %d, C %lld", name, rank, ranks, (long long)C);
+    check_close(out, want, rows * C, 2, "embedding_forward %s, rank %d of %d, C %lld", name, rank, ranks, C);
+    check_close(dwte, want_dwte, V * C, 2 + sqrt((double)rows), "embedding_backward dwte %s, rank %d of %d, C %lld", name, rank, ranks, C);
+    check_close(dwpe, want_dwpe, L * C, 2 + sqrt((double)B), "embedding_backward dwpe %s, rank %d of %d, C %lld", name, rank, ranks, C);
     release_all();
 }
 
@@ -240,16 +240,16 @@ static void test_norm_case(NormKind kind, i64 rows, i64 C, int delta, double off
                   dout, mean, rstd, x, w_first, w_rows);
     /* With an offset the row's numbers lose |offset| ulps to the subtraction of the mean, whatever the method. */
     double k = (4 + sqrt((double)C)) * (1 + fabs(offset));
-    check_close(out, want, rows * C, k, "norm_forward %s, rows %lld, C %lld, delta %d, offset %g", name, (long long)rows, (long long)C, delta,
+    check_close(out, want, rows * C, k, "norm_forward %s, rows %lld, C %lld, delta %d, offset %g", name, rows, C, delta,
                 offset);
-    check_close(rstd, want_rstd, rows, k, "norm_forward %s rstd, C %lld", name, (long long)C);
-    if (kind == NORM_LAYER) check_close(mean, want_mean, rows, k, "norm_forward layer mean, C %lld", (long long)C);
+    check_close(rstd, want_rstd, rows, k, "norm_forward %s rstd, C %lld", name, C);
+    if (kind == NORM_LAYER) check_close(mean, want_mean, rows, k, "norm_forward layer mean, C %lld", C);
     if (delta) check_close(sum, want_sum, rows * C, 2, "norm_forward %s sum in place", name);
     if (!delta) check(rows == 0 || isnan((double)sum[rows * C - 1]), "norm_forward %s without delta leaves sum alone", name);
-    check(same(again, out, rows * C), "norm_recompute %s gives norm_forward's bits, C %lld", name, (long long)C);
-    check_close(dx, want_dx, rows * C, 2 * k, "norm_backward %s dx, rows %lld, C %lld", name, (long long)rows, (long long)C);
-    check_close(dweight, want_dw, C, k + sqrt((double)rows), "norm_backward %s dweight of rows %lld+%lld", name, (long long)w_first,
-                (long long)w_rows);
+    check(same(again, out, rows * C), "norm_recompute %s gives norm_forward's bits, C %lld", name, C);
+    check_close(dx, want_dx, rows * C, 2 * k, "norm_backward %s dx, rows %lld, C %lld", name, rows, C);
+    check_close(dweight, want_dw, C, k + sqrt((double)rows), "norm_backward %s dweight of rows %lld+%lld", name, w_first,
+                w_rows);
     if (kind == NORM_LAYER) check_close(dbias, want_db, C, 2 + sqrt((double)rows), "norm_backward layer dbias");
     release_all();
 }
@@ -312,8 +312,8 @@ static void test_pack_case(i64 T, i64 B, i64 heads, i64 kv_heads, i64 HS, i64 pa
     heads_pack(&dev, q_out, kv_out, q, kv, turn, rows, B, heads, kv_heads, HS, parts);
     heads_unpack(&dev, dq, dkv, dq_in, dkv_in, turn, rows, B, heads, kv_heads, HS, parts);
     char text[128];
-    snprintf(text, sizeof text, "T %lld, B %lld, heads %lld/%lld, HS %lld, parts %lld, rotate %d", (long long)T, (long long)B, (long long)heads,
-             (long long)kv_heads, (long long)HS, (long long)parts, rotate);
+    snprintf(text, sizeof text, "T %lld, B %lld, heads %lld/%lld, HS %lld, parts %lld, rotate %d", T, B, heads,
+             kv_heads, HS, parts, rotate);
     check_close(q_out, want_q, nq, 4, "queries_pack, %s", text);
     check_close(kv_out, want_kv, nkv_out, 4, "kv_pack, %s", text);
     check_close(dq, dq_want, nq, 4, "queries_unpack, %s", text);
@@ -340,8 +340,8 @@ static void test_parts(void) {
         for (i64 p = 0; p < parts; p++)
             for (i64 r = 0; r < rows; r++)
                 for (i64 w = 0; w < width; w++) wrong += !(merged[(r * parts + p) * width + w] == in[(p * rows + r) * width + w]);
-        check(wrong == 0, "parts_merge, parts %lld, rows %lld: %d misplaced", (long long)parts, (long long)rows, wrong);
-        check(same(back, in, n), "parts_split undoes parts_merge, parts %lld", (long long)parts);
+        check(wrong == 0, "parts_merge, parts %lld, rows %lld: %d misplaced", parts, rows, wrong);
+        check(same(back, in, n), "parts_split undoes parts_merge, parts %lld", parts);
         release_all();
     }
 }
@@ -485,8 +485,8 @@ static void test_ring(RingLayout layout, int R, i64 L, i64 B, i64 heads, i64 kv_
         scatter(out, out_r, qm, wq), scatter(lse, lse_r, qm, wrow), scatter(dq, dq_r, qm, wq);
     }
     char text[160];
-    snprintf(text, sizeof text, "%s ring of %d, L %lld, B %lld, heads %lld/%lld, HS %lld, size %g", LAYOUT_NAMES[layout], R, (long long)L,
-             (long long)B, (long long)heads, (long long)kv_heads, (long long)HS, size);
+    snprintf(text, sizeof text, "%s ring of %d, L %lld, B %lld, heads %lld/%lld, HS %lld, size %g", LAYOUT_NAMES[layout], R, L,
+             B, heads, kv_heads, HS, size);
     double k = 8 + 2 * size * size * 2 + sqrt((double)L);
     check_close(out, want_out, all.nq, k, "attention_forward, %s", text);
     check_close(lse, want_lse, all.nrow, k, "attention lse, %s", text);
@@ -517,9 +517,9 @@ static void test_block(TokenMap qm, TokenMap km, i64 B, i64 heads, i64 kv_heads,
         want_lse[i] = 0, lse[i] = 0; /* seen to; the distance below cannot take -inf */
     }
     char text[128];
-    snprintf(text, sizeof text, "%lld queries from %lld, %lld keys from %lld", (long long)qm.count, (long long)qm.run[0].first, (long long)km.count,
-             (long long)km.run[0].first);
-    check(wrong == 0, "attention_forward: %lld rows with nothing to see give 0 and -inf, %lld wrong, %s", (long long)blind, (long long)wrong, text);
+    snprintf(text, sizeof text, "%lld queries from %lld, %lld keys from %lld", qm.count, qm.run[0].first, km.count,
+             km.run[0].first);
+    check(wrong == 0, "attention_forward: %lld rows with nothing to see give 0 and -inf, %lld wrong, %s", blind, wrong, text);
     double k = 12 + sqrt((double)km.count);
     check_close(out, want_out, z.nq, k, "attention_forward of a block, %s", text);
     check_close(lse, want_lse, z.nrow, k, "attention lse of a block, %s", text);
@@ -535,7 +535,7 @@ static void test_block(TokenMap qm, TokenMap km, i64 B, i64 heads, i64 kv_heads,
     for (i64 i = 0; i < z.nrow; i++)
         for (i64 d = 0; d < HS; d++) wrong += out2[i * HS + d] != (i % 3 == 0 ? 0 : out[i * HS + d]);
     check(same(lse2, lse3, z.nrow) && wrong == 0, "attention_forward: merging a block that is all masked changes nothing, %lld wrong",
-          (long long)wrong);
+          wrong);
     release_all();
 }
 
@@ -636,9 +636,9 @@ static void test_gelu(void) {
         for (i64 k = 0; k < n; k++) want[k] = reference_gelu(pre[k]), want_dpre[k] = dout[k] * reference_gelu_slope(pre[k]);
         gelu_forward(&dev, out, pre, n);
         gelu_backward(&dev, dpre, dout, pre, n);
-        check_close(out, want, n, 4, "gelu_forward, n %lld", (long long)n);
-        check_close(dpre, want_dpre, n, 16, "gelu_backward, n %lld", (long long)n); /* e^-2u: u to 10 is off by 10 half-ulps */
-        check(same(dout, out, n), "gelu_backward makes gelu again, n %lld", (long long)n);
+        check_close(out, want, n, 4, "gelu_forward, n %lld", n);
+        check_close(dpre, want_dpre, n, 16, "gelu_backward, n %lld", n); /* e^-2u: u to 10 is off by 10 half-ulps */
+        check(same(dout, out, n), "gelu_backward makes gelu again, n %lld", n);
         release_all();
     }
 }
@@ -654,9 +654,9 @@ static void test_swiglu(void) {
         reference_swiglu(want, want_dpre, doubles(dout, n), doubles(pre, 2 * n), rows, I);
         swiglu_forward(&dev, out, pre, rows, I);
         swiglu_backward(&dev, dpre, dout, pre, rows, I);
-        check_close(out, want, n, 8, "swiglu_forward, rows %lld, I %lld", (long long)rows, (long long)I);
-        check(same(dout, out, n), "swiglu_backward makes swiglu again, rows %lld, I %lld", (long long)rows, (long long)I);
-        check_close(dpre, want_dpre, 2 * n, 8, "swiglu_backward, rows %lld, I %lld", (long long)rows, (long long)I);
+        check_close(out, want, n, 8, "swiglu_forward, rows %lld, I %lld", rows, I);
+        check(same(dout, out, n), "swiglu_backward makes swiglu again, rows %lld, I %lld", rows, I);
+        check_close(dpre, want_dpre, 2 * n, 8, "swiglu_backward, rows %lld, I %lld", rows, I);
         release_all();
     }
 }
@@ -676,14 +676,14 @@ static void test_classifier_case(i64 rows, i64 V, double size, int backward) {
     i64 wrong = 0;
     classifier(&dev, &loss_apart, apart, ld, targets, scale, rows, V, backward);
     for (i64 r = 0; r < rows; r++) wrong += memcmp(apart + r * ld, logits + r * V, sizeof(real) * (size_t)V) != 0;
-    check(wrong == 0 && loss_apart == loss, "classifier of rows that lie apart: %lld of %lld differ", (long long)wrong, (long long)rows);
+    check(wrong == 0 && loss_apart == loss, "classifier of rows that lie apart: %lld of %lld differ", wrong, rows);
     /* rows' losses are doubles; a row's sum of exponentials is off by sqrt(V)/2 + 1 ulp, its difference from the maximum by `size` of them */
     double k = 4 + sqrt((double)V), bound = fmax(k * epsilon(), 1e-13) * fmax(1, want_loss);
     check(fabs(loss - want_loss) <= bound, "classifier loss %.17g, expected %.17g, within %.2g, rows %lld, V %lld, size %g", loss, want_loss, bound,
-          (long long)rows, (long long)V, size);
+          rows, V, size);
     if (backward) {
-        check_close(logits, want, rows * V, 2 * (4 + sqrt((double)V)) + size, "classifier gradient, rows %lld, V %lld, size %g", (long long)rows,
-                    (long long)V, size);
+        check_close(logits, want, rows * V, 2 * (4 + sqrt((double)V)) + size, "classifier gradient, rows %lld, V %lld, size %g", rows,
+                    V, size);
     } else check(same(logits, kept, rows * V), "classifier without backward leaves the logits alone");
     release_all();
 }
@@ -725,24 +725,24 @@ static void test_flat(void) {
         for (i64 k = 0; k < n; k++)
             for (int p = 0; p < 4; p++) want[k] += parts[p * stride + k], want_added[k] += parts[p * stride + k];
         convert(&dev, y, x, n);
-        check(same(x, y, n), "convert, n %lld", (long long)n);
+        check(same(x, y, n), "convert, n %lld", n);
         sum_parts(&dev, sum, parts, 4, stride, n, DTYPE_REAL, 0);
         sum_parts(&dev, added, parts, 4, stride, n, DTYPE_ACCUM, 1);
         sum_parts(&dev, f64_sum, f64_parts, 4, stride, n, DTYPE_F64, 0);
         sum_parts(&dev, f64_added, f64_parts, 4, stride, n, DTYPE_F64, 1);
-        check_close(sum, want, n, 4, "sum_parts of 4, n %lld", (long long)n);
-        check_close(added, want_added, n, 4, "sum_parts of 4 adding, n %lld", (long long)n);
+        check_close(sum, want, n, 4, "sum_parts of 4, n %lld", n);
+        check_close(added, want_added, n, 4, "sum_parts of 4 adding, n %lld", n);
         for (i64 k = 0; k < n; k++) wrong += f64_sum[k] != want[k] || !(fabs(f64_added[k] - want_added[k]) <= 1e-14);
-        check(wrong == 0, "sum_parts of doubles in part order, n %lld: %lld wrong", (long long)n, (long long)wrong);
+        check(wrong == 0, "sum_parts of doubles in part order, n %lld: %lld wrong", n, wrong);
         double squares = 0.5, want_squares = 0.5;
         for (i64 k = 0; k < n; k++) want_squares += (double)x[k] * x[k];
         sum_squares(&dev, &squares, x, n);
-        check(fabs(squares - want_squares) <= 1e-13 * want_squares, "sum_squares %.17g, expected %.17g, n %lld", squares, want_squares, (long long)n);
+        check(fabs(squares - want_squares) <= 1e-13 * want_squares, "sum_squares %.17g, expected %.17g, n %lld", squares, want_squares, n);
         i64 bytes = n * (i64)sizeof(real) - (n > 1), nonzero = 0; /* the last byte stays, so that one too many shows */
         if (n > 1) memset(y, 0x55, (size_t)(bytes + 1));
         zero_fill(&dev, y, bytes);
         for (i64 k = 0; k < bytes; k++) nonzero += ((char *)y)[k] != 0;
-        check(nonzero == 0 && (n < 2 || ((char *)y)[bytes] == 0x55), "zero_fill of %lld bytes: %lld left", (long long)bytes, (long long)nonzero);
+        check(nonzero == 0 && (n < 2 || ((char *)y)[bytes] == 0x55), "zero_fill of %lld bytes: %lld left", bytes, nonzero);
         release_all();
     }
 }
@@ -762,11 +762,11 @@ static void test_adamw(void) {
             adamw(&dev, param, w, m, v, grad, n, a);
             adamw(&dev, w2, w2, m2, v2, grad, n, a);
         }
-        check_close(w, want, n, 4, "adamw master after 3 steps, n %lld", (long long)n);
-        check_close(m, dm, n, 8, "adamw m, n %lld", (long long)n);
-        check_close(v, dv, n, 8, "adamw v, n %lld", (long long)n);
-        check(same(param, w, n), "adamw param is the master, n %lld", (long long)n);
-        check(same(w2, w, n), "adamw with param and master in one buffer, n %lld", (long long)n);
+        check_close(w, want, n, 4, "adamw master after 3 steps, n %lld", n);
+        check_close(m, dm, n, 8, "adamw m, n %lld", n);
+        check_close(v, dv, n, 8, "adamw v, n %lld", n);
+        check(same(param, w, n), "adamw param is the master, n %lld", n);
+        check(same(w2, w, n), "adamw with param and master in one buffer, n %lld", n);
         release_all();
     }
 }
@@ -1001,8 +1001,8 @@ static void test_poll_and_plan(void) {
     check(polls_elsewhere == 0, "polls come from the calling thread only");
     poll_each(1, counts);
     check(counts[0] >= 6 && counts[1] >= 6 && counts[2] >= 2 && counts[3] >= 6,
-          "communication is polled within attention (%lld, %lld times), classifier (%lld) and product (%lld)", (long long)counts[0],
-          (long long)counts[1], (long long)counts[2], (long long)counts[3]);
+          "communication is polled within attention (%lld, %lld times), classifier (%lld) and product (%lld)", counts[0],
+          counts[1], counts[2], counts[3]);
     i64 T = 1024;
     Sizes z = sizes_of(1, T, T, 2, 1, 16);
     Device plan = device_with(2);

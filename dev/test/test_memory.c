@@ -25,19 +25,19 @@ static void sequence_is_longest(const char *preset, const Scheme *scheme, i64 ra
     double seconds = seconds_now() - begin;
     int positions = o.config.arch == ARCH_GPT2 && next > o.config.max_pos;
     check(L > 0 && L % unit == 0 && options_fit(o, L, o.B, bytes, options_bytes), "%s, %s on %lld (ring %lld, dp %lld): %lld tokens fit %.0f MB, %.1f s", preset, scheme->name,
-          (long long)ranks, (long long)ring, (long long)dp, (long long)L, bytes / 1e6, seconds);
+          ranks, ring, dp, L, bytes / 1e6, seconds);
     o.L = next;
     check(positions || (!options_fit(o, next, o.B, bytes, options_bytes) && options_bytes(&o) > bytes), "%s, %s: %lld do not (%.3f MB)", preset, scheme->name,
-          (long long)next, positions ? 0 : options_bytes(&o) / 1e6);
+          next, positions ? 0 : options_bytes(&o) / 1e6);
 }
 
 static void micro_batch_is_largest(const Scheme *scheme, i64 bytes) {
     ModelOptions o = options_of("tiny-llama", scheme, 4, 1, 1);
     i64 B = largest_micro_batch(&o, bytes, options_bytes), next = B + 1;
     while (next < o.batch && o.batch % next != 0) next++;
-    check(B > 0 && o.batch % B == 0 && options_fit(o, o.L, B, bytes, options_bytes), "%s: micro-batch %lld of %lld fits %.0f MB", scheme->name, (long long)B,
-          (long long)o.batch, bytes / 1e6);
-    check(!options_fit(o, o.L, next, bytes, options_bytes), "%s: %lld does not", scheme->name, (long long)next);
+    check(B > 0 && o.batch % B == 0 && options_fit(o, o.L, B, bytes, options_bytes), "%s: micro-batch %lld of %lld fits %.0f MB", scheme->name, B,
+          o.batch, bytes / 1e6);
+    check(!options_fit(o, o.L, next, bytes, options_bytes), "%s: %lld does not", scheme->name, next);
 }
 
 /* The plan of one micro-step is the memory of a run of many. */
@@ -53,7 +53,7 @@ static void micro_steps_need_the_same(const Scheme *scheme) {
     i64 planned = arena_bytes(&t.model.arena);
     model_free(&t.model);
     check(options_bytes(&t.options) == planned && micro_steps(&t.options) == 6, "%s: %lld bytes, as in a run of 6 micro-steps", scheme->name,
-          (long long)planned);
+          planned);
 }
 
 static void advice(const char *name, ModelOptions o, i64 bytes, const char *expected) {

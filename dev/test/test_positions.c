@@ -32,7 +32,7 @@ static void test_cover(int layout, i64 L, int R) {
     }
     for (i64 p = 0; p < L; p++) not_once += seen[p] != 1;
     check(not_once == 0 && misplaced == 0 && descending == 0 && tokens == L,
-          "token_map %s, R %d, L %lld: %d positions not held once, %d misplaced, %d descending", NAME[layout], R, (long long)L, not_once, misplaced,
+          "token_map %s, R %d, L %lld: %d positions not held once, %d misplaced, %d descending", NAME[layout], R, L, not_once, misplaced,
           descending);
 }
 
@@ -50,7 +50,7 @@ static void test_slices(int layout, i64 L, int R) {
                 slices++;
             }
     }
-    check(wrong == 0, "token_map_slice %s, R %d, L %lld: %d slices, %d wrong", NAME[layout], R, (long long)L, slices, wrong);
+    check(wrong == 0, "token_map_slice %s, R %d, L %lld: %d slices, %d wrong", NAME[layout], R, L, slices, wrong);
 }
 
 static double counted_pairs(const TokenMap *q, const TokenMap *kv) {
@@ -80,7 +80,7 @@ static void test_pairs(int q_layout, int kv_layout, i64 L, int R) {
         }
     check(wrong == 0 && triangle == (double)(L * (L + 1) / 2),
           "causal_pairs %s x %s, R %d, L %lld: %d of %d slices wrong, all ranks together %.0f of %.0f", NAME[q_layout], NAME[kv_layout], R,
-          (long long)L, wrong, cases, triangle, (double)(L * (L + 1) / 2));
+          L, wrong, cases, triangle, (double)(L * (L + 1) / 2));
 }
 
 /* Runs of any place, stride and length against each other, far beyond what maps make. */
@@ -100,7 +100,7 @@ static void test_runs(void) {
     check(wrong == 0, "causal_pairs of two runs: %d of %d wrong", wrong, cases);
     TokenMap uneven = {{{1, 3, 2}, {10, 2, 4}}, 6}, tail = token_map_slice(uneven, 1, 4); /* no layout has it, the struct allows it */
     check(token_position(&uneven, 5) == 16 && token_position(&tail, 3) == 14, "runs of unequal stride: %lld and %lld, expected 16 and 14",
-          (long long)token_position(&uneven, 5), (long long)token_position(&tail, 3));
+          token_position(&uneven, 5), token_position(&tail, 3));
     TokenMap q = token_map(RING_ZIGZAG, 1 << 24, 8, 5), all = token_map(RING_CONTIGUOUS, 1 << 24, 1, 0);
     double want = 0, chunk = 1 << 20; /* chunks 5 and 10 of 16, each sees all before it and its own triangle */
     want += chunk * 5 * chunk + chunk * (chunk + 1) / 2 + chunk * 10 * chunk + chunk * (chunk + 1) / 2;

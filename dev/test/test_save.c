@@ -375,8 +375,8 @@ static void test_every_mesh_reads(const Config *c, const char *name) {
         device_is_host = 0;
         i64 by_pieces = load_differs(&s, c, &MESHES[k], 5, 3);
         device_is_host = 1;
-        check(differ == 0 && by_pieces == 0, "%s: master, m and v on %s: %lld elements are not what was saved, by pieces %lld", name, MESHES[k].name, (long long)differ,
-              (long long)by_pieces);
+        check(differ == 0 && by_pieces == 0, "%s: master, m and v on %s: %lld elements are not what was saved, by pieces %lld", name, MESHES[k].name, differ,
+              by_pieces);
     }
     step_path(dir, &s, 3);
     device_is_host = 0;
@@ -401,7 +401,7 @@ static void test_every_mesh_reads(const Config *c, const char *name) {
     }
     checkpoint_read_config(&again, dir);
     check(differ == 0 && model.tensors == n, "%s: model*.safetensors are the weights in F32, named as transformers names them: %lld differ", name,
-          (long long)differ);
+          differ);
     check(again.layers == c->layers && again.kv_heads == c->kv_heads && again.tied == c->tied && again.rope_theta == c->rope_theta,
           "%s: config.json is the model's", name);
     checkpoint_load(&m.z, dir, 0);
@@ -536,7 +536,7 @@ static void test_torn_when_loaded(void) {
             int behind = list.file[f].head && at >= list.file[f].head;
             int judged = whole_before(&s, 3, 1, &why);
             int loaded = load_one(&s, &m.z, 3, &why);
-            if (judged != behind || loaded || !strstr(why.text, list.file[f].name)) bad++, printf("# %s, byte %lld: %d %d %s\n", list.file[f].name, (long long)at, judged, loaded, why.text);
+            if (judged != behind || loaded || !strstr(why.text, list.file[f].name)) bad++, printf("# %s, byte %lld: %d %d %s\n", list.file[f].name, at, judged, loaded, why.text);
             late += judged;
             change_file(path, "a flipped bit", at);
         }
@@ -669,7 +669,7 @@ static void test_memory(void) {
           "%.1f MB of numbers: saving them asks for %.2f MB of host memory all together, reading them for %.2f", (double)all / 1e6, (double)for_saving / 1e6,
           (double)for_loading / 1e6);
     i64 there = all + m.z.flat * 4, few = 20000;
-    check(reading.bytes >= there && reading.bytes < there + few, "each byte is read once: %lld of %lld, and the heads", (long long)reading.bytes, (long long)there);
+    check(reading.bytes >= there && reading.bytes < there + few, "each byte is read once: %lld of %lld, and the heads", reading.bytes, there);
     asked = 0;
     checkpoint_load(&m.z, path, 0);
     check((i64)asked < most, "a model's directory is read by way of %.2f MB", (double)asked / 1e6);
@@ -744,7 +744,7 @@ static void steps_text(char out[256], const char *dir) {
     int n;
     i64 *steps = steps_list(dir, &n);
     out[0] = 0;
-    for (int i = 0; i < n; i++) snprintf(out + strlen(out), 256 - strlen(out), "%s%lld", i ? " " : "", (long long)steps[i]);
+    for (int i = 0; i < n; i++) snprintf(out + strlen(out), 256 - strlen(out), "%s%lld", i ? " " : "", steps[i]);
     free(steps);
 }
 
@@ -788,7 +788,7 @@ static void try_resume(const char *dir) {
     snprintf(s.dir, sizeof s.dir, "%.3000s", dir);
     s.last = -1;
     resume_find(MPI_COMM_SELF, &s, resume_where, 1, &r);
-    fprintf(stderr, "found step %lld continues %d last %lld\n", (long long)r.step, r.continues, (long long)s.last);
+    fprintf(stderr, "found step %lld continues %d last %lld\n", r.step, r.continues, s.last);
 }
 
 /* --resume WHERE (below temp) of a run that saves to temp/`saves` says all of this, and ends so. */
@@ -868,7 +868,7 @@ static void test_same_bytes(Wire world, const Config *c, const char *name) {
         good = checkpoint_judge(world, path, 3, 1, 1, &list, &why) && optimizer_load(&m.z, world, path, &list, &why);
         differ = model_visit(&m.z, 5, 0, &seen);
         for (i64 i = 0; i < m.z.flat; i++) differ += m.z.param[i] != (real)m.z.master[i];
-        check(good && differ == 0, "%s on %s: and read back by the same ranks: %lld elements differ", name, MESHES[k].name, (long long)differ);
+        check(good && differ == 0, "%s on %s: and read back by the same ranks: %lld elements differ", name, MESHES[k].name, differ);
         reading.calls = 0, reading.at = rank == ranks - 1 ? 0 : -1;
         good = optimizer_load(&m.z, world, path, &list, &why);
         check(!good && strstr(why.text, strerror(EIO)), "%s on %s: a rank that cannot read: all learn it: %s", name, MESHES[k].name, why.text);

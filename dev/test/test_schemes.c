@@ -100,8 +100,8 @@ typedef struct {
 static const char *layout_name(RingLayout l) { return l == RING_ZIGZAG ? "zigzag" : l == RING_STRIPE ? "stripe" : "contiguous"; }
 
 static void case_name(char *out, size_t size, const Case *c) {
-    snprintf(out, size, "%s %s dp %lld ring %lld%s%s head %lld micro-batch %lld%s%s%s%s", c->scheme->name, MODEL_NAMES[c->model], (long long)c->dp,
-             (long long)c->ring, c->ring > 1 ? " " : "", c->ring > 1 ? layout_name(c->layout) : "", (long long)c->head, (long long)c->B,
+    snprintf(out, size, "%s %s dp %lld ring %lld%s%s head %lld micro-batch %lld%s%s%s%s", c->scheme->name, MODEL_NAMES[c->model], c->dp,
+             c->ring, c->ring > 1 ? " " : "", c->ring > 1 ? layout_name(c->layout) : "", c->head, c->B,
              c->ignore == IGNORE_SOME ? " ignored" : "", c->ignore == IGNORE_STRETCHES ? " stretches ignored" : "", c->recompute ? " recompute" : "",
              c->overlap ? "" : " no overlap");
 }
@@ -233,7 +233,7 @@ static void run_case(const Case *c, const char *directory, Wire world, Wire alon
     check(bytes[1] == 0 && (bytes[0] > 0 || o.shape.world == 1), "%s: %.0f bytes sent by all ranks, %.0f off the closed form", name, bytes[0], bytes[1]);
     check(bytes[2] == 0, "%s: MPI's profiling layer and an imagined world of one process agree with the ledger (%.0f off)", name, bytes[2]);
     if (c->selfcheck) check(weights, "%s: the self-check passes and leaves the weights as they were", name);
-    check(memory, "%s: arena %lld bytes planned, %lld used", name, (long long)planned.used, (long long)m->arena.peak.used);
+    check(memory, "%s: arena %lld bytes planned, %lld used", name, planned.used, m->arena.peak.used);
     trainer_stop(t);
     free(t);
 }
@@ -254,7 +254,7 @@ static void check_refusal(const Case *c, const ModelOptions *o, const char *why)
         check(strlen(why) > 20, "%s: refused: %s", name, why);
         return;
     }
-    long long offered[2] = {0, 0};
+    i64 offered[2] = {0, 0};
     int n = sscanf(works, "that does: %lld or %lld", &offered[0], &offered[1]), good = n >= 1;
     for (int i = 0; i < n; i++) {
         ModelOptions other = *o;

@@ -133,7 +133,7 @@ static void test_repeat(const Cluster *c, const char *flags) {
     open_flags(t, c, flags, "");
     double walked = sixteen(t, 1, &by_walk), repeated = sixteen(t, 0, &by_repeat);
     check(fabs(repeated / walked - 1) < 1e-6, "%s: 16 micro-steps by repetition %.9f s, walked %.9f s", flags, repeated, walked);
-    check(by_walk == by_repeat && by_walk > 0, "%s: %lld all-gathers by repetition, %lld walked", flags, (long long)by_repeat, (long long)by_walk);
+    check(by_walk == by_repeat && by_walk > 0, "%s: %lld all-gathers by repetition, %lld walked", flags, by_repeat, by_walk);
     free(t);
 }
 
@@ -172,8 +172,8 @@ static void test_groups(const Cluster *cluster, MeshShape shape, i64 kv_heads, i
         GroupPlace p = group_look(&c, mesh_group(&m, g));
         const i64 *e = expected[g];
         check(p.least == e[0] && p.most == e[1] && p.nodes == e[2] && p.leaving == e[3],
-              "%lld ranks, nodes of %lld, %s: %lld to %lld a node, %lld nodes, %lld leave one", (long long)shape.world, (long long)node, names[g],
-              (long long)p.least, (long long)p.most, (long long)p.nodes, (long long)p.leaving);
+              "%lld ranks, nodes of %lld, %s: %lld to %lld a node, %lld nodes, %lld leave one", shape.world, node, names[g],
+              p.least, p.most, p.nodes, p.leaving);
     }
 }
 

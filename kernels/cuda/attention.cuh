@@ -48,13 +48,13 @@ static inline void attention_check_map(const TokenMap *map, const char *whose) {
 static inline void attention_check(const AttentionCall *c) {
     const AttentionShape *s = &c->shape;
     if (!attention_takes_head_dim(s->head_dim))
-        FAIL(THIS_RANK, "attention: head dim %lld; the CUDA kernels take multiples of 8 up to 128", (long long)s->head_dim);
+        FAIL(THIS_RANK, "attention: head dim %lld; the CUDA kernels take multiples of 8 up to 128", s->head_dim);
     if (s->heads % s->kv_heads != 0)
-        FAIL(THIS_RANK, "attention: %lld query heads do not share %lld KV heads evenly", (long long)s->heads, (long long)s->kv_heads);
+        FAIL(THIS_RANK, "attention: %lld query heads do not share %lld KV heads evenly", s->heads, s->kv_heads);
     i64 widest = s->B * s->head_dim * i64_max(s->heads, 2 * s->kv_heads);
     if (widest > (i64)1 << 23) /* offsets within a tile are 32-bit */
         FAIL(THIS_RANK, "attention: %lld elements per token of the batch; the CUDA kernels take up to 2^23: a smaller micro-batch fits",
-             (long long)widest);
+             widest);
     attention_check_map(&c->q_map, "queries"), attention_check_map(&c->kv_map, "keys");
 }
 
@@ -115,7 +115,7 @@ typedef struct {
 static inline AttentionOrder attention_order(i64 heads, i64 tiles, double bytes, i64 at_least) {
     AttentionOrder o;
     if (heads * tiles >= (i64)1 << 31)
-        FAIL(THIS_RANK, "attention: %lld heads times %lld tiles are more blocks than a grid has", (long long)heads, (long long)tiles);
+        FAIL(THIS_RANK, "attention: %lld heads times %lld tiles are more blocks than a grid has", heads, tiles);
     o.heads = (int)heads, o.tiles = (int)tiles;
     o.section = (int)i64_max(1, i64_min(heads, i64_max(at_least, (i64)(20e6 / bytes))));
     return o;

@@ -62,7 +62,7 @@ attention_delta_kernel(float *delta, const bf16 *out, const bf16 *dout, i64 rows
 
 static inline void attention_delta_run(Device *dev, accum *delta, const real *out, const real *dout, i64 rows_heads, i64 head_dim) {
     if (!attention_takes_head_dim(head_dim))
-        FAIL(THIS_RANK, "attention: head dim %lld; the CUDA kernels take multiples of 8 up to 128", (long long)head_dim);
+        FAIL(THIS_RANK, "attention: head dim %lld; the CUDA kernels take multiples of 8 up to 128", head_dim);
     if (rows_heads == 0) return;
     int lanes = 1;
     while (lanes * 8 < head_dim) lanes *= 2;
@@ -388,8 +388,8 @@ static inline i64 backward_prepare(Device *dev, AttentionBackward *a, int BM, in
     a->order = attention_order(kv_heads, kv_tiles, bytes, i64_max(8, dev->state.multiprocessors / 4));
     i64 scratch = TICKET_BYTES + (i64)a->rows * q_tiles * (i64)sizeof(int);
     if (scratch > dev->state.scratch_bytes)
-        FAIL(THIS_RANK, "attention backward: %lld bytes of scratch are needed, there are %lld", (long long)scratch,
-             (long long)dev->state.scratch_bytes);
+        FAIL(THIS_RANK, "attention backward: %lld bytes of scratch are needed, there are %lld", scratch,
+             dev->state.scratch_bytes);
     a->tickets = (int *)dev->state.scratch, a->turns = (int *)(dev->state.scratch + TICKET_BYTES);
     CUDA_CHECK(cudaMemsetAsync(a->tickets, 0, (size_t)scratch, dev->state.stream));
     return kv_tiles;
@@ -414,8 +414,8 @@ static inline void attention_backward_run(Device *dev, accum *dq, real *dq_round
     attention_check(&c);
     attention_yield(dev);
     if (c.q_map.count == 0 || c.kv_map.count == 0)
-        FAIL(THIS_RANK, "attention backward: a block of %lld queries and %lld keys; it needs both", (long long)c.q_map.count,
-             (long long)c.kv_map.count);
+        FAIL(THIS_RANK, "attention backward: a block of %lld queries and %lld keys; it needs both", c.q_map.count,
+             c.kv_map.count);
     AttentionBackward a;
     memset(&a, 0, sizeof a);
     a.dq = dq, a.dkv = dkv, a.dq_rounded = dq_rounded, a.dkv_rounded = dkv_rounded, a.add = c.merge, a.q = q, a.kv = kv, a.dout = dout, a.lse = lse, a.delta = delta;

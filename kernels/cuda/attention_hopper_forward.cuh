@@ -293,7 +293,7 @@ static inline void attention_forward_hopper_launch(Device *dev, const AttentionF
         run_tensor_map(&p.q[r], TENSOR_BF16, a->q, a->head_dim, a->rows, a->q_step, q_map, r, 64, BM);
         run_tensor_map(&p.kv[r], TENSOR_BF16, a->kv, a->head_dim, kv_rows, a->kv_step, kv_map, r, 64, BN);
     }
-    if (dev->state.scratch_bytes < TICKET_BYTES) FAIL(THIS_RANK, "attention: %d bytes of scratch are needed, there are %lld", TICKET_BYTES, (long long)dev->state.scratch_bytes);
+    if (dev->state.scratch_bytes < TICKET_BYTES) FAIL(THIS_RANK, "attention: %d bytes of scratch are needed, there are %lld", TICKET_BYTES, dev->state.scratch_bytes);
     p.tickets = (int *)dev->state.scratch;
     CUDA_CHECK(cudaMemsetAsync(p.tickets, 0, sizeof *p.tickets, dev->state.stream));
     int grid = (int)i64_min(p.blocks, dev->state.multiprocessors);

@@ -97,7 +97,7 @@ __global__ void __launch_bounds__(THREADS, 1536 / THREADS) classifier_kernel(dou
 static inline void classifier_run(Device *dev, double *loss_sum, real *logits, i64 ld, const int32_t *targets, accum scale, i64 rows, i64 V,
                                   int backward) {
     if (rows == 0) return;
-    if (V < 1 || !aligned_to(logits, sizeof(real))) FAIL(THIS_RANK, "classifier: a vocabulary of %lld is not taken", (long long)V);
+    if (V < 1 || !aligned_to(logits, sizeof(real))) FAIL(THIS_RANK, "classifier: a vocabulary of %lld is not taken", V);
     double *losses = (double *)scratch_take(dev, classifier_scratch_bytes(rows), "classifier");
     if (V > 8192) LAUNCH(classifier_kernel<512>, blocks_for(rows, 1), 512, 0, dev->state.stream, losses, logits, ld, targets, scale, V, backward);
     else LAUNCH(classifier_kernel<BLOCK>, blocks_for(rows, 1), BLOCK, 0, dev->state.stream, losses, logits, ld, targets, scale, V, backward);

@@ -208,7 +208,7 @@ static inline void embedding_backward_sums(Device *dev, accum *dwte, accum *dwpe
 static inline void embedding_backward_run(Device *dev, accum *dwte, accum *dwpe, const real *dout, const int32_t *tokens, TokenMap map, i64 B, i64 C, i64 V) {
     i64 rows = map.count * B;
     if (rows * C == 0) return;
-    if (rows > 0x7fffffff || V > 0x40000000) FAIL(THIS_RANK, "embedding_backward: %lld rows of %lld tokens are not taken, at most 2^31", (long long)rows, (long long)V);
+    if (rows > 0x7fffffff || V > 0x40000000) FAIL(THIS_RANK, "embedding_backward: %lld rows of %lld tokens are not taken, at most 2^31", rows, V);
     cudaStream_t stream = dev->state.stream;
     Buckets b = buckets_in((int *)scratch_take(dev, embedding_scratch_bytes(rows, V), "embedding_backward"), rows, V);
     unsigned grid = blocks_for(rows, BLOCK);

@@ -73,7 +73,7 @@ static inline void gemm_ask(GemmState *g, GemmPlan *p, i64 workspace) {
     cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(g->handle, p->product, p->a, p->b, p->c, p->c, wish, 1, &found, &count);
     cublasLtMatmulPreferenceDestroy(wish);
     if (status != CUBLAS_STATUS_SUCCESS || count == 0)
-        FAIL(THIS_RANK, "cuBLASLt has no algorithm for a product of %lld x %lld x %lld", (long long)p->shape.m, (long long)p->shape.n, (long long)p->shape.k);
+        FAIL(THIS_RANK, "cuBLASLt has no algorithm for a product of %lld x %lld x %lld", p->shape.m, p->shape.n, p->shape.k);
     p->algorithm = found.algo;
 }
 

@@ -34,7 +34,7 @@ __global__ void __launch_bounds__(BLOCK) rope_table_kernel(accum *table, TokenMa
 
 static inline void rope_table_run(Device *dev, accum *table, TokenMap map, const double *inv_freq, i64 head_dim) {
     i64 half = head_dim / 2;
-    if (head_dim > ROPE_WIDEST) FAIL(THIS_RANK, "rope_table: a head dim of %lld is not taken, at most %d", (long long)head_dim, ROPE_WIDEST);
+    if (head_dim > ROPE_WIDEST) FAIL(THIS_RANK, "rope_table: a head dim of %lld is not taken, at most %d", head_dim, ROPE_WIDEST);
     if (map.count * half == 0) return;
     RopeFrequencies f;
     memset(&f, 0, sizeof f);
@@ -147,8 +147,8 @@ __global__ void __launch_bounds__(BLOCK) heads_kernel(real *out, const real *in,
 template <int OP> static inline void heads_run(Device *dev, real *out, const real *in, const accum *table, HeadsShape s, i64 written, const char *name) {
     if (s.rows * written * s.head_dim == 0) return;
     if (s.parts < 1 || (s.heads > s.parts || OP == QUERIES_PACK || OP == QUERIES_UNPACK ? s.heads % s.parts != 0 : s.heads < 1))
-        FAIL(THIS_RANK, "%s: %lld heads for %lld parts are not taken", name, (long long)s.heads, (long long)s.parts);
-    if (s.heads * s.parts > 1 << 20 || s.head_dim > 1 << 20) FAIL(THIS_RANK, "%s: %lld heads of %lld are not taken", name, (long long)s.heads, (long long)s.head_dim);
+        FAIL(THIS_RANK, "%s: %lld heads for %lld parts are not taken", name, s.heads, s.parts);
+    if (s.heads * s.parts > 1 << 20 || s.head_dim > 1 << 20) FAIL(THIS_RANK, "%s: %lld heads of %lld are not taken", name, s.heads, s.head_dim);
     int n = (int)written;
     i64 half = s.head_dim / 2, groups = ceil_div(written, HEADS_EACH);
     float sign = OP == QUERIES_PACK || OP == KV_PACK ? 1.0f : -1.0f;

@@ -374,7 +374,7 @@ static inline void norm_backward_run(Device *dev, NormCall n, real *dx, accum *d
                                      const accum *mean, const accum *rstd, const real *x, i64 w_first, i64 w_rows) {
     if (n.rows == 0) return;
     if (w_first < 0 || w_rows < 0 || w_first + w_rows > n.rows)
-        FAIL(THIS_RANK, "norm_backward: rows %lld+%lld for the weights, of %lld", (long long)w_first, (long long)w_rows, (long long)n.rows);
+        FAIL(THIS_RANK, "norm_backward: rows %lld+%lld for the weights, of %lld", w_first, w_rows, n.rows);
     if (n.kind == NORM_LAYER) norm_backward_kind<NORM_LAYER>(dev, n, dx, dweight, dbias, dout, mean, rstd, x, w_first, w_rows);
     else norm_backward_kind<NORM_RMS>(dev, n, dx, dweight, NULL, dout, mean, rstd, x, w_first, w_rows);
 }

@@ -21,7 +21,7 @@ static constexpr int WARP = 32, BLOCK = 256; /* threads of a block, where a kern
 /* Blocks for n items, `each` to a block; the x dimension takes 2^31 - 1. */
 static inline unsigned blocks_for(i64 n, i64 each) {
     i64 blocks = ceil_div(n, each);
-    if (blocks > 0x7fffffff) FAIL(THIS_RANK, "a kernel would need %lld blocks, more than a grid has: lower the batch or the sequence length", (long long)blocks);
+    if (blocks > 0x7fffffff) FAIL(THIS_RANK, "a kernel would need %lld blocks, more than a grid has: lower the batch or the sequence length", blocks);
     return (unsigned)blocks;
 }
 
@@ -30,8 +30,8 @@ static inline int aligned_to(const void *p, uintptr_t bytes) { return (uintptr_t
 /* The scratch of an operation: checked, never allocated. */
 static inline void *scratch_take(Device *dev, i64 bytes, const char *op) {
     if (bytes > dev->state.scratch_bytes)
-        FAIL(THIS_RANK, "%s needs %lld bytes of scratch, the device has %lld: ops_scratch_bytes was asked for other sizes", op, (long long)bytes,
-             (long long)dev->state.scratch_bytes);
+        FAIL(THIS_RANK, "%s needs %lld bytes of scratch, the device has %lld: ops_scratch_bytes was asked for other sizes", op, bytes,
+             dev->state.scratch_bytes);
     return dev->state.scratch;
 }
 
