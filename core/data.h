@@ -2,14 +2,17 @@
 
    file   256 int32 header: magic, version, number of tokens n; then n tokens
           magic 20240520 version 1: uint16 (GPT-2, bytes)      magic 20240801 version 7: uint32 (Llama 3)
-   list   files by the bytes of their names (t_10 before t_2); a file of n tokens holds floor((n-1)/L) sequences, sequence j is its tokens jL .. jL+L, the last a target
+   list   files by the bytes of their names (t_10 before t_2); a file of n tokens holds floor((n-1)/L) sequences,
+          sequence j is its tokens jL .. jL+L, the last a target
    step   s takes sequences s*batch .. s*batch+batch-1 of the list, which starts over at its end - whatever the mesh:
-          sequence (micro * dp + dp_rank) * B + b of them goes to that micro-step, data-parallel group and place in the micro-batch
-   shuffle  each time through the list (epoch) takes it in an order of its own: a permutation that seed and epoch key, computed place by
-          place, so that nothing is stored and any step can be gone to
+          sequence (micro * dp + dp_rank) * B + b of them goes to that micro-step, data-parallel
+          group and place in the micro-batch
+   shuffle  each time through the list (epoch) takes it in an order of its own: a permutation that seed and epoch key,
+          computed place by place, so that nothing is stored and any step can be gone to
 
-   A rank reads the tokens of its own positions and their targets, nothing else. Targets come from the file before anything is
-   split, so a rank's last target is the first token of whoever follows. Offsets are 64 bits; files may be larger than 2^31 tokens. */
+   A rank reads the tokens of its own positions and their targets, nothing else. Targets come from the file before
+   anything is split, so a rank's last target is the first token of whoever follows. Offsets are 64 bits; files may
+   be larger than 2^31 tokens. */
 #ifndef ODYSSEUS_DATA_H
 #define ODYSSEUS_DATA_H
 
@@ -50,19 +53,24 @@ static inline void shard_check(Shard *s, const char *flag) {
     ssize_t got = read(fd, header, sizeof header);
     close(fd);
     if (got == 0) FAIL(EVERYONE, "--%s: %s is empty; a token shard starts with a 1024-byte header", flag, s->path);
-    int known = got == (ssize_t)sizeof header && ((header[0] == 20240520 && header[1] == 1) || (header[0] == 20240801 && header[1] == 7));
+    int known = got == (ssize_t)sizeof header &&
+                ((header[0] == 20240520 && header[1] == 1) || (header[0] == 20240801 && header[1] == 7));
     if (!known)
-        FAIL(EVERYONE, "--%s: %s is not a token shard (magic 20240520 version 1 or 20240801 version 7); dev/data/text_to_shards.py makes them", flag,
-             s->path);
+        FAIL(EVERYONE,
+             "--%s: %s is not a token shard (magic 20240520 version 1 or 20240801 version 7); "
+             "dev/data/text_to_shards.py makes them",
+             flag, s->path);
     s->width = header[0] == 20240520 ? 2 : 4;
     /* the header's count is 32 bits; a larger file's own size tells the rest */
     s->tokens = (info.st_size - SHARD_HEADER_BYTES) / s->width;
     if ((info.st_size - SHARD_HEADER_BYTES) % s->width != 0 || (uint32_t)s->tokens != (uint32_t)header[2])
-        FAIL(EVERYONE, "--%s: %s is damaged: its header promises %u tokens, the file holds %lld; make it again", flag, s->path, (uint32_t)header[2],
-             s->tokens);
+        FAIL(EVERYONE, "--%s: %s is damaged: its header promises %u tokens, the file holds %lld; make it again", flag,
+             s->path, (uint32_t)header[2], s->tokens);
 }
 
-static inline int shard_by_name(const void *a, const void *b) { return strcmp(((const Shard *)a)->path, ((const Shard *)b)->path); }
+static inline int shard_by_name(const void *a, const void *b) {
+    return strcmp(((const Shard *)a)->path, ((const Shard *)b)->path);
+}
 
 /* The files that `pattern` means, in the order of their names' bytes, whatever the locale. A path that exists is itself
    and no pattern: brackets and backslashes are letters of a name, too. */
@@ -72,7 +80,8 @@ static inline void dataset_find(Dataset *d, const char *pattern, const char *fla
     memset(&found, 0, sizeof found);
     int exact = stat(pattern, &info) == 0;
     if (!exact && (glob(pattern, GLOB_NOSORT, NULL, &found) != 0 || found.gl_pathc == 0))
-        FAIL(EVERYONE, "--%s %s: no such file; give a shard or a quoted glob, e.g. \"data/train_*.bin\"", flag, pattern);
+        FAIL(EVERYONE, "--%s %s: no such file; give a shard or a quoted glob, e.g. \"data/train_*.bin\"", flag,
+             pattern);
     d->shards = exact ? 1 : (int)found.gl_pathc;
     d->shard = (Shard *)host_alloc(sizeof(Shard) * (size_t)d->shards);
     for (int i = 0; i < d->shards; i++) d->shard[i].path = strdup(exact ? pattern : found.gl_pathv[i]);
@@ -80,7 +89,8 @@ static inline void dataset_find(Dataset *d, const char *pattern, const char *fla
     qsort(d->shard, (size_t)d->shards, sizeof(Shard), shard_by_name);
 }
 
-/* Open the files of `pattern`, sorted by name. `flag` (train, val) is for messages. Owner: the caller; dataset_close. */
+/* Open the files of `pattern`, sorted by name. `flag` (train, val) is for messages.
+   Owner: the caller; dataset_close. */
 static inline void dataset_open(Dataset *d, const char *pattern, const char *flag, i64 L, i64 vocab) {
     memset(d, 0, sizeof *d);
     d->L = L, d->vocab = vocab, d->open = -1, d->fd = -1;
@@ -94,8 +104,10 @@ static inline void dataset_open(Dataset *d, const char *pattern, const char *fla
         longest = i64_max(longest, s->tokens);
     }
     if (d->sequences == 0)
-        FAIL(EVERYONE, "--%s %s: the longest shard has %lld tokens, a sequence of --seq-len %lld needs %lld; lower --seq-len or use longer shards", flag,
-             pattern, longest, L, L + 1);
+        FAIL(EVERYONE,
+             "--%s %s: the longest shard has %lld tokens, a sequence of --seq-len %lld needs %lld; lower --seq-len or "
+             "use longer shards",
+             flag, pattern, longest, L, L + 1);
     d->bytes = (unsigned char *)host_alloc((size_t)(L + 1) * 4);
 }
 
@@ -108,8 +120,9 @@ static inline void dataset_close(Dataset *d) {
     d->fd = -1;
 }
 
-/* Where `place` of 0 .. n-1 goes in the permutation of `key`: a Feistel network of six rounds on the numbers below the next power of
-   four; one that leaves 0 .. n-1 goes through again until it is back (less than four times on average). Black, Rogaway 2002. */
+/* Where `place` of 0 .. n-1 goes in the permutation of `key`: a Feistel network of six rounds on the numbers below
+   the next power of four; one that leaves 0 .. n-1 goes through again until it is back (less than four times on
+   average). Black, Rogaway 2002. */
 static inline i64 permuted(i64 n, uint64_t key, i64 place) {
     int half = 1;
     uint64_t x = (uint64_t)place;
@@ -159,7 +172,9 @@ static inline void dataset_read(Dataset *d, i64 sequence, i64 first, i64 stride,
     while (have < want) {
         ssize_t got = pread(d->fd, d->bytes + have, want - have, SHARD_HEADER_BYTES + token * s->width + (off_t)have);
         if (got < 0 && errno == EINTR) continue;
-        if (got <= 0) FAIL(THIS_RANK, "cannot read %s at token %lld: %s", s->path, token, got < 0 ? strerror(errno) : "the file has become shorter");
+        if (got <= 0)
+            FAIL(THIS_RANK, "cannot read %s at token %lld: %s", s->path, token,
+                 got < 0 ? strerror(errno) : "the file has become shorter");
         have += (size_t)got;
     }
     for (i64 i = 0; i < count; i++) {
@@ -167,14 +182,17 @@ static inline void dataset_read(Dataset *d, i64 sequence, i64 first, i64 stride,
         i64 value = p[0] | p[1] << 8;
         if (s->width == 4) value |= (i64)p[2] << 16 | (i64)p[3] << 24;
         if (value >= d->vocab)
-            FAIL(THIS_RANK, "%s: token %lld at position %lld is outside the vocabulary of %lld; was the shard made for another model?", s->path,
-                 value, token + i * stride, d->vocab);
+            FAIL(THIS_RANK,
+                 "%s: token %lld at position %lld is outside the vocabulary of %lld; was the shard made for another "
+                 "model?",
+                 s->path, value, token + i * stride, d->vocab);
         out[i * ld] = (int32_t)value;
     }
 }
 
 /* Tokens at the positions of `map`, shifted by `shift` (1: their targets): column b of out (T, B), T = map.count. */
-static inline void dataset_column(Dataset *d, i64 sequence, const TokenMap *map, i64 shift, int32_t *out, i64 b, i64 B) {
+static inline void dataset_column(Dataset *d, i64 sequence, const TokenMap *map, i64 shift, int32_t *out, i64 b,
+                                  i64 B) {
     i64 t = 0;
     for (int i = 0; i < 2; i++) {
         const TokenRun *run = &map->run[i];

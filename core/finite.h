@@ -1,5 +1,5 @@
-/* finite.h - may a step's update be made? --on-spike says what becomes of a loss that jumps (spike.h), or that is not finite, as a gradient
-   norm may be; it is always logged, and names the tensor where it began.
+/* finite.h - may a step's update be made? --on-spike says what becomes of a loss that jumps (spike.h), or that is not
+   finite, as a gradient norm may be; it is always logged, and names the tensor where it began.
 
    Searched in the order of the walk: weights, the streams into every block, gradients; of all ranks the earliest. */
 #ifndef ODYSSEUS_FINITE_H
@@ -20,7 +20,8 @@ static inline int all_finite(Device *dev, const void *values, i64 n, i64 size) {
     unsigned char *host = (unsigned char *)host_alloc((size_t)(n * size));
     copy_out(dev, host, values, n * size);
     for (i64 i = 0; i < n && finite; i++)
-        finite = size == real_size() ? isfinite(real_value(((const real *)host)[i])) : isfinite(((const accum *)host)[i]);
+        finite =
+            size == real_size() ? isfinite(real_value(((const real *)host)[i])) : isfinite(((const accum *)host)[i]);
     free(host);
     return finite;
 }
@@ -69,8 +70,10 @@ static inline void bad_tensor_text(const Model *m, char *out, size_t size, doubl
     for (int r = 0; r < ranks; r++)
         if (all[r].order >= 0 && (first < 0 || all[r].order < all[first].order)) first = r;
     if (first < 0) snprintf(out, size, "loss %g, gradient norm %g: the sum overflowed; lower --lr", loss, norm);
-    else snprintf(out, size, "loss %g, gradient norm %g; first not finite: %s, on rank %d. Lower --lr, or look at the data",
-                  loss, norm, all[first].what, first);
+    else
+        snprintf(out, size,
+                 "loss %g, gradient norm %g; first not finite: %s, on rank %d. Lower --lr, or look at the data", loss,
+                 norm, all[first].what, first);
     free(all);
 }
 

@@ -73,19 +73,23 @@ def refuse_others(directory, name, shards):
     ours = {os.path.basename(path) for path, _ in shards}
     for other in sorted(os.listdir(directory)):
         if re.fullmatch(name + r"_\d{6}\.bin", other) and other not in ours:
-            stop(f"{directory} holds {other} of another text, which would be read too; remove it or choose another --out")
+            stop(f"{directory} holds {other} of another text, which would be read too; remove it or choose "
+                 "another --out")
 
 
 def parse_arguments():
     about, _, arithmetic = __doc__.partition("\n\n")
     parser = argparse.ArgumentParser(
-        prog="text_to_shards.py", description=about, epilog=arithmetic, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        prog="text_to_shards.py", description=about, epilog=arithmetic,
+        formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.error = lambda message: stop(f"{message}; --help says more")
     parser.add_argument("files", nargs="+", metavar="FILE", help="text, or any bytes; concatenated in this order")
     parser.add_argument("--out", required=True, metavar="DIR", help="where the shards go; made if missing")
-    parser.add_argument("--val-fraction", type=float, default=0.1, metavar="F", help="share of the text, at its end, for validation [0.1]")
-    parser.add_argument("--shard-tokens", type=int, default=100_000_000, metavar="N", help="most tokens in one shard [100000000]")
+    parser.add_argument("--val-fraction", type=float, default=0.1, metavar="F",
+                        help="share of the text, at its end, for validation [0.1]")
+    parser.add_argument("--shard-tokens", type=int, default=100_000_000, metavar="N",
+                        help="most tokens in one shard [100000000]")
     parser.add_argument("--uint32", action="store_true", help="4 bytes a token instead of 2 (Llama 3's format)")
     args = parser.parse_args()
     if not 0 <= args.val_fraction < 1:
@@ -116,7 +120,8 @@ def main():
             write_shard(path, tokens, "I" if args.uint32 else "H")
         if part:
             count = len(shards[name])
-            print(f"{name:5s} {len(part):>12,d} tokens in {count} shard{'s' if count > 1 else ''}: {shards[name][0][0]}{' ...' if count > 1 else ''}")
+            print(f"{name:5s} {len(part):>12,d} tokens in {count} shard{'s' if count > 1 else ''}: "
+                  f"{shards[name][0][0]}{' ...' if count > 1 else ''}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 /* test_comm.c - collectives, exactly: integer-valued floats whose sums no rounding can touch.
 
-   Run at 1, 2, 3, 4, 8 ranks, in both precisions, with overlap on and off, counts that are odd, one, and zero; several transfers in
-   flight on two communicators at once; the ledger after each; and the type that carries more than 2^31 bytes. */
+   Run at 1, 2, 3, 4, 8 ranks, in both precisions, with overlap on and off, counts that are odd, one, and
+   zero; several transfers in flight on two communicators at once; the ledger after each; and the type that
+   carries more than 2^31 bytes. */
 #include "../../core/mesh.h"
 #include "check.h"
 
@@ -20,8 +21,8 @@ static double element(int rank, i64 i) { return (double)((i * 7 + rank * 131) % 
 
 static void bytes_are(const char *what, CommOp op, i64 expected, int ranks, int overlap) {
     Tag t = tag(BLOCK_OTHER, PHASE_FORWARD, WHAT_CONTROL);
-    check(ledger_row(&ledger, op, t)->bytes == expected, "%s on %d ranks%s: %lld bytes counted, %lld sent", what, ranks, overlap ? "" : " no overlap",
-          ledger_row(&ledger, op, t)->bytes, expected);
+    check(ledger_row(&ledger, op, t)->bytes == expected, "%s on %d ranks%s: %lld bytes counted, %lld sent", what, ranks,
+          overlap ? "" : " no overlap", ledger_row(&ledger, op, t)->bytes, expected);
 }
 
 static void test_all_gather(Bench *t, const Comm *c, i64 n, int overlap) {
@@ -156,16 +157,18 @@ static void test_large_type(void) {
         MPI_Aint low, extent;
         MPI_Type_size_x(t.type, &size);
         MPI_Type_get_extent(t.type, &low, &extent);
-        check((i64)size * t.count == sizes[i] && low == 0 && (i64)extent * t.count == sizes[i], "wire type for %lld bytes: size %lld x %d, extent %lld",
-              sizes[i], (i64)size, t.count, (i64)extent);
+        check((i64)size * t.count == sizes[i] && low == 0 && (i64)extent * t.count == sizes[i],
+              "wire type for %lld bytes: size %lld x %d, extent %lld", sizes[i], (i64)size, t.count, (i64)extent);
         wire_type_done(&t);
     }
 }
 
-/* --comm-timeout: rank 0 works for longer than that, and answers; nobody may stop. The answer has two seconds on its way. */
+/* --comm-timeout: rank 0 works for longer than that, and answers; nobody may stop. The answer
+   has two seconds on its way. */
 static void test_slow_rank(Bench *t, Wire everyone, double timeout) {
     wire_watch(everyone, timeout);
-    for (double begin = seconds_now(); t->world.rank == 0 && seconds_now() - begin < 1.5 * timeout;) comm_poll(&t->fabric);
+    for (double begin = seconds_now(); t->world.rank == 0 && seconds_now() - begin < 1.5 * timeout;)
+        comm_poll(&t->fabric);
     wire_barrier(everyone);
     check(1, "a rank that works for %.0f s is waited for with --comm-timeout %.0f", 1.5 * timeout, timeout);
     double values[1] = {1};

@@ -1,5 +1,5 @@
-/* test_data.c - the order of --shuffle: a permutation for every length, another one for every epoch and seed, without a pattern; what places go where
-   is told by counting. */
+/* test_data.c - the order of --shuffle: a permutation for every length, another one for every epoch and seed, without a
+   pattern; what places go where is told by counting. */
 #include "../../core/data.h"
 #include "check.h"
 
@@ -22,7 +22,8 @@ static void test_once(void) {
     d.shuffled = 1;
     for (d.sequences = 1; d.sequences < 5000; d.sequences += d.sequences < 300 ? 1 : 97)
         for (i64 epoch = 0; epoch < 3; epoch++) d.seed = 7 * epoch, bad += not_once(&d, epoch), lengths++;
-    check(bad == 0 && lengths > 900, "each sequence once an epoch, in %lld epochs of 1 to 5000 sequences: %lld places are not", lengths, bad);
+    check(bad == 0 && lengths > 900,
+          "each sequence once an epoch, in %lld epochs of 1 to 5000 sequences: %lld places are not", lengths, bad);
     d.sequences = ((i64)1 << 40) + 12345;
     for (i64 i = 0; i < 1000; i++) bad += dataset_sequence(&d, i) < 0 || dataset_sequence(&d, i) >= d.sequences;
     check(bad == 0, "2^40 sequences: within them");
@@ -31,7 +32,8 @@ static void test_once(void) {
     check(bad == 0, "off: the order of the list");
 }
 
-/* Counts of what n places share by chance have a mean and a spread; the seeds are fixed, so these are numbers and no odds. */
+/* Counts of what n places share by chance have a mean and a spread; the seeds are fixed, so
+   these are numbers and no odds. */
 static void test_no_pattern(void) {
     enum { N = 1000, EPOCHS = 400 };
     static int first[N];
@@ -51,13 +53,15 @@ static void test_no_pattern(void) {
             sum += (double)(i * s);
         }
     /* each is expected EPOCHS times, with a deviation of 20 */
-    check(followed > 300 && followed < 500, "a sequence follows its neighbour %lld times, %d by chance", followed, EPOCHS);
+    check(followed > 300 && followed < 500, "a sequence follows its neighbour %lld times, %d by chance", followed,
+          EPOCHS);
     check(stayed > 300 && stayed < 500, "one stands at its own place %lld times, %d by chance", stayed, EPOCHS);
     check(again > 300 && again < 500, "two epochs agree at %lld places, %d by chance", again, EPOCHS);
     check(same_seed > 300 && same_seed < 500, "two seeds agree at %lld places, %d by chance", same_seed, EPOCHS);
     for (int i = 0; i < N; i++) largest = i64_max(largest, first[i]);
     check(largest < 7, "no sequence is first in more than %lld of %d epochs", largest, EPOCHS);
-    double mean = (N - 1) / 2.0, covariance = sum / ((double)N * EPOCHS) - mean * mean, variance = ((double)N * N - 1) / 12;
+    double mean = (N - 1) / 2.0, covariance = sum / ((double)N * EPOCHS) - mean * mean,
+           variance = ((double)N * N - 1) / 12;
     check(fabs(covariance / variance) < 0.01, "place and sequence are correlated by %.4f", covariance / variance);
 }
 
