@@ -341,7 +341,7 @@ typedef struct {
 static i64 step_sequence(const Trainer *t, i64 step) { return t->life.first_sequence + (step - t->life.first_step) * t->options.batch; }
 
 /* Read micro-batch `micro` of the batch that starts at sequence `first` of the list: m->tokens, m->targets. Targets equal to
-   --ignore-token become TOKEN_IGNORED, and so does everything past `end` (a last, partial validation batch; else end < 0).
+   --ignore-token, or masked, become TOKEN_IGNORED, and so does everything past `end` (a last, partial validation batch; else end < 0).
    Returns how many of this rank's targets count. */
 static i64 load_micro_batch(Trainer *t, Dataset *d, i64 first, i64 micro, i64 end) {
     Model *m = &t->model;
@@ -351,12 +351,12 @@ static i64 load_micro_batch(Trainer *t, Dataset *d, i64 first, i64 micro, i64 en
         i64 sequence = first + group + b;
         int past = end >= 0 && sequence >= end;
         sequence = dataset_sequence(d, sequence);
-        dataset_column(d, sequence, &m->stream_map, 0, tokens, b, m->B);
-        dataset_column(d, sequence, &m->own_map, 1, targets, b, m->B);
+        dataset_column(d, sequence, &m->stream_map, tokens, b, m->B);
+        dataset_targets(d, sequence, &m->own_map, 1, t->settings->ignore_token, targets, b, m->B);
         for (i64 i = 0; i < m->T_own; i++) {
             int32_t *target = &targets[i * m->B + b];
-            if (past || *target == t->settings->ignore_token) *target = TOKEN_IGNORED;
-            else counted++;
+            if (past) *target = TOKEN_IGNORED;
+            counted += *target != TOKEN_IGNORED;
         }
     }
     copy_in(&m->dev, m->tokens, tokens, stream_rows(m) * (i64)sizeof(int32_t));
@@ -364,11 +364,14 @@ static i64 load_micro_batch(Trainer *t, Dataset *d, i64 first, i64 micro, i64 en
     return counted;
 }
 
+/* May a target of training not count? */
+static int ignores_targets(const Trainer *t) { return t->settings->ignore_token >= 0 || t->train.masked; }
+
 /* Targets that count in the whole step, over all ranks and micro-batches. */
 static double count_targets(Trainer *t, i64 first) {
     Model *m = &t->model;
     double counted = (double)(own_rows(m) * micro_steps(&t->options));
-    if (t->settings->ignore_token >= 0 && device_is_real(&m->dev)) {
+    if (ignores_targets(t) && device_is_real(&m->dev)) {
         counted = 0;
         for (i64 micro = 0; micro < micro_steps(&t->options); micro++) counted += (double)load_micro_batch(t, &t->train, first, micro, -1);
     }
@@ -428,11 +431,12 @@ static double step_gradients(Trainer *t, i64 step, double *loss, double *norm) {
 /* Where targets are ignored: at least one of the steps must have something to learn. Nearly always the first has. Collective. */
 static void check_targets(Trainer *t) {
     const Settings *s = t->settings;
-    if (s->ignore_token < 0) return;
+    if (!ignores_targets(t)) return;
     i64 steps = i64_min(s->steps, t->train.sequences); /* no more different steps than sequences */
     for (i64 step = 0; step < steps; step++)
         if (count_targets(t, step * t->options.batch) > 0) return;
-    FAIL(EVERYONE, "--ignore-token %lld: every target of --train %s is ignored, so there is nothing to learn", (long long)s->ignore_token, s->train);
+    FAIL(EVERYONE, "every target of --train %s is ignored (by --ignore-token, or a mask), so there is nothing to learn",
+         s->train);
 }
 
 /* AdamW with clipping on this rank's shards. */
@@ -475,7 +479,7 @@ static void validate(Trainer *t, Metrics *k) {
     copy_out(&m->dev, values, m->sums, sizeof(double));
     comm_sum_control(&m->fabric, &m->mesh.world, tag(BLOCK_OTHER, PHASE_FORWARD, WHAT_CONTROL), values, 3);
     if (values[1] == 0 && m->mesh.rank == 0) {
-        printf("note     no target of --val counts (--ignore-token %lld): no validation loss\n", (long long)t->settings->ignore_token);
+        printf("note     no target of --val counts (--ignore-token, masks): no validation loss\n");
         fflush(stdout);
     }
     k->val_loss = values[1] > 0 ? values[0] / values[1] : NAN;
