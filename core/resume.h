@@ -133,7 +133,7 @@ static inline void resume_find(Wire world, Saver *s, const char *where, int thre
 /* Flags that leave the numbers as they are, or that something else answers for: the model's sizes (config.json), the data ("data"). Every
    other flag is held against the checkpoint's; so is a flag that nobody has thought of here. */
 static const char *const RESUME_FREE[] = {
-    "model", "arch", "layers", "dim", "heads", "kv-heads", "ffn", "vocab", "max-pos", "rope-theta", "tied-head", "train", "val", "micro-batch", "sp",
+    "model", "arch", "layers", "dim", "heads", "kv-heads", "ffn", "vocab", "max-pos", "rope-theta", "tied-head", "train", "val", "check-data", "micro-batch", "sp",
     "dp", "ring", "ring-layout", "overlap", "comm", "comm-timeout", "threads", "recompute", "selfcheck", "eval-every", "eval-batches", "log-every",
     "save-every", "save-async", "save", "keep", "keep-every", "resume", "resume-with-changes", "max-hours", "out", "init-only", "dump-grads", "trace", "peak-tflops",
     "dry-run", "world", "help",
