@@ -25,12 +25,13 @@
 #include "core/data.h"        /* Dataset, dataset_open, dataset_column, dataset_targets, TOKEN_IGNORED */
 #include "core/checkpoint.h"  /* checkpoint_load, checkpoint_write, checkpoint_write_tensors */
 #include "core/dataset.h"     /* dataset_describe, dataset_print, check_data: dataset.json beside the shards */
-#include "core/life.h"        /* Life, life_*, optimizer_load: checkpoints in training, resuming, being told to stop */
+#include "core/life.h"        /* Life, life_*: checkpoints in training, resuming, being told to stop */
 #include "core/fit.h"         /* check_memory: does it fit, and what would? */
 #include "core/rate.h"        /* Peak, peak_of, flop_per_token, step_metrics: MFU */
 #include "core/selfcheck.h"   /* selfcheck_*: do the ranks mean the same run? */
 #include "core/schedule.h"    /* learning_rate, schedule_check */
 #include "core/finite.h"      /* spike_admits: losses that jump or are not finite */
+#include "core/sample.h"      /* prompt_open, sample_continue, sample_print, sample_plan */
 #include "core/output.h"      /* check_writable, check_apart */
 #include "core/log.h"         /* Metrics, RunLog, run_open, run_metrics, print_step */
 #include "core/timeline.h"    /* trace_init, trace_step_begin, trace_step_end, timeline_write */
@@ -55,12 +56,6 @@ static inline const Scheme *scheme_find(const char *name) {
 }
 
 /* ---- the model: layout in the arena ---------------------------------------------------------------------------------------------- */
-
-/* The norm of the block acquired last, over `rows` rows of the stream. */
-static inline NormCall block_norm(const Model *m, i64 rows) {
-    real *const *w = m->zero.weight;
-    return norm_call(m->config.arch == ARCH_LLAMA ? NORM_RMS : NORM_LAYER, w[T_NORM], w[T_NORM_BIAS], rows, m->config.dim, m->config.norm_eps);
-}
 
 /* Who attends what: tokens of the ring rank, of this rank, of its stream; heads. */
 static void model_place(Model *m, const ModelOptions *o) {
@@ -112,6 +107,8 @@ static void model_layout(Model *m) {
     for (i64 l = 0; l < L; l++) {
         if (l > 0 && m->recompute) m->attention[l] = m->attention[0], m->mlp[l] = m->mlp[0];
         else model_keep_layer(m, &m->attention[l], &m->mlp[l]);
+        if (l > 0 && m->recompute && m->samples) /* the cache */
+            m->attention[l].kv = take_real(m, MEM_ACTIVATIONS, kv_count_own(m));
         m->attention[l].in.x = take_real(m, MEM_ACTIVATIONS, rows * C);
         m->mlp[l].in.x = take_real(m, MEM_ACTIVATIONS, rows * C);
     }
@@ -141,7 +138,7 @@ static Use *model_order(const Config *c, int *uses) {
 static void model_init(Model *m, const ModelOptions *o, Wire base, int imagined, int rank) {
     memset(m, 0, sizeof *m);
     m->config = o->config, m->scheme = o->scheme, m->context = o->scheme->context ? o->scheme->context : &CONTEXT_RING, m->layout = o->layout;
-    m->L = o->L, m->B = o->B, m->recompute = o->recompute;
+    m->L = o->L, m->B = o->B, m->recompute = o->recompute, m->samples = o->samples;
     device_init(&m->dev, &o->place, imagined);
     fabric_init(&m->fabric, &m->dev, &m->ledger, (int)o->shape.world, o->overlap, o->comm);
     mesh_init(&m->mesh, o->shape, base, imagined, rank, o->config.kv_heads);
@@ -324,6 +321,16 @@ static void model_walk(Model *m, accum scale) {
     arena_release(&m->arena, mark);
 }
 
+/* The layers over m->tokens, for what attention keeps of them. */
+static void model_prefill(Model *m) {
+    ArenaMark mark = arena_mark(&m->arena);
+    real *delta = take_real(m, MEM_WORKSPACE, stream_rows(m) * m->config.dim);
+    const real *a;
+    zero_walk(&m->zero, m->order, block_lm_head(&m->config));
+    layers_forward(m, &a, delta);
+    arena_release(&m->arena, mark);
+}
+
 /* ---- training ------------------------------------------------------------------------------------------------------------------------ */
 
 /* A model with its data and settings. */
@@ -332,6 +339,7 @@ typedef struct {
     ModelOptions options;
     const Settings *settings;
     Dataset train, val;
+    Prompt prompt; /* of --sample */
     Life life;
     RunLog log;
     Trace trace;
@@ -488,6 +496,7 @@ static void validate(Trainer *t, Metrics *k) {
 static void trainer_plan(Trainer *t) {
     double loss, norm;
     t->model.dev.plan = 1;
+    if (t->model.samples) sample_plan(&t->model, model_prefill), ledger_reset(&t->model.ledger);
     schedule_begin(&t->model.fabric, SCHEDULE_RECORD);
     step_gradients(t, 0, &loss, &norm);
     step_update(t, 0, 1);
@@ -522,6 +531,20 @@ static void selfcheck(Trainer *t) {
     load_micro_batch(t, &t->train, 0, 0, -1);
     selfcheck_labels(m, &t->train, s->ignore_token);
     selfcheck_tokens(m, model_walk, automatic, selfcheck_seconds(m, flop_per_token(&t->options, 1), t->peak.flops));
+}
+
+static int sample_due(const Trainer *t, i64 done) {
+    i64 every = t->settings->sample_every;
+    return done == t->settings->steps || (every && done % every == 0);
+}
+
+/* --sample: after so many steps. */
+static void sample(Trainer *t, i64 steps) {
+    Model *m = &t->model;
+    const Prompt *p = &t->prompt;
+    if (!m->samples) return;
+    sample_continue(m, model_prefill, t->settings, steps, p->tokens, p->n);
+    if (m->mesh.rank == 0) sample_print(p, p->n + t->settings->sample_tokens);
 }
 
 /* --eval-only, or --steps 0 --val: judge the model as it is. */
@@ -590,6 +613,7 @@ static void train(Trainer *t) {
     double began = seconds_now();
     if (s->steps > step) check_targets(t), selfcheck(t);
     else if (s->steps == 0 && t->val.sequences) judge(t);
+    if (s->steps == 0) sample(t, 0);
     if (l->resumes) validate_missing(t);
     i64 traced = s->trace ? i64_min(TRACE_STEPS, s->steps - step) : 0;
     if (traced > 0) trace_init(&t->trace, m->mesh.shape.world);
@@ -603,8 +627,9 @@ static void train(Trainer *t) {
         life_save(l, s, &m->zero, m->mesh.world.wire, done, step_sequence(t, done), told);
         if (speaks && l->lost > 0) run_save_ms(&t->log, 1e3 * l->lost);
         if (validation_due(t, done) && (!told || done == s->steps)) validate(t, &k);
+        if (speaks) run_validation(&t->log, &k);
+        if (sample_due(t, done) && (!told || done == s->steps)) sample(t, done);
         if (!speaks) continue;
-        run_validation(&t->log, &k);
         double eta = (seconds_now() - began) / (double)(done - l->first_step) * (double)(s->steps - done);
         if (told || done == s->steps || done % s->log_every == 0 || isfinite(k.val_loss)) print_step(&k, s->steps, eta);
     }
@@ -667,7 +692,7 @@ static void print_plan(Trainer *t) {
 /* Weights: a checkpoint's, with the moments that go on from them; or drawn from the seed, or read from --model DIR. */
 static void load_weights(Trainer *t) {
     Model *m = &t->model;
-    if (t->life.resumes) optimizer_load(&m->zero, t->life.resume.dir);
+    if (t->life.resumes) life_load(&t->life, t->settings, &t->options.config, &m->zero, m->mesh.world.wire);
     else if (preset_find(t->settings->model)) zero_initialise(&m->zero, t->settings->seed);
     else checkpoint_load(&m->zero, t->settings->model, m->mesh.rank);
 }
@@ -677,10 +702,14 @@ static void open_data(Trainer *t) {
     i64 vocab = t->options.config.vocab;
     if (s->ignore_token >= vocab)
         FAIL(EVERYONE, "--ignore-token %lld is no token of this model; its vocabulary is 0 to %lld", (long long)s->ignore_token, (long long)vocab - 1);
-    if (!s->train && (s->steps > 0 || !s->val)) FAIL(EVERYONE, "--train is missing: a glob of token shards, e.g. --train \"data/train_*.bin\"");
+    if (!s->train && (s->steps > 0 || (!s->val && !t->options.samples)))
+        FAIL(EVERYONE, "--train is missing: a glob of token shards, e.g. --train \"data/train_*.bin\"");
     if (s->train) dataset_open(&t->train, s->train, "train", s->seq_len, vocab), dataset_describe(&t->train, "train", vocab);
     t->train.shuffled = strcmp(s->shuffle, "on") == 0, t->train.seed = s->seed;
     if (s->val) dataset_open(&t->val, s->val, "val", s->seq_len, vocab), dataset_describe(&t->val, "val", vocab);
+    char dir[PATH_MAX];
+    dataset_dir(dir, s->train ? &t->train : &t->val);
+    if (t->options.samples) t->prompt = prompt_open(s, &t->options.config, t->options.L, life_model(&t->life, s), dir);
 }
 
 /* Flags that would be ignored beside others: nothing requested is dropped in silence. */
@@ -700,8 +729,15 @@ static void check_flags(const Settings *s, const FlagsGiven *given) {
         FAIL(EVERYONE, "--%s needs a training step: no --init-only, --dry-run or --steps 0", s->dump_grads ? "dump-grads" : "trace");
     if ((flag_given(given, "eval-every") || flag_given(given, "eval-batches")) && !s->val && !s->dry_run)
         FAIL(EVERYONE, "--eval-every and --eval-batches need --val, the shards to validate on");
-    if (s->eval_only && !s->val && !s->dry_run)
-        FAIL(EVERYONE, "--eval-only needs --val, the shards to judge the model on");
+    int prompts = (s->sample != NULL) + (s->sample_file != NULL) + (s->sample_ids != NULL), samples = prompts > 0;
+    const char *of_samples[] = {"sample-tokens", "sample-every", "temperature", "top-p"};
+    if (s->eval_only && !s->val && !samples && !s->dry_run)
+        FAIL(EVERYONE, "--eval-only needs --val, the shards to judge the model on, or --sample");
+    if (prompts > 1) FAIL(EVERYONE, "--sample, --sample-file and --sample-ids exclude each other");
+    for (int i = 0; i < COUNT_OF(of_samples); i++)
+        if (!samples && flag_given(given, of_samples[i]))
+            FAIL(EVERYONE, "--%s needs --sample or --sample-file", of_samples[i]);
+    if (samples && s->init_only) FAIL(EVERYONE, "--init-only writes weights and stops; --sample asks for more");
     schedule_check(s, given);
     life_check_flags(s, given);
 }
@@ -713,7 +749,7 @@ static void open_run(Trainer *t) {
     Life *l = &t->life;
     cJSON *config = run_config_json(s, &t->options.config, shape->world, shape->head, t->options.place.threads, REAL_NAME);
     if (l->resumes) {
-        printf("resume   %s: %lld of %lld steps are done\n", l->resume.dir, (long long)l->first_step, (long long)s->steps);
+        printf("resume   %s: %lld of %lld steps are done, read in %.2f s\n", l->resume.dir, (long long)l->first_step, (long long)s->steps, l->reading);
         if (l->changes.n) printf("note     --resume-with-changes: %s\n", l->changes.text);
         fflush(stdout);
     }
@@ -779,6 +815,8 @@ static inline void run(Trainer *t, Settings *s, const FlagsGiven *given, Wire wo
         load_weights(t);
         wire_barrier(world); /* nothing is written before every rank has come this far */
         if (rank == 0 && s->init_only) make_directories(s->out);
+        if (rank == 0 && !s->init_only && s->out && !t->life.resume.continues) run_check_new(s->out);
+        if (t->life.saves) life_try_place(&t->life, world);
         if (rank == 0 && !s->init_only) open_run(t);
         if (s->init_only) checkpoint_write(&t->model.zero, world, s->out);
         else train(t);
@@ -788,6 +826,7 @@ static inline void run(Trainer *t, Settings *s, const FlagsGiven *given, Wire wo
     trace_free(&t->trace);
     if (t->train.shards) dataset_close(&t->train);
     if (t->val.shards) dataset_close(&t->val);
+    prompt_free(&t->prompt);
 }
 
 #ifndef ODYSSEUS_TEST

@@ -10,6 +10,13 @@
 
 #include "scheme.h"
 
+/* The norm of the block acquired last, over `rows` rows of the stream. */
+static inline NormCall block_norm(const Model *m, i64 rows) {
+    real *const *w = m->zero.weight;
+    NormKind kind = m->config.arch == ARCH_LLAMA ? NORM_RMS : NORM_LAYER;
+    return norm_call(kind, w[T_NORM], w[T_NORM_BIAS], rows, m->config.dim, m->config.norm_eps);
+}
+
 /* q = xn (rows, C) times this rank's query projection, of `heads` heads; kv likewise, of `kv_heads` key and value heads. */
 static inline void project_q(Model *m, real *q, const real *xn, i64 rows, i64 heads) {
     real **w = m->zero.weight;

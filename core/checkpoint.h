@@ -329,8 +329,8 @@ static inline void weight_fill_run(void *context, const Tensor *t, i64 row, i64 
         for (i64 i = 0; i < n; i++) out[i] = (accum)initial_value(t->spec, f->z->config, f->key, index + i * step);
 }
 
-/* This rank's part of tensor `t`, in the device's flat buffer `flat`: made on the host piece by piece, and copied. */
-static inline void weight_fill_into(Zero *z, accum *flat, const Tensor *t, WeightFill *f) {
+/* This rank's part of the weights of tensor `t`: made on the host piece by piece, and copied. */
+static inline void weight_fill(Zero *z, const Tensor *t, WeightFill *f) {
     i64 begin, n = tensor_range(z, t, &begin);
     f->part = (accum *)host_alloc((size_t)i64_min(n, CHECKPOINT_PIECE) * sizeof(accum));
     for (i64 done = 0; done < n; done += CHECKPOINT_PIECE) {
@@ -339,12 +339,10 @@ static inline void weight_fill_into(Zero *z, accum *flat, const Tensor *t, Weigh
         f->begin = begin + done;
         tensor_part(z, t, f->begin, piece, weight_fill_run, f);
 #pragma omp critical(weights)
-        copy_in(z->dev, flat + f->begin, f->part, piece * (i64)sizeof(accum));
+        copy_in(z->dev, z->master + f->begin, f->part, piece * (i64)sizeof(accum));
     }
     free(f->part);
 }
-
-static inline void weight_fill(Zero *z, const Tensor *t, WeightFill *f) { weight_fill_into(z, z->master, t, f); }
 
 /* The initial weights of `seed`: the same fp32 numbers on every mesh and in every build. Threads take tensors as they come: each
    number depends on its place alone. */

@@ -299,4 +299,17 @@ static inline void dataset_targets(Dataset *d, i64 sequence, const TokenMap *map
     }
 }
 
+/* The folder of a path: it ends in a slash. */
+static inline void path_folder(char out[PATH_MAX], const char *path) {
+    const char *slash = strrchr(path, '/');
+    if (slash) snprintf(out, PATH_MAX, "%.*s", (int)(slash - path) + 1, path);
+    else snprintf(out, PATH_MAX, "./");
+}
+
+/* out = the directory of the first shard, with its slash; an empty text: there is no shard. */
+static inline void dataset_dir(char out[PATH_MAX], const Dataset *d) {
+    if (d->shards) path_folder(out, d->shard[0].path);
+    else out[0] = 0;
+}
+
 #endif

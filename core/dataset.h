@@ -13,6 +13,8 @@
 
 #include "data.h"
 #include "manifest.h"
+#include "tokenizer.h"
+#include <sys/wait.h>
 
 #define DATASET_NAME "dataset.json"
 #define DATASET_FORMAT "odysseus.c dataset"
@@ -94,13 +96,7 @@ static inline void dataset_read_split(DatasetList *l, const cJSON *split) {
         dataset_read_file(l, f, tokens ? (double)bytes / (double)tokens : 0);
 }
 
-/* The folder of a path, with what it is joined to a name by: "" or one that ends in a slash. */
-static inline void path_folder(char out[PATH_MAX], const char *path) {
-    const char *slash = strrchr(path, '/');
-    snprintf(out, PATH_MAX, "%.*s", slash ? (int)(slash - path + 1) : 0, path);
-}
-
-/* The dataset.json in folder `dir` ("" or "x/") -> l, which holds none where there is none. */
+/* The dataset.json in folder `dir`, which ends in a slash, -> l, which holds none where there is none. */
 static inline void dataset_list_read(DatasetList *l, const char *dir) {
     memset(l, 0, sizeof *l);
     snprintf(l->dir, sizeof l->dir, "%s", dir);
@@ -312,19 +308,35 @@ static inline void dataset_list_complete(const DatasetList *l) {
 #define SHOWN_SEQUENCES 3
 #define SHOWN_TOKENS ((i64)200)
 
-/* The beginning of a sequence: text where tokens are bytes, else numbers. What is not plain is written as \xHH. */
-static inline void print_sequence(Dataset *d, i64 sequence, int bytes) {
-    int32_t token[SHOWN_TOKENS];
-    i64 n = i64_min(d->L, SHOWN_TOKENS);
-    dataset_read(d, sequence, 0, 1, n, token, 1);
-    printf("sequence %lld: ", sequence);
-    for (i64 i = 0; i < n; i++)
-        if (!bytes) printf("%s%d", i ? " " : "", token[i]);
-        else if (token[i] == '\n') printf("\\n");
-        else if (token[i] == '\t') printf("\\t");
-        else if (token[i] < 0x20 || token[i] > 0x7e) printf("\\x%02x", (unsigned)token[i]);
-        else printf("%c", token[i]);
-    printf("%s\n", n < d->L ? " ..." : "");
+/* The beginnings of the first sequences, as text or (NULL) as numbers. */
+static inline void sequences_print(Dataset *d, const Tokenizer *t) {
+    for (i64 i = 0; i < i64_min(d->sequences, SHOWN_SEQUENCES); i++) {
+        int32_t token[SHOWN_TOKENS];
+        i64 n = i64_min(d->L, SHOWN_TOKENS);
+        dataset_read(d, i, 0, 1, n, token, 1);
+        printf("sequence %lld: ", i);
+        tokens_print(t, token, n);
+        printf("%s\n", n < d->L ? " ..." : "");
+    }
+    fflush(stdout);
+}
+
+/* The same by the tokenizer beside the shards; 0: there is none, or none that this program knows. That ends a process, so
+   it is one of its own. */
+static inline int sequences_print_text(Dataset *d) {
+    char dir[PATH_MAX];
+    int status = 0;
+    dataset_dir(dir, d);
+    if (!tokenizer_is_in(dir)) return 0;
+    fflush(stdout);
+    pid_t child = fork();
+    if (child == 0) {
+        fail_state()->abort_all = NULL;
+        if (!freopen("/dev/null", "w", stderr)) _exit(1);
+        sequences_print(d, tokenizer_open(dir));
+        _exit(0);
+    }
+    return child > 0 && waitpid(child, &status, 0) == child && status == 0;
 }
 
 /* --check-data PATTERN: look at every byte, and say what is there; one line and the end of the program where it is not
@@ -345,14 +357,15 @@ static inline void check_data(const char *pattern, i64 L, i64 vocab, int threads
         ShardFacts f = shard_report(&d.shard[i], &l, vocab, threads);
         tokens += f.tokens, documents += f.documents, largest = i64_max(largest, f.largest);
         known = known && l.path[0] && l.eot >= 0;
-        if (l.path[0] && !l.bytes) bytes = 0;
+        bytes = bytes && (l.path[0] ? l.bytes : !tokenizer_is_in(l.dir));
     }
     dataset_print(&d, "check-data");
     printf("%lld sequences of %lld tokens", d.sequences, L);
     if (known) printf(", %lld documents", documents);
     printf("\n");
-    for (i64 i = 0; i < i64_min(d.sequences, SHOWN_SEQUENCES); i++)
-        print_sequence(&d, i, bytes && largest < TOKENS_ARE_BYTES);
+    Tokenizer *t = bytes && largest < TOKENS_ARE_BYTES ? tokenizer_bytes() : NULL;
+    if (t || !sequences_print_text(&d)) sequences_print(&d, t);
+    if (t) tokenizer_close(t);
     dataset_list_free(&l);
     dataset_close(&d);
 }

@@ -14,15 +14,15 @@ typedef struct {
     i64 layers, dim, heads, kv_heads, ffn, vocab, max_pos;
     double rope_theta;
     /* data */
-    const char *train, *val, *check_data, *shuffle;
+    const char *train, *val, *check_data, *shuffle, *sample, *sample_file, *sample_ids;
     i64 seq_len, batch, micro_batch, ignore_token;
     /* parallelism */
     const char *sp, *ring_layout, *overlap, *comm, *grad_comm;
     i64 dp, ring, threads;
     double comm_timeout;
     /* training */
-    i64 steps, warmup, decay_steps, seed, eval_every, eval_batches, eval_only, log_every;
-    double lr, min_lr, weight_decay, beta1, beta2, eps, grad_clip, spike_sigma;
+    i64 steps, warmup, decay_steps, seed, eval_every, eval_batches, eval_only, sample_tokens, sample_every, log_every;
+    double lr, min_lr, weight_decay, beta1, beta2, eps, grad_clip, spike_sigma, temperature, top_p;
     const char *schedule, *on_spike, *recompute, *selfcheck;
     /* output */
     const char *out, *dump_grads, *trace;
@@ -113,6 +113,18 @@ static const Flag FLAGS[] = {
     {NULL, "eval-batches", FLAG_INT, AT(eval_batches), "20", 0, 1e12, NULL, "batches of a validation; 0: all sequences of --val, each once"},
     {NULL, "eval-only", FLAG_SWITCH, AT(eval_only), NULL, 0, 0, NULL,
      "judge the model of --model as it is, and stop; flags of training have no effect"},
+    {NULL, "sample", FLAG_TEXT, AT(sample), NULL, 0, 0, NULL,
+     "continue this text at the end and print it; by the tokenizer beside model or data, or in bytes (--vocab 256)"},
+    {NULL, "sample-file", FLAG_TEXT, AT(sample_file), NULL, 0, 0, NULL, "the same for the text in a file"},
+    {NULL, "sample-ids", FLAG_TEXT, AT(sample_ids), NULL, 0, 0, NULL,
+     "the same for tokens by number, e.g. \"15496,11,995\"; prints numbers"},
+    {NULL, "sample-tokens", FLAG_INT, AT(sample_tokens), "64", 1, 1e12, NULL,
+     "tokens to add; with the text, --seq-len at most"},
+    {NULL, "sample-every", FLAG_INT, AT(sample_every), "0", 0, 1e12, NULL,
+     "sample every so many steps, too; 0: only at the end"},
+    {NULL, "temperature", FLAG_REAL, AT(temperature), "0.8", 0, 1e3, NULL,
+     "of the draw; 0: always the likeliest token"},
+    {NULL, "top-p", FLAG_REAL, AT(top_p), "0.95", 0, 1, NULL, "draw from the likeliest tokens that hold this share"},
     {NULL, "log-every", FLAG_INT, AT(log_every), "1", 1, 1e12, NULL, "print every so many steps (metrics.jsonl has them all)"},
 
     {NULL, "selfcheck", FLAG_CHOICE, AT(selfcheck), "auto", 0, 0, "auto|on|off", "before the first step: do ranks plan the same, does a changed token move whom it may; auto: on several ranks, if under a second"},

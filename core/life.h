@@ -2,6 +2,7 @@
 
    begin     --save, --resume: which checkpoint (resume.h); is the place a new run's own?
    fits      the checkpoint's flags, data and model against those of now
+   try       the last thing before the run directory is made: a small file is written where checkpoints shall go, and every rank must find it
    in a step gradients, whose last sum also carries "stop" - a signal on any rank, or rank 0's clock against --max-hours - and how many
              ranks still write the save under way (--save-async)
              metrics -> save -> evaluate: what may run out of memory comes after what must not be lost
@@ -26,6 +27,7 @@ typedef struct {
     double wish, writing;           /* all ranks' wishes to stop and saves still being written, as the last step's sum had them */
     double began, longest_step, longest_save; /* seconds */
     double lost;                    /* seconds that saving has taken from this step */
+    double reading;                 /* seconds that judging and loading the checkpoint took */
     int unsaved;                    /* the last save failed */
 } Life;
 
@@ -69,6 +71,7 @@ static inline void life_begin(Life *l, Settings *s, const FlagsGiven *given, Wir
     l->resumes = s->resume != NULL;
     if (l->resumes) {
         resume_find(world, v, s->resume, threads, &l->resume);
+        l->reading = seconds_now() - l->began;
         l->first_step = l->resume.step;
         if (!model_is_given(given)) s->model = l->resume.dir;
     }
@@ -80,29 +83,68 @@ static inline void life_begin(Life *l, Settings *s, const FlagsGiven *given, Wir
     if (l->saves) stop_listen();
 }
 
+/* The directory that the run's model comes from; NULL: it begins with this run. */
+static inline const char *life_model(const Life *l, const Settings *s) {
+    return l->resumes ? l->resume.dir : preset_find(s->model) ? NULL : s->model;
+}
+
 /* The files that checkpoints carry along. Rank 0. */
 static inline void life_carry(Life *l, const Settings *s, const Dataset *train) {
-    const char *model = l->resumes ? l->resume.dir : preset_find(s->model) ? NULL : s->model;
-    const char *shard = train->shards ? train->shard[0].path : NULL, *slash = shard ? strrchr(shard, '/') : NULL;
-    char data[PATH_MAX] = ".";
-    if (slash) snprintf(data, sizeof data, "%.*s/", (int)(slash - shard), shard);
-    saver_carry(&l->saver, model, shard ? data : NULL);
+    char data[PATH_MAX];
+    dataset_dir(data, train);
+    saver_carry(&l->saver, life_model(l, s), *data ? data : NULL);
 }
 
 /* Refuse a checkpoint that does not fit this run; what --resume-with-changes allows is in l->changes. Every rank finds the same. */
-static inline void life_fits(Life *l, const Settings *s, const Config *config, const Dataset *train, int rank) {
-    if (l->saves || l->resumes) l->data = train->shards ? data_print(train) : l->data;
-    if (l->saves && rank == 0) life_carry(l, s, train);
-    if (!l->resumes) return;
+static inline void life_fits_checkpoint(Life *l, const Settings *s, const Config *config) {
     const char *dir = l->resume.dir;
     Changes shapes = {"", 0};
     Config was;
+    memset(&l->changes, 0, sizeof l->changes);
+    l->first_step = l->resume.step;
     checkpoint_read_config(&was, dir);
     config_compare(config, &was, &shapes, &l->changes);
     if (shapes.n) FAIL(EVERYONE, "--resume %s is another model: %s", dir, shapes.text);
     trainer_compare(s, &l->data, dir, l->resume.step, &l->first_sequence, &l->spike, &l->changes);
     if (l->changes.n && !s->resume_with_changes)
         FAIL(EVERYONE, "--resume %s: not as it was: %s; give the old values, or say --resume-with-changes", dir, l->changes.text);
+}
+
+/* What the run's checkpoints say of its data; the one that it goes on from must fit. */
+static inline void life_fits(Life *l, const Settings *s, const Config *config, const Dataset *train, int rank) {
+    if (l->saves || l->resumes) l->data = train->shards ? data_print(train) : l->data;
+    if (l->saves && rank == 0) life_carry(l, s, train);
+    if (l->resumes) life_fits_checkpoint(l, s, config);
+}
+
+/* Weights and moments from the checkpoint. It is judged whole only now: should it not be, an older one is taken that fits as well. Collective. */
+static inline void life_load(Life *l, const Settings *s, const Config *config, Zero *z, Wire world) {
+    double begin = seconds_now();
+    for (Trouble why; !optimizer_load(z, world, l->resume.dir, &l->resume.manifest, &why); life_fits_checkpoint(l, s, config))
+        resume_older(world, &l->saver, s->resume, l->saver.threads, &l->resume, &why);
+    l->reading += seconds_now() - begin;
+}
+
+/* Try the place where this run shall save; ends the run where no checkpoint can be made there. Collective. */
+static inline void life_try_place(const Life *l, Wire world) {
+    int rank = wire_rank(world), fd = -1;
+    char path[PATH_MAX];
+    Trouble t = {""};
+    path_join(path, l->saver.dir, ".try");
+    if (rank == 0) make_path(l->saver.dir, &t);
+    if (rank == 0 && !troubled(&t)) {
+        fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+        if (fd < 0) trouble_call(&t, "create", path);
+        else write_at(fd, path, 0, path, 1, &t), sync_and_close(fd, path, &t);
+    }
+    if (!trouble_anywhere(world, &t) && rank != 0) {
+        fd = open(path, O_WRONLY | O_CLOEXEC);
+        if (fd < 0) trouble(&t, "cannot write %s, which rank 0 has just made (%s): all hosts must share it", path, strerror(errno));
+        else close(fd);
+    }
+    trouble_anywhere(world, &t);
+    if (rank == 0) unlink(path);
+    if (troubled(&t)) FAIL(EVERYONE, "no checkpoint can be saved: %s; another place is given by --save DIR", t.text);
 }
 
 /* 1: this rank still writes the save under way. */
@@ -160,6 +202,9 @@ static inline void life_end(const Life *l, const Settings *s, i64 done, int told
     fflush(stdout);
 }
 
-static inline void life_free(Life *l) { saver_free(&l->saver); }
+static inline void life_free(Life *l) {
+    manifest_free(&l->resume.manifest);
+    saver_free(&l->saver);
+}
 
 #endif

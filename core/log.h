@@ -130,18 +130,22 @@ static inline void run_write_ledger(const RunLog *log, const Ledger *l) {
     if (log->metrics) run_write_json(log, "comm.json", ledger_json(l));
 }
 
-/* Make the run directory; `config` is written and freed. Nothing that is there is overwritten: all names are looked at first. */
+/* A new run overwrites nothing that is there. */
+static inline void run_check_new(const char *dir) {
+    const char *names[] = {"metrics.jsonl", "config.json", "comm.json"};
+    for (int i = 0; i < COUNT_OF(names); i++) {
+        char path[4096];
+        snprintf(path, sizeof path, "%s/%s", dir, names[i]);
+        if (access(path, F_OK) == 0) FAIL(THIS_RANK, "--out %s already holds a %s; choose another directory, nothing is overwritten", dir, names[i]);
+    }
+}
+
+/* Make the run directory, which run_check_new has looked at; `config` is written and freed. */
 static inline void run_open(RunLog *log, const char *dir, cJSON *config) {
     memset(log, 0, sizeof *log);
     if (dir) {
         snprintf(log->dir, sizeof log->dir, "%s", dir);
         make_directories(dir);
-        const char *names[] = {"metrics.jsonl", "config.json", "comm.json"};
-        for (int i = 0; i < COUNT_OF(names); i++) {
-            char path[4096];
-            snprintf(path, sizeof path, "%s/%s", dir, names[i]);
-            if (access(path, F_OK) == 0) FAIL(THIS_RANK, "--out %s already holds a %s; choose another directory, nothing is overwritten", dir, names[i]);
-        }
         FILE *metrics = run_create(log, "metrics.jsonl");
         run_write_json(log, "config.json", config);
         log->metrics = metrics;

@@ -12,6 +12,8 @@
               in any order, and nobody needs the bytes of another. A multilinear hash: Carter, Wegman 1979. Because keys are odd, a
               changed word always shows; whatever else happens stays unseen with probability 2^-32 or less.
    judging    rank 0 reads the manifest and tells it; every rank reads 1/N of every file; all learn the same verdict and reason.
+   once       a checkpoint that a run is about to load is not read twice: the optimizer's files have a head, their header, with a sum of
+              its own. Only that is judged before it is trusted; what follows is summed by who loads it (resume.h).
 
    Nothing here ends the run: what goes wrong is a Trouble, which the caller tells, steps over, or makes an error of.              */
 #ifndef ODYSSEUS_MANIFEST_H
@@ -160,6 +162,8 @@ typedef struct {
     char name[96];
     i64 bytes;
     uint64_t sum;
+    i64 head;          /* its first bytes, which have a sum of their own; 0: none have */
+    uint64_t head_sum;
 } ManifestFile;
 
 typedef struct {
@@ -173,13 +177,21 @@ static inline void manifest_free(Manifest *m) {
     memset(m, 0, sizeof *m);
 }
 
-static inline void manifest_add(Manifest *m, const char *name, i64 bytes, uint64_t sum) {
+/* A row more; valid until the next one is added. */
+static inline ManifestFile *manifest_add(Manifest *m, const char *name, i64 bytes, uint64_t sum) {
     m->file = (ManifestFile *)realloc(m->file, sizeof(ManifestFile) * ((size_t)m->files + 1));
     if (!m->file) FAIL(THIS_RANK, "out of host memory");
     ManifestFile *f = &m->file[m->files++];
     memset(f, 0, sizeof *f);
     snprintf(f->name, sizeof f->name, "%s", name);
     f->bytes = bytes, f->sum = sum;
+    return f;
+}
+
+static inline void json_add_sum(cJSON *object, const char *key, uint64_t sum) {
+    char text[17];
+    snprintf(text, sizeof text, "%016llx", (unsigned long long)sum);
+    json_add_text(object, key, text);
 }
 
 /* Its text. Owner: caller; cJSON_free. */
@@ -190,11 +202,12 @@ static inline char *manifest_text(const Manifest *m) {
     json_add_int(root, "step", m->step);
     cJSON *files = json_made(cJSON_AddObjectToObject(root, "files"));
     for (int i = 0; i < m->files; i++) {
-        char sum[17];
         cJSON *f = json_made(cJSON_AddObjectToObject(files, m->file[i].name));
-        snprintf(sum, sizeof sum, "%016llx", (unsigned long long)m->file[i].sum);
         json_add_int(f, "bytes", m->file[i].bytes);
-        json_add_text(f, "sum", sum);
+        json_add_sum(f, "sum", m->file[i].sum);
+        if (!m->file[i].head) continue;
+        json_add_int(f, "head", m->file[i].head);
+        json_add_sum(f, "head_sum", m->file[i].head_sum);
     }
     char *text = cJSON_Print(root);
     cJSON_Delete(root);
@@ -226,14 +239,32 @@ static inline char *small_file_read(const char *path, i64 limit, i64 *bytes, Tro
     return text;
 }
 
-/* One entry of "files". */
+/* A sum of `entry`; 0: it is none. */
+static inline int manifest_read_sum(const cJSON *entry, const char *key, uint64_t *sum) {
+    const cJSON *text = cJSON_GetObjectItemCaseSensitive(entry, key);
+    const char *hex = cJSON_IsString(text) ? text->valuestring : "";
+    *sum = strtoull(hex, NULL, 16);
+    return strlen(hex) == 16 && strspn(hex, "0123456789abcdef") == 16;
+}
+
+/* One entry of "files": two members, or four. */
 static inline void manifest_read_file(Manifest *m, const cJSON *entry, Trouble *why) {
-    const cJSON *bytes = cJSON_GetObjectItemCaseSensitive(entry, "bytes"), *sum = cJSON_GetObjectItemCaseSensitive(entry, "sum");
-    const char *name = entry->string, *hex = cJSON_IsString(sum) ? sum->valuestring : "";
-    int plain = name && text_is_printable(name) && !strchr(name, '/') && name[0] != '.' && strlen(name) < sizeof m->file->name;
-    if (!plain || json_count(bytes) < 0 || strlen(hex) != 16 || strspn(hex, "0123456789abcdef") != 16)
+    i64 bytes = json_count(cJSON_GetObjectItemCaseSensitive(entry, "bytes")), head = 0;
+    uint64_t sum, head_sum = 0;
+    const char *name = entry->string;
+    int good = name && text_is_printable(name) && !strchr(name, '/') && name[0] != '.' && strlen(name) < sizeof m->file->name;
+    good = good && cJSON_IsObject(entry) && bytes >= 0 && manifest_read_sum(entry, "sum", &sum);
+    if (good && cJSON_GetArraySize(entry) != 2) {
+        head = json_count(cJSON_GetObjectItemCaseSensitive(entry, "head"));
+        good = cJSON_GetArraySize(entry) == 4 && head > 0 && head <= bytes && head % 4 == 0 &&
+               manifest_read_sum(entry, "head_sum", &head_sum);
+    }
+    if (!good) {
         trouble(why, MANIFEST_NAME " is damaged at file %d", m->files + 1);
-    else manifest_add(m, name, json_count(bytes), strtoull(hex, NULL, 16));
+        return;
+    }
+    ManifestFile *f = manifest_add(m, name, bytes, sum);
+    f->head = head, f->head_sum = head_sum;
 }
 
 /* Every whole checkpoint has these. */
@@ -289,9 +320,13 @@ static inline void manifest_check_sizes(const Manifest *m, const char *dir, Trou
     }
 }
 
+static inline void manifest_differs(const ManifestFile *f, Trouble *why) {
+    trouble(why, "%s does not hold what was written (its checksum differs)", f->name);
+}
+
 /* ---- judging ------------------------------------------------------------------------------------------------------------------- */
 
-#define READ_BLOCK ((i64)4 << 20) /* bytes read at a time by a thread */
+#define READ_BLOCK ((i64)1 << 20) /* bytes that a thread reads at a time: few enough to be summed in its cache */
 
 /* The sum of bytes [from, to) of a file; `from` is a multiple of 4. */
 static inline uint64_t file_part_sum(const SumKeys *keys, const char *path, i64 from, i64 to, int threads, Trouble *why) {
@@ -332,9 +367,21 @@ static inline uint64_t file_part_sum(const SumKeys *keys, const char *path, i64 
 /* This rank's share of byte 0 .. bytes of a file: multiples of 4 but for the end. */
 static inline i64 share_begin(i64 bytes, int rank, int ranks) { return rank == ranks ? bytes : bytes / ranks * rank / 4 * 4; }
 
+/* The sums of those heads that have one. Rank 0. */
+static inline void manifest_check_heads(const Manifest *m, const SumKeys *keys, const char *dir, Trouble *why) {
+    for (int i = 0; i < m->files && !troubled(why); i++) {
+        const ManifestFile *f = &m->file[i];
+        char path[PATH_MAX];
+        path_join(path, dir, f->name);
+        if (f->head && file_part_sum(keys, path, 0, f->head, 1, why) != f->head_sum)
+            trouble(why, "%s does not hold what was written (the checksum of its header differs)", f->name);
+    }
+}
+
 /* Is the checkpoint in `dir`, of `step` (-1: of any), whole? 1, and its manifest in *m (manifest_free); else 0 and the reason. Every rank
-   reads its share of the bytes and learns the same. Collective. */
-static inline int checkpoint_judge(Wire world, const char *dir, i64 step, int threads, Manifest *m, Trouble *why) {
+   reads its share of the bytes and learns the same. `loads`: this run loads it next if it is; what follows a head is left to that
+   (optimizer_load). Collective. */
+static inline int checkpoint_judge(Wire world, const char *dir, i64 step, int threads, int loads, Manifest *m, Trouble *why) {
     int rank = wire_rank(world), ranks = wire_size(world);
     memset(why, 0, sizeof *why);
     memset(m, 0, sizeof *m);
@@ -352,8 +399,10 @@ static inline int checkpoint_judge(Wire world, const char *dir, i64 step, int th
     SumKeys *keys = (SumKeys *)host_alloc(sizeof *keys);
     uint64_t *mine = (uint64_t *)host_alloc(sizeof(uint64_t) * (size_t)m->files * ((size_t)ranks + 1)), *all = mine + m->files;
     sum_keys(keys);
+    if (rank == 0) manifest_check_heads(m, keys, dir, why);
     for (int i = 0; i < m->files && !troubled(why); i++) {
         char path[PATH_MAX];
+        if (loads && m->file[i].head) continue;
         path_join(path, dir, m->file[i].name);
         i64 from = share_begin(m->file[i].bytes, rank, ranks), to = share_begin(m->file[i].bytes, rank + 1, ranks);
         if (from < to) mine[i] = file_part_sum(keys, path, from, to, threads, why);
@@ -363,7 +412,8 @@ static inline int checkpoint_judge(Wire world, const char *dir, i64 step, int th
         for (int i = 0; i < m->files && !troubled(why); i++) {
             uint64_t sum = 0;
             for (int r = 0; r < ranks; r++) sum += all[(size_t)r * (size_t)m->files + (size_t)i];
-            if (sum != m->file[i].sum) trouble(why, "%s does not hold what was written (its checksum differs)", m->file[i].name);
+            if (loads && m->file[i].head) continue;
+            if (sum != m->file[i].sum) manifest_differs(&m->file[i], why);
         }
     }
     free(mine);

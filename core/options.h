@@ -14,7 +14,7 @@ typedef struct {
     MeshShape shape;
     RingLayout layout;
     i64 L, B, batch; /* sequence length; sequences of a micro-batch and of a whole step */
-    int recompute, overlap;
+    int recompute, overlap, samples; /* samples: text will be asked of it */
     const char *comm;
     Dtype grad_wire;
     DevicePlace place;
@@ -109,6 +109,7 @@ static inline void options_from_flags(ModelOptions *o, const Scheme *scheme, Set
         o->L = o->B = 1, o->batch = world;
     }
     o->recompute = strcmp(s->recompute, "full") == 0;
+    o->samples = s->sample || s->sample_file || s->sample_ids;
     o->overlap = strcmp(s->overlap, "on") == 0;
     o->comm = s->comm;
     o->grad_wire = s->grad_comm && strcmp(s->grad_comm, "bf16") == 0 ? DTYPE_REAL : DTYPE_ACCUM;

@@ -21,7 +21,7 @@
    index      model.safetensors.index.json is there even for one file: a loader that takes every *.safetensors of a directory
               without one would take the optimizer's.
 
-   Host memory: one piece of CHECKPOINT_PIECE elements and a buffer of 4 MB a rank; aside, the rank's master, m and v, too; tokenizer files
+   Host memory: one piece of CHECKPOINT_PIECE elements (of a GPU's) and a buffer of 4 MB a rank; aside, the rank's master, m and v, too; tokenizer files
    on rank 0.                                                                                                                    */
 #ifndef ODYSSEUS_SAVE_H
 #define ODYSSEUS_SAVE_H
@@ -227,8 +227,10 @@ typedef struct {
 } RangeWriter;
 
 static inline void range_flush(RangeWriter *w) {
-    if (w->fill && write_at(w->fd, w->path, w->begin, w->buf, w->fill, w->trouble))
+    if (w->fill && write_at(w->fd, w->path, w->begin, w->buf, w->fill, w->trouble)) {
+        sync_file_range(w->fd, (off_t)w->begin, (off_t)w->fill, SYNC_FILE_RANGE_WRITE); /* a hint: to disk while the next is made */
         w->written += w->fill, w->sum += range_sum(w->keys, w->begin, w->buf, w->fill);
+    }
     w->fill = 0;
     if (!w->aside[SAVED_MASTER]) watch_look(); /* others may wait, and ask */
 }
@@ -251,23 +253,42 @@ static inline void range_put(RangeWriter *w, i64 at, const accum *from, i64 stri
     }
 }
 
-/* n elements of tensor `t` that this rank holds in `part`: from element `first` of its share group's rows on. `data`: where the HF tensor's
-   begin in the file. */
-static inline void range_put_piece(RangeWriter *w, i64 data, const Tensor *t, const HfPlace *p, const accum *part, i64 first, i64 n) {
-    i64 size = SAFETENSOR_TYPES[w->type].bytes, cols = t->slice.cols, last = first + n - 1;
+/* `count` elements from element `at` of an HF tensor on, which are part[from], part[from + stride], ...; the file holds more of the same
+   piece right behind them, up to element `end`. */
+typedef void (*PieceRun)(void *context, i64 at, i64 from, i64 stride, i64 count, i64 end);
+
+/* n elements of tensor `t` that this rank holds in `part`, from element `first` of its share group's rows on: the ranges of the HF tensor
+   that they are, in the file's order. */
+static inline void piece_runs(const Tensor *t, const HfPlace *p, i64 first, i64 n, PieceRun run, void *context) {
+    i64 cols = t->slice.cols, last = first + n - 1;
     i64 row_a = first / cols, col_a = first % cols, row_b = last / cols, col_b = last % cols;
     i64 origin = p->base + t->slice.row0 * p->row_step + t->slice.col0 * p->col_step;
-    if (p->col_step == 1) {
+    if (p->col_step == 1 && p->row_step == cols) {
+        run(context, origin + first, 0, 1, n, origin + first + n);
+    } else if (p->col_step == 1) {
         for (i64 r = row_a; r <= row_b; r++) {
-            i64 a = r == row_a ? col_a : 0, b = r == row_b ? col_b : cols - 1;
-            range_put(w, data + (origin + r * p->row_step + a) * size, part + r * cols + a - first, 1, b - a + 1);
+            i64 a = r == row_a ? col_a : 0, b = r == row_b ? col_b : cols - 1, at = origin + r * p->row_step + a;
+            run(context, at, r * cols + a - first, 1, b - a + 1, at + b - a + 1);
         }
     } else {
+        int whole = p->row_step == 1 && row_b - row_a + 1 == p->col_step && col_a == 0 && col_b == cols - 1; /* one column ends where the next begins */
         for (i64 c = 0; c < cols; c++) {
-            i64 a = row_a + (c < col_a), b = row_b - (c > col_b);
-            if (a <= b) range_put(w, data + (origin + a * p->row_step + c * p->col_step) * size, part + a * cols + c - first, cols, b - a + 1);
+            i64 a = row_a + (c < col_a), b = row_b - (c > col_b), at = origin + a * p->row_step + c * p->col_step;
+            if (a <= b) run(context, at, a * cols + c - first, cols, b - a + 1, whole ? origin + row_a + cols * p->col_step : at + b - a + 1);
         }
     }
+}
+
+typedef struct {
+    RangeWriter *writer;
+    i64 data; /* where the HF tensor's begin in the file */
+    const accum *part;
+} PiecePut;
+
+static inline void piece_put(void *context, i64 at, i64 from, i64 stride, i64 count, i64 end) {
+    const PiecePut *p = (const PiecePut *)context;
+    (void)end;
+    range_put(p->writer, p->data + at * SAFETENSOR_TYPES[p->writer->type].bytes, p->part + from, stride, count);
 }
 
 static inline const accum *saved_flat(const Zero *z, SavedKind kind) { return kind == SAVED_M ? z->m : kind == SAVED_V ? z->v : z->master; }
@@ -284,14 +305,15 @@ static inline void save_tensor(const Zero *z, const SavePlan *p, const SavedTens
         i64 at, n = tensor_range(z, t, &at), first = tensor_first(z, t, at);
         for (i64 done = 0; done < n && !troubled(w->trouble); done += CHECKPOINT_PIECE) {
             i64 piece = i64_min(CHECKPOINT_PIECE, n - done);
-            const accum *from = w->aside[s->kind] ? w->aside[s->kind] + at + done : part;
-            if (from == part) copy_out(z->dev, part, saved_flat(z, s->kind) + at + done, piece * (i64)sizeof(accum));
-            range_put_piece(w, s->at, t, &place, from, first + done, piece);
+            const accum *flat = w->aside[s->kind] ? w->aside[s->kind] : saved_flat(z, s->kind), *from = flat + at + done;
+            if (!w->aside[s->kind] && !DEVICE_IS_HOST) copy_out(z->dev, part, from, piece * (i64)sizeof(accum)), from = part;
+            PiecePut put = {w, s->at, from};
+            piece_runs(t, &place, first + done, piece, piece_put, &put);
         }
     }
 }
 
-/* What this rank owns of one file: *written bytes, and their sum. */
+/* What this rank owns of one file: bytes written, and their sum. The file stays open, w->fd: on its way to the disk. */
 static inline void save_file(const Zero *z, const SavePlan *p, const SavedFile *f, const char *path, RangeWriter *w, accum *part) {
     w->path = path, w->fill = w->written = 0, w->sum = 0;
     w->fd = open(path, O_WRONLY | O_CLOEXEC);
@@ -302,7 +324,6 @@ static inline void save_file(const Zero *z, const SavePlan *p, const SavedFile *
     }
     for (int i = f->first; i < f->first + f->tensors && !troubled(w->trouble); i++) save_tensor(z, p, &p->tensor[i], w, part);
     range_flush(w);
-    sync_and_close(w->fd, path, w->trouble);
 }
 
 /* ---- the directory ------------------------------------------------------------------------------------------------------------------ */
@@ -360,7 +381,9 @@ static inline void verdict_set(Saver *s, i64 step, int whole) {
         v = &s->verdict[s->verdicts++];
     }
     v->step = step, v->whole = whole;
-    if (whole && step > s->last) s->last = step;
+    s->last = -1;
+    for (int i = 0; i < s->verdicts; i++)
+        if (s->verdict[i].whole) s->last = i64_max(s->last, s->verdict[i].step);
 }
 
 /* Files that belong to a model beside its numbers: how text becomes its tokens, and what it was trained on. */
@@ -513,14 +536,19 @@ struct Saving {
 
 /* This rank's ranges of every file. */
 static inline void save_ranges(Saving *g) {
+    char path[PATH_MAX], before[PATH_MAX] = "";
+    int fd = -1; /* of the file before, which goes to disk while the next is written */
     for (int i = 0; i < g->plan.files && !troubled(&g->trouble); i++) {
         const SavedFile *f = &g->plan.file[i];
-        char path[PATH_MAX];
         path_join(path, g->partial, f->name);
         save_file(g->zero, &g->plan, f, path, &g->writer, g->piece);
+        if (fd >= 0) sync_and_close(fd, before, &g->trouble);
+        fd = g->writer.fd;
+        memcpy(before, path, sizeof before);
         g->part[i].sum = g->writer.sum, g->part[i].bytes = g->writer.written;
         if (g->rank == 0) g->part[i].sum += range_sum(&g->keys, 0, f->header, f->header_bytes), g->part[i].bytes += f->header_bytes;
     }
+    if (fd >= 0) sync_and_close(fd, before, &g->trouble);
 }
 
 static inline void *save_thread(void *saving) {
@@ -569,7 +597,9 @@ static inline void save_add_up(const Saving *g, Wire world, Manifest *m) {
         for (int r = 0; r < ranks; r++) sum.sum += all[r * files + i].sum, sum.bytes += all[r * files + i].bytes;
         if (sum.bytes != g->plan.file[i].bytes)
             FAIL(EVERYONE, "%s/%s: the ranks wrote %lld bytes of %lld", g->partial, g->plan.file[i].name, (long long)sum.bytes, (long long)g->plan.file[i].bytes);
-        manifest_add(m, g->plan.file[i].name, sum.bytes, sum.sum);
+        const SavedFile *f = &g->plan.file[i];
+        ManifestFile *row = manifest_add(m, f->name, sum.bytes, sum.sum);
+        if (i >= g->plan.model_files) row->head = f->header_bytes, row->head_sum = range_sum(&g->keys, 0, f->header, f->header_bytes);
     }
     free(all);
 }
@@ -597,7 +627,7 @@ static inline void saver_retain(Saver *s, Wire world) {
             Manifest m;
             Trouble why;
             step_path(path, s, steps[i]);
-            verdict_set(s, steps[i], checkpoint_judge(world, path, steps[i], s->threads, &m, &why));
+            verdict_set(s, steps[i], checkpoint_judge(world, path, steps[i], s->threads, 0, &m, &why));
             manifest_free(&m);
             v = verdict_find(s, steps[i]);
         }

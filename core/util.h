@@ -54,7 +54,7 @@ static inline void fail_at(FailScope scope, const char *file, int line, const ch
     FailState *state = fail_state();
     fflush(stdout); /* what was said before stays said, whoever ends this rank meanwhile */
     /* Several ranks often find the same thing at once; the lowest speaks first and takes the others down before they repeat it. */
-    if (scope == EVERYONE && state->rank != 0) sleep(3);
+    for (unsigned left = scope == EVERYONE && state->rank != 0 ? 3 : 0; left;) left = sleep(left); /* whatever signals the launcher sends meanwhile */
     if (scope == THIS_RANK) usleep(200000u * (unsigned)(state->rank < 10 ? state->rank : 10));
     char text[2048], host[128] = "?";
     va_list args;

@@ -8,6 +8,7 @@ set -euo pipefail
 LISTED='
 attention_backward_kernelILi128ELi64ELi128E 96 nvcc 13.0: none; at the limit of 255 registers another ptxas may let accumulators wait in memory, once a step
 attention_backward_kernelILi64ELi128ELi128E 96 likewise
+attention_backward_hopper_kernelILi64ELi128ELi128E 16 nvcc 13.0: 4, an address, once a step; P, dP and both sums fill 240 registers
 attention_forward_kernelILi128ELi128ELi64E 32 likewise
 attention_forward_kernelILi64ELi128ELi128E 32 likewise
 '

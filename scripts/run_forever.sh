@@ -30,7 +30,8 @@ done
 [[ -n $out$save ]] || die "the command has neither --out DIR nor --save DIR, so there is nowhere to go on from"
 [[ -n $saves ]] || die "the command has no --save-every N: every crash would begin anew"
 save=${save:-$out/checkpoints}
-[[ -n $out && -e $out/metrics.jsonl ]] && ours='' || ours=1 # does the run directory begin with this script?
+# does the run directory begin with this script, or did with an earlier start of this very job?
+[[ -n $out && -e $out/metrics.jsonl && ${SLURM_RESTART_COUNT:-0} -eq 0 ]] && ours='' || ours=1
 
 newest() { # name of the newest checkpoint, whole or not; "": none
     local names=("$save"/step-????????*)
@@ -76,7 +77,7 @@ while :; do
     if [[ $code -eq 0 || -n $told ]]; then
         if [[ $code -eq 0 && $told == USR1 && ${REQUEUE-} == 1 && -n ${SLURM_JOB_ID-} ]]; then
             say "run_forever.sh: time is up; the job goes back into the queue"
-            scontrol requeue "$SLURM_JOB_ID"
+            scontrol requeue "$SLURM_JOB_ID" || say "run_forever.sh: it does not; submit it again, and it goes on"
         fi
         exit "$code"
     fi

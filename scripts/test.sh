@@ -34,6 +34,7 @@ test_comm_fp64              4  120
 test_comm_fp64              8  240
 test_log_fp32           alone   60
 test_data_fp32          alone   60
+test_tokenizer_fp32     alone   60
 test_peak.sh            alone  120
 test_gradients_fp64         1  300
 test_fixtures_fp32          1  120
@@ -53,6 +54,8 @@ test_resume.sh          alone  300
 kill.sh                 alone  300 10
 test_schemes_fp64          12  900
 test_schemes_fp32           4  600
+test_sample_fp64            4  120
+test_sample_fp32            2  120
 test_cli.sh             alone  300
 test_judge.sh           alone  300
 test_stops.sh           alone 1200

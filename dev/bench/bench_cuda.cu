@@ -184,9 +184,9 @@ static void bench_products(void) {
     }
 }
 
-/* ---- attention: 16K tokens of width 2048, causal ---- */
+/* ---- attention: 16K tokens of width 2048, causal; on sm_90 by the kernels of sm_80, too: names that end in _sm80 ---- */
 
-static void bench_attention_shape(i64 head_dim, i64 L) {
+static void bench_attention_shape(i64 head_dim, i64 L, const char *path) {
     AttentionShape s = {toy ? 2 : 16384 / L, L, L, toy ? 2 : 2048 / head_dim, 0, head_dim};
     s.kv_heads = s.heads;
     TokenMap map = token_map(RING_CONTIGUOUS, L, 1, 0);
@@ -194,25 +194,34 @@ static void bench_attention_shape(i64 head_dim, i64 L) {
     double pairs = causal_pairs(&map, &map) * (double)(s.B * s.heads), d = (double)head_dim;
     char name[64];
     begin(L * s.B, s.heads * head_dim, 1, s);
-    Reals q = reals(2, n), kv = reals(2, 2 * n), dout = reals(2, n), out = reals(2, n), dq = reals(2, n), dkv = reals(2, 2 * n);
+    Reals q = reals(2, n), kv = reals(2, 2 * n), dout = reals(2, n);
+    Reals out = reals(2, n), dq = reals(2, n), dkv = reals(2, 2 * n);
     Accums lse = accums(2, rows, 0, 0), delta = accums(2, rows, 0, 0), dq_sum = accums(2, n, 0, 0);
     Timing t = measure([&](int i) { attention_forward(&dev, NULL, out.set[i], lse.set[i], q.set[i], kv.set[i],
                                                       attention_call(s, map, map, 0)); }, 2);
-    snprintf(name, sizeof name, "attention_forward_d%lld_L%lld", (long long)head_dim, (long long)L);
+    snprintf(name, sizeof name, "attention_forward_d%lld_L%lld%s", (long long)head_dim, (long long)L, path);
     report(name, 4e3 * pairs * d / t.ms, product_rate, 1e12, "TFLOP/s", t);
     t = measure([&](int i) {
         attention_delta(&dev, delta.set[i], out.set[i], dout.set[i], rows, head_dim);
         attention_backward(&dev, dq_sum.set[i], dq.set[i], NULL, dkv.set[i], q.set[i], kv.set[i], dout.set[i],
                            lse.set[i], delta.set[i], attention_call(s, map, map, 0));
     }, 2);
-    snprintf(name, sizeof name, "attention_backward_d%lld_L%lld", (long long)head_dim, (long long)L);
+    snprintf(name, sizeof name, "attention_backward_d%lld_L%lld%s", (long long)head_dim, (long long)L, path);
     report(name, 10e3 * pairs * d / t.ms, product_rate, 1e12, "TFLOP/s", t);
 }
 
 static void bench_attention(void) {
     const i64 lengths[] = {2048, 4096, 8192, 16384};
+    int wgmma = dev.state.wgmma;
     for (i64 head_dim = 128; head_dim >= 64; head_dim /= 2)
-        for (int i = 0; i < (toy ? 1 : COUNT_OF(lengths)); i++) bench_attention_shape(head_dim, toy ? 72 : lengths[i]);
+        for (int i = 0; i < (toy ? 1 : COUNT_OF(lengths)); i++) {
+            i64 L = toy ? 72 : lengths[i];
+            bench_attention_shape(head_dim, L, "");
+            if (!wgmma) continue;
+            dev.state.wgmma = 0;
+            bench_attention_shape(head_dim, L, "_sm80");
+            dev.state.wgmma = wgmma;
+        }
 }
 
 /* ---- kernels that move bytes ---- */

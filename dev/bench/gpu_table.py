@@ -67,7 +67,9 @@ def table(gpu, bench, torch, train):
             for L in LENGTHS:
                 name = f"attention_{phase}_d{d}_L{L}"
                 ours, flash, cudnn = value(bench, name), value(torch, name + "_flash"), value(torch, name + "_cudnn")
+                sm80 = value(bench, name + "_sm80")
                 peer = f"FlashAttention-2 {number(flash)}" + (f"; cuDNN {number(cudnn)} ({ours / cudnn:.2f})" if ours and cudnn else "")
+                peer += f"; our kernel for sm_80 {number(sm80)}" if sm80 else ""
                 if not gpu:
                     peer = "at most " + bounds(lambda flop, byte: flop)
                 target = 1.0 if gpu and ("H100" in gpu or "H200" in gpu) else 0.95 if gpu else ">= 0.95, Hopper 1.00"

@@ -11,8 +11,6 @@
 #ifndef ODYSSEUS_TEST_CUDA_SUPPORT_H
 #define ODYSSEUS_TEST_CUDA_SUPPORT_H
 
-#define WATCHDOG_SECONDS 60 /* no barrier of a kernel is waited for longer, even under a sanitizer: it ends with an error */
-
 #include "../../kernels/compute.h"
 #include "check.h"
 

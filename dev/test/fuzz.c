@@ -507,6 +507,138 @@ static void config_seeds(void) {
     for (int i = 0; i < COUNT_OF(texts); i++) seed(names[i], texts[i], strlen(texts[i]));
 }
 
+/* ---- manifest: manifest.json, which ends no run; what is accepted must survive being written and read again ------------------------------ */
+
+static void manifest_one(Input in) {
+    Manifest m, again;
+    Trouble why = {""};
+    write_file(MANIFEST_NAME, "", 0, in.at, in.left);
+    manifest_read(&m, directory, -1, &why);
+    demand(!troubled(&why) || text_is_printable(why.text), "the reason is not one line: %s", why.text);
+    if (!troubled(&why)) {
+        for (int i = 0; i < m.files; i++) {
+            const ManifestFile *f = &m.file[i];
+            demand(text_is_printable(f->name) && !strchr(f->name, '/') && f->name[0] != '.', "file %d: %s", i, f->name);
+            demand(f->bytes >= 0 && f->head >= 0 && f->head <= f->bytes && f->head % 4 == 0, "file %d: %lld, %lld", i, (long long)f->bytes,
+                   (long long)f->head);
+        }
+        char *text = manifest_text(&m);
+        write_file(MANIFEST_NAME, "", 0, text, strlen(text));
+        manifest_read(&again, directory, m.step, &why);
+        demand(!troubled(&why) && again.files == m.files, "it does not read back: %s", why.text);
+        demand(memcmp(again.file, m.file, sizeof *m.file * (size_t)m.files) == 0, "another manifest came back");
+        manifest_check_sizes(&m, directory, &why);
+        demand(troubled(&why) && text_is_printable(why.text), "files that are not there: %s", why.text);
+        manifest_free(&again);
+        cJSON_free(text);
+    }
+    manifest_free(&m);
+}
+
+static void manifest_seeds(void) {
+    static const char *const names[] = {"config.json", "trainer.json", "model.safetensors", "optimizer.safetensors"};
+    Manifest m = {1000, 0, NULL};
+    for (int i = 0; i < COUNT_OF(names); i++) {
+        ManifestFile *f = manifest_add(&m, names[i], 1000 * i, mix64((uint64_t)i));
+        if (i == 3) f->head = 256, f->head_sum = mix64(7);
+    }
+    char *text = manifest_text(&m);
+    seed("manifest", text, strlen(text));
+    cJSON_free(text);
+    manifest_free(&m);
+}
+
+/* ---- trainer: trainer.json, held against the flags' defaults ------------------------------------------------------------------------------- */
+
+static void trainer_one(Input in) {
+    char name[] = "train_gpt", *program[] = {name};
+    Settings now;
+    FlagsGiven given;
+    DataPrint data = {4000, 93, 0x1234};
+    SpikeWatch spike;
+    Changes changes = {"", 0};
+    i64 next = -1;
+    flags_parse(&now, &given, 1, program);
+    write_file("trainer.json", "", 0, in.at, in.left);
+    trainer_compare(&now, &data, directory, 3, &next, &spike, &changes);
+    demand(next >= 0 && spike.steps >= 0 && isfinite(spike.mean) && isfinite(spike.variance) && spike.variance >= 0, "%lld", (long long)next);
+    demand(changes.n == 0 || text_is_printable(changes.text), "the changes are not one line: %s", changes.text);
+    if (changes.n) return;
+    char *text = trainer_text(&now, &data, &spike, 3, next);
+    i64 again = -1;
+    SpikeWatch spike_again;
+    write_file("trainer.json", "", 0, text, strlen(text));
+    trainer_compare(&now, &data, directory, 3, &again, &spike_again, &changes);
+    demand(again == next && changes.n == 0 && spike_again.mean == spike.mean && spike_again.steps == spike.steps, "another came back");
+    cJSON_free(text);
+}
+
+static void trainer_seeds(void) {
+    char name[] = "train_gpt", *program[] = {name};
+    Settings now;
+    FlagsGiven given;
+    DataPrint data = {4000, 93, 0x1234};
+    SpikeWatch spike = {5.5, 0.25, 3};
+    flags_parse(&now, &given, 1, program);
+    char *text = trainer_text(&now, &data, &spike, 3, 12);
+    seed("trainer", text, strlen(text));
+    cJSON_free(text);
+    now.lr = 0.5, now.seed = 7, data.tokens = 3;
+    text = trainer_text(&now, &data, &spike, 3, 12);
+    seed("others", text, strlen(text));
+    cJSON_free(text);
+}
+
+/* ---- optimizer: as safetensors, read as the numbers of the tiny model ----------------------------------------------------------------------- */
+
+static void optimizer_one(Input in) {
+    int raw = take_byte(&in) & 1;
+    Input text = {in.at, 0};
+    uint64_t header = 0;
+    if (raw) {
+        write_file("optimizer.safetensors", "", 0, in.at, in.left);
+        if (in.left >= 8) memcpy(&header, in.at, 8);
+    } else {
+        text = take_text(&in);
+        framed_write("optimizer.safetensors", text, in.at, in.left);
+        header = text.left;
+    }
+    Manifest m = {3, 0, NULL};
+    SavedPart part = {0, 0};
+    Trouble why = {""};
+    i64 bytes = (i64)in.left + (raw ? 0 : 8 + (i64)text.left);
+    manifest_add(&m, "optimizer.safetensors", bytes, 0);
+    optimizer_read(&tiny.zero, directory, &m, &part, &why);
+    demand(!troubled(&why), "%s", why.text);
+    demand(part.bytes == bytes - 8 - (i64)header, "%lld bytes were read of %lld", (long long)part.bytes, (long long)bytes);
+    manifest_free(&m);
+}
+
+static void optimizer_seeds(void) {
+    static uint8_t bytes[1 << 14];
+    for (int wide = 0; wide < 2; wide++) {
+        SavePlan p;
+        memset(&p, 0, sizeof p);
+        p.hf = checkpoint_list(&tiny.zero, &p.hfs);
+        p.tensor = (SavedTensor *)host_alloc(sizeof(SavedTensor) * SAVED_KINDS * (size_t)p.hfs);
+        p.file = (SavedFile *)host_alloc(sizeof(SavedFile) * SAVED_KINDS * (size_t)p.hfs);
+        save_plan_group(&p, "optimizer", SAVED_MASTER, SAVED_V, wide ? ST_F64 : ST_F32);
+        save_plan_header(&p, &p.file[0]);
+        const SavedFile *f = &p.file[0];
+        i64 data = f->bytes - f->header_bytes;
+        demand(f->bytes + 2 <= (i64)sizeof bytes, "%lld bytes", (long long)f->bytes);
+        memset(bytes, 0, sizeof bytes);
+        bytes[0] = 1;
+        memcpy(bytes + 1, f->header, (size_t)f->header_bytes);
+        seed(wide ? "raw-f64" : "raw-f32", bytes, (size_t)(1 + f->bytes));
+        bytes[0] = 0;
+        memmove(bytes + 1, bytes + 9, (size_t)f->header_bytes - 8);
+        memset(bytes + 1 + f->header_bytes - 8, 0, 8);
+        seed(wide ? "f64" : "f32", bytes, (size_t)(1 + f->header_bytes - 8 + 1 + data));
+        save_plan_free(&p);
+    }
+}
+
 /* ---- libFuzzer's two entries --------------------------------------------------------------------------------------------------------------- */
 
 static const struct {
@@ -515,7 +647,8 @@ static const struct {
     void (*seeds)(void);
 } TARGETS[] = {{"flags", flags_one, flags_seeds}, {"shard", shard_one, shard_seeds},
                {"dataset", dataset_one, dataset_seeds}, {"safetensors", safetensors_one, safetensors_seeds},
-               {"index", index_one, index_seeds}, {"config", config_one, config_seeds}};
+               {"index", index_one, index_seeds}, {"config", config_one, config_seeds}, {"manifest", manifest_one, manifest_seeds},
+               {"trainer", trainer_one, trainer_seeds}, {"optimizer", optimizer_one, optimizer_seeds}};
 static int target;
 
 static void jump_back(int code) {
@@ -534,7 +667,7 @@ int LLVMFuzzerInitialize(int *argc, char ***argv) {
     const char *name = getenv("FUZZ_TARGET");
     console = fdopen(dup(2), "w");
     while (target < COUNT_OF(TARGETS) && (!name || strcmp(TARGETS[target].name, name) != 0)) target++;
-    demand(target < COUNT_OF(TARGETS), "FUZZ_TARGET must be flags, shard, dataset, safetensors, index or config");
+    demand(target < COUNT_OF(TARGETS), "FUZZ_TARGET must be a target of fuzz.sh");
     snprintf(directory, sizeof directory, "%s/fuzz_XXXXXX", path_exists("/dev/shm") ? "/dev/shm" : "/tmp");
     demand(mkdtemp(directory), "cannot make a directory");
     atexit(clean_up);

@@ -50,7 +50,7 @@ start() {
 # resumed: it went on from no earlier step than was saved, by what the run itself says
 resumed() {
     local step
-    step=$(sed -n 's/^resume .* \([0-9]*\) of [0-9]* steps are done$/\1/p' "$work/said.$launch")
+    step=$(sed -n 's/^resume .* \([0-9]*\) of [0-9]* steps are done, read in .*$/\1/p' "$work/said.$launch")
     [[ -n $step && $step -ge ${1:-0} ]] || { say "# resumed at '$step', but step $1 was saved" && sed 's/^/# /' "$work/said.$launch" | head -n 20 && return 1; }
 }
 

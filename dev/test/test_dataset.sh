@@ -54,7 +54,7 @@ PY
 look "$work/set/*.bin" &&
     grep -q ": $bytes tokens in [0-9]* shards, bytes: vocabulary 256, 1.00 bytes a token$" "$work/out" &&
     [ "$(grep -c 'as in dataset.json$' "$work/out")" -eq "$(ls "$work/set" | grep -c bin)" ] &&
-    grep -qF "sequence 0: # odysseus.c\\n\\nTrain GPT-2" "$work/out"
+    grep -q "^sequence 0: # odysseus.c$" "$work/out"
 ok $? "--check-data: $bytes bytes of text counted, every sum that of dataset.json, the text is read"
 cp -r "$work/set" "$work/bare" && rm "$work/bare/dataset.json"
 look "$work/bare/*.bin" && ! grep -q 'dataset.json' "$work/out" && grep -q "$bytes tokens in" "$work/out"

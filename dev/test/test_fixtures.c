@@ -1,4 +1,5 @@
 /* test_fixtures.c - the model against PyTorch: Hugging Face's GPT-2 and Llama, from fixtures/ (made by make_fixtures.py).
+   test_fixtures logits DIR: only the logits of the model in DIR (transformers_check.py).
 
    Each directory is a real Hugging Face checkpoint plus what PyTorch computed from it in float64: logits, loss, every gradient, and
    weights after ten AdamW steps with warmup, cosine, decay and clipping. Run on any number of ranks that divide 4 heads and 12 tokens.
@@ -98,6 +99,31 @@ static double fixture_distance(Trainer *t, const SafetensorSet *set, const char 
     return result;
 }
 
+/* A model's directory that holds nothing but tokens and logits besides (transformers_check.py): the same logits, to 1e-4. */
+static void run_logits(const char *directory, Wire world) {
+    char path[PATH_MAX], shards[256], glob[512], L[32];
+    SafetensorSet set;
+    path_join(path, directory, "expected.safetensors");
+    safetensors_open(&set, path);
+    test_directory(shards, "logits", world);
+    snprintf(glob, sizeof glob, "%s/tokens_*.bin", shards);
+    snprintf(L, sizeof L, "%lld", (long long)write_fixture_shards(&set, shards));
+    const char *argv[] = {"test", "--model", directory, "--train", glob, "--seq-len", L, "--batch", "2", "--micro-batch", "2"};
+    Settings s;
+    FlagsGiven given;
+    ModelOptions o;
+    flags_parse(&s, &given, COUNT_OF(argv), (char **)(uintptr_t)argv);
+    options_from_flags(&o, scheme_find(s.sp), &s, &given, 1, device_place(0, 1, 1));
+    Trainer *t = (Trainer *)host_alloc(sizeof(Trainer));
+    trainer_start(t, &o, &s, world);
+    double logits = logits_distance(t, &set);
+    check(logits <= 1e-4, "%s: logits %.1e", directory, logits);
+    trainer_stop(t);
+    free(t);
+    safetensors_close(&set);
+    test_remove(shards, world);
+}
+
 static void run_fixture(const char *name, Wire world) {
     int fine = sizeof(real) == 8, ranks = wire_size(world);
     char directory[256], model[300], path[512], glob[512], worst[HF_NAME_MAX] = "";
@@ -148,9 +174,10 @@ static void run_fixture(const char *name, Wire world) {
 int main(int argc, char **argv) {
     const char *names[] = {"gpt2-tied", "llama-mha", "llama-gqa", "llama3-rope"};
     Wire world = wire_start_mpi(&argc, &argv);
-    if (argc > 1) fixtures = argv[1];
+    if (argc == 2) fixtures = argv[1];
     checks()->silent = wire_rank(world) != 0;
-    for (int i = 0; i < COUNT_OF(names); i++) run_fixture(names[i], world);
+    if (argc == 3) run_logits(argv[2], world);
+    for (int i = 0; i < COUNT_OF(names) && argc < 3; i++) run_fixture(names[i], world);
     int code = checks_done();
     wire_finish();
     return code;

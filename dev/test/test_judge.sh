@@ -46,6 +46,55 @@ run 1 nothing --eval-only --train "$work/calm.bin"
 [ $? -eq 1 ] && grep -q '^train_gpt: error: --eval-only needs --val' "$work/out" && [ ! -e "$work/nothing" ]
 ok $? "--eval-only without anything to judge on is refused"
 
+# ---- --sample: the same text under every scheme, at the end and on the way
+schemes_of ./train_gpt_fp64
+learn=(--train "$work/calm.bin" --steps 6 --lr 1e-2 --sample abc --sample-tokens 30 --temperature 0)
+run 1 alone "${learn[@]}" &&
+    text=$(sed -n 's/^sample   //p' "$work/out") && [ "${#text}" -ge 3 ] && [ "${text::3}" = abc ]
+ok $? "--sample continues the prompt: ${text:-}"
+for scheme in "${schemes[@]}"; do
+    run 4 "s_$scheme" "${learn[@]}" --sp "$scheme" --sample-every 3 &&
+        [ "$(sed -n 's/^sample   //p' "$work/out" | wc -l)" -eq 2 ] &&
+        [ "$(sed -n 's/^sample   //p' "$work/out" | tail -n 1)" = "$text" ]
+    ok $? "$scheme on four ranks: the same text, and once on the way"
+done
+printf abc >"$work/prompt"
+run 2 file --train "$work/calm.bin" --eval-only --sample-file "$work/prompt" --sample-tokens 61 &&
+    grep -q '^sample   abc' "$work/out"
+ok $? "--sample-file, --eval-only and a text that fills the sequence"
+run 1 ids --train "$work/calm.bin" --eval-only --sample-ids "97, 98 99" --sample-tokens 4 --temperature 0 &&
+    grep -qE '^sample   97,98,99(,[0-9]+){4}$' "$work/out"
+ok $? "--sample-ids: tokens in and out"
+
+# ---- text by the tokenizer beside a model, of which checkpoints have a copy
+text='The gradient <|endoftext|> of größer 123'
+says() { # says RANKS ARGS...: a run that samples from a model with a tokenizer
+    local ranks=$1
+    shift
+    run_ranks "$ranks" ./train_gpt_fp64 --seq-len 64 --sample "$text" --sample-tokens 12 --temperature 0 "$@" >"$work/out" 2>&1
+}
+run 1 wordy --init-only --vocab 700 && cp dev/test/fixtures/tokenizers/gpt2/tokenizer.json "$work/wordy" &&
+    says 1 --model "$work/wordy" --train "$work/calm.bin" --steps 2 --out "$work/learned" --save-every 2 &&
+    said=$(grep -a '^sample' "$work/out") && [[ $said == "sample   $text"* ]] && rm -r "$work/wordy" &&
+    says 4 --model "$work/learned/checkpoints/step-00000002" --eval-only &&
+    [ "$(grep -a '^sample' "$work/out")" = "$said" ]
+ok $? "text by a tokenizer, and by its copy in a checkpoint on four ranks: ${said:-}"
+while IFS='|' read -r pattern args; do
+    # shellcheck disable=SC2086
+    run 2 refused --train "$work/calm.bin" --steps 1 $args
+    code=$?
+    [ $code -eq 1 ] && [ "$(grep -cE "^train_gpt: error: .*$pattern" "$work/out")" -eq 1 ] && [ ! -e "$work/refused" ]
+    ok $? "refused: $args"
+done <<END
+a prompt of 3 tokens and --sample-tokens 62 are more than --seq-len 64|--sample abc --sample-tokens 62
+with a vocabulary of 300 tokens are no bytes; give the prompt as tokens|--sample abc --vocab 300
+no number of a token at "x"|--sample-ids 1,x
+token 256 is none of this model's 256|--sample-ids 1,256 --sample-tokens 4
+exclude each other|--sample abc --sample-file $work/prompt
+--top-p needs --sample|--top-p 0.5
+not a regular file|--sample-file /dev/null
+END
+
 # ---- spikes
 constant=(--schedule constant --lr 3e-3 --val "$work/val.bin")
 run 1 calm --batch 1 --train "$work/jump.bin" "${constant[@]}" --steps 120 && ! grep -q spike "$work/calm/metrics.jsonl"

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# test_nvcc.sh - nvcc compiles the program for sm_80 and sm_90, with and without MPI and NCCL, the kernels' tests and benchmark: no warning, no
-# spilled register. SKIP where there is no nvcc. First where the build finds CUDA's libraries, with an nvcc that only says what it is.
+# test_nvcc.sh - nvcc compiles the program for sm_80 and sm_90a, with and without MPI and NCCL, the kernels' tests and benchmark: no warning, no
+# spilled register, no wgmma that waits for the one before. SKIP where there is no nvcc. First where the build finds CUDA's libraries, with an
+# nvcc that only says what it is.
 set -uo pipefail
 # shellcheck source=dev/test/tap.sh
 source "$(dirname "$0")/tap.sh"

@@ -10,6 +10,9 @@
 #define CHECKPOINT_SHARD 60000
 #include <stdlib.h>
 
+static int device_is_host = 1; /* 0: its memory is read and written piece by piece, as a GPU's */
+#define DEVICE_IS_HOST device_is_host
+
 static size_t asked; /* bytes of host memory, all together */
 static void *counted_calloc(size_t n, size_t size) {
     asked += n * size;
@@ -69,6 +72,18 @@ static ssize_t faulty_pwrite(int fd, const void *bytes, size_t n, off_t at) {
     return pwrite(fd, bytes, fault.mode == FAULT_SHORT ? part : n, at) < 0 ? -1 : (ssize_t)done_with((int)(fault.mode == FAULT_SHORT ? part : n));
 }
 
+static struct {
+    i64 bytes;    /* that were read */
+    int at, calls; /* the at-th read from 0 fails; -1: none does */
+} reading = {0, -1, 0};
+
+static ssize_t faulty_pread(int fd, void *bytes, size_t n, off_t at) {
+    errno = EIO;
+    ssize_t got = reading.calls++ == reading.at ? -1 : pread(fd, bytes, n, at);
+    if (got > 0) reading.bytes += got;
+    return got;
+}
+
 static int faulty_fsync(int fd) {
     log_fd("fsync", fd);
     return strikes() ? -1 : done_with(fsync(fd));
@@ -100,6 +115,7 @@ static int faulty_rmdir(const char *path) {
 }
 
 #define pwrite(fd, bytes, n, at) faulty_pwrite(fd, bytes, n, at)
+#define pread(fd, bytes, n, at) faulty_pread(fd, bytes, n, at)
 #define fsync(fd) faulty_fsync(fd)
 #define ftruncate(fd, n) faulty_ftruncate(fd, n)
 #define rename(a, b) faulty_rename(a, b)
@@ -108,6 +124,7 @@ static int faulty_rmdir(const char *path) {
 #define rmdir(path) faulty_rmdir(path)
 #include "../../core/resume.h"
 #undef pwrite
+#undef pread
 #undef fsync
 #undef ftruncate
 #undef rename
@@ -238,32 +255,52 @@ static int save_one(Saver *s, const Config *c, i64 seed, i64 step) {
     return good;
 }
 
-/* Is the checkpoint whole? The reason in why. */
-static int whole(const Saver *s, i64 step, Trouble *why) {
+/* Is the checkpoint whole (loads 1: as far as that is judged before it is loaded)? The reason in why. */
+static int whole_before(const Saver *s, i64 step, int loads, Trouble *why) {
     char path[PATH_MAX];
     Manifest m;
     step_path(path, s, step);
-    int good = checkpoint_judge(MPI_COMM_SELF, path, step, 1, &m, why);
+    int good = checkpoint_judge(MPI_COMM_SELF, path, step, 1, loads, &m, why);
     manifest_free(&m);
     return good;
 }
 
-/* Elements that differ from run `seed` when every rank of an imagined mesh in turn has loaded the checkpoint; -1: not all came up once. */
+static int whole(const Saver *s, i64 step, Trouble *why) { return whole_before(s, step, 0, why); }
+
+/* Load on one rank, as a run does: judged first, then read. 1: what it took was whole. */
+static int load_one(const Saver *s, Zero *z, i64 step, Trouble *why) {
+    char path[PATH_MAX];
+    Manifest m;
+    step_path(path, s, step);
+    int good = checkpoint_judge(MPI_COMM_SELF, path, step, 1, 1, &m, why) && optimizer_load(z, MPI_COMM_SELF, path, &m, why);
+    manifest_free(&m);
+    return good;
+}
+
+/* Elements that differ from run `seed` when every rank of an imagined mesh in turn has loaded the checkpoint; -1: not all came up once, or
+   what the ranks have read does not add up to what was written. */
 static i64 load_differs(const Saver *s, const Config *c, const MeshCase *k, i64 seed, i64 step) {
     char path[PATH_MAX];
     i64 differ = 0, all = 0;
+    Manifest list;
+    Trouble why = {""};
     step_path(path, s, step);
+    manifest_read(&list, path, step, &why);
+    if (troubled(&why)) return -1;
+    SavedPart *part = (SavedPart *)host_alloc(sizeof(SavedPart) * (size_t)list.files);
     for (int r = 0; r < (int)k->shape.world; r++) {
         Model m;
         i64 seen;
         model_open(&m, c, k, r, wire_none(), 1);
-        optimizer_load(&m.z, path);
+        optimizer_read(&m.z, path, &list, part, &why);
         differ += model_visit(&m.z, seed, 0, &seen);
         all += seen;
-        for (i64 i = 0; i < m.z.flat; i++) differ += m.z.param[i] != (real)m.z.master[i];
         model_close(&m, 1);
     }
-    return all == 3 * config_parameters(c) ? differ : -1;
+    optimizer_check(&list, part, &why);
+    free(part);
+    manifest_free(&list);
+    return all == 3 * config_parameters(c) && !troubled(&why) ? differ : -1;
 }
 
 static int count_names(const char *dir, const char *end) {
@@ -335,9 +372,17 @@ static void test_every_mesh_reads(const Config *c, const char *name) {
     check(save_one(&s, c, 5, 3) && whole(&s, 3, &why), "%s: saved, and whole: %s", name, why.text);
     for (int k = 0; k < COUNT_OF(MESHES); k++) {
         i64 differ = load_differs(&s, c, &MESHES[k], 5, 3);
-        check(differ == 0, "%s: master, m and v on %s: %lld elements are not what was saved", name, MESHES[k].name, (long long)differ);
+        device_is_host = 0;
+        i64 by_pieces = load_differs(&s, c, &MESHES[k], 5, 3);
+        device_is_host = 1;
+        check(differ == 0 && by_pieces == 0, "%s: master, m and v on %s: %lld elements are not what was saved, by pieces %lld", name, MESHES[k].name, (long long)differ,
+              (long long)by_pieces);
     }
     step_path(dir, &s, 3);
+    device_is_host = 0;
+    int by_pieces = save_one(&s, c, 6, 4);
+    device_is_host = 1;
+    check(by_pieces && load_differs(&s, c, &MESHES[0], 6, 4) == 0, "%s: saved by pieces", name);
     check(count_names(dir, ".safetensors") > 4, "%s: in several files of each kind", name);
     SafetensorSet model;
     Config again;
@@ -468,6 +513,39 @@ static void test_not_whole(void) {
     saver_free(&copy);
 }
 
+/* A flipped bit in each file: whatever is not judged before it is loaded is found while it is. */
+static void test_torn_when_loaded(void) {
+    Saver s;
+    Trouble why;
+    Manifest list;
+    Model m;
+    char dir[PATH_MAX], path[PATH_MAX];
+    int late = 0, bad = 0, tries = 0;
+    saver_open(&s, "late");
+    save_one(&s, &GQA, 5, 3);
+    step_path(dir, &s, 3);
+    manifest_read(&list, dir, 3, &why);
+    model_open(&m, &GQA, &MESHES[0], 0, MPI_COMM_SELF, 1);
+    check(load_one(&s, &m.z, 3, &why), "what is whole is loaded: %s", why.text);
+    for (int f = 0; f < list.files; f++)
+        for (int t = 0; t < 20; t++, tries++) {
+            i64 at = (i64)(mix64((uint64_t)(100 * f + t)) >> 1) % list.file[f].bytes;
+            if (t < 4 && list.file[f].head) at %= list.file[f].head;
+            path_join(path, dir, list.file[f].name);
+            change_file(path, "a flipped bit", at);
+            int behind = list.file[f].head && at >= list.file[f].head;
+            int judged = whole_before(&s, 3, 1, &why);
+            int loaded = load_one(&s, &m.z, 3, &why);
+            if (judged != behind || loaded || !strstr(why.text, list.file[f].name)) bad++, printf("# %s, byte %lld: %d %d %s\n", list.file[f].name, (long long)at, judged, loaded, why.text);
+            late += judged;
+            change_file(path, "a flipped bit", at);
+        }
+    check(bad == 0 && late > 50 && load_one(&s, &m.z, 3, &why), "a flipped bit in %d places: none is taken, %d are found by loading", tries, late);
+    model_close(&m, 1);
+    manifest_free(&list);
+    saver_free(&s);
+}
+
 /* ---- calls that fail ------------------------------------------------------------------------------------------------------------------------ */
 
 static Saver *fault_saver;
@@ -567,22 +645,34 @@ static void test_memory(void) {
     static const Config large = {ARCH_LLAMA, 1, 32, 4, 2, 8, 48, 70001, 64, 0, 1e-6, 500000, {0, 0, 0, 0}};
     Model m;
     Saver s;
+    Trouble why;
     i64 seen;
     char path[PATH_MAX];
     saver_open(&s, "memory");
     model_open(&m, &large, &MESHES[0], 0, MPI_COMM_SELF, 1);
     model_visit(&m.z, 5, 1, &seen);
-    asked = 0;
+    asked = 0, device_is_host = 0;
     int saved = save_now(&s, &m.z, MPI_COMM_SELF, 3, 0);
     size_t for_saving = asked;
     memset(m.z.v, 0, (size_t)m.z.flat * sizeof(accum));
     step_path(path, &s, 3);
+    Manifest list;
+    reading.bytes = 0;
+    int loaded = checkpoint_judge(MPI_COMM_SELF, path, 3, 1, 1, &list, &why);
     asked = 0;
-    optimizer_load(&m.z, path);
+    loaded = loaded && optimizer_load(&m.z, MPI_COMM_SELF, path, &list, &why);
+    size_t for_loading = asked;
+    device_is_host = 1;
+    manifest_free(&list);
     i64 all = 3 * m.z.flat * (i64)sizeof(accum), most = RANGE_ROOM + ((i64)1 << 20);
-    check(saved && model_visit(&m.z, 5, 0, &seen) == 0 && (i64)for_saving < most && (i64)asked < most && all > 10 * most,
+    check(saved && loaded && model_visit(&m.z, 5, 0, &seen) == 0 && (i64)for_saving < most && (i64)for_loading < most && all > 10 * most,
           "%.1f MB of numbers: saving them asks for %.2f MB of host memory all together, reading them for %.2f", (double)all / 1e6, (double)for_saving / 1e6,
-          (double)asked / 1e6);
+          (double)for_loading / 1e6);
+    i64 there = all + m.z.flat * 4, few = 20000;
+    check(reading.bytes >= there && reading.bytes < there + few, "each byte is read once: %lld of %lld, and the heads", (long long)reading.bytes, (long long)there);
+    asked = 0;
+    checkpoint_load(&m.z, path, 0);
+    check((i64)asked < most, "a model's directory is read by way of %.2f MB", (double)asked / 1e6);
     model_close(&m, 1);
     run_command("rm -rf '%s'", s.dir);
     saver_free(&s);
@@ -767,7 +857,7 @@ static void test_same_bytes(Wire world, const Config *c, const char *name) {
         Manifest list;
         Trouble why;
         step_path(path, &many, 3);
-        int good = checkpoint_judge(world, path, 3, 1, &list, &why);
+        int good = checkpoint_judge(world, path, 3, 1, 0, &list, &why);
         manifest_free(&list);
         snprintf(command, sizeof command, "diff -r '%s' '%s'", one.dir, many.dir);
         check(saved && good && (rank != 0 || system(command) == 0), "%s on %s: saved, whole, and byte for byte what one rank writes: %s", name, MESHES[k].name,
@@ -775,9 +865,20 @@ static void test_same_bytes(Wire world, const Config *c, const char *name) {
         i64 differ = -1;
         memset(m.z.master, 0, (size_t)m.z.flat * sizeof(accum));
         wire_barrier(world);
-        optimizer_load(&m.z, path);
+        good = checkpoint_judge(world, path, 3, 1, 1, &list, &why) && optimizer_load(&m.z, world, path, &list, &why);
         differ = model_visit(&m.z, 5, 0, &seen);
-        check(differ == 0, "%s on %s: and read back by the same ranks: %lld elements differ", name, MESHES[k].name, (long long)differ);
+        for (i64 i = 0; i < m.z.flat; i++) differ += m.z.param[i] != (real)m.z.master[i];
+        check(good && differ == 0, "%s on %s: and read back by the same ranks: %lld elements differ", name, MESHES[k].name, (long long)differ);
+        reading.calls = 0, reading.at = rank == ranks - 1 ? 0 : -1;
+        good = optimizer_load(&m.z, world, path, &list, &why);
+        check(!good && strstr(why.text, strerror(EIO)), "%s on %s: a rank that cannot read: all learn it: %s", name, MESHES[k].name, why.text);
+        reading.at = -1;
+        wire_barrier(world);
+        if (rank == 0) run_command("printf x | dd of='%s/%s' bs=1 seek=%d conv=notrunc status=none", path, list.file[list.files - 5].name, 30000);
+        wire_barrier(world);
+        good = optimizer_load(&m.z, world, path, &list, &why);
+        check(!good && strstr(why.text, "does not hold what was written"), "%s on %s: another byte on one rank: all learn it: %s", name, MESHES[k].name, why.text);
+        manifest_free(&list);
         wire_barrier(world);
         if (rank == 0 && system(strcat(strcpy(command, "rm -rf "), many.dir)) != 0) FAIL(THIS_RANK, "cannot remove %s", many.dir);
         wire_barrier(world);
@@ -807,6 +908,7 @@ int main(int argc, char **argv) {
         test_every_mesh_reads(&GPT, "gpt2");
         test_every_mesh_reads(&GQA, "llama");
         test_not_whole();
+        test_torn_when_loaded();
         test_order();
         test_failing_calls(FAULT_FAIL, EIO, "an I/O error");
         test_failing_calls(FAULT_FAIL_ON, ENOSPC, "a full disk");

@@ -173,6 +173,40 @@ refuses 'NP=0: must be' NP=0 DATA="$work/tokens.bin" bash scripts/gpt2_124m.sh
 refuses 'DATA= is missing' bash scripts/gpt2_124m.sh
 refuses 'DATA=.*: no such file' DATA=nothing.bin bash scripts/gpt2_124m.sh
 
+# ---- how a curve leaves another
+curve() { # NAME EXPRESSION [FIRST]: a run directory whose losses are that expression of step s
+    python3 - "$work/$1" "$2" "${3:-0}" <<'PY'
+import json, os, sys
+out, first = sys.argv[1], int(sys.argv[3])
+os.makedirs(out)
+json.dump({"flags": {"sp": "ring"}, "world": 2, "ring": 2, "dp": 1, "precision": "fp32"}, open(out + "/config.json", "w"))
+json.dump([], open(out + "/comm.json", "w"))
+with open(out + "/metrics.jsonl", "w") as file:
+    for s in range(first, 60):
+        file.write(json.dumps({"step": s, "loss": 3 - s / 100 + eval(sys.argv[2]), "tokens_per_s": 1, "mem_bytes": 1}) + "\n")
+PY
+}
+leaves() { # PATTERN NAME: the curve leaves, and it is said so
+    python3 scripts/compare.py "$work/curve" "$work/$2" >"$work/out" 2>&1
+    [[ $? -eq 1 ]] && has "^DIFFERS: .*/$2: its loss curve is not that of" && has "^         $1"
+    ok $? "compare: $(grep -A 1 DIFFERS "$work/out" | tail -n 1 | sed 's/^ *//' | cut -c 1-150)"
+}
+curve curve 0
+curve same '1e-7 * (s % 3)'
+curve amplified '1e-8 * 1.4 ** s * (-1) ** s'
+curve jumps '1e-7 * (s % 3) + (5e-3 if s > 20 else 0)'
+curve wrong 0.01
+curve went-on 1e-7 50
+python3 scripts/compare.py "$work/curve" "$work/same" >"$work/out" 2>&1 && has '^Over 60 steps .* at most 8.[0-9]e-08'
+ok $? "compare: curves that coincide"
+leaves 'from step 39 on; it grew from rounding.s 1e-06 at step 18, by at most 1.[0-9] in a step' amplified
+leaves 'from step 22 on; it jumped at step 22, from [0-9.]+e-08 to 1.[0-9]e-03' jumps
+leaves 'from its first step on, by 3.[0-9]e-03: other weights' wrong
+python3 scripts/compare.py --brief "$work/curve" "$work/went-on" >"$work/out" 2>&1 && [[ $(wc -l <"$work/out") -eq 1 ]] && has '^10 losses differ by at most'
+ok $? "compare: a run that went on elsewhere, against the same steps"
+! python3 scripts/compare.py "$work/went-on" "$work/curve" >"$work/out" 2>&1 && has '60 steps, not 10'
+ok $? "compare: other steps are no curve"
+
 # ---- Slurm, with a stand-in for srun that starts the ranks by mpirun
 mkdir "$work/bin"
 cat >"$work/bin/srun" <<END
@@ -218,6 +252,53 @@ job_refuses "SLURM_NTASKS='': ask for --ntasks-per-node" SLURM_NTASKS= -- "$prog
 job_refuses "/ is not the repository's root" SLURM_SUBMIT_DIR=/ -- "$program"
 job_refuses 'no Slurm job here' SLURM_JOB_ID= -- "$program"
 
+# A run that saves, told that time is up, and the job's next start: with stand-ins for srun, which hands signals on, for scontrol, and for a training that
+# saves when it is told to
+mkdir "$work/slurm"
+cat >"$work/slurm/srun" <<'END'
+#!/usr/bin/env bash
+while [[ $1 != -n ]]; do shift; done
+shift 2
+"$@" &
+trap 'kill -USR1 $!' USR1
+until wait $! && code=0 || code=$?; ! kill -0 $! 2>/dev/null; do :; done
+exit $code
+END
+cat >"$work/slurm/scontrol" <<END
+#!/usr/bin/env bash
+echo "\$*" >>"$work/scontrol.txt"
+END
+cat >"$work/slurm/train" <<END
+#!/usr/bin/env bash
+echo "train \$*"
+run=$work/forever
+mkdir -p \$run && touch \$run/metrics.jsonl
+save() { mkdir -p "\$run/checkpoints/step-0000000\$1" && touch "\$run/checkpoints/step-0000000\$1/manifest.json"; }
+[[ " \$* " != *" --resume "* ]] || { echo "goes on" && exit; }
+[[ -z \${BROKEN-} ]] || exit 3
+trap 'save 1; exit 0' USR1
+echo waits >"$work/waits"
+while :; do sleep 0.05; done
+END
+chmod +x "$work/slurm"/*
+# the first shell of the job, which Slurm signals
+echo "[[ -e $work/batch ]] || echo \$\$ >$work/batch" >"$work/slurm/env"
+time_is_up() { # the job in the background; once it trains, the notice comes
+    job PATH="$work/slurm:$PATH" BASH_ENV="$work/slurm/env" -- "$work/slurm/train" --out "$work/forever" --save-every 5 &
+    until [[ -e $work/waits ]] || ! kill -0 $! 2>/dev/null; do sleep 0.05; done
+    kill -USR1 "$(cat "$work/batch")"
+    wait $!
+}
+time_is_up && has '^run_forever.sh: time is up; the job goes back into the queue$' && [[ $(cat "$work/scontrol.txt") == "requeue 7" && -e $work/forever/checkpoints/step-00000001 ]]
+ok $? "slurm.sbatch: time is up: a program that saves is told, saves, and the job goes back into the queue"
+job PATH="$work/slurm:$PATH" SLURM_RESTART_COUNT=1 -- "$work/slurm/train" --out "$work/forever" --save-every 5 && has "^train --out $work/forever --save-every 5 --resume$" && has '^goes on$' &&
+    [[ $(wc -l <"$work/scontrol.txt") -eq 1 ]]
+ok $? "slurm.sbatch: the next start goes on from its checkpoint, ends, and asks for no other"
+rm -r "$work/forever/checkpoints"
+job PATH="$work/slurm:$PATH" SLURM_RESTART_COUNT=1 BROKEN=1 CRASHES=2 PAUSE=0 -- "$work/slurm/train" --out "$work/forever" --save-every 5
+[[ $? -eq 1 && -d $work/forever.crash-1 ]] && has 'gave up after 2 crashes without a new checkpoint; the last had exit code 3' && [[ $(wc -l <"$work/scontrol.txt") -eq 1 ]]
+ok $? "slurm.sbatch: a job that a node's failure has started again before the first checkpoint is not stopped by what it left; it gives up after crashes"
+
 # ---- plain mpirun over the hosts of a file: this one, which nobody has to call
 sed 's/^node1 slots=8/localhost slots=2/; /^node2/d' scripts/hostfile.example >"$work/hosts"
 hosts() { script OMPI_MCA_plm_rsh_agent= PRTE_MCA_plm_ssh_agent= HOSTFILE="$work/hosts" MODEL="$work/hf" DATA="$work/tokens.bin" BATCH=2 STEPS=1 FLAGS="--peak-tflops 1" "$@" bash scripts/long_context.sh; }
@@ -253,9 +334,11 @@ quick() { # RANKS [NAME=VALUE...]
     rm -rf "$work/quick"
     env PATH="$work/bin:$PATH" "$@" bash "$copy/scripts/quickstart.sh" --text "$root/README.md" --steps 2 --ranks "$ranks" --out "$work/quick" >"$work/out" 2>&1
 }
-made() { [ "$(find "$work/quick" -name metrics.jsonl | wc -l)" -eq $((1 + ${#schemes[@]})) ] && has '^odysseus +2 ' && [ "$(head -n 1 "$work/out")" = "$1" ]; }
-quick 2 && made 'no GPU on this machine: training on the CPU' && has '^training .* 2 ranks; [0-9]+ cores$'
+made() { [ "$(find "$work/quick" -name metrics.jsonl | wc -l)" -eq $((2 + ${#schemes[@]})) ] && has '^odysseus +2 ' && [ "$(head -n 1 "$work/out")" = "$1" ]; }
+quick 2 && made 'no GPU on this machine: training on the CPU' && has '^resumed  odysseus, saved on 2 ranks after step 1, went on under ring on 1: 1 losses differ by at most' && has '^training .* 2 ranks; [0-9]+ cores$'
 ok $? "quickstart: without a GPU the CPU trains, and it says so"
+has '^\./train_gpt_cpu --model .*/step-00000002 --eval-only .* --sample "The "$' && has '^    The '
+ok $? "quickstart: in the end it samples from the last run's checkpoint"
 quick 3 GPUS=2 # 3 ranks cannot split the heads: it stops before the first run
 has 'error: --ranks 3: .* 8 query heads' && has '^building train_gpt_cpu$' && [ "$(head -n 1 "$work/out")" = '2 GPUs on this machine: building train_gpt for them, some minutes' ] &&
     has '^cannot build train_gpt for the GPUs \(train_gpt needs the CUDA toolkit: nvcc is not in PATH, nor in /usr/local/cuda/bin\): training on the CPU$'

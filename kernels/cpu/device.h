@@ -135,7 +135,11 @@ static inline double mark_seconds(const Device *dev, Mark m) {
     return m;
 }
 
-/* Host and device share their memory here. */
+/* Host and device share their memory here: what is in it may be used where it is. A test may say otherwise. */
+#ifndef DEVICE_IS_HOST
+#define DEVICE_IS_HOST 1
+#endif
+
 static inline void copy_in_run(Device *dev, void *dst, const void *src, i64 bytes) {
     (void)dev;
     memcpy(dst, src, (size_t)bytes);

@@ -260,10 +260,10 @@ __device__ __forceinline__ void kv_write(const AttentionBackward &a, i64 at, flo
 }
 
 /* Query tile i sees nothing: its gradient is what it was, or zero. */
-template <int BM, int THREADS> __device__ __forceinline__ void unseen_rows(const AttentionBackward &a, int i, int head) {
+template <int BM, int THREADS> __device__ __forceinline__ void unseen_rows(const AttentionBackward &a, int i, int head, int thread) {
     AttentionTile tile = attention_tile<BM>(a.q_map, i);
     int chunks = a.head_dim / 8;
-    for (int c = thread_anew(); c < tile.count * a.group * chunks; c += THREADS) {
+    for (int c = thread; c < tile.count * a.group * chunks; c += THREADS) {
         int r = c / chunks / a.group, h = c / chunks % a.group;
         i64 at = ((i64)(tile.first + r) * a.rows + head + h) * a.head_dim + c % chunks * 8;
         float x[8];
@@ -368,7 +368,7 @@ __global__ void __launch_bounds__(256, 1) attention_backward_kernel(AttentionBac
     __syncthreads();
     if (n > 0 && threadIdx.x == 0) counter_add(step_turn(a, steps + (n + STEPS - 1) % STEPS, head), 1);
     attention_block(a.order, *ticket, &j, &kv_head);
-    for (int i = 0; j == 0 && i < steps[n % STEPS].h; i++) unseen_rows<BM, THREADS>(a, i, kv_head * a.group);
+    for (int i = 0; j == 0 && i < steps[n % STEPS].h; i++) unseen_rows<BM, THREADS>(a, i, kv_head * a.group, thread_anew());
     AttentionTile kv = attention_tile<BN>(a.kv_map, j);
     i64 kv_at = kv_begin(a, kv, kv_head);
     kv_write(a, kv_at, dk, a.scale, T::kv_row(), kv.count, T::kv_col());
@@ -377,27 +377,37 @@ __global__ void __launch_bounds__(256, 1) attention_backward_kernel(AttentionBac
 
 /* ---- launch ---- */
 
-template <int HD, int BM, int BN, int S_ROWS, int KV_ROWS, int Q_ROWS>
-static inline void attention_backward_launch(Device *dev, AttentionBackward a, i64 kv_heads, const TokenMap *q_map, const TokenMap *kv_map) {
-    typedef BackwardTile<HD, BM, BN, S_ROWS, KV_ROWS, Q_ROWS> Tile;
+/* Maps, order of blocks and counters for tiles of BM queries and BN keys; returns the KV tiles. */
+static inline i64 backward_prepare(Device *dev, AttentionBackward *a, int BM, int BN, i64 kv_heads, const TokenMap *q_map, const TokenMap *kv_map) {
     i64 q_tiles = ceil_div(q_map->run[0].count, BM) + ceil_div(q_map->run[1].count, BM);
     i64 kv_tiles = ceil_div(kv_map->run[0].count, BN) + ceil_div(kv_map->run[1].count, BN);
-    a.q_map = attention_map(q_map, BM), a.kv_map = attention_map(kv_map, BN), a.q_tiles = (int)q_tiles;
+    a->q_map = attention_map(q_map, BM), a->kv_map = attention_map(kv_map, BN), a->q_tiles = (int)q_tiles;
     /* Q, dout and dq of a KV head's group. Blocks of one head follow each other by a step, so that they share what they read; many of them
        in flight would wait at their beginning, hence a head for every four multiprocessors at least. */
-    double bytes = 8.0 * (double)q_map->count * a.head_dim * a.group;
-    a.order = attention_order(kv_heads, kv_tiles, bytes, i64_max(8, dev->state.multiprocessors / 4));
-    i64 scratch = TICKET_BYTES + (i64)a.rows * q_tiles * (i64)sizeof(int);
+    double bytes = 8.0 * (double)q_map->count * a->head_dim * a->group;
+    a->order = attention_order(kv_heads, kv_tiles, bytes, i64_max(8, dev->state.multiprocessors / 4));
+    i64 scratch = TICKET_BYTES + (i64)a->rows * q_tiles * (i64)sizeof(int);
     if (scratch > dev->state.scratch_bytes)
         FAIL(THIS_RANK, "attention backward: %lld bytes of scratch are needed, there are %lld", (long long)scratch,
              (long long)dev->state.scratch_bytes);
-    a.tickets = (int *)dev->state.scratch, a.turns = (int *)(dev->state.scratch + TICKET_BYTES);
-    CUDA_CHECK(cudaMemsetAsync(a.tickets, 0, (size_t)scratch, dev->state.stream));
+    a->tickets = (int *)dev->state.scratch, a->turns = (int *)(dev->state.scratch + TICKET_BYTES);
+    CUDA_CHECK(cudaMemsetAsync(a->tickets, 0, (size_t)scratch, dev->state.stream));
+    return kv_tiles;
+}
+
+template <int HD, int BM, int BN, int S_ROWS, int KV_ROWS, int Q_ROWS>
+static inline void attention_backward_launch(Device *dev, AttentionBackward a, i64 kv_heads, const TokenMap *q_map, const TokenMap *kv_map) {
+    typedef BackwardTile<HD, BM, BN, S_ROWS, KV_ROWS, Q_ROWS> Tile;
+    i64 kv_tiles = backward_prepare(dev, &a, BM, BN, kv_heads, q_map, kv_map);
     LAUNCH((attention_backward_kernel<HD, BM, BN, S_ROWS, KV_ROWS, Q_ROWS>), dim3((unsigned)(kv_tiles * a.order.heads)), dim3(Tile::THREADS),
            Tile::SHARED_BYTES, dev->state.stream, a);
 }
 
-/* The one place that picks a kernel: a path for sm_90a (wgmma, TMA) would branch off here. */
+#ifdef ODYSSEUS_HOPPER
+#include "attention_hopper_backward.cuh"
+#endif
+
+/* The one place that picks a kernel. */
 static inline void attention_backward_run(Device *dev, accum *dq, real *dq_rounded, accum *dkv, real *dkv_rounded, const real *q, const real *kv,
                                           const real *dout, const accum *lse, const accum *delta, AttentionCall c) {
     const AttentionShape s = c.shape;
@@ -413,6 +423,13 @@ static inline void attention_backward_run(Device *dev, accum *dq, real *dq_round
     a.rows = (int)(s.B * s.heads), a.q_step = a.rows * a.head_dim, a.kv_step = (int)(s.B * 2 * s.kv_heads * s.head_dim);
     a.scale = (float)(1 / sqrt((double)s.head_dim)), a.scale_log2 = (float)(1.44269504088896340736 / sqrt((double)s.head_dim));
     i64 heads = s.B * s.kv_heads, shared = dev->state.shared_bytes;
+#ifdef ODYSSEUS_HOPPER
+    if (dev->state.wgmma) {
+        if (s.head_dim <= 64) attention_backward_hopper_launch<64, 128, 128>(dev, &a, heads, &c.q_map, &c.kv_map);
+        else attention_backward_hopper_launch<128, 64, 128>(dev, &a, heads, &c.q_map, &c.kv_map);
+        return;
+    }
+#endif
     if (s.head_dim <= 64 && BackwardTile<64, 128, 128, 4, 4, 4>::SHARED_BYTES <= shared)
         attention_backward_launch<64, 128, 128, 4, 4, 4>(dev, a, heads, &c.q_map, &c.kv_map);
     else if (s.head_dim <= 64) attention_backward_launch<64, 64, 128, 2, 4, 4>(dev, a, heads, &c.q_map, &c.kv_map);

@@ -58,11 +58,11 @@ template <int ROWS> __device__ __forceinline__ uint64_t operand_across(const bf1
 template <int ROWS> __device__ __forceinline__ uint64_t down_step(int k) { return (uint64_t)(k / 64 * ROWS * 8 + k % 64 / 8); }
 __device__ __forceinline__ uint64_t across_step(int k) { return (uint64_t)(k * 8); }
 
-/* acc (64 x N) = A B^T, both with K columns. `a` begins at this warpgroup's rows; A_ROWS, B_ROWS: of their tiles. */
-template <int N, int K, int A_ROWS, int B_ROWS> __device__ __forceinline__ void group_multiply(float (&acc)[N / 2], const bf16 *a, const bf16 *b) {
+/* acc (64 x N) = A B^T, or += where `add`, both with K columns. `a` begins at this warpgroup's rows; A_ROWS, B_ROWS: of their tiles. */
+template <int N, int K, int A_ROWS, int B_ROWS> __device__ __forceinline__ void group_multiply(float (&acc)[N / 2], const bf16 *a, const bf16 *b, bool add = false) {
     uint64_t da = operand_down(a), db = operand_down(b);
     UNROLL
-    for (int k = 0; k < K; k += 16) wgmma_ss<N, false, false>(acc, da + down_step<A_ROWS>(k), db + down_step<B_ROWS>(k), k > 0);
+    for (int k = 0; k < K; k += 16) wgmma_ss<N, false, false>(acc, da + down_step<A_ROWS>(k), db + down_step<B_ROWS>(k), add || k > 0);
 }
 
 /* acc (64 x N) += P B, P in registers as the accumulators of another product left it, rounded; B's K rows. */
@@ -82,6 +82,12 @@ template <int NT> __device__ __forceinline__ void round_pieces(uint32_t (&p)[NT 
     for (int k = 0; k < NT; k += 2)
         UNROLL
         for (int r = 0; r < 4; r++) p[k / 2][r] = bf16x2_round(x[0][k + r / 2][2 * (r % 2)], x[0][k + r / 2][2 * (r % 2) + 1]);
+}
+
+/* ptxas would move what can be computed while products run behind the wait for them. It cannot where something comes in between that needs
+   the result: x, a sum of powers, is never negative. */
+__device__ __forceinline__ void before_the_wait(float x) {
+    if (__any_sync(0xffffffffu, x < 0)) kernel_trap();
 }
 
 /* One arrival for each warp: its own products, and what its lanes have read, are done. */

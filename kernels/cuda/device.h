@@ -23,6 +23,7 @@ typedef struct {
     double clock_hz;
 } DevicePlace;
 
+#define DEVICE_IS_HOST 0 /* its memory is not the host's */
 #define DEVICE_RESERVE ((i64)512 << 20) /* what CUDA takes after memory was counted: code that loads with its first use */
 #define LINK_RESERVE ((i64)1 << 30)     /* what NCCL takes for a communicator, stated: it is reported to be 1 to 4 GB on eight H100. A run measures it */
 #define MEMORY_OWNER "GPU, less 512 MiB for CUDA,"

@@ -14,6 +14,7 @@ typedef struct {
     uint64_t identity;
 } DevicePlace;
 
+#define DEVICE_IS_HOST 0
 #define DEVICE_RESERVE 0 /* the cluster says it */
 #define MEMORY_OWNER "rank"
 #define PEAK_ORIGIN "the cluster's"
