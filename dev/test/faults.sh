@@ -226,6 +226,11 @@ fault 'model: a tensor is held at once' core/checkpoint.h 's/i64_min\(n, CHECKPO
 fault 'shuffle: every epoch alike' core/data.h 's/ \^ \(uint64_t\)epoch\)/)/' test_data alone
 fault 'shuffle: too few rounds' core/data.h 's/round < 6/round < 2/' test_data alone
 fault 'shuffle: past the end' core/data.h 's/while \(x >= \(uint64_t\)n\)/while (x > (uint64_t)n)/' test_data alone
+fault 'mask: of the tokens, not of the targets' core/data.h 's/(dataset_mask\(d, sequence, run->first) \+ shift/\1/' test_data alone
+fault 'mask: strides are not followed' core/data.h 's/if \(!mask\[i \* stride\]\)/if (!mask[i])/' test_data alone
+fault 'mask: of another sequence' core/data.h '/^static inline void dataset_mask/,/^}/s/i64 token = \(sequence - s->first\)/i64 token = (sequence)*0/' test_data alone
+fault 'mask: taken for a shard' core/data.h 's/exact \|\| !is_mask\(found.gl_pathv\[i\]\)/1/' test_data alone
+fault 'mask: what is ignored by name counts under a mask' core/data.h 's/if \(column\[j \* B\] == ignored\)/if (!d->masked \&\& column[j * B] == ignored)/' test_data alone
 fault 'metrics: a value is added behind the line that waits' core/log.h 's/if \(log->wait\) log->wait\[.*$/if (log->wait) ;/' test_log alone
 fault 'metrics: a line that was written in part is written behind that part' core/log.h 's/if \(part < 0\) return 0;/if (part < 0) { log->end += done; return 0; }/' test_log alone
 emulated 'hopper: scores are read before their product is waited for' $hopper 's/wgmma_wait<1>/wgmma_wait<2>/' test_cuda_attention small forward wgmma
