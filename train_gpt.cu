@@ -27,8 +27,9 @@
 #include "core/zero.h"        /* Zero, zero_walk, zero_acquire, zero_prefetch, zero_grad_begin,
                                  zero_grad_end, zero_adamw: ZeRO-3 */
 #include "core/scheme.h"      /* Model, Scheme, Context, take_real, take_accum, stream_rows, own_rows */
-#include "core/data.h"        /* Dataset, dataset_open, dataset_column, TOKEN_IGNORED */
+#include "core/data.h"        /* Dataset, dataset_open, dataset_column, dataset_targets, TOKEN_IGNORED */
 #include "core/checkpoint.h"  /* checkpoint_load, checkpoint_write, checkpoint_write_tensors */
+#include "core/dataset.h"     /* dataset_describe, dataset_print, check_data: dataset.json beside the shards */
 #include "core/life.h"        /* Life, life_*: checkpoints in training, resuming, being told to stop */
 #include "core/fit.h"         /* check_memory: does it fit, and what would? */
 #include "core/rate.h"        /* Peak, peak_of, flop_per_token, step_metrics: MFU */
@@ -368,9 +369,9 @@ static i64 step_sequence(const Trainer *t, i64 step) {
     return t->life.first_sequence + (step - t->life.first_step) * t->options.batch;
 }
 
-/* Read micro-batch `micro` of the batch that starts at sequence `first` of the list: m->tokens, m->targets. Targets
-   equal to --ignore-token become TOKEN_IGNORED, and so does everything past `end` (a last, partial validation batch;
-   else end < 0). Returns how many of this rank's targets count. */
+/* Read micro-batch `micro` of the batch that starts at sequence `first` of the list: m->tokens, m->targets. Targets equal to
+   --ignore-token, or masked, become TOKEN_IGNORED, and so does everything past `end` (a last, partial validation batch; else end < 0).
+   Returns how many of this rank's targets count. */
 static i64 load_micro_batch(Trainer *t, Dataset *d, i64 first, i64 micro, i64 end) {
     Model *m = &t->model;
     i64 group = (micro * m->mesh.shape.dp + m->mesh.dp_rank) * m->B, counted = 0;
@@ -379,12 +380,12 @@ static i64 load_micro_batch(Trainer *t, Dataset *d, i64 first, i64 micro, i64 en
         i64 sequence = first + group + b;
         int past = end >= 0 && sequence >= end;
         sequence = dataset_sequence(d, sequence);
-        dataset_column(d, sequence, &m->stream_map, 0, tokens, b, m->B);
-        dataset_column(d, sequence, &m->own_map, 1, targets, b, m->B);
+        dataset_column(d, sequence, &m->stream_map, tokens, b, m->B);
+        dataset_targets(d, sequence, &m->own_map, 1, t->settings->ignore_token, targets, b, m->B);
         for (i64 i = 0; i < m->T_own; i++) {
             int32_t *target = &targets[i * m->B + b];
-            if (past || *target == t->settings->ignore_token) *target = TOKEN_IGNORED;
-            else counted++;
+            if (past) *target = TOKEN_IGNORED;
+            counted += *target != TOKEN_IGNORED;
         }
     }
     copy_in(&m->dev, m->tokens, tokens, stream_rows(m) * (i64)sizeof(int32_t));
@@ -392,11 +393,14 @@ static i64 load_micro_batch(Trainer *t, Dataset *d, i64 first, i64 micro, i64 en
     return counted;
 }
 
+/* May a target of training not count? */
+static int ignores_targets(const Trainer *t) { return t->settings->ignore_token >= 0 || t->train.masked; }
+
 /* Targets that count in the whole step, over all ranks and micro-batches. */
 static double count_targets(Trainer *t, i64 first) {
     Model *m = &t->model;
     double counted = (double)(own_rows(m) * micro_steps(&t->options));
-    if (t->settings->ignore_token >= 0 && device_is_real(&m->dev)) {
+    if (ignores_targets(t) && device_is_real(&m->dev)) {
         counted = 0;
         for (i64 micro = 0; micro < micro_steps(&t->options); micro++)
             counted += (double)load_micro_batch(t, &t->train, first, micro, -1);
@@ -459,12 +463,12 @@ static double step_gradients(Trainer *t, i64 step, double *loss, double *norm) {
    always the first has. Collective. */
 static void check_targets(Trainer *t) {
     const Settings *s = t->settings;
-    if (s->ignore_token < 0) return;
+    if (!ignores_targets(t)) return;
     i64 steps = i64_min(s->steps, t->train.sequences); /* no more different steps than sequences */
     for (i64 step = 0; step < steps; step++)
         if (count_targets(t, step * t->options.batch) > 0) return;
-    FAIL(EVERYONE, "--ignore-token %lld: every target of --train %s is ignored, so there is nothing to learn",
-         s->ignore_token, s->train);
+    FAIL(EVERYONE, "every target of --train %s is ignored (by --ignore-token, or a mask), so there is nothing to learn",
+         s->train);
 }
 
 /* AdamW with clipping on this rank's shards. */
@@ -481,14 +485,11 @@ static i64 validation_batches(const Trainer *t) {
     return t->settings->eval_batches > 0 ? i64_min(all, t->settings->eval_batches) : all;
 }
 
-/* Bytes of text behind those targets of the micro-batch loaded last that count: one each, where tokens are bytes. */
-static double target_bytes(const Trainer *t) {
-    const Model *m = &t->model;
-    const int32_t *targets = m->host_tokens + stream_rows(m);
-    double bytes = 0;
-    for (i64 i = 0; i < own_rows(m); i++)
-        if (targets[i] != TOKEN_IGNORED) bytes += 1;
-    return bytes;
+/* Bytes of text behind a target of --val, on average; 0: not known. A mask leaves out what is not as the average. */
+static double bytes_a_target(const Trainer *t) {
+    const Dataset *d = &t->val;
+    if (d->origin.text_bytes > 0 && !d->masked) return d->origin.text_bytes;
+    return t->model.config.vocab == TOKENS_ARE_BYTES ? 1 : 0;
 }
 
 /* Mean loss over the targets of these batches, and bits per byte, where the bytes are known; NaN, and a note, where no
@@ -496,23 +497,22 @@ static double target_bytes(const Trainer *t) {
 static void validate(Trainer *t, Metrics *k) {
     Model *m = &t->model;
     i64 batch = t->options.batch, batches = validation_batches(t);
-    double values[3] = {0, 0, 0}; /* losses, targets, bytes */
+    double bytes = bytes_a_target(t);
+    double values[2] = {0, 0}; /* losses, targets */
     zero_fill(&m->dev, m->sums, sizeof(double));
     for (i64 i = 0; i < batches; i++)
         for (i64 micro = 0; micro < micro_steps(&t->options); micro++) {
             values[1] += (double)load_micro_batch(t, &t->val, i * batch, micro, t->val.sequences);
-            values[2] += target_bytes(t);
             model_walk(m, 0);
         }
     copy_out(&m->dev, values, m->sums, sizeof(double));
-    comm_sum_control(&m->fabric, &m->mesh.world, tag(BLOCK_OTHER, PHASE_FORWARD, WHAT_CONTROL), values, 3);
+    comm_sum_control(&m->fabric, &m->mesh.world, tag(BLOCK_OTHER, PHASE_FORWARD, WHAT_CONTROL), values, 2);
     if (values[1] == 0 && m->mesh.rank == 0) {
-        printf("note     no target of --val counts (--ignore-token %lld): no validation loss\n",
-               t->settings->ignore_token);
+        printf("note     no target of --val counts (--ignore-token, masks): no validation loss\n");
         fflush(stdout);
     }
     k->val_loss = values[1] > 0 ? values[0] / values[1] : NAN;
-    k->val_bits = values[2] > 0 && m->config.vocab == TOKENS_ARE_BYTES ? values[0] / (log(2) * values[2]) : NAN;
+    k->val_bits = bytes > 0 ? k->val_loss / (log(2) * bytes) : NAN;
 }
 
 /* Walk one step in plan mode: the ledger is filled, the arena's peak known, nothing computed. */
@@ -694,6 +694,11 @@ static void print_mesh(const Trainer *t) {
         printf("note     sequences of %lld tokens go past the model's %lld positions\n", t->options.L, c->max_pos);
 }
 
+static void print_data(const Trainer *t) {
+    if (t->train.shards) dataset_print(&t->train, "train");
+    if (t->val.shards) dataset_print(&t->val, "val");
+}
+
 static void print_device(const Trainer *t) {
     const DevicePlace *p = &t->options.place;
     printf("device   ");
@@ -731,9 +736,9 @@ static void open_data(Trainer *t) {
              vocab - 1);
     if (!s->train && (s->steps > 0 || (!s->val && !t->options.samples)))
         FAIL(EVERYONE, "--train is missing: a glob of token shards, e.g. --train \"data/train_*.bin\"");
-    if (s->train) dataset_open(&t->train, s->train, "train", s->seq_len, vocab);
+    if (s->train) dataset_open(&t->train, s->train, "train", s->seq_len, vocab), dataset_describe(&t->train, "train", vocab);
     t->train.shuffled = strcmp(s->shuffle, "on") == 0, t->train.seed = s->seed;
-    if (s->val) dataset_open(&t->val, s->val, "val", s->seq_len, vocab);
+    if (s->val) dataset_open(&t->val, s->val, "val", s->seq_len, vocab), dataset_describe(&t->val, "val", vocab);
     char dir[PATH_MAX];
     dataset_dir(dir, s->train ? &t->train : &t->val);
     if (t->options.samples) t->prompt = prompt_open(s, &t->options.config, t->options.L, life_model(&t->life, s), dir);
@@ -742,6 +747,14 @@ static void open_data(Trainer *t) {
 /* Flags that would be ignored beside others: nothing requested is dropped in silence. */
 static void check_flags(const Settings *s, const FlagsGiven *given) {
     if (s->world && !s->dry_run) FAIL(EVERYONE, "--world needs --dry-run; the ranks of a real run are mpirun's -np");
+    static const char *const of_check[] = {"check-data", "seq-len", "threads", "model", "arch", "layers", "dim", "heads",
+                                           "kv-heads", "ffn", "vocab", "max-pos", "rope-theta", "tied-head"};
+    for (int i = 0; s->check_data && i < COUNT_OF(FLAGS); i++) {
+        int k = 0;
+        while (k < COUNT_OF(of_check) && strcmp(of_check[k], FLAGS[i].name) != 0) k++;
+        if (given->given[i] && k == COUNT_OF(of_check))
+            FAIL(EVERYONE, "--check-data looks at shards and stops: --%s has no effect beside it", FLAGS[i].name);
+    }
     if (s->init_only && !s->out) FAIL(EVERYONE, "--init-only needs --out DIR, where the weights go");
     if (s->init_only && s->dry_run)
         FAIL(EVERYONE, "--init-only and --dry-run exclude each other; a dry run writes nothing");
@@ -793,6 +806,13 @@ static void place_share(DevicePlace *p, Wire world) {
     free(all);
 }
 
+/* --check-data: against the vocabulary of a model, where one is named. One rank. */
+static void look_at_data(Trainer *t, const Settings *s, const FlagsGiven *given) {
+    i64 vocab = VOCAB_MOST;
+    if (model_is_given(given)) options_model(&t->options, s), vocab = t->options.config.vocab;
+    check_data(s->check_data, s->seq_len, vocab, device_place(0, 1, (int)s->threads).threads);
+}
+
 static inline void run(Trainer *t, Settings *s, const FlagsGiven *given, Wire world) {
     int local, locals, rank = wire_rank(world);
     wire_watch(world, s->comm_timeout);
@@ -801,6 +821,8 @@ static inline void run(Trainer *t, Settings *s, const FlagsGiven *given, Wire wo
     t->settings = s;
     if (s->eval_only) s->steps = 0;
     check_flags(s, given);
+    if (s->check_data && rank == 0) look_at_data(t, s, given);
+    if (s->check_data) return;
     if (s->dump_grads && rank == 0) check_writable(s, "dump-grads", s->dump_grads);
     if (s->trace && rank == 0)
         check_writable(s, "trace", s->trace), check_apart("trace", s->trace, "dump-grads", s->dump_grads);
@@ -820,7 +842,7 @@ static inline void run(Trainer *t, Settings *s, const FlagsGiven *given, Wire wo
         FAIL(EVERYONE,
              "a rank of this run would need more than 1e18 bytes; lower --seq-len, --micro-batch or the model's sizes");
     if (rank == 0 && !s->init_only) print_model(t), print_mesh(t);
-    if (rank == 0 && !s->init_only && !s->dry_run) print_device(t);
+    if (rank == 0 && !s->init_only && !s->dry_run) print_data(t), print_device(t);
     if (s->dry_run) {
         print_plan(t);
     } else {

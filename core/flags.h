@@ -14,7 +14,7 @@ typedef struct {
     i64 layers, dim, heads, kv_heads, ffn, vocab, max_pos;
     double rope_theta;
     /* data */
-    const char *train, *val, *shuffle, *sample, *sample_file, *sample_ids;
+    const char *train, *val, *check_data, *shuffle, *sample, *sample_file, *sample_ids;
     i64 seq_len, batch, micro_batch, ignore_token;
     /* parallelism */
     const char *sp, *ring_layout, *overlap, *comm, *grad_comm;
@@ -76,14 +76,13 @@ static const Flag FLAGS[] = {
     {"Data", "train", FLAG_TEXT, AT(train), NULL, 0, 0, NULL,
      "token shards to train on, a glob in quotes (llm.c's formats, uint16 or uint32)"},
     {NULL, "val", FLAG_TEXT, AT(val), NULL, 0, 0, NULL, "token shards to validate on"},
-    {NULL, "shuffle", FLAG_OPTIONAL, AT(shuffle), "off", 0, 0, "off|on",
-     "the sequences to train on in another order every time through the list, from --seed"},
+    {NULL, "check-data", FLAG_TEXT, AT(check_data), NULL, 0, 0, NULL,
+     "look at every token of these shards, hold them against dataset.json, print the first sequences, and stop"},
+    {NULL, "shuffle", FLAG_OPTIONAL, AT(shuffle), "off", 0, 0, "off|on", "the sequences to train on in another order every time through the list, from --seed"},
     {NULL, "seq-len", FLAG_INT, AT(seq_len), "256", 1, 1e12, NULL, "tokens in a sequence, L, over all ranks"},
     {NULL, "batch", FLAG_INT, AT(batch), "4", 1, 1e9, NULL, "sequences in a step, over all ranks and micro-steps"},
-    {NULL, "micro-batch", FLAG_INT, AT(micro_batch), "1", 1, 1e6, NULL,
-     "sequences that a data-parallel group runs at once"},
-    {NULL, "ignore-token", FLAG_INT, AT(ignore_token), "-1", -1, 2147483647, NULL,
-     "targets equal to it are left out of the mean; -1: none"},
+    {NULL, "micro-batch", FLAG_INT, AT(micro_batch), "1", 1, 1e6, NULL, "sequences that a data-parallel group runs at once"},
+    {NULL, "ignore-token", FLAG_INT, AT(ignore_token), "-1", -1, 2147483647, NULL, "targets equal to it are left out of the mean, as those are that a NAME_mask.bin leaves out; -1: none"},
 
     {"Parallelism", "sp", FLAG_TEXT, AT(sp), "odysseus", 0, 0, NULL,
      "sequence-parallel scheme (listed below); it owns the head axis"},

@@ -171,12 +171,10 @@ static inline void resume_find(Wire world, Saver *s, const char *where, int thre
 /* Flags that leave the numbers as they are, or that something else answers for: the model's sizes (config.json), the
    data ("data"). Every other flag is held against the checkpoint's; so is a flag that nobody has thought of here. */
 static const char *const RESUME_FREE[] = {
-    "model", "arch", "layers", "dim", "heads", "kv-heads", "ffn", "vocab", "max-pos", "rope-theta", "tied-head",
-    "train", "val", "micro-batch", "sp", "dp", "ring", "ring-layout", "overlap", "comm", "comm-timeout",
-    "threads", "recompute", "selfcheck", "eval-every", "eval-batches", "log-every", "save-every", "save-async",
-    "save", "keep", "keep-every", "resume", "resume-with-changes", "max-hours", "out", "init-only", "dump-grads",
-    "trace", "peak-tflops", "sample", "sample-file", "sample-ids", "sample-tokens", "sample-every", "temperature",
-    "top-p", "dry-run", "world", "help",
+    "model", "arch", "layers", "dim", "heads", "kv-heads", "ffn", "vocab", "max-pos", "rope-theta", "tied-head", "train", "val", "check-data", "micro-batch", "sp",
+    "dp", "ring", "ring-layout", "overlap", "comm", "comm-timeout", "threads", "recompute", "selfcheck", "eval-every", "eval-batches", "log-every",
+    "save-every", "save-async", "save", "keep", "keep-every", "resume", "resume-with-changes", "max-hours", "out", "init-only", "dump-grads", "trace", "peak-tflops",
+    "sample", "sample-file", "sample-ids", "sample-tokens", "sample-every", "temperature", "top-p", "dry-run", "world", "help",
 };
 
 static inline int resume_free(const char *flag) {
@@ -185,33 +183,38 @@ static inline int resume_free(const char *flag) {
     return i < COUNT_OF(RESUME_FREE);
 }
 
-/* What a list of training data was made of: its shards' tokens and beginnings, not where they lie. */
+/* What a list of training data was made of: its shards' tokens, the beginnings of shards and masks, not where they lie. */
 typedef struct {
     i64 tokens, sequences;
     uint64_t sum;
 } DataPrint;
 
+/* Add the sum of a file's beginning, as the part-th. */
+static inline void data_print_file(DataPrint *p, const SumKeys *keys, const char *path, i64 part) {
+    char buf[(i64)64 << 10];
+    i64 have = 0;
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    for (ssize_t got = 1; fd >= 0 && have < (i64)sizeof buf && got > 0;) {
+        got = pread(fd, buf + have, sizeof buf - (size_t)have, (off_t)have);
+        if (got < 0 && errno == EINTR) got = 1;
+        else if (got > 0) have += (i64)got;
+    }
+    if (fd < 0 || have < SHARD_HEADER_BYTES) FAIL(THIS_RANK, "cannot read %s: %s", path, strerror(errno));
+    close(fd);
+    p->sum += range_sum(keys, part * (i64)sizeof buf, buf, have);
+}
+
 static inline DataPrint data_print(const Dataset *d) {
     DataPrint p = {0, d->sequences, 0};
-    const i64 room = (i64)64 << 10;
     SumKeys *keys = (SumKeys *)host_alloc(sizeof *keys);
-    char *buf = (char *)host_alloc((size_t)room);
     sum_keys(keys);
     for (int i = 0; i < d->shards; i++) {
-        int fd = open(d->shard[i].path, O_RDONLY | O_CLOEXEC);
-        i64 have = 0;
-        for (ssize_t got = 1; fd >= 0 && have < room && got > 0;) {
-            got = pread(fd, buf + have, (size_t)(room - have), (off_t)have);
-            if (got < 0 && errno == EINTR) got = 1;
-            else if (got > 0) have += (i64)got;
-        }
-        if (fd < 0 || have < SHARD_HEADER_BYTES)
-            FAIL(THIS_RANK, "cannot read %s: %s", d->shard[i].path, strerror(errno));
-        close(fd);
+        char mask[PATH_MAX];
+        data_print_file(&p, keys, d->shard[i].path, i);
+        mask_path(mask, d->shard[i].path);
+        if (d->shard[i].masked) data_print_file(&p, keys, mask, d->shards + i);
         p.tokens += d->shard[i].tokens;
-        p.sum += range_sum(keys, i * room, buf, have);
     }
-    free(buf);
     free(keys);
     return p;
 }
@@ -307,8 +310,8 @@ static inline void trainer_compare(const Settings *now, const DataPrint *data, c
     JsonAt in = {path, "data.", d};
     i64 tokens = json_int(&in, "tokens", JSON_REQUIRED, 0, COUNT_MAX);
     const char *sum = json_text(&in, "sum", NULL);
-    if (tokens != data->tokens) change(changes, "--train with %lld tokens (was %lld)", data->tokens, tokens);
-    else if (strtoull(sum, NULL, 16) != data->sum) change(changes, "--train with other tokens");
+    if (tokens != data->tokens) change(changes, "--train with %lld tokens (was %lld)", (long long)data->tokens, (long long)tokens);
+    else if (strtoull(sum, NULL, 16) != data->sum) change(changes, "--train with other tokens or masks");
     cJSON_Delete(root);
 }
 

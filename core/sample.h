@@ -326,34 +326,10 @@ static inline void prompt_free(Prompt *p) {
     free(p->tokens);
 }
 
-/* Print text (n bytes); what is no character, or would steer a terminal, becomes a question mark. */
-static inline void text_print(const char *text, i64 n) {
-    for (i64 i = 0, bytes; i < n; i += i64_max(bytes, 1)) {
-        uint32_t c = 0;
-        bytes = utf8_read(text + i, n - i, &c);
-        int steers = (c < 32 && c != '\n' && c != '\t') || (c >= 127 && c < 160);
-        if (bytes && !steers) fwrite(text + i, 1, (size_t)bytes, stdout);
-        else putchar('?');
-    }
-}
-
 /* The prompt and what follows, n tokens in all. Rank 0. */
 static inline void sample_print(const Prompt *p, i64 n) {
-    i64 bytes = 0, at = 0;
     printf("sample   ");
-    for (i64 i = 0; i < n && !p->tokenizer; i++) printf(i ? ",%d" : "%d", p->tokens[i]);
-    for (i64 i = 0; i < n && p->tokenizer; i++) {
-        const Word *w = tokenizer_word(p->tokenizer, p->tokens[i]);
-        bytes += w ? w->n : 1;
-    }
-    char *text = (char *)host_alloc((size_t)bytes);
-    for (i64 i = 0; i < n && p->tokenizer; i++) {
-        const Word *w = tokenizer_word(p->tokenizer, p->tokens[i]);
-        if (w) memcpy(text + at, w->bytes, (size_t)w->n);
-        at += w ? w->n : 1;
-    }
-    text_print(text, bytes);
-    free(text);
+    tokens_print(p->tokenizer, p->tokens, n);
     printf("\n");
     fflush(stdout);
 }

@@ -75,10 +75,9 @@ static inline void selfcheck_labels(Model *m, Dataset *train, i64 ignore_token) 
             *targets = m->host_tokens + stream_rows(m);
     for (i64 b = 0; b < m->B; b++) {
         i64 sequence = dataset_sequence(train, m->mesh.dp_rank * m->B + b);
-        dataset_column(train, sequence, &m->own_map, 0, tokens, b, m->B);
+        dataset_targets(train, sequence, &m->own_map, 0, ignore_token, tokens, b, m->B);
         for (i64 i = 0; i < m->T_own; i++) {
             i64 p = token_position(&m->own_map, i), token = tokens[i * m->B + b];
-            if (token == ignore_token) token = TOKEN_IGNORED;
             if (p > 0) mine[0] += label_hash(m->mesh.dp_rank * m->B + b, p, token);
             if (p + 1 < m->L) mine[1] += label_hash(m->mesh.dp_rank * m->B + b, p + 1, targets[i * m->B + b]);
         }

@@ -650,4 +650,33 @@ static inline int32_t *tokenizer_encode(const Tokenizer *t, const char *flag, co
     return e.out;
 }
 
+/* Print text (n bytes); what is no character, or would steer a terminal, becomes a question mark. */
+static inline void text_print(const char *text, i64 n) {
+    for (i64 i = 0, bytes; i < n; i += i64_max(bytes, 1)) {
+        uint32_t c = 0;
+        bytes = utf8_read(text + i, n - i, &c);
+        int steers = (c < 32 && c != '\n' && c != '\t') || (c >= 127 && c < 160);
+        if (bytes && !steers) fwrite(text + i, 1, (size_t)bytes, stdout);
+        else putchar('?');
+    }
+}
+
+/* Print n tokens: the text that they are, or (NULL) their numbers. */
+static inline void tokens_print(const Tokenizer *t, const int32_t *tokens, i64 n) {
+    i64 bytes = 0, at = 0;
+    for (i64 i = 0; i < n && !t; i++) printf(i ? ",%d" : "%d", tokens[i]);
+    for (i64 i = 0; i < n && t; i++) {
+        const Word *w = tokenizer_word(t, tokens[i]);
+        bytes += w ? w->n : 1;
+    }
+    char *text = (char *)host_alloc((size_t)bytes);
+    for (i64 i = 0; i < n && t; i++) {
+        const Word *w = tokenizer_word(t, tokens[i]);
+        if (w) memcpy(text + at, w->bytes, (size_t)w->n);
+        at += w ? w->n : 1;
+    }
+    text_print(text, bytes);
+    free(text);
+}
+
 #endif

@@ -37,6 +37,8 @@ test_comm_fp64              4  120
 test_comm_fp64              8  240
 test_log_fp32           alone   60
 test_data_fp32          alone   60
+test_dataset.sh         alone   60
+test_prepare.sh         alone   60
 test_tokenizer_fp32     alone   60
 test_peak.sh            alone  120
 test_gradients_fp64         1  300

@@ -205,7 +205,8 @@ static void flags_seeds(void) {
     }
 }
 
-/* ---- shard: L, vocabulary, how to frame; then one raw file, or the tokens of two files under right headers ------- */
+/* ---- shard: L, vocabulary, how to frame; then one raw file, or the tokens of two files under right headers, the first
+   with a mask of its own bytes, raw or framed ---- */
 
 typedef struct {
     int raw, wide;
@@ -217,8 +218,8 @@ static void shard_write(const char *name, int wide, const uint8_t *bytes, i64 n)
     write_file(name, header, sizeof header, bytes, (size_t)n);
 }
 
-/* Every token of every sequence, and its target, is what stands in the bytes. */
-static void shard_compare(Dataset *d, const uint8_t *bytes, i64 left) {
+/* Every token of every sequence, and its target, is what stands in the bytes; `masked`: or left out. */
+static void shard_compare(Dataset *d, const uint8_t *bytes, i64 left, int masked) {
     const TokenMap map = token_map(RING_ZIGZAG, d->L, d->L % 4 == 0 ? 2 : 1, 0);
     int32_t got[1024];
     i64 sequences = 0;
@@ -229,13 +230,13 @@ static void shard_compare(Dataset *d, const uint8_t *bytes, i64 left) {
                i, n);
         for (i64 j = 0; j < (n - 1) / d->L && n > 0; j++, sequences++)
             for (i64 shift = 0; shift < 2; shift++) {
-                dataset_column(d, sequences, &map, shift, got, 0, 1);
+                dataset_targets(d, sequences, &map, shift, -1, got, 0, 1);
                 for (i64 t = 0; t < map.count; t++) {
                     i64 at = (j * d->L + token_position(&map, t) + shift) * s->width;
                     uint32_t want = bytes[at] | (uint32_t)bytes[at + 1] << 8;
                     if (s->width == 4) want |= (uint32_t)bytes[at + 2] << 16 | (uint32_t)bytes[at + 3] << 24;
-                    demand(got[t] >= 0 && (uint32_t)got[t] == want && got[t] < d->vocab, "token %lld is %d, not %u", t,
-                           got[t], want);
+                    if (masked && i == 0 && got[t] == TOKEN_IGNORED) continue;
+                    demand(got[t] >= 0 && (uint32_t)got[t] == want && got[t] < d->vocab, "token %lld is %d, not %u", (long long)t, got[t], want);
                 }
             }
         bytes += n * s->width, left -= n * s->width;
@@ -248,6 +249,13 @@ static void shard_one(Input in) {
     int L = 1 + take_byte(&in), how = take_byte(&in), wide = how & 4, unit = wide ? 4 : 2;
     i64 vocab = vocabularies[how & 3], first = take_byte(&in) * unit;
     unlink(file_path("b.bin"));
+    unlink(file_path("a_mask.bin"));
+    if (how & 16) { /* a mask of as many bytes as the first file's, or any file of that name */
+        i64 n = i64_min(first / unit, (i64)in.left);
+        int32_t header[256] = {20261126, 1, (int32_t)n};
+        write_file("a_mask.bin", header, how & 32 ? 0 : sizeof header, in.at, (size_t)n);
+        in.at += n, in.left -= (size_t)n;
+    }
     if (how & 8) {
         write_file("a.bin", "", 0, in.at, in.left);
     } else {
@@ -258,7 +266,8 @@ static void shard_one(Input in) {
     }
     Dataset d;
     dataset_open(&d, file_path("*.bin"), "train", L, vocab);
-    shard_compare(&d, how & 8 ? in.at + SHARD_HEADER_BYTES : in.at, (i64)in.left);
+    demand(!d.masked || how & 16, "a mask that is not there");
+    shard_compare(&d, how & 8 ? in.at + SHARD_HEADER_BYTES : in.at, (i64)in.left, d.masked);
     dataset_close(&d);
 }
 
@@ -268,6 +277,9 @@ static void shard_seeds(void) {
     seed("narrow", bytes, 43);
     bytes[0] = 3, bytes[1] = 7;
     seed("wide", bytes, 83);
+    bytes[1] = 1 | 16, bytes[2] = 12;
+    for (int i = 0; i < 12; i++) bytes[3 + i] = (uint8_t)(i % 3 > 0);
+    seed("masked", bytes, 83);
     for (int wide = 0; wide < 2; wide++) {
         int32_t header[3] = {wide ? 20240801 : 20240520, wide ? 7 : 1, wide ? 20 : 40};
         memset(bytes + 3, 0, sizeof bytes - 3);
@@ -277,8 +289,68 @@ static void shard_seeds(void) {
     }
 }
 
-/* ---- safetensors: raw file, or a header text under its right length and data behind it; read as
-   any file, then as a model's                                                                                        */
+/* ---- dataset: the text of dataset.json, beside a shard of 40 tokens and its mask ---- */
+
+/* The shard, and its mask, whose bytes are 0 and 1. */
+static void dataset_files(uint8_t shard[SHARD_HEADER_BYTES + 80], uint8_t mask[SHARD_HEADER_BYTES + 40]) {
+    int32_t header[256] = {20240520, 1, 40};
+    memset(shard, 0, SHARD_HEADER_BYTES + 80);
+    memcpy(shard, header, sizeof header);
+    header[0] = 20261126;
+    memcpy(mask, header, sizeof header);
+    for (int i = 0; i < 40; i++) shard[SHARD_HEADER_BYTES + 2 * i] = (uint8_t)(2 * i + 1);
+    for (int i = 0; i < 40; i++) mask[SHARD_HEADER_BYTES + i] = i % 4 > 0;
+}
+
+static void dataset_one(Input in) {
+    static uint8_t shard[SHARD_HEADER_BYTES + 80], mask[SHARD_HEADER_BYTES + 40];
+    Dataset d;
+    DatasetList l;
+    dataset_files(shard, mask);
+    unlink(file_path("b.bin"));
+    write_file("a.bin", "", 0, shard, sizeof shard);
+    write_file("a_mask.bin", "", 0, mask, sizeof mask);
+    write_file(DATASET_NAME, "", 0, in.at, in.left);
+    dataset_open(&d, file_path("a.bin"), "train", 7, 256);
+    dataset_describe(&d, "train", 256);
+    const DataOrigin *o = &d.origin;
+    demand(o->listed <= 1 && o->eot >= -1 && o->eot < i64_max(o->vocab, 1), "<eot> %lld", (long long)o->eot);
+    demand(o->text_bytes >= 0 && o->text_bytes < 1e16, "%g bytes a token", o->text_bytes);
+    char dir[PATH_MAX];
+    path_folder(dir, d.shard[0].path);
+    dataset_list_read(&l, dir);
+    for (int i = 0; i < l.files; i++) {
+        demand(dataset_list_find(&l, l.file[i].name) == &l.file[i], "file %d is not found", i);
+        demand(l.file[i].largest < l.vocab && !strchr(l.file[i].name, '/'), "file %d", i);
+    }
+    dataset_list_free(&l);
+    dataset_close(&d);
+    check_data(file_path("a.bin"), 7, VOCAB_MOST, 1);
+}
+
+static void dataset_seeds(void) {
+    static uint8_t shard[SHARD_HEADER_BYTES + 80], mask[SHARD_HEADER_BYTES + 40];
+    static SumKeys keys;
+    char text[1024], masked[128] = "";
+    dataset_files(shard, mask);
+    sum_keys(&keys);
+    for (int words = 0; words < 2; words++) {
+        if (!words)
+            snprintf(masked, sizeof masked, ",\"counted\":30,\"mask_sum\":\"%016llx\"",
+                     (unsigned long long)range_sum(&keys, 0, mask, sizeof mask));
+        else masked[0] = 0;
+        snprintf(text, sizeof text,
+                 "{\"format\":\"odysseus.c dataset\",\"version\":1,\"tokenizer\":{\"kind\":\"%s\",\"name\":\"x\"},"
+                 "\"vocab\":%d,\"eot\":%s,\"token_bytes\":2,\"splits\":{\"train\":{\"tokens\":40,\"documents\":0,"
+                 "\"text_bytes\":40,\"files\":{\"a.bin\":{\"tokens\":40,\"documents\":%d,\"largest\":79,"
+                 "\"sum\":\"%016llx\"%s}}},\"val\":{\"tokens\":0,\"documents\":0,\"text_bytes\":0,\"files\":{}}}}",
+                 words ? "tokenizer.json" : "bytes", words ? 50257 : 256, words ? "79" : "null", words,
+                 (unsigned long long)range_sum(&keys, 0, shard, sizeof shard), masked);
+        seed(words ? "words" : "bytes", text, strlen(text));
+    }
+}
+
+/* ---- safetensors: raw file, or a header text under its right length and data behind it; read as any file, then as a model's -------------- */
 
 static Model tiny; /* one layer of llama, whose weights are loaded again and again */
 
@@ -593,8 +665,8 @@ static const struct {
     void (*one)(Input);
     void (*seeds)(void);
 } TARGETS[] = {{"flags", flags_one, flags_seeds}, {"shard", shard_one, shard_seeds},
-               {"safetensors", safetensors_one, safetensors_seeds}, {"index", index_one, index_seeds},
-               {"config", config_one, config_seeds}, {"manifest", manifest_one, manifest_seeds},
+               {"dataset", dataset_one, dataset_seeds}, {"safetensors", safetensors_one, safetensors_seeds},
+               {"index", index_one, index_seeds}, {"config", config_one, config_seeds}, {"manifest", manifest_one, manifest_seeds},
                {"trainer", trainer_one, trainer_seeds}, {"optimizer", optimizer_one, optimizer_seeds}};
 static int target;
 
@@ -621,6 +693,7 @@ int LLVMFuzzerInitialize(int *argc, char ***argv) {
     tiny_init();
     if (getenv("FUZZ_SEEDS")) TARGETS[target].seeds();
     __sanitizer_install_malloc_and_free_hooks(on_malloc, on_free);
+    if (!freopen("/dev/null", "w", stdout)) demand(0, "no /dev/null");
     stderr = fmemopen(said, sizeof said, "w");
     fail_state()->abort_all = jump_back;
     return 0;

@@ -10,20 +10,22 @@
 #include "../../train_gpt.cu"
 #include "check.h"
 
-/* Write `n` tokens as a uint16 shard; for files the tests read back at once. */
-static inline void write_shard(const char *path, const int32_t *tokens, i64 n) {
+/* Write `n` tokens as a uint16 shard, or (`mask`) as bytes of a mask; for files the tests read back at once. */
+static inline void write_tokens(const char *path, int mask, const int32_t *tokens, i64 n) {
     int32_t header[256];
     memset(header, 0, sizeof header);
-    header[0] = 20240520, header[1] = 1, header[2] = (int32_t)n;
+    header[0] = mask ? 20261126 : 20240520, header[1] = 1, header[2] = (int32_t)n;
     FILE *f = fopen(path, "wb");
     if (!f) FAIL(THIS_RANK, "cannot write %s", path);
     fwrite(header, 4, 256, f);
     for (i64 i = 0; i < n; i++) {
         uint16_t t = (uint16_t)tokens[i];
-        fwrite(&t, 2, 1, f);
+        fwrite(&t, mask ? 1 : 2, 1, f);
     }
     fclose(f);
 }
+
+static inline void write_shard(const char *path, const int32_t *tokens, i64 n) { write_tokens(path, 0, tokens, n); }
 
 /* A directory that all ranks know, made by rank 0. */
 static inline void test_directory(char out[256], const char *name, Wire world) {

@@ -88,9 +88,9 @@ static Config test_config(TestModel model) {
     return llama;
 }
 
-/* How the data is read: no target ignored, one token's targets ignored, or whole stretches of the sequence ignored, so
-   that ranks and micro-batches are left without any target. */
-typedef enum { IGNORE_NONE, IGNORE_SOME, IGNORE_STRETCHES, IGNORES } Ignore;
+/* How the data is read: no target ignored, one token's targets ignored, whole stretches of the sequence ignored, so that
+   ranks and micro-batches are left without any target, or such stretches and every third target left out by a mask. */
+typedef enum { IGNORE_NONE, IGNORE_SOME, IGNORE_STRETCHES, IGNORE_MASKED, IGNORES } Ignore;
 
 typedef struct {
     TestModel model;
@@ -106,10 +106,9 @@ static const char *layout_name(RingLayout l) {
 }
 
 static void case_name(char *out, size_t size, const Case *c) {
-    snprintf(out, size, "%s %s dp %lld ring %lld%s%s head %lld micro-batch %lld%s%s%s%s", c->scheme->name,
-             MODEL_NAMES[c->model], c->dp, c->ring, c->ring > 1 ? " " : "", c->ring > 1 ? layout_name(c->layout) : "",
-             c->head, c->B, c->ignore == IGNORE_SOME ? " ignored" : "",
-             c->ignore == IGNORE_STRETCHES ? " stretches ignored" : "", c->recompute ? " recompute" : "",
+    snprintf(out, size, "%s %s dp %lld ring %lld%s%s head %lld micro-batch %lld%s%s%s%s", c->scheme->name, MODEL_NAMES[c->model], (long long)c->dp,
+             (long long)c->ring, c->ring > 1 ? " " : "", c->ring > 1 ? layout_name(c->layout) : "", (long long)c->head, (long long)c->B,
+             c->ignore == IGNORE_SOME ? " ignored" : "", c->ignore == IGNORE_STRETCHES ? " stretches ignored" : c->ignore == IGNORE_MASKED ? " masked" : "", c->recompute ? " recompute" : "",
              c->overlap ? "" : " no overlap");
 }
 
@@ -125,7 +124,7 @@ static ModelOptions case_options(const Case *c) {
     return o;
 }
 
-static const char *const SHARD_NAMES[IGNORES] = {"plain.bin", "plain.bin", "stretches.bin"};
+static const char *const SHARD_NAMES[IGNORES] = {"plain.bin", "plain.bin", "stretches.bin", "masked.bin"};
 
 static Settings case_settings(const Case *c, const char *directory, char path[512]) {
     Settings s;
@@ -322,7 +321,7 @@ static Cases make_cases(i64 N, int speaks) {
         Case *c = &cases.list[i];
         int in_turn = c->model != MODEL_GPT2 && c->model != MODEL_GQA;
         if (in_turn && 8 % (c->dp * turns[i % 4]) == 0) c->B = turns[i % 4];
-        c->ignore = (Ignore)(i / 2 % IGNORES);
+        c->ignore = (Ignore)(i / 3 % IGNORES);
         c->recompute = i % 5 == 4;
         c->overlap = i % 7 != 6;
         c->selfcheck = i % 4 == 0;
@@ -331,8 +330,17 @@ static Cases make_cases(i64 N, int speaks) {
 }
 
 static void write_data(const char *directory) {
-    static int32_t tokens[SEQUENCES * 48 + 1];
+    static int32_t tokens[SEQUENCES * 48 + 1], mask[SEQUENCES * 48 + 1];
     char path[512];
+    for (int i = 0; i < COUNT_OF(mask); i++) {
+        int place = i / 48, within = i % 48;
+        tokens[i] = (int32_t)(mix64((uint64_t)i + 77) % 53);
+        mask[i] = i % 3 != 0 && (place % 4 < 2 || (place % 4 == 2 && within >= 30));
+    }
+    snprintf(path, sizeof path, "%s/masked.bin", directory);
+    write_shard(path, tokens, COUNT_OF(tokens));
+    snprintf(path, sizeof path, "%s/masked_mask.bin", directory);
+    write_tokens(path, 1, mask, COUNT_OF(mask));
     for (int stretches = 0; stretches < 2; stretches++) {
         for (int i = 0; i < COUNT_OF(tokens); i++) {
             tokens[i] = (int32_t)(mix64((uint64_t)i + 99) % 53);
