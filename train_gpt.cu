@@ -369,9 +369,9 @@ static i64 step_sequence(const Trainer *t, i64 step) {
     return t->life.first_sequence + (step - t->life.first_step) * t->options.batch;
 }
 
-/* Read micro-batch `micro` of the batch that starts at sequence `first` of the list: m->tokens, m->targets. Targets equal to
-   --ignore-token, or masked, become TOKEN_IGNORED, and so does everything past `end` (a last, partial validation batch; else end < 0).
-   Returns how many of this rank's targets count. */
+/* Read micro-batch `micro` of the batch that starts at sequence `first` of the list: m->tokens, m->targets. Targets
+   equal to --ignore-token, or masked, become TOKEN_IGNORED, and so does everything past `end` (a last, partial
+   validation batch; else end < 0). Returns how many of this rank's targets count. */
 static i64 load_micro_batch(Trainer *t, Dataset *d, i64 first, i64 micro, i64 end) {
     Model *m = &t->model;
     i64 group = (micro * m->mesh.shape.dp + m->mesh.dp_rank) * m->B, counted = 0;
@@ -736,7 +736,8 @@ static void open_data(Trainer *t) {
              vocab - 1);
     if (!s->train && (s->steps > 0 || (!s->val && !t->options.samples)))
         FAIL(EVERYONE, "--train is missing: a glob of token shards, e.g. --train \"data/train_*.bin\"");
-    if (s->train) dataset_open(&t->train, s->train, "train", s->seq_len, vocab), dataset_describe(&t->train, "train", vocab);
+    if (s->train)
+        dataset_open(&t->train, s->train, "train", s->seq_len, vocab), dataset_describe(&t->train, "train", vocab);
     t->train.shuffled = strcmp(s->shuffle, "on") == 0, t->train.seed = s->seed;
     if (s->val) dataset_open(&t->val, s->val, "val", s->seq_len, vocab), dataset_describe(&t->val, "val", vocab);
     char dir[PATH_MAX];
@@ -747,8 +748,8 @@ static void open_data(Trainer *t) {
 /* Flags that would be ignored beside others: nothing requested is dropped in silence. */
 static void check_flags(const Settings *s, const FlagsGiven *given) {
     if (s->world && !s->dry_run) FAIL(EVERYONE, "--world needs --dry-run; the ranks of a real run are mpirun's -np");
-    static const char *const of_check[] = {"check-data", "seq-len", "threads", "model", "arch", "layers", "dim", "heads",
-                                           "kv-heads", "ffn", "vocab", "max-pos", "rope-theta", "tied-head"};
+    static const char *const of_check[] = {"check-data", "seq-len", "threads", "model", "arch", "layers", "dim",
+                                           "heads", "kv-heads", "ffn", "vocab", "max-pos", "rope-theta", "tied-head"};
     for (int i = 0; s->check_data && i < COUNT_OF(FLAGS); i++) {
         int k = 0;
         while (k < COUNT_OF(of_check) && strcmp(of_check[k], FLAGS[i].name) != 0) k++;

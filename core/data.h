@@ -5,10 +5,11 @@
    list   files by the bytes of their names (t_10 before t_2); a file of n tokens holds floor((n-1)/L) sequences,
           sequence j is its tokens jL .. jL+L, the last a target
    step   s takes sequences s*batch .. s*batch+batch-1 of the list, which starts over at its end - whatever the mesh:
-          sequence (micro * dp + dp_rank) * B + b of them goes to that micro-step, data-parallel group and place in the micro-batch
+          sequence (micro * dp + dp_rank) * B + b of them goes to that micro-step, data-parallel
+          group and place in the micro-batch
    mask   NAME_mask.bin beside NAME.bin, magic 20261126 version 1: a byte a token, 0 where it does not count as a target
-   shuffle  each time through the list (epoch) takes it in an order of its own: a permutation that seed and epoch key, computed place by
-          place, so that nothing is stored and any step can be gone to
+   order  with --shuffle each time through the list (epoch) takes it in an order of its own: a permutation that seed and
+          epoch key, computed place by place, so that nothing is stored and any step can be gone to
 
    A rank reads the tokens of its own positions and their targets, nothing else. Targets come from the file before
    anything is split, so a rank's last target is the first token of whoever follows. Offsets are 64 bits; files may
@@ -87,8 +88,8 @@ static inline i64 shard_header(const char *path, int *width, const char *flag) {
     /* the header's count is 32 bits; a larger file's own size tells the rest */
     i64 tokens = ((i64)info.st_size - SHARD_HEADER_BYTES) / *width;
     if ((info.st_size - SHARD_HEADER_BYTES) % *width != 0 || (uint32_t)tokens != (uint32_t)header[2])
-        FAIL(EVERYONE, "--%s: %s is damaged: its header promises %u tokens, the file holds %lld; make it again", flag, path,
-             (uint32_t)header[2], tokens);
+        FAIL(EVERYONE, "--%s: %s is damaged: its header promises %u tokens, the file holds %lld; make it again", flag,
+             path, (uint32_t)header[2], tokens);
     return tokens;
 }
 
@@ -115,15 +116,18 @@ static inline void shard_check(Shard *s, const char *flag) {
     char path[PATH_MAX];
     int width;
     s->tokens = shard_header(s->path, &s->width, flag);
-    if (s->width == 1) FAIL(EVERYONE, "--%s: %s is a mask; name the shard of tokens that it lies beside", flag, s->path);
+    if (s->width == 1)
+        FAIL(EVERYONE, "--%s: %s is a mask; name the shard of tokens that it lies beside", flag, s->path);
     mask_path(path, s->path);
     s->masked = path[0] && access(path, F_OK) == 0;
     if (!s->masked) return;
     if (!is_mask(path))
-        FAIL(EVERYONE, "--%s: %s has the name of a mask of %s and is none; make it again, or rename it", flag, path, s->path);
+        FAIL(EVERYONE, "--%s: %s has the name of a mask of %s and is none; make it again, or rename it", flag, path,
+             s->path);
     i64 n = shard_header(path, &width, flag);
     if (n != s->tokens)
-        FAIL(EVERYONE, "--%s: the mask %s is of %lld tokens, its shard has %lld; make them again", flag, path, n, s->tokens);
+        FAIL(EVERYONE, "--%s: the mask %s is of %lld tokens, its shard has %lld; make them again", flag, path, n,
+             s->tokens);
 }
 
 static inline int shard_by_name(const void *a, const void *b) {
@@ -138,7 +142,8 @@ static inline void dataset_find(Dataset *d, const char *pattern, const char *fla
     memset(&found, 0, sizeof found);
     int exact = stat(pattern, &info) == 0;
     if (!exact && (glob(pattern, GLOB_NOSORT, NULL, &found) != 0 || found.gl_pathc == 0))
-        FAIL(EVERYONE, "--%s %s: no such file; give a shard or a quoted glob, e.g. \"data/train_*.bin\"", flag, pattern);
+        FAIL(EVERYONE, "--%s %s: no such file; give a shard or a quoted glob, e.g. \"data/train_*.bin\"", flag,
+             pattern);
     int files = exact ? 1 : (int)found.gl_pathc;
     d->shard = (Shard *)host_alloc(sizeof(Shard) * (size_t)files);
     for (int i = 0; i < files; i++)
@@ -260,7 +265,8 @@ static inline void dataset_read(Dataset *d, i64 sequence, i64 first, i64 stride,
         i64 value = token_value(bytes + i * stride * s->width, s->width);
         if (value >= d->vocab)
             FAIL(THIS_RANK,
-                 "%s: token %lld at position %lld is outside the vocabulary of %lld; was the shard made for another model?",
+                 "%s: token %lld at position %lld is outside the vocabulary of %lld; was the shard made for another "
+                 "model?",
                  s->path, value, token + i * stride, d->vocab);
         out[i * ld] = (int32_t)value;
     }
@@ -291,10 +297,10 @@ static inline void dataset_column(Dataset *d, i64 sequence, const TokenMap *map,
     }
 }
 
-/* The same, shifted by `shift`, as targets: TOKEN_IGNORED where the mask leaves one out, or it is `ignored`. The targets
-   of the positions of `map` are shifted by 1. */
-static inline void dataset_targets(Dataset *d, i64 sequence, const TokenMap *map, i64 shift, i64 ignored, int32_t *out, i64 b,
-                                   i64 B) {
+/* The same, shifted by `shift`, as targets: TOKEN_IGNORED where the mask leaves one out, or it is `ignored`. The
+   targets of the positions of `map` are shifted by 1. */
+static inline void dataset_targets(Dataset *d, i64 sequence, const TokenMap *map, i64 shift, i64 ignored, int32_t *out,
+                                   i64 b, i64 B) {
     i64 t = 0;
     for (int i = 0; i < 2; i++) {
         const TokenRun *run = &map->run[i];

@@ -171,10 +171,12 @@ static inline void resume_find(Wire world, Saver *s, const char *where, int thre
 /* Flags that leave the numbers as they are, or that something else answers for: the model's sizes (config.json), the
    data ("data"). Every other flag is held against the checkpoint's; so is a flag that nobody has thought of here. */
 static const char *const RESUME_FREE[] = {
-    "model", "arch", "layers", "dim", "heads", "kv-heads", "ffn", "vocab", "max-pos", "rope-theta", "tied-head", "train", "val", "check-data", "micro-batch", "sp",
-    "dp", "ring", "ring-layout", "overlap", "comm", "comm-timeout", "threads", "recompute", "selfcheck", "eval-every", "eval-batches", "log-every",
-    "save-every", "save-async", "save", "keep", "keep-every", "resume", "resume-with-changes", "max-hours", "out", "init-only", "dump-grads", "trace", "peak-tflops",
-    "sample", "sample-file", "sample-ids", "sample-tokens", "sample-every", "temperature", "top-p", "dry-run", "world", "help",
+    "model", "arch", "layers", "dim", "heads", "kv-heads", "ffn", "vocab", "max-pos", "rope-theta", "tied-head",
+    "train", "val", "check-data", "micro-batch", "sp", "dp", "ring", "ring-layout", "overlap", "comm", "comm-timeout",
+    "threads", "recompute", "selfcheck", "eval-every", "eval-batches", "log-every", "save-every", "save-async",
+    "save", "keep", "keep-every", "resume", "resume-with-changes", "max-hours", "out", "init-only", "dump-grads",
+    "trace", "peak-tflops", "sample", "sample-file", "sample-ids", "sample-tokens", "sample-every", "temperature",
+    "top-p", "dry-run", "world", "help",
 };
 
 static inline int resume_free(const char *flag) {
@@ -183,7 +185,8 @@ static inline int resume_free(const char *flag) {
     return i < COUNT_OF(RESUME_FREE);
 }
 
-/* What a list of training data was made of: its shards' tokens, the beginnings of shards and masks, not where they lie. */
+/* What a list of training data was made of: its shards' tokens, the beginnings of shards
+   and masks, not where they lie. */
 typedef struct {
     i64 tokens, sequences;
     uint64_t sum;
@@ -310,7 +313,8 @@ static inline void trainer_compare(const Settings *now, const DataPrint *data, c
     JsonAt in = {path, "data.", d};
     i64 tokens = json_int(&in, "tokens", JSON_REQUIRED, 0, COUNT_MAX);
     const char *sum = json_text(&in, "sum", NULL);
-    if (tokens != data->tokens) change(changes, "--train with %lld tokens (was %lld)", (long long)data->tokens, (long long)tokens);
+    if (tokens != data->tokens)
+        change(changes, "--train with %lld tokens (was %lld)", data->tokens, tokens);
     else if (strtoull(sum, NULL, 16) != data->sum) change(changes, "--train with other tokens or masks");
     cJSON_Delete(root);
 }

@@ -8,7 +8,6 @@ set -euo pipefail
 LISTED='
 attention_backward_kernelILi128ELi64ELi128E 96 nvcc 13.0: none; at 255 registers another ptxas may store sums
 attention_backward_kernelILi64ELi128ELi128E 96 likewise
-attention_backward_hopper_kernelILi64ELi128ELi128E 16 nvcc 13.0: 4, an address, once a step; P, dP, sums fill 240
 attention_forward_kernelILi128ELi128ELi64E 32 likewise
 attention_forward_kernelILi64ELi128ELi128E 32 likewise
 '

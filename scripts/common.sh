@@ -195,7 +195,8 @@ tokens() { # NAME: this variable as a number: 128K is 131072
 require_shards() { # NAME: this variable is a token shard or a glob of them; makes it absolute
     local -n glob=$1
     glob=$(absolute "$glob")
-    [[ -e $glob ]] || compgen -G "$glob" >/dev/null || die "$1=$glob: no such file; token shards in llm.c's format, dev/data/prepare.py makes them from text"
+    [[ -e $glob ]] || compgen -G "$glob" >/dev/null ||
+        die "$1=$glob: no such file; token shards in llm.c's format, dev/data/prepare.py makes them from text"
 }
 
 gpus() { # how many this machine has

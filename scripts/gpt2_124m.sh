@@ -9,8 +9,9 @@
 #   time     at 40% of 8 x 312 TFLOP/s: 0.42 s a step, 2.2 hours in all
 #   rate     715 steps (375M tokens) of warmup to 6e-4, cosine to a tenth of it; AdamW 0.9, 0.95, decay 0.1, clip 1
 #
-# DATA and VAL are token shards in llm.c's format with GPT-2's tokens (llm.c's own, or dev/data/prepare.py --tokenizer gpt2). All ranks
-# are data-parallel and share weights by ZeRO-3; MICRO is what a rank takes at once: fewer where memory is short, the result is the same.
+# DATA and VAL are token shards in llm.c's format with GPT-2's tokens (llm.c's own, or dev/data/prepare.py --tokenizer
+# gpt2). All ranks are data-parallel and share weights by ZeRO-3; MICRO is what a rank takes at once: fewer where memory
+# is short, the result is the same.
 #
 #   STEPS=19073 BATCH=512 SEQ=1024 MICRO=(BATCH / NP, at most 64) LR=6e-4 WARMUP=(3.75% of STEPS)
 #   EVAL_EVERY=250 OUT=runs/gpt2_124m

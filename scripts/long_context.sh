@@ -13,11 +13,13 @@
 #
 # All is printed for MODEL and the settings below before anything starts; DRY_RUN=1 stops there.
 #
-# MODEL  a directory with config.json and model*.safetensors. It should know long positions: a model trained on short ones wants a larger
-#        rope_theta, or Llama 3's rope_scaling, in its config.json first; the program takes both from there and changes nothing.
-# DATA   token shards in llm.c's format, made with the model's own tokenizer: 256 int32 (20240520, 1, count, zeros), then uint16
-#        tokens; 20240801, 7 and uint32 for vocabularies beyond 65,536. A sequence is SEQ consecutive tokens of one shard, so a shard must hold
-#        more than SEQ. dev/data/prepare.py --tokenizer MODEL writes them from text, JSONL and parquet.
+# MODEL  a directory with config.json and model*.safetensors. It should know long positions: a model trained on short
+#        ones wants a larger rope_theta, or Llama 3's rope_scaling, in its config.json first; the program takes both
+#        from there and changes nothing.
+# DATA   token shards in llm.c's format, made with the model's own tokenizer: 256 int32 (20240520, 1, count, zeros),
+#        then uint16 tokens; 20240801, 7 and uint32 for vocabularies beyond 65,536. A sequence is SEQ consecutive
+#        tokens of one shard, so a shard must hold more than SEQ. dev/data/prepare.py --tokenizer MODEL writes them
+#        from text, JSONL and parquet.
 #
 #   SEQ=128K BATCH=8 STEPS=200 LR=2e-5 WARMUP=20 SP=odysseus RING=1 DP=1 RECOMPUTE=full VAL="GLOB" OUT=runs/long_context
 #   NP=(GPUs here, or 8) PROGRAM=./train_gpt FLAGS=   MFU=0.4 PEAK_TFLOPS=312 (only for the estimate)

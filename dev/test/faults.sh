@@ -120,7 +120,9 @@ fault() { # fault WHAT FILE SED TEST RANKS [ARGS...]
 
 S="test_schemes 4 1 2 4"
 # each rank's targets from the tokens it holds itself, as a trainer that rolls its part by one
-SHIFTED='s/^( *)(dataset_targets\(d, sequence, \&m->own_map, 1, .*, targets, b, m->B\);)/\1\2 for (i64 i = 0; i < m->T_own; i++) targets[i * m->B + b] = tokens[(m->own_first + (i + 1) % m->T_own) * m->B + b];/'
+SHIFTED='s/^( *)(dataset_column\(d, sequence, \&m->own_map, 1, targets, b, m->B\);)/\1\2 @loop/;
+    s/@loop/for (i64 i = 0; i < m->T_own; i++) targets[i * m->B + b] = @token;/;
+    s/@token/tokens[(m->own_first + (i + 1) % m->T_own) * m->B + b]/'
 # shellcheck disable=SC2086
 {
 fault 'ring: blocks are not merged' ring.h \
@@ -288,61 +290,109 @@ fault 'a team is taken for granted' kernels/cpu/device.h \
 fault 'a rank of a launcher goes alone' core/launcher.h \
     's/"PMI_", "PMI2_", //' test_host 1
 hopper=kernels/cuda/attention_hopper_forward.cuh
-fault 'checkpoint: files are not on disk before the manifest' core/save.h 's/if \(!troubled\(t\) \&\& fsync\(fd\) != 0\)/if (0)/' test_save alone
-fault 'checkpoint: the directory is not on disk before its name' core/save.h 's/if \(!troubled\(t\)\) sync_directory\(partial, t\);//' test_save alone
-fault 'checkpoint: the name is not on disk' core/save.h 's/if \(!troubled\(t\)\) sync_directory\(s->dir, t\);//' test_save alone
-fault 'checkpoint: what failed is left lying' core/save.h 's/^        remove_directory\(g->partial\);//' test_save alone
-fault 'checkpoint: what a crash left is in the way' core/save.h 's/^    remove_leftovers\(s\);//' test_save alone
-fault 'checkpoint: a torn one is in the way' core/save.h 's/if \(!troubled\(t\)\) set_aside\(path, t\);//' test_save alone
-fault 'checkpoint: deleted under its name' core/save.h 's/if \(rename\(path, deleted\) != 0 \|\| !remove_directory\(deleted\)\)/if (!remove_directory(path))/' test_save alone
-fault 'checkpoint: --keep counts torn ones' core/save.h 's/kept \+= v->whole;/kept++;/' test_save alone
-fault 'checkpoint: --keep deletes torn ones' core/save.h 's/if \(!v->whole \|\| kept <= s->keep/if (kept <= s->keep/' test_save alone
-fault 'checkpoint: a transposed piece one row too long' core/save.h 's/b = row_b - \(c > col_b\)/b = row_b/' test_save alone
-fault 'checkpoint: sums are not compared' core/manifest.h 's/if \(sum != m->file\[i\]\.sum\)/if (0)/' test_save alone
-fault 'checkpoint: sizes are not compared' core/manifest.h 's/\(i64\)st\.st_size != f->bytes/0/' test_save alone
-fault 'checkpoint: a sum that does not know the place' core/manifest.h 's/sum_key\(\(uint64_t\)\(word \/ SUM_BLOCK\)/sum_key((uint64_t)0/' test_save alone
-fault 'checkpoint: a newer version is read' core/manifest.h 's/else if \(version > MANIFEST_VERSION\)/else if (0)/' test_save alone
-fault 'resume: the oldest is taken' core/manifest.h 's/return x < y \? 1 : x > y \? -1 : 0;/return x < y ? -1 : x > y ? 1 : 0;/' test_save alone
-fault 'resume: a newer whole one is passed over' core/resume.h 's/^    if \(resume_newest\(world, s, s->dir/    if (0 \&\& resume_newest(world, s, s->dir/' test_save alone
-fault 'checkpoint: a header is trusted unread' core/manifest.h 's/if \(f->head \&\& file_part_sum/if (0 \&\& file_part_sum/' test_save alone
-fault 'checkpoint: what was loaded is not compared' core/resume.h 's/if \(part\[i\]\.sum \+ f->head_sum != f->sum\)/if (0)/' test_save alone
-fault 'checkpoint: read on over a gap' core/save.h 's/int whole = p->row_step == 1 .*;/int whole = 1;/' test_save alone
-fault 'checkpoint: read twice' core/manifest.h 's/^        if \(loads \&\& m->file\[i\]\.head\) continue;//' test_save alone
-fault 'checkpoint, aside: the thread reads what training goes on with' core/save.h 's/\*flat = w->aside\[s->kind\] \? /*flat = 0 ? /' test_save alone
-fault 'checkpoint, aside: the copy of v is that of m' core/save.h 's/saved_flat\(z, \(SavedKind\)k\), flat \*/saved_flat(z, k == SAVED_V ? SAVED_M : (SavedKind)k), flat */' test_save alone
-fault 'resume: moments exchanged' core/resume.h 's/\{z->master, z->m, z->v\}/{z->master, z->v, z->m}/' test_save alone
-fault 'resume: all is held at once' core/resume.h 's/\(size_t\)i64_min\(CHECKPOINT_PIECE, z->flat\)/(size_t)z->flat/' test_save alone
-fault 'model: a tensor is held at once' core/checkpoint.h 's/i64_min\(n, CHECKPOINT_PIECE\) \* sizeof/n * sizeof/' test_save alone
-fault 'shuffle: every epoch alike' core/data.h 's/ \^ \(uint64_t\)epoch\)/)/' test_data alone
-fault 'shuffle: too few rounds' core/data.h 's/round < 6/round < 2/' test_data alone
-fault 'shuffle: past the end' core/data.h 's/while \(x >= \(uint64_t\)n\)/while (x > (uint64_t)n)/' test_data alone
-fault 'mask: of the tokens, not of the targets' core/data.h 's/(dataset_mask\(d, sequence, run->first) \+ shift/\1/' test_data alone
+fault 'checkpoint: files are not on disk before the manifest' core/save.h \
+    's/if \(!troubled\(t\) \&\& fsync\(fd\) != 0\)/if (0)/' test_save alone
+fault 'checkpoint: the directory is not on disk before its name' core/save.h \
+    's/if \(!troubled\(t\)\) sync_directory\(partial, t\);//' test_save alone
+fault 'checkpoint: the name is not on disk' core/save.h \
+    's/if \(!troubled\(t\)\) sync_directory\(s->dir, t\);//' test_save alone
+fault 'checkpoint: what failed is left lying' core/save.h \
+    's/^        remove_directory\(g->partial\);//' test_save alone
+fault 'checkpoint: what a crash left is in the way' core/save.h \
+    's/^    remove_leftovers\(s\);//' test_save alone
+fault 'checkpoint: a torn one is in the way' core/save.h \
+    's/if \(!troubled\(t\)\) set_aside\(path, t\);//' test_save alone
+fault 'checkpoint: deleted under its name' core/save.h \
+    's/if \(rename\(path, deleted\) != 0 \|\| !remove_directory\(deleted\)\)/if (!remove_directory(path))/' \
+    test_save alone
+fault 'checkpoint: --keep counts torn ones' core/save.h \
+    's/kept \+= v->whole;/kept++;/' test_save alone
+fault 'checkpoint: --keep deletes torn ones' core/save.h \
+    's/if \(!v->whole \|\| kept <= s->keep/if (kept <= s->keep/' test_save alone
+fault 'checkpoint: a transposed piece one row too long' core/save.h \
+    's/b = row_b - \(c > col_b\)/b = row_b/' test_save alone
+fault 'checkpoint: sums are not compared' core/manifest.h \
+    's/if \(sum != m->file\[i\]\.sum\)/if (0)/' test_save alone
+fault 'checkpoint: sizes are not compared' core/manifest.h \
+    's/\(i64\)st\.st_size != f->bytes/0/' test_save alone
+fault 'checkpoint: a sum that does not know the place' core/manifest.h \
+    's/sum_key\(\(uint64_t\)\(word \/ SUM_BLOCK\)/sum_key((uint64_t)0/' test_save alone
+fault 'checkpoint: a newer version is read' core/manifest.h \
+    's/else if \(version > MANIFEST_VERSION\)/else if (0)/' test_save alone
+fault 'resume: the oldest is taken' core/manifest.h \
+    's/return x < y \? 1 : x > y \? -1 : 0;/return x < y ? -1 : x > y ? 1 : 0;/' test_save alone
+fault 'resume: a newer whole one is passed over' core/resume.h \
+    's/^    if \(resume_newest\(world, s, s->dir/    if (0 \&\& resume_newest(world, s, s->dir/' test_save alone
+fault 'checkpoint: a header is trusted unread' core/manifest.h \
+    's/if \(f->head \&\& file_part_sum/if (0 \&\& file_part_sum/' test_save alone
+fault 'checkpoint: what was loaded is not compared' core/resume.h \
+    's/if \(part\[i\]\.sum \+ f->head_sum != f->sum\)/if (0)/' test_save alone
+fault 'checkpoint: read on over a gap' core/save.h \
+    's/int whole = p->row_step == 1 .*;/int whole = 1;/' test_save alone
+fault 'checkpoint: read twice' core/manifest.h \
+    's/^        if \(loads \&\& m->file\[i\]\.head\) continue;//' test_save alone
+fault 'checkpoint, aside: the thread reads what training goes on with' core/save.h \
+    's/\*flat = w->aside\[s->kind\] \? /*flat = 0 ? /' test_save alone
+fault 'checkpoint, aside: the copy of v is that of m' core/save.h \
+    's/saved_flat\(z, \(SavedKind\)k\), flat \*/saved_flat(z, k == SAVED_V ? SAVED_M : (SavedKind)k), flat */' \
+    test_save alone
+fault 'resume: moments exchanged' core/resume.h \
+    's/\{z->master, z->m, z->v\}/{z->master, z->v, z->m}/' test_save alone
+fault 'resume: all is held at once' core/resume.h \
+    's/\(size_t\)i64_min\(CHECKPOINT_PIECE, z->flat\)/(size_t)z->flat/' test_save alone
+fault 'model: a tensor is held at once' core/checkpoint.h \
+    's/i64_min\(n, CHECKPOINT_PIECE\) \* sizeof/n * sizeof/' test_save alone
+fault 'shuffle: every epoch alike' core/data.h \
+    's/ \^ \(uint64_t\)epoch\)/)/' test_data alone
+fault 'shuffle: too few rounds' core/data.h \
+    's/round < 6/round < 2/' test_data alone
+fault 'shuffle: past the end' core/data.h \
+    's/while \(x >= \(uint64_t\)n\)/while (x > (uint64_t)n)/' test_data alone
+fault 'mask: of the tokens, not of the targets' core/data.h \
+    's/(dataset_mask\(d, sequence, run->first) \+ shift/\1/' test_data alone
 fault 'mask: strides are not followed' core/data.h 's/if \(!mask\[i \* stride\]\)/if (!mask[i])/' test_data alone
-fault 'mask: of another sequence' core/data.h '/^static inline void dataset_mask/,/^}/s/i64 token = \(sequence - s->first\)/i64 token = (sequence)*0/' test_data alone
+fault 'mask: of another sequence' core/data.h \
+    '/^static inline void dataset_mask/,/^}/s/i64 token = \(sequence - s->first\)/i64 token = (sequence)*0/' \
+    test_data alone
 fault 'mask: taken for a shard' core/data.h 's/exact \|\| !is_mask\(found.gl_pathv\[i\]\)/1/' test_data alone
-fault 'mask: what is ignored by name counts under a mask' core/data.h 's/if \(column\[j \* B\] == ignored\)/if (!d->masked \&\& column[j * B] == ignored)/' test_data alone
-fault 'metrics: a value is added behind the line that waits' core/log.h 's/if \(log->wait\) log->wait\[.*$/if (log->wait) ;/' test_log alone
-fault 'metrics: a line that was written in part is written behind that part' core/log.h 's/if \(part < 0\) return 0;/if (part < 0) { log->end += done; return 0; }/' test_log alone
-emulated 'hopper: scores are read before their product is waited for' $hopper 's/wgmma_wait<1>/wgmma_wait<2>/' test_cuda_attention small forward wgmma
-emulated 'hopper: copies wait for the wrong phase of a stage' $hopper 's/(parity = ring_parity<STAGES>\(n\)) \^ 1/\1/' test_cuda_attention small forward wgmma
-emulated 'hopper: no fence before the products' $hopper 's/^( *)wgmma_fence\(\);/\1/' test_cuda_attention small forward wgmma
-emulated 'hopper: V is given back before it was read' $hopper 's/wgmma_wait<0>\(\);/wgmma_wait<1>();/' test_cuda_attention small forward wgmma
-emulated 'hopper: the largest score of a row is not shared by its lanes' $hopper 's/__shfl_xor_sync\(0xffffffffu, x, 2\)/x/' test_cuda_attention small forward wgmma
-emulated 'hopper: a group of KV heads reads the first' $hopper 's/\) \/ a.group;/) * 0;/' test_cuda_attention small forward wgmma
-emulated 'hopper: a stage is free when the first warp is done with it' $hopper 's/(mbarrier_init\(t.k_empty \+ i, )T::WARPS/\11/' test_cuda_attention small forward wgmma
-emulated 'hopper: a stage is filled before it is free' $hopper 's/mbarrier_wait\(t.v_empty \+ s, parity\);//' test_cuda_attention small forward wgmma
-emulated 'hopper: strides of a descriptor exchanged' kernels/cuda/attention_hopper.cuh 's/ROWS \* 128, 1024, 1\)/1024, ROWS * 128, 1)/' test_cuda_attention small forward wgmma
-emulated 'hopper: out does not shrink with the base' $hopper 's/if \(grown\) shrink_rows\(out, shrink\);//' test_cuda_attention small forward wgmma
-emulated 'hopper: the second group masks as the first' $hopper 's/first = tile.position \+ 64 \* group \* tile.stride;/first = tile_last(tile);/' test_cuda_attention small forward wgmma
+fault 'mask: what is ignored by name counts under a mask' core/data.h \
+    's/if \(column\[j \* B\] == ignored\)/if (!d->masked \&\& column[j * B] == ignored)/' test_data alone
+fault 'metrics: a value is added behind the line that waits' core/log.h \
+    's/if \(log->wait\) log->wait\[.*$/if (log->wait) ;/' test_log alone
+fault 'metrics: a line that was written in part is written behind that part' core/log.h \
+    's/if \(part < 0\) return 0;/if (part < 0) { log->end += done; return 0; }/' test_log alone
+emulated 'hopper: scores are read before their product is waited for' $hopper \
+    's/wgmma_wait<1>/wgmma_wait<2>/' test_cuda_attention small forward wgmma
+emulated 'hopper: copies wait for the wrong phase of a stage' $hopper \
+    's/(parity = ring_parity<STAGES>\(n\)) \^ 1/\1/' test_cuda_attention small forward wgmma
+emulated 'hopper: no fence before the products' $hopper \
+    's/^( *)wgmma_fence\(\);/\1/' test_cuda_attention small forward wgmma
+emulated 'hopper: V is given back before it was read' $hopper \
+    's/wgmma_wait<0>\(\);/wgmma_wait<1>();/' test_cuda_attention small forward wgmma
+emulated 'hopper: the largest score of a row is not shared by its lanes' $hopper \
+    's/__shfl_xor_sync\(0xffffffffu, x, 2\)/x/' test_cuda_attention small forward wgmma
+emulated 'hopper: a group of KV heads reads the first' $hopper \
+    's/\) \/ a.group;/) * 0;/' test_cuda_attention small forward wgmma
+emulated 'hopper: a stage is free when the first warp is done with it' $hopper \
+    's/(mbarrier_init\(t.k_empty \+ i, )T::WARPS/\11/' test_cuda_attention small forward wgmma
+emulated 'hopper: a stage is filled before it is free' $hopper \
+    's/mbarrier_wait\(t.v_empty \+ s, parity\);//' test_cuda_attention small forward wgmma
+emulated 'hopper: strides of a descriptor exchanged' kernels/cuda/attention_hopper.cuh \
+    's/ROWS \* 128, 1024, 1\)/1024, ROWS * 128, 1)/' test_cuda_attention small forward wgmma
+emulated 'hopper: out does not shrink with the base' $hopper \
+    's/if \(grown\) shrink_rows\(out, shrink\);//' test_cuda_attention small forward wgmma
+emulated 'hopper: the second group masks as the first' $hopper \
+    's/first = tile.position \+ 64 \* group \* tile.stride;/first = tile_last(tile);/' \
+    test_cuda_attention small forward wgmma
 hopper=kernels/cuda/attention_hopper_backward.cuh
 emulated 'hopper: a KV heads copies wait for the wrong phase of a stage' $hopper \
     's/(parity = ring_parity<T::STAGES>\(n\)) \^ 1;/\1;/' test_cuda_attention small wgmma
 emulated 'hopper: Q is filled before it is free' $hopper \
-    's/mbarrier_wait\(t.q_empty \+ stage, parity\);//' test_cuda_attention small wgmma
-emulated 'hopper: dO is given back before it was read' $hopper \
-    's@wgmma_wait<0>\(\); /\* dV \*/@@' test_cuda_attention small wgmma
+    's/mbarrier_wait\(t.empty \+ stage, parity\);//' test_cuda_attention small wgmma
+emulated 'hopper: Q is given back before it was read' $hopper \
+    's@wgmma_wait<0>\(\); /\* dK@wgmma_wait<2>(); /* dK@' test_cuda_attention small wgmma
 emulated 'hopper: Q is free when the first warp is done with it' $hopper \
-    's/(mbarrier_init\(t.q_empty \+ i, )T::WARPS/\11/' test_cuda_attention small wgmma
+    's/(mbarrier_init\(t.empty \+ i, )32 \* T::WARPS/\132/' test_cuda_attention small wgmma
 emulated 'hopper: products wait for the wrong phase of dO' $hopper \
     's/mbarrier_wait\(t.dout_full \+ stage, parity\);/mbarrier_wait(t.dout_full + stage, parity ^ 1);/' \
     test_cuda_attention small wgmma
@@ -353,7 +403,7 @@ emulated 'hopper: dQ is read before it was waited for' $hopper \
 emulated 'hopper: no fence before the products, backward' $hopper \
     's/^( *)wgmma_fence\(\);/\1/' test_cuda_attention small wgmma
 emulated 'hopper: a wrong descriptor of dS' $hopper \
-    's/operand_across<BN>\(ds/operand_across<BM>(ds/' test_cuda_attention small wgmma
+    's/da \+ across_step\(key\)/da + down_step<BN>(key)/' test_cuda_attention small wgmma
 emulated 'hopper: dS over the dS before' $hopper \
     's/bf16 \*ds = t.ds \+ stage \* BM \* BN;/bf16 *ds = t.ds;/' test_cuda_attention small wgmma
 emulated 'hopper: dS without its proxy fence' $hopper \
@@ -365,13 +415,13 @@ emulated 'hopper: dQ without its proxy fence' $hopper \
 emulated 'hopper: dQ over the dQ before' $hopper \
     's/mbarrier_wait\(t.dq_empty \+ stage.*//' test_cuda_attention small wgmma
 emulated 'hopper: dQ is free before it was read' $hopper \
-    's/bulk_wait_read<0>\(\);//' test_cuda_attention small wgmma
+    's/bulk_wait_read<0>\(\);//' test_cuda_attention wgmma
 emulated 'hopper: a turn ends before its sum is there' $hopper \
     's/bulk_wait<0>\(\);//' test_cuda_attention small wgmma
 emulated 'hopper: a sum does not wait for its turn' $hopper \
-    's/^( *)counter_wait\(turn, b.j\);/\1/' test_cuda_attention small wgmma
+    's/^( *)counter_wait\(turn, b.j\);/\1/' test_cuda_attention wgmma
 emulated 'hopper: the last turn does not wait' $hopper \
-    's/counter_wait\(turn_of\(a, b.head \+ h, i\), b.j\)/(void)0/' test_cuda_attention small wgmma
+    's/counter_wait\(turn_of\(a, b.head \+ h, i\), b.j\)/(void)0/' test_cuda_attention wgmma
 emulated 'hopper: the first turn adds to nothing' $hopper \
     's/if \(b.j == 0 \&\& !a.add\) tma_store/if (0) tma_store/' test_cuda_attention small wgmma
 emulated 'hopper: blocks that trust blockIdx' $hopper \

@@ -236,7 +236,8 @@ static void shard_compare(Dataset *d, const uint8_t *bytes, i64 left, int masked
                     uint32_t want = bytes[at] | (uint32_t)bytes[at + 1] << 8;
                     if (s->width == 4) want |= (uint32_t)bytes[at + 2] << 16 | (uint32_t)bytes[at + 3] << 24;
                     if (masked && i == 0 && got[t] == TOKEN_IGNORED) continue;
-                    demand(got[t] >= 0 && (uint32_t)got[t] == want && got[t] < d->vocab, "token %lld is %d, not %u", (long long)t, got[t], want);
+                    demand(got[t] >= 0 && (uint32_t)got[t] == want && got[t] < d->vocab, "token %lld is %d, not %u",
+                           t, got[t], want);
                 }
             }
         bytes += n * s->width, left -= n * s->width;
@@ -314,7 +315,7 @@ static void dataset_one(Input in) {
     dataset_open(&d, file_path("a.bin"), "train", 7, 256);
     dataset_describe(&d, "train", 256);
     const DataOrigin *o = &d.origin;
-    demand(o->listed <= 1 && o->eot >= -1 && o->eot < i64_max(o->vocab, 1), "<eot> %lld", (long long)o->eot);
+    demand(o->listed <= 1 && o->eot >= -1 && o->eot < i64_max(o->vocab, 1), "<eot> %lld", o->eot);
     demand(o->text_bytes >= 0 && o->text_bytes < 1e16, "%g bytes a token", o->text_bytes);
     char dir[PATH_MAX];
     path_folder(dir, d.shard[0].path);
@@ -350,7 +351,8 @@ static void dataset_seeds(void) {
     }
 }
 
-/* ---- safetensors: raw file, or a header text under its right length and data behind it; read as any file, then as a model's -------------- */
+/* ---- safetensors: raw file, or a header text under its right length and data behind it; read as
+   any file, then as a model's                                                                                        */
 
 static Model tiny; /* one layer of llama, whose weights are loaded again and again */
 
@@ -666,8 +668,9 @@ static const struct {
     void (*seeds)(void);
 } TARGETS[] = {{"flags", flags_one, flags_seeds}, {"shard", shard_one, shard_seeds},
                {"dataset", dataset_one, dataset_seeds}, {"safetensors", safetensors_one, safetensors_seeds},
-               {"index", index_one, index_seeds}, {"config", config_one, config_seeds}, {"manifest", manifest_one, manifest_seeds},
-               {"trainer", trainer_one, trainer_seeds}, {"optimizer", optimizer_one, optimizer_seeds}};
+               {"index", index_one, index_seeds}, {"config", config_one, config_seeds},
+               {"manifest", manifest_one, manifest_seeds}, {"trainer", trainer_one, trainer_seeds},
+               {"optimizer", optimizer_one, optimizer_seeds}};
 static int target;
 
 static void jump_back(int code) {

@@ -102,7 +102,8 @@ static void test_targets(void) {
     char directory[64] = "/tmp/odysseus_data_XXXXXX", path[128], masks[128];
     int32_t tokens[N], mask[N];
     Dataset d;
-    for (int i = 0; i < N; i++) tokens[i] = (int32_t)(mix64((uint64_t)i) % 50), mask[i] = mix64((uint64_t)i + N) % 3 > 0;
+    for (int i = 0; i < N; i++)
+        tokens[i] = (int32_t)(mix64((uint64_t)i) % 50), mask[i] = mix64((uint64_t)i + N) % 3 > 0;
     if (!mkdtemp(directory)) FAIL(THIS_RANK, "cannot make %s", directory);
     snprintf(path, sizeof path, "%s/a.bin", directory), snprintf(masks, sizeof masks, "%s/a_mask.bin", directory);
     write_items(path, 20240520, tokens, N, 2);

@@ -574,7 +574,8 @@ static void test_torn_when_loaded(void) {
             late += judged;
             change_file(path, "a flipped bit", at);
         }
-    check(bad == 0 && late > 50 && load_one(&s, &m.z, 3, &why), "a flipped bit in %d places: none is taken, %d are found by loading", tries, late);
+    check(bad == 0 && late > 50 && load_one(&s, &m.z, 3, &why),
+          "a flipped bit in %d places: none is taken, %d are found by loading", tries, late);
     for (int i = 0; i < list.files; i++) list.file[i].head = 0;
     char *text = manifest_text(&list);
     path_join(path, dir, MANIFEST_NAME);
@@ -584,7 +585,8 @@ static void test_torn_when_loaded(void) {
     check(load_one(&s, &m.z, 3, &why), "a manifest that gives no file a head: %s", why.text);
     path_join(path, dir, list.file[list.files - 4].name);
     change_file(path, "a flipped bit", list.file[list.files - 4].bytes - 9);
-    check(!whole_before(&s, 3, 1, &why) && strstr(why.text, list.file[list.files - 4].name), "then all is judged before it is loaded: %s", why.text);
+    check(!whole_before(&s, 3, 1, &why) && strstr(why.text, list.file[list.files - 4].name),
+          "then all is judged before it is loaded: %s", why.text);
     model_close(&m, 1);
     manifest_free(&list);
     saver_free(&s);

@@ -88,8 +88,9 @@ static Config test_config(TestModel model) {
     return llama;
 }
 
-/* How the data is read: no target ignored, one token's targets ignored, whole stretches of the sequence ignored, so that
-   ranks and micro-batches are left without any target, or such stretches and every third target left out by a mask. */
+/* How the data is read: no target ignored, one token's targets ignored, whole stretches of the sequence
+   ignored, so that ranks and micro-batches are left without any target, or such stretches and every
+   third target left out by a mask. */
 typedef enum { IGNORE_NONE, IGNORE_SOME, IGNORE_STRETCHES, IGNORE_MASKED, IGNORES } Ignore;
 
 typedef struct {
@@ -106,10 +107,14 @@ static const char *layout_name(RingLayout l) {
 }
 
 static void case_name(char *out, size_t size, const Case *c) {
-    snprintf(out, size, "%s %s dp %lld ring %lld%s%s head %lld micro-batch %lld%s%s%s%s", c->scheme->name, MODEL_NAMES[c->model], (long long)c->dp,
-             (long long)c->ring, c->ring > 1 ? " " : "", c->ring > 1 ? layout_name(c->layout) : "", (long long)c->head, (long long)c->B,
-             c->ignore == IGNORE_SOME ? " ignored" : "", c->ignore == IGNORE_STRETCHES ? " stretches ignored" : c->ignore == IGNORE_MASKED ? " masked" : "", c->recompute ? " recompute" : "",
-             c->overlap ? "" : " no overlap");
+    snprintf(out, size, "%s %s dp %lld ring %lld%s%s head %lld micro-batch %lld%s%s%s%s", c->scheme->name,
+             MODEL_NAMES[c->model], c->dp, c->ring, c->ring > 1 ? " " : "",
+             c->ring > 1 ? layout_name(c->layout) : "", c->head, c->B,
+             c->ignore == IGNORE_SOME ? " ignored" : "",
+             c->ignore == IGNORE_STRETCHES ? " stretches ignored"
+             : c->ignore == IGNORE_MASKED  ? " masked"
+                                           : "",
+             c->recompute ? " recompute" : "", c->overlap ? "" : " no overlap");
 }
 
 static ModelOptions case_options(const Case *c) {

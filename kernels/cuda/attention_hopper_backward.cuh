@@ -47,13 +47,13 @@ template <int HD, int BM, int BN> struct HopperBackwardTile {
     static constexpr int STAGES = 2, THREADS = 3 * GROUP_THREADS, WARPS = 8;
     static constexpr int Q_N = BM == 64 ? HD / 2 : HD; /* columns of dQ in a warpgroup */
     static constexpr int TILES = 2 * BN * HD + STAGES * (2 * BM * HD + BM * BN);
-    static constexpr int BARRIERS = 1 + 6 * STAGES;
+    static constexpr int BARRIERS = 1 + 5 * STAGES;
     static constexpr int SHARED_BYTES = TILES * (int)sizeof(bf16) + STAGES * (BM * HD + 2 * BM) * (int)sizeof(float) +
                                         BARRIERS * (int)sizeof(Mbarrier) + (int)sizeof(BackwardBlock);
     static_assert(BN == 128 && Q_N == 64, "two warpgroups of 64 keys, and of 64 columns of dQ");
     bf16 *k, *v, *q, *dout, *ds; /* the last three stage after stage, and all below */
     float *dq, *lse, *delta;
-    Mbarrier *kv_full, *q_full, *q_empty, *dout_full, *dout_empty, *dq_full, *dq_empty;
+    Mbarrier *kv_full, *q_full, *dout_full, *empty, *dq_full, *dq_empty;
     BackwardBlock *block;
     static __device__ __forceinline__ HopperBackwardTile make(void) {
         HopperBackwardTile t;
@@ -61,9 +61,8 @@ template <int HD, int BM, int BN> struct HopperBackwardTile {
         t.k = shared, t.v = t.k + BN * HD, t.q = t.v + BN * HD, t.dout = t.q + STAGES * BM * HD,
         t.ds = t.dout + STAGES * BM * HD;
         t.dq = (float *)(t.ds + STAGES * BM * BN), t.lse = t.dq + STAGES * BM * HD, t.delta = t.lse + STAGES * BM;
-        t.kv_full = (Mbarrier *)(t.delta + STAGES * BM), t.q_full = t.kv_full + 1, t.q_empty = t.q_full + STAGES;
-        t.dout_full = t.q_empty + STAGES, t.dout_empty = t.dout_full + STAGES, t.dq_full = t.dout_empty + STAGES,
-        t.dq_empty = t.dq_full + STAGES;
+        t.kv_full = (Mbarrier *)(t.delta + STAGES * BM), t.q_full = t.kv_full + 1, t.dout_full = t.q_full + STAGES;
+        t.empty = t.dout_full + STAGES, t.dq_full = t.empty + STAGES, t.dq_empty = t.dq_full + STAGES;
         t.block = (BackwardBlock *)(t.dq_empty + STAGES);
         return t;
     }
@@ -126,25 +125,21 @@ __device__ __forceinline__ void backward_copies(const HopperBackward &p, const H
         int stage = ring_stage<T::STAGES>(n), parity = ring_parity<T::STAGES>(n) ^ 1;
         AttentionTile tile = attention_tile<BM>(a.q_map, i);
         i64 at = (i64)tile.first * a.rows + b.head + h;
-        float rows[BM / 32];
-        rows_fetch(rows, a.lse + at, a.rows, tile.count, -INFINITY);
-        mbarrier_wait(t.q_empty + stage, parity);
+        float lse[BM / 32], delta[BM / 32];
+        rows_fetch(lse, a.lse + at, a.rows, tile.count, -INFINITY);
+        rows_fetch(delta, a.delta + at, a.rows, tile.count, 0);
+        mbarrier_wait(t.empty + stage, parity);
         if (lane == 0) {
             mbarrier_arrive_expect(t.q_full + stage, BYTES);
             tile_load<BM, HD>(t.q + stage * BM * HD, p.q, a.q_map, i, b.head + h, t.q_full + stage);
-        }
-        UNROLL
-        for (int r = 0; r < BM / 32; r++)
-            t.lse[stage * BM + lane + 32 * r] = rows[r] == -INFINITY ? INFINITY : rows[r] * LOG2_E;
-        mbarrier_arrive(t.q_full + stage);
-        rows_fetch(rows, a.delta + at, a.rows, tile.count, 0);
-        mbarrier_wait(t.dout_empty + stage, parity);
-        if (lane == 0) {
             mbarrier_arrive_expect(t.dout_full + stage, BYTES);
             tile_load<BM, HD>(t.dout + stage * BM * HD, p.dout, a.q_map, i, b.head + h, t.dout_full + stage);
         }
         UNROLL
-        for (int r = 0; r < BM / 32; r++) t.delta[stage * BM + lane + 32 * r] = rows[r];
+        for (int r = 0; r < BM / 32; r++) {
+            t.lse[stage * BM + lane + 32 * r] = lse[r] == -INFINITY ? INFINITY : lse[r] * LOG2_E;
+            t.delta[stage * BM + lane + 32 * r] = delta[r];
+        }
         mbarrier_arrive(t.dout_full + stage);
     }
 }
@@ -328,7 +323,6 @@ __device__ __forceinline__ void backward_products(const HopperBackward &p, const
             if (n + 1 < b.steps) mbarrier_wait(t.q_full + next, ring_parity<T::STAGES>(n + 1));
             wgmma_wait<0>(); /* dV */
             wgmma_hold(flat(dv));
-            warp_arrive(t.dout_empty + stage);
             wgmma_hold(flat(dk));
             wgmma_fence();
             {
@@ -365,7 +359,7 @@ __device__ __forceinline__ void backward_products(const HopperBackward &p, const
             wgmma_wait<0>(); /* dK, and the next S^T */
             wgmma_hold(flat(dk));
             wgmma_hold(flat(s));
-            warp_arrive(t.q_empty + stage);
+            mbarrier_arrive(t.empty + stage);
         }
     }
     for (int i = 0; b.j == 0 && i < b.low; i++)
@@ -385,9 +379,8 @@ __global__ void __launch_bounds__(3 * GROUP_THREADS, 1)
         *t.block = backward_block<BM, BN>(p.a, atomicAdd(p.a.tickets, 1));
         mbarrier_init(t.kv_full, 1);
         for (int i = 0; i < T::STAGES; i++) {
-            /* a warp, and once more for the bulk copy */
-            mbarrier_init(t.q_full + i, 33), mbarrier_init(t.dout_full + i, 33);
-            mbarrier_init(t.q_empty + i, T::WARPS), mbarrier_init(t.dout_empty + i, T::WARPS);
+            mbarrier_init(t.q_full + i, 1), mbarrier_init(t.dout_full + i, 33); /* with lse and delta, 32 lanes */
+            mbarrier_init(t.empty + i, 32 * T::WARPS);
             mbarrier_init(t.dq_full + i, T::WARPS), mbarrier_init(t.dq_empty + i, 1);
         }
         mbarrier_init_fence();
