@@ -2,15 +2,18 @@
 
    file   256 int32 header: magic, version, number of tokens n; then n tokens
           magic 20240520 version 1: uint16 (GPT-2, bytes)      magic 20240801 version 7: uint32 (Llama 3)
-   list   files by the bytes of their names (t_10 before t_2); a file of n tokens holds floor((n-1)/L) sequences, sequence j is its tokens jL .. jL+L, the last a target
+   list   files by the bytes of their names (t_10 before t_2); a file of n tokens holds floor((n-1)/L) sequences,
+          sequence j is its tokens jL .. jL+L, the last a target
    step   s takes sequences s*batch .. s*batch+batch-1 of the list, which starts over at its end - whatever the mesh:
-          sequence (micro * dp + dp_rank) * B + b of them goes to that micro-step, data-parallel group and place in the micro-batch
+          sequence (micro * dp + dp_rank) * B + b of them goes to that micro-step, data-parallel
+          group and place in the micro-batch
    mask   NAME_mask.bin beside NAME.bin, magic 20261126 version 1: a byte a token, 0 where it does not count as a target
-   shuffle  each time through the list (epoch) takes it in an order of its own: a permutation that seed and epoch key, computed place by
-          place, so that nothing is stored and any step can be gone to
+   order  with --shuffle each time through the list (epoch) takes it in an order of its own: a permutation that seed and
+          epoch key, computed place by place, so that nothing is stored and any step can be gone to
 
-   A rank reads the tokens of its own positions and their targets, nothing else. Targets come from the file before anything is
-   split, so a rank's last target is the first token of whoever follows. Offsets are 64 bits; files may be larger than 2^31 tokens. */
+   A rank reads the tokens of its own positions and their targets, nothing else. Targets come from the file before
+   anything is split, so a rank's last target is the first token of whoever follows. Offsets are 64 bits; files may
+   be larger than 2^31 tokens. */
 #ifndef ODYSSEUS_DATA_H
 #define ODYSSEUS_DATA_H
 
@@ -85,8 +88,8 @@ static inline i64 shard_header(const char *path, int *width, const char *flag) {
     /* the header's count is 32 bits; a larger file's own size tells the rest */
     i64 tokens = ((i64)info.st_size - SHARD_HEADER_BYTES) / *width;
     if ((info.st_size - SHARD_HEADER_BYTES) % *width != 0 || (uint32_t)tokens != (uint32_t)header[2])
-        FAIL(EVERYONE, "--%s: %s is damaged: its header promises %u tokens, the file holds %lld; make it again", flag, path,
-             (uint32_t)header[2], tokens);
+        FAIL(EVERYONE, "--%s: %s is damaged: its header promises %u tokens, the file holds %lld; make it again", flag,
+             path, (uint32_t)header[2], tokens);
     return tokens;
 }
 
@@ -113,18 +116,23 @@ static inline void shard_check(Shard *s, const char *flag) {
     char path[PATH_MAX];
     int width;
     s->tokens = shard_header(s->path, &s->width, flag);
-    if (s->width == 1) FAIL(EVERYONE, "--%s: %s is a mask; name the shard of tokens that it lies beside", flag, s->path);
+    if (s->width == 1)
+        FAIL(EVERYONE, "--%s: %s is a mask; name the shard of tokens that it lies beside", flag, s->path);
     mask_path(path, s->path);
     s->masked = path[0] && access(path, F_OK) == 0;
     if (!s->masked) return;
     if (!is_mask(path))
-        FAIL(EVERYONE, "--%s: %s has the name of a mask of %s and is none; make it again, or rename it", flag, path, s->path);
+        FAIL(EVERYONE, "--%s: %s has the name of a mask of %s and is none; make it again, or rename it", flag, path,
+             s->path);
     i64 n = shard_header(path, &width, flag);
     if (n != s->tokens)
-        FAIL(EVERYONE, "--%s: the mask %s is of %lld tokens, its shard has %lld; make them again", flag, path, n, s->tokens);
+        FAIL(EVERYONE, "--%s: the mask %s is of %lld tokens, its shard has %lld; make them again", flag, path, n,
+             s->tokens);
 }
 
-static inline int shard_by_name(const void *a, const void *b) { return strcmp(((const Shard *)a)->path, ((const Shard *)b)->path); }
+static inline int shard_by_name(const void *a, const void *b) {
+    return strcmp(((const Shard *)a)->path, ((const Shard *)b)->path);
+}
 
 /* The files that `pattern` means, in the order of their names' bytes, whatever the locale. A path that exists is itself
    and no pattern: brackets and backslashes are letters of a name, too. */
@@ -134,7 +142,8 @@ static inline void dataset_find(Dataset *d, const char *pattern, const char *fla
     memset(&found, 0, sizeof found);
     int exact = stat(pattern, &info) == 0;
     if (!exact && (glob(pattern, GLOB_NOSORT, NULL, &found) != 0 || found.gl_pathc == 0))
-        FAIL(EVERYONE, "--%s %s: no such file; give a shard or a quoted glob, e.g. \"data/train_*.bin\"", flag, pattern);
+        FAIL(EVERYONE, "--%s %s: no such file; give a shard or a quoted glob, e.g. \"data/train_*.bin\"", flag,
+             pattern);
     int files = exact ? 1 : (int)found.gl_pathc;
     d->shard = (Shard *)host_alloc(sizeof(Shard) * (size_t)files);
     for (int i = 0; i < files; i++)
@@ -145,7 +154,8 @@ static inline void dataset_find(Dataset *d, const char *pattern, const char *fla
     qsort(d->shard, (size_t)d->shards, sizeof(Shard), shard_by_name);
 }
 
-/* Open the files of `pattern`, sorted by name. `flag` (train, val) is for messages. Owner: the caller; dataset_close. */
+/* Open the files of `pattern`, sorted by name. `flag` (train, val) is for messages.
+   Owner: the caller; dataset_close. */
 static inline void dataset_open(Dataset *d, const char *pattern, const char *flag, i64 L, i64 vocab) {
     memset(d, 0, sizeof *d);
     d->L = L, d->vocab = vocab, d->tokens.shard = d->tokens.fd = d->mask.shard = d->mask.fd = -1;
@@ -160,8 +170,10 @@ static inline void dataset_open(Dataset *d, const char *pattern, const char *fla
         d->masked |= s->masked;
     }
     if (d->sequences == 0)
-        FAIL(EVERYONE, "--%s %s: the longest shard has %lld tokens, a sequence of --seq-len %lld needs %lld; lower --seq-len or use longer shards", flag,
-             pattern, (long long)longest, (long long)L, (long long)L + 1);
+        FAIL(EVERYONE,
+             "--%s %s: the longest shard has %lld tokens, a sequence of --seq-len %lld needs %lld; lower --seq-len or "
+             "use longer shards",
+             flag, pattern, longest, L, L + 1);
     d->bytes = (unsigned char *)host_alloc((size_t)(L + 1) * 4);
 }
 
@@ -175,8 +187,9 @@ static inline void dataset_close(Dataset *d) {
     d->tokens.fd = d->mask.fd = -1;
 }
 
-/* Where `place` of 0 .. n-1 goes in the permutation of `key`: a Feistel network of six rounds on the numbers below the next power of
-   four; one that leaves 0 .. n-1 goes through again until it is back (less than four times on average). Black, Rogaway 2002. */
+/* Where `place` of 0 .. n-1 goes in the permutation of `key`: a Feistel network of six rounds on the numbers below
+   the next power of four; one that leaves 0 .. n-1 goes through again until it is back (less than four times on
+   average). Black, Rogaway 2002. */
 static inline i64 permuted(i64 n, uint64_t key, i64 place) {
     int half = 1;
     uint64_t x = (uint64_t)place;
@@ -252,7 +265,8 @@ static inline void dataset_read(Dataset *d, i64 sequence, i64 first, i64 stride,
         i64 value = token_value(bytes + i * stride * s->width, s->width);
         if (value >= d->vocab)
             FAIL(THIS_RANK,
-                 "%s: token %lld at position %lld is outside the vocabulary of %lld; was the shard made for another model?",
+                 "%s: token %lld at position %lld is outside the vocabulary of %lld; was the shard made for another "
+                 "model?",
                  s->path, value, token + i * stride, d->vocab);
         out[i * ld] = (int32_t)value;
     }
@@ -283,10 +297,10 @@ static inline void dataset_column(Dataset *d, i64 sequence, const TokenMap *map,
     }
 }
 
-/* The same, shifted by `shift`, as targets: TOKEN_IGNORED where the mask leaves one out, or it is `ignored`. The targets
-   of the positions of `map` are shifted by 1. */
-static inline void dataset_targets(Dataset *d, i64 sequence, const TokenMap *map, i64 shift, i64 ignored, int32_t *out, i64 b,
-                                   i64 B) {
+/* The same, shifted by `shift`, as targets: TOKEN_IGNORED where the mask leaves one out, or it is `ignored`. The
+   targets of the positions of `map` are shifted by 1. */
+static inline void dataset_targets(Dataset *d, i64 sequence, const TokenMap *map, i64 shift, i64 ignored, int32_t *out,
+                                   i64 b, i64 B) {
     i64 t = 0;
     for (int i = 0; i < 2; i++) {
         const TokenRun *run = &map->run[i];

@@ -321,8 +321,8 @@ static inline void sequences_print(Dataset *d, const Tokenizer *t) {
     fflush(stdout);
 }
 
-/* The same by the tokenizer beside the shards; 0: there is none, or none that this program knows. That ends a process, so
-   it is one of its own. */
+/* The same by the tokenizer beside the shards; 0: there is none, or none that this program knows. That ends a
+   process, so it is one of its own. */
 static inline int sequences_print_text(Dataset *d) {
     char dir[PATH_MAX];
     int status = 0;

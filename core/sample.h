@@ -259,7 +259,7 @@ static inline void sample_plan(Model *m, ModelPrefill prefill) {
     decode_token(m, 0, 0, NULL);
 }
 
-/* ---- text --------------------------------------------------------------------------------------------------------- */
+/* ---- text -------------------------------------------------------------------------------------------------------- */
 
 typedef struct {
     Tokenizer *tokenizer; /* NULL: tokens in and out */
@@ -300,20 +300,24 @@ static inline Prompt prompt_open(const Settings *s, const Config *c, i64 L, cons
     } else {
         p.tokenizer = prompt_tokenizer(model, data, c->vocab);
         if (!p.tokenizer)
-            FAIL(EVERYONE, "--%s: no tokenizer.json, nor vocab.json and merges.txt, beside the model or its data, and with "
-                 "a vocabulary of %lld tokens are no bytes; " BY_TOKENS, p.flag, (long long)c->vocab);
+            FAIL(EVERYONE,
+                 "--%s: no tokenizer.json, nor vocab.json and merges.txt, beside the model or its data, and with "
+                 "a vocabulary of %lld tokens are no bytes; " BY_TOKENS,
+                 p.flag, c->vocab);
         if (s->sample_file) file = file_map(s->sample_file);
         p.tokens = tokenizer_encode(p.tokenizer, p.flag, (const char *)file.bytes, file.size, s->sample_tokens, &p.n);
         if (s->sample_file) file_unmap(&file);
     }
     if (!p.n) FAIL(EVERYONE, "--%s: the prompt is empty; give it at least one character", p.flag);
     if (p.n + s->sample_tokens > L)
-        FAIL(EVERYONE, "--%s: a prompt of %lld tokens and --sample-tokens %lld are more than --seq-len %lld; lower one or "
-             "raise that", p.flag, (long long)p.n, (long long)s->sample_tokens, (long long)L);
+        FAIL(EVERYONE,
+             "--%s: a prompt of %lld tokens and --sample-tokens %lld are more than --seq-len %lld; lower one or raise "
+             "that",
+             p.flag, p.n, s->sample_tokens, L);
     for (i64 i = 0; i < p.n; i++)
         if (p.tokens[i] >= c->vocab)
             FAIL(EVERYONE, "--%s: token %d is none of this model's %lld; is the tokenizer another one's?", p.flag,
-                 p.tokens[i], (long long)c->vocab);
+                 p.tokens[i], c->vocab);
     return p;
 }
 

@@ -23,7 +23,8 @@ static void test_once(void) {
     d.shuffled = 1;
     for (d.sequences = 1; d.sequences < 5000; d.sequences += d.sequences < 300 ? 1 : 97)
         for (i64 epoch = 0; epoch < 3; epoch++) d.seed = 7 * epoch, bad += not_once(&d, epoch), lengths++;
-    check(bad == 0 && lengths > 900, "each sequence once an epoch, in %lld epochs of 1 to 5000 sequences: %lld places are not", (long long)lengths, (long long)bad);
+    check(bad == 0 && lengths > 900,
+          "each sequence once an epoch, in %lld epochs of 1 to 5000 sequences: %lld places are not", lengths, bad);
     d.sequences = ((i64)1 << 40) + 12345;
     for (i64 i = 0; i < 1000; i++) bad += dataset_sequence(&d, i) < 0 || dataset_sequence(&d, i) >= d.sequences;
     check(bad == 0, "2^40 sequences: within them");
@@ -32,7 +33,8 @@ static void test_once(void) {
     check(bad == 0, "off: the order of the list");
 }
 
-/* Counts of what n places share by chance have a mean and a spread; the seeds are fixed, so these are numbers and no odds. */
+/* Counts of what n places share by chance have a mean and a spread; the seeds are fixed, so
+   these are numbers and no odds. */
 static void test_no_pattern(void) {
     enum { N = 1000, EPOCHS = 400 };
     static int first[N];
@@ -52,13 +54,15 @@ static void test_no_pattern(void) {
             sum += (double)(i * s);
         }
     /* each is expected EPOCHS times, with a deviation of 20 */
-    check(followed > 300 && followed < 500, "a sequence follows its neighbour %lld times, %d by chance", (long long)followed, EPOCHS);
-    check(stayed > 300 && stayed < 500, "one stands at its own place %lld times, %d by chance", (long long)stayed, EPOCHS);
-    check(again > 300 && again < 500, "two epochs agree at %lld places, %d by chance", (long long)again, EPOCHS);
-    check(same_seed > 300 && same_seed < 500, "two seeds agree at %lld places, %d by chance", (long long)same_seed, EPOCHS);
+    check(followed > 300 && followed < 500, "a sequence follows its neighbour %lld times, %d by chance", followed,
+          EPOCHS);
+    check(stayed > 300 && stayed < 500, "one stands at its own place %lld times, %d by chance", stayed, EPOCHS);
+    check(again > 300 && again < 500, "two epochs agree at %lld places, %d by chance", again, EPOCHS);
+    check(same_seed > 300 && same_seed < 500, "two seeds agree at %lld places, %d by chance", same_seed, EPOCHS);
     for (int i = 0; i < N; i++) largest = i64_max(largest, first[i]);
-    check(largest < 7, "no sequence is first in more than %lld of %d epochs", (long long)largest, EPOCHS);
-    double mean = (N - 1) / 2.0, covariance = sum / ((double)N * EPOCHS) - mean * mean, variance = ((double)N * N - 1) / 12;
+    check(largest < 7, "no sequence is first in more than %lld of %d epochs", largest, EPOCHS);
+    double mean = (N - 1) / 2.0, covariance = sum / ((double)N * EPOCHS) - mean * mean,
+           variance = ((double)N * N - 1) / 12;
     check(fabs(covariance / variance) < 0.01, "place and sequence are correlated by %.4f", covariance / variance);
 }
 
@@ -98,7 +102,8 @@ static void test_targets(void) {
     char directory[64] = "/tmp/odysseus_data_XXXXXX", path[128], masks[128];
     int32_t tokens[N], mask[N];
     Dataset d;
-    for (int i = 0; i < N; i++) tokens[i] = (int32_t)(mix64((uint64_t)i) % 50), mask[i] = mix64((uint64_t)i + N) % 3 > 0;
+    for (int i = 0; i < N; i++)
+        tokens[i] = (int32_t)(mix64((uint64_t)i) % 50), mask[i] = mix64((uint64_t)i + N) % 3 > 0;
     if (!mkdtemp(directory)) FAIL(THIS_RANK, "cannot make %s", directory);
     snprintf(path, sizeof path, "%s/a.bin", directory), snprintf(masks, sizeof masks, "%s/a_mask.bin", directory);
     write_items(path, 20240520, tokens, N, 2);
