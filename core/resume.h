@@ -161,7 +161,7 @@ static const char *const RESUME_FREE[] = {
     "model", "arch", "layers", "dim", "heads", "kv-heads", "ffn", "vocab", "max-pos", "rope-theta", "tied-head", "train", "val", "micro-batch", "sp",
     "dp", "ring", "ring-layout", "overlap", "comm", "comm-timeout", "threads", "recompute", "selfcheck", "eval-every", "eval-batches", "log-every",
     "save-every", "save-async", "save", "keep", "keep-every", "resume", "resume-with-changes", "max-hours", "out", "init-only", "dump-grads", "trace", "peak-tflops",
-    "sample", "sample-file", "sample-ids", "sample-tokens", "sample-every", "temperature", "top-p", "dry-run", "world", "help",
+    "eval-task", "eval-trials", "eval-file", "sample", "sample-file", "sample-ids", "sample-tokens", "sample-every", "temperature", "top-p", "dry-run", "world", "help",
 };
 
 static inline int resume_free(const char *flag) {

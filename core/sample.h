@@ -259,12 +259,12 @@ static inline void sample_plan(Model *m, ModelPrefill prefill) {
     decode_token(m, 0, 0, NULL);
 }
 
-/* ---- text --------------------------------------------------------------------------------------------------------- */
+/* ---- text -------------------------------------------------------------------------------------------------------- */
 
 typedef struct {
-    Tokenizer *tokenizer; /* NULL: tokens in and out */
-    const char *flag;     /* that has brought it */
-    int32_t *tokens;      /* with room for what follows */
+    const Tokenizer *tokenizer; /* NULL: tokens in and out */
+    const char *flag;           /* that has brought it */
+    int32_t *tokens;            /* with room for what follows */
     i64 n;
 } Prompt;
 
@@ -291,35 +291,31 @@ static inline int32_t *prompt_ids(const char *text, i64 room, i64 *n) {
     return tokens;
 }
 
-/* The prompt of --sample, --sample-file or --sample-ids. Owner: caller; prompt_free. */
-static inline Prompt prompt_open(const Settings *s, const Config *c, i64 L, const char *model, const char *data) {
+/* The prompt of --sample or --sample-file by the tokenizer (NULL: there is none), or of --sample-ids. Owner of its
+   tokens: caller; free. */
+static inline Prompt prompt_open(const Settings *s, const Config *c, i64 L, const Tokenizer *tokenizer) {
     FileMap file = {(const unsigned char *)s->sample, s->sample ? (i64)strlen(s->sample) : 0};
     Prompt p = {NULL, s->sample ? "sample" : s->sample_file ? "sample-file" : "sample-ids", NULL, 0};
     if (s->sample_ids) {
         p.tokens = prompt_ids(s->sample_ids, s->sample_tokens, &p.n);
     } else {
-        p.tokenizer = prompt_tokenizer(model, data, c->vocab);
+        p.tokenizer = tokenizer;
         if (!p.tokenizer)
-            FAIL(EVERYONE, "--%s: no tokenizer.json, nor vocab.json and merges.txt, beside the model or its data, and with "
-                 "a vocabulary of %lld tokens are no bytes; " BY_TOKENS, p.flag, (long long)c->vocab);
+            FAIL(EVERYONE, "--%s: no tokenizer.json, nor vocab.json and merges.txt, beside the model or its data, and "
+                 "with a vocabulary of %lld tokens are no bytes; " BY_TOKENS, p.flag, (long long)c->vocab);
         if (s->sample_file) file = file_map(s->sample_file);
         p.tokens = tokenizer_encode(p.tokenizer, p.flag, (const char *)file.bytes, file.size, s->sample_tokens, &p.n);
         if (s->sample_file) file_unmap(&file);
     }
     if (!p.n) FAIL(EVERYONE, "--%s: the prompt is empty; give it at least one character", p.flag);
     if (p.n + s->sample_tokens > L)
-        FAIL(EVERYONE, "--%s: a prompt of %lld tokens and --sample-tokens %lld are more than --seq-len %lld; lower one or "
-             "raise that", p.flag, (long long)p.n, (long long)s->sample_tokens, (long long)L);
+        FAIL(EVERYONE, "--%s: a prompt of %lld tokens and --sample-tokens %lld are more than --seq-len %lld; lower one "
+             "or raise that", p.flag, (long long)p.n, (long long)s->sample_tokens, (long long)L);
     for (i64 i = 0; i < p.n; i++)
         if (p.tokens[i] >= c->vocab)
             FAIL(EVERYONE, "--%s: token %d is none of this model's %lld; is the tokenizer another one's?", p.flag,
                  p.tokens[i], (long long)c->vocab);
     return p;
-}
-
-static inline void prompt_free(Prompt *p) {
-    if (p->tokenizer) tokenizer_close(p->tokenizer);
-    free(p->tokens);
 }
 
 /* Print text (n bytes); what is no character, or would steer a terminal, becomes a question mark. */
