@@ -1,18 +1,19 @@
 /* ulysses.h - DeepSpeed-Ulysses: two all-to-alls turn tokens into heads and back; all weights by ZeRO-3.
 
-   x (T, B, C), T = L/(R N) -> q (T, B, h, HS), kv (T, B, 2, k, HS)        projections on the own tokens, rotated, packed by receiver
-        all-to-all             q (L/R, B, h/N, HS), kv (L/R, B, 2, k/N, HS) all tokens of this rank's heads
-        attention              out (L/R, B, h/N, HS)                        over the ring, if there is one (USP)
-        all-to-all back        out (T, B, h, HS) -> output projection on the own tokens
+   x (T, B, C), T = L/(R N) -> q (T, B, h, HS), kv (T, B, 2, k, HS)   projections on the own tokens, rotated, packed
+        all-to-all        q (L/R, B, h/N, HS), kv (L/R, B, 2, k/N, HS)   all tokens of this rank's heads
+        attention         out (L/R, B, h/N, HS)                          over the ring, if there is one (USP)
+        all-to-all back   out (T, B, h, HS) -> output projection on the own tokens
 
-   Fewer KV heads than ranks: a KV head is sent to every rank whose query heads read it, and the gradients of those copies
-   are added on the way back. Backward is the same picture in reverse; q, kv and both forms of out are kept, nothing is sent twice.
+   Fewer KV heads than ranks: a KV head is sent to every rank whose query heads read it, and the gradients of
+   those copies are added on the way back. Backward is the same picture in reverse; q, kv and both forms of out
+   are kept, nothing is sent twice.
 
    Jacobs et al. 2023, arXiv:2309.14509; with a ring: Fang, Zhao 2024, arXiv:2405.07719
 
    per rank  q, out (L/R, B, h/N, HS)  kv (L/R, B, 2, max(1, k/N), HS)  out_local (T, B, C)
-   traffic   of a layer and rank, elements, c = (N-1)/N, g = max(k, N)/h: q, kv, out forward and their gradients backward:
-             (4 + 4g) c L d / (R N); weights 3c((2 + 2g) d^2 + m d i) by ZeRO                                             */
+   traffic   of a layer and rank, elements, c = (N-1)/N, g = max(k, N)/h: q, kv, out forward and their gradients
+             backward: (4 + 4g) c L d / (R N); weights 3c((2 + 2g) d^2 + m d i) by ZeRO                               */
 #ifndef ODYSSEUS_ULYSSES_H
 #define ODYSSEUS_ULYSSES_H
 
@@ -40,8 +41,10 @@ static inline void ulysses_attention_forward(Model *m, AttentionSaved *s, real *
     i64 rows = own_rows(m), N = head->size, HS = c->head_dim;
     Tag t = tag(BLOCK_ATTENTION, m->phase, WHAT_ACTIVATION);
     ArenaMark mark = arena_mark(&m->arena);
-    real *q = take_real(m, MEM_WORKSPACE, rows * c->dim), *kv = take_real(m, MEM_WORKSPACE, rows * 2 * c->kv_heads * HS);
-    real *q_send = take_real(m, MEM_COMM, N * ulysses_q_part(m)), *kv_send = take_real(m, MEM_COMM, N * ulysses_kv_part(m));
+    real *q = take_real(m, MEM_WORKSPACE, rows * c->dim),
+         *kv = take_real(m, MEM_WORKSPACE, rows * 2 * c->kv_heads * HS);
+    real *q_send = take_real(m, MEM_COMM, N * ulysses_q_part(m)),
+         *kv_send = take_real(m, MEM_COMM, N * ulysses_kv_part(m));
     project_q(m, q, xn, rows, c->heads);
     queries_pack(&m->dev, q_send, q, m->rope, rows, m->B, c->heads, HS, N);
     Request *sent = comm_all_to_all_start(&m->fabric, head, t, s->q, q_send, ulysses_q_part(m), DTYPE_REAL);
@@ -52,13 +55,16 @@ static inline void ulysses_attention_forward(Model *m, AttentionSaved *s, real *
     m->context->forward(m, s);
     comm_wait(&m->fabric, comm_all_to_all_start(&m->fabric, head, t, q_send, s->out, ulysses_q_part(m), DTYPE_REAL));
     parts_merge(&m->dev, s->out_local, q_send, N, rows, m->heads_l * HS);
-    linear_forward(&m->dev, out, c->dim, s->out_local, m->zero.weight[T_O], m->zero.weight[T_O_BIAS], rows, c->dim, c->dim);
+    linear_forward(&m->dev, out, c->dim, s->out_local, m->zero.weight[T_O], m->zero.weight[T_O_BIAS], rows, c->dim,
+                   c->dim);
     arena_release(&m->arena, mark);
 }
 
-/* Each exchange starts as soon as what it carries is there, and flies under work that does not need it: dout under the output
-   projection's weight gradient, dq and the ring's last hop under each other, dkv under the query projection's backward. */
-static inline void ulysses_attention_backward(Model *m, AttentionSaved *s, real *dxn, const real *dout, const real *xn) {
+/* Each exchange starts as soon as what it carries is there, and flies under work that does not need it: dout
+   under the output projection's weight gradient, dq and the ring's last hop under each other, dkv under the
+   query projection's backward. */
+static inline void ulysses_attention_backward(Model *m, AttentionSaved *s, real *dxn, const real *dout,
+                                              const real *xn) {
     const Comm *head = &m->mesh.head;
     if (head->size == 1) {
         local_attention_backward(m, s, dxn, dout, xn);
@@ -69,10 +75,13 @@ static inline void ulysses_attention_backward(Model *m, AttentionSaved *s, real 
     i64 rows = own_rows(m), N = head->size, HS = c->head_dim, q_part = ulysses_q_part(m), kv_part = ulysses_kv_part(m);
     Tag t = tag(BLOCK_ATTENTION, PHASE_BACKWARD, WHAT_ACTIVATION);
     ArenaMark mark = arena_mark(&m->arena);
-    real *dq = take_real(m, MEM_WORKSPACE, rows * c->dim), *dkv = take_real(m, MEM_WORKSPACE, rows * 2 * c->kv_heads * HS);
-    real *q_parts = take_real(m, MEM_COMM, N * q_part), *kv_parts = take_real(m, MEM_COMM, N * kv_part), *dout_heads = take_real(m, MEM_COMM, N * q_part);
+    real *dq = take_real(m, MEM_WORKSPACE, rows * c->dim),
+         *dkv = take_real(m, MEM_WORKSPACE, rows * 2 * c->kv_heads * HS);
+    real *q_parts = take_real(m, MEM_COMM, N * q_part), *kv_parts = take_real(m, MEM_COMM, N * kv_part),
+         *dout_heads = take_real(m, MEM_COMM, N * q_part);
     real *dq_heads = take_real(m, MEM_WORKSPACE, N * q_part), *dkv_heads = take_real(m, MEM_WORKSPACE, N * kv_part);
-    linear_backward_input(&m->dev, dq, dout, c->dim, m->zero.weight[T_O], rows, c->dim, c->dim, 0); /* by tokens, in dq's place until that is made */
+    /* by tokens, in dq's place until that is made */
+    linear_backward_input(&m->dev, dq, dout, c->dim, m->zero.weight[T_O], rows, c->dim, c->dim, 0);
     parts_split(&m->dev, q_parts, dq, N, rows, m->heads_l * HS);
     Request *flying = comm_all_to_all_start(&m->fabric, head, t, dout_heads, q_parts, q_part, DTYPE_REAL);
     linear_backward_weight(&m->dev, g[T_O], s->out_local, dout, c->dim, rows, c->dim, c->dim);

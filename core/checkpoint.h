@@ -2,12 +2,15 @@
 
    read    config.json   -> Config            keys we know are checked, what we do not implement is refused by name
            *.safetensors -> z->master, param  each rank converts, out of the mapped files, the elements that it owns
-   write   z->master     -> model.safetensors pieces of 16M elements: zero, put in what this rank owns, collect by bitwise or
-                                              on rank 0 (every element has one owner), which appends them to the file
+   write   z->master     -> model.safetensors pieces of 16M elements: zero, put in what this rank owns,
+                                              collect by bitwise or on rank 0 (every element has one owner),
+                                              which appends them to the file
 
-   In between stands one map: element (row, col) of our tensor is element base + row row_step + col col_step of the file's, which
-   covers GPT-2's (in, out) matrices and its fused c_attn; tensor_owned() gives the runs. So files know nothing of the mesh.
-   Host memory: one piece a rank. Wolf et al. 2020 (transformers), arXiv:1910.03771; Rajbhandari et al. 2019, arXiv:1910.02054. */
+   In between stands one map: element (row, col) of our tensor is element base + row row_step + col col_step of
+   the file's, which covers GPT-2's (in, out) matrices and its fused c_attn; tensor_owned() gives the runs. So
+   files know nothing of the mesh.
+   Host memory: one piece a rank. Wolf et al. 2020 (transformers), arXiv:1910.03771; Rajbhandari et
+   al. 2019, arXiv:1910.02054. */
 #ifndef ODYSSEUS_CHECKPOINT_H
 #define ODYSSEUS_CHECKPOINT_H
 
@@ -16,7 +19,7 @@
 #include "safetensors.h"
 #include "zero.h"
 
-/* ---- config.json: typed access --------------------------------------------------------------------------------------- */
+/* ---- config.json: typed access ----------------------------------------------------------------------------------- */
 
 /* An object in a JSON file; `within` is its place there ("" or "rope_scaling."), for messages. */
 typedef struct {
@@ -40,7 +43,9 @@ static inline const cJSON *json_given(const JsonAt *j, const char *key) {
     return item;
 }
 
-static inline void json_missing(const JsonAt *j, const char *key) { FAIL(EVERYONE, "%s: %s%s is missing", j->path, j->within, key); }
+static inline void json_missing(const JsonAt *j, const char *key) {
+    FAIL(EVERYONE, "%s: %s%s is missing", j->path, j->within, key);
+}
 
 static inline double json_real(const JsonAt *j, const char *key, double fallback, double min, double max) {
     const cJSON *item = json_given(j, key);
@@ -74,17 +79,20 @@ static inline const char *json_text(const JsonAt *j, const char *key, const char
     const cJSON *item = json_given(j, key);
     if (!item && !fallback) json_missing(j, key);
     if (!item) return fallback;
-    if (!cJSON_IsString(item) || !text_is_printable(item->valuestring)) FAIL(EVERYONE, "%s: %s%s is not a text", j->path, j->within, key);
+    if (!cJSON_IsString(item) || !text_is_printable(item->valuestring))
+        FAIL(EVERYONE, "%s: %s%s is not a text", j->path, j->within, key);
     return item->valuestring;
 }
 
-/* A switch that changes the model in a way we have not implemented: it must stand at `wanted`, which is also its default. */
+/* A switch that changes the model in a way we have not implemented: it must stand at
+   `wanted`, which is also its default. */
 static inline void json_demand(const JsonAt *j, const char *key, int wanted) {
     if (json_flag(j, key, wanted) != wanted)
-        FAIL(EVERYONE, "%s: %s%s %s is not implemented; only %s is", j->path, j->within, key, wanted ? "false" : "true", wanted ? "true" : "false");
+        FAIL(EVERYONE, "%s: %s%s %s is not implemented; only %s is", j->path, j->within, key, wanted ? "false" : "true",
+             wanted ? "true" : "false");
 }
 
-/* ---- config.json -> Config --------------------------------------------------------------------------------------------- */
+/* ---- config.json -> Config --------------------------------------------------------------------------------------- */
 
 /* What a file leaves to transformers' defaults, for one note. */
 typedef struct {
@@ -99,13 +107,13 @@ static inline i64 config_size(const JsonAt *j, const char *key, const char *othe
     if (item || alias) {
         i64 n = json_int(j, item ? key : other, fallback, min, max);
         if (item && alias && json_int(j, other, fallback, min, max) != n)
-            FAIL(EVERYONE, "%s: %s is %lld, but %s, its other name, is %g; keep one", j->path, key, (long long)n, other,
+            FAIL(EVERYONE, "%s: %s is %lld, but %s, its other name, is %g; keep one", j->path, key, n, other,
                  alias->valuedouble);
         return n;
     }
     char *end = defaults->text + strlen(defaults->text);
     size_t left = sizeof defaults->text - (size_t)(end - defaults->text);
-    snprintf(end, left, "%s%s %lld", end > defaults->text ? ", " : "", key, (long long)fallback);
+    snprintf(end, left, "%s%s %lld", end > defaults->text ? ", " : "", key, fallback);
     return fallback;
 }
 
@@ -234,8 +242,9 @@ static inline void config_read_llama(Config *c, const JsonAt *j, ConfigDefaults 
     json_demand(j, "mlp_bias", 0);
     i64 head_dim = json_int_or_null(j, "head_dim", 0, 1, 1 << 20);
     if (head_dim && head_dim * c->heads != c->dim)
-        FAIL(EVERYONE, "%s: head_dim %lld is not hidden_size / num_attention_heads (%lld / %lld), which is not implemented", j->path,
-             (long long)head_dim, (long long)c->dim, (long long)c->heads);
+        FAIL(EVERYONE,
+             "%s: head_dim %lld is not hidden_size / num_attention_heads (%lld / %lld), which is not implemented",
+             j->path, head_dim, c->dim, c->heads);
     config_read_rope(c, j);
     if (json_item(j, dropout[0])) config_note_dropout(j, dropout, COUNT_OF(dropout));
 }
@@ -274,7 +283,8 @@ static inline void checkpoint_read_config(Config *c, const char *dir) {
         if (defaults.text[0])
             fprintf(stderr, "train_gpt: note: %s leaves to transformers' defaults: %s\n", path, defaults.text);
         if (json_item(&j, "sliding_window"))
-            fprintf(stderr, "train_gpt: note: %s: sliding_window has no effect in %s: attention sees all before a token\n",
+            fprintf(stderr,
+                    "train_gpt: note: %s: sliding_window has no effect in %s: attention sees all before a token\n",
                     path, type);
         char adapter[PATH_MAX];
         path_join(adapter, dir, "adapter_config.json");
@@ -302,7 +312,7 @@ static inline MendText checkpoint_no_directory(const char *path) {
     return t;
 }
 
-/* ---- weights in: from files, from a seed ------------------------------------------------------------------------------- */
+/* ---- weights in: from files, from a seed ------------------------------------------------------------------------- */
 
 #ifndef CHECKPOINT_PIECE /* a test makes it small */
 #define CHECKPOINT_PIECE ((i64)1 << 22) /* elements on the host at a time, by each thread that reads: at most 32 MB */
@@ -313,7 +323,8 @@ typedef struct {
     const Safetensor *from; /* NULL: the initial value */
     HfPlace place;
     uint64_t key;
-    accum *part; /* on the host: a piece of this rank's part of the tensor, which begins at `begin` of the flat buffers */
+    /* on the host: a piece of this rank's part of the tensor, which begins at `begin` of the flat buffers */
+    accum *part;
     i64 begin;
 } WeightFill;
 
@@ -344,8 +355,8 @@ static inline void weight_fill(Zero *z, const Tensor *t, WeightFill *f) {
     free(f->part);
 }
 
-/* The initial weights of `seed`: the same fp32 numbers on every mesh and in every build. Threads take tensors as they come: each
-   number depends on its place alone. */
+/* The initial weights of `seed`: the same fp32 numbers on every mesh and in every build. Threads take tensors as they
+   come: each number depends on its place alone. */
 static inline void zero_initialise(Zero *z, i64 seed) {
 #pragma omp parallel for num_threads(z->dev->host_threads) schedule(dynamic, 1)
     for (int i = 0; i < z->tensors; i++) {
@@ -406,13 +417,16 @@ static inline void checkpoint_open(SafetensorSet *s, const char *dir) {
 }
 
 /* The tensor that `t` is (a part of), of the right type and shape. */
-static inline const Safetensor *checkpoint_need(const SafetensorSet *s, const char *dir, const Tensor *t, const HfPlace *place) {
+static inline const Safetensor *checkpoint_need(const SafetensorSet *s, const char *dir, const Tensor *t,
+                                                const HfPlace *place) {
     char name[HF_NAME_MAX];
     tensor_hf_name(name, t->spec, t->layer);
     const Safetensor *found = checkpoint_find(s, name);
     if (!found && t->spec->role == T_LM_HEAD)
-        FAIL(EVERYONE, "%s: the model's head is not tied, but tensor %s is missing; if it shares the embedding, config.json must say "
-                       "\"tie_word_embeddings\": true", dir, name);
+        FAIL(EVERYONE,
+             "%s: the model's head is not tied, but tensor %s is missing; if it shares the embedding, config.json must "
+             "say \"tie_word_embeddings\": true",
+             dir, name);
     if (!found) FAIL(EVERYONE, "%s: tensor %s is missing", s->files == 1 ? s->file[0].path : dir, name);
     if (!safetensor_is_float(found))
         FAIL(EVERYONE, "%s: tensor %s has dtype %s; weights can be F32, F16, BF16 or F64", found->path, found->name,
@@ -437,7 +451,8 @@ static inline int checkpoint_is_buffer(const Config *c, const char *key) {
     return 0;
 }
 
-/* A head beside a tied embedding must be the same numbers, or somebody's weights would be dropped. Rank 0 reads both. */
+/* A head beside a tied embedding must be the same numbers, or somebody's weights would be
+   dropped. Rank 0 reads both. */
 static inline void checkpoint_check_tied_head(const Zero *z, const SafetensorSet *s, const Safetensor *head, int rank) {
     if (rank != 0) return;
     const Safetensor *wte = checkpoint_find(s, z->config->arch == ARCH_GPT2 ? "wte.weight" : "embed_tokens.weight");
@@ -470,8 +485,8 @@ static inline void checkpoint_load(Zero *z, const char *dir, int rank) {
             FAIL(EVERYONE, "%s: tensor %.200s is an adapter's (LoRA), not the model's; %s", extra->path, extra->name,
                  mend_text(MEND_MERGE, dir).text);
         if (strcmp(extra->key, "lm_head.weight") != 0 || !z->config->tied)
-            FAIL(EVERYONE, "%s: tensor %.200s is no part of this model (%lld layers); it would be lost", extra->path, extra->name,
-                 (long long)z->config->layers);
+            FAIL(EVERYONE, "%s: tensor %.200s is no part of this model (%lld layers); it would be lost", extra->path,
+                 extra->name, z->config->layers);
         checkpoint_check_tied_head(z, &s, extra, rank);
     }
     if (wrapped && rank == 0)
@@ -488,7 +503,7 @@ static inline void checkpoint_load(Zero *z, const char *dir, int rank) {
     safetensors_close(&s);
 }
 
-/* ---- weights out ------------------------------------------------------------------------------------------------------- */
+/* ---- weights out ------------------------------------------------------------------------------------------------- */
 
 /* One tensor of the file: `spec` is the first of its parts, all in `block`. */
 typedef struct {
@@ -505,7 +520,8 @@ static inline HfTensor *checkpoint_list(const Zero *z, int *count) {
     HfTensor *list = (HfTensor *)host_alloc((size_t)z->tensors * sizeof(HfTensor));
     for (int b = 0; b < z->blocks; b++)
         for (int i = 0; i < specs; i++) {
-            if (spec[i].block != z->block[b].kind || spec[i].hf_part != 0 || !tensor_exists(&spec[i], z->config)) continue;
+            if (spec[i].block != z->block[b].kind || spec[i].hf_part != 0 || !tensor_exists(&spec[i], z->config))
+                continue;
             HfTensor *t = &list[n++];
             tensor_hf_name(t->name, &spec[i], z->block[b].layer);
             t->spec = &spec[i], t->block = b, t->place = tensor_hf_place(&spec[i], z->config);
@@ -537,7 +553,9 @@ static inline void weight_piece_run(void *context, const Tensor *t, i64 row, i64
 }
 
 /* Is `t` (a part of) `hf`? q, k and v of gpt2 share one name. */
-static inline int weight_belongs(const Tensor *t, const HfTensor *hf) { return strcmp(t->spec->hf_name, hf->spec->hf_name) == 0; }
+static inline int weight_belongs(const Tensor *t, const HfTensor *hf) {
+    return strcmp(t->spec->hf_name, hf->spec->hf_name) == 0;
+}
 
 /* What this rank owns of `hf`, out of the device's `flat`: from *begin on. Owner: caller; free. */
 static inline accum *weight_parts(const Zero *z, const accum *flat, const HfTensor *hf, i64 *begin) {
@@ -555,8 +573,8 @@ static inline accum *weight_parts(const Zero *z, const accum *flat, const HfTens
 }
 
 /* Elements [first, end) of `hf` on rank 0, in buf; `part` and `begin` as weight_parts gave them. */
-static inline void checkpoint_collect(const Zero *z, Wire world, const accum *part, i64 begin, const HfTensor *hf, i64 first, i64 end,
-                                      SafetensorType type, void *buf) {
+static inline void checkpoint_collect(const Zero *z, Wire world, const accum *part, i64 begin, const HfTensor *hf,
+                                      i64 first, i64 end, SafetensorType type, void *buf) {
     WeightPiece p;
     memset(&p, 0, sizeof p);
     p.part = part, p.begin = begin, p.first = first, p.end = end;
@@ -575,7 +593,8 @@ static inline void checkpoint_collect(const Zero *z, Wire world, const accum *pa
 
 /* `flat` (z->master, z->grad, ...) as the safetensors file `path` with HF names and shapes, of type ST_F32 or ST_F64.
    Collective over `world`; rank 0 writes. */
-static inline void checkpoint_write_tensors(const Zero *z, Wire world, const char *path, const accum *flat, SafetensorType type) {
+static inline void checkpoint_write_tensors(const Zero *z, Wire world, const char *path, const accum *flat,
+                                            SafetensorType type) {
     int n, writes = wire_rank(world) == 0;
     HfTensor *list = checkpoint_list(z, &n);
     SafetensorPlan *plan = (SafetensorPlan *)host_alloc((size_t)n * sizeof(SafetensorPlan));
@@ -607,7 +626,7 @@ static inline void checkpoint_write_tensors(const Zero *z, Wire world, const cha
     free(list);
 }
 
-/* ---- Config -> config.json ---------------------------------------------------------------------------------------------- */
+/* ---- Config -> config.json --------------------------------------------------------------------------------------- */
 
 /* A number that stays one with a point in it: Python tells 10000 from 10000.0. */
 static inline void json_add_real(cJSON *object, const char *key, double value) {
@@ -620,9 +639,15 @@ static inline void json_add_real(cJSON *object, const char *key, double value) {
     json_made(cJSON_AddRawToObject(object, key, text));
 }
 
-static inline void json_add_int(cJSON *object, const char *key, i64 value) { json_made(cJSON_AddNumberToObject(object, key, (double)value)); }
-static inline void json_add_flag(cJSON *object, const char *key, int value) { json_made(cJSON_AddBoolToObject(object, key, value)); }
-static inline void json_add_text(cJSON *object, const char *key, const char *value) { json_made(cJSON_AddStringToObject(object, key, value)); }
+static inline void json_add_int(cJSON *object, const char *key, i64 value) {
+    json_made(cJSON_AddNumberToObject(object, key, (double)value));
+}
+static inline void json_add_flag(cJSON *object, const char *key, int value) {
+    json_made(cJSON_AddBoolToObject(object, key, value));
+}
+static inline void json_add_text(cJSON *object, const char *key, const char *value) {
+    json_made(cJSON_AddStringToObject(object, key, value));
+}
 
 static inline void config_write_gpt2(cJSON *j, const Config *c) {
     json_add_int(j, "n_layer", c->layers);
@@ -676,7 +701,8 @@ static inline char *checkpoint_config_text(const Config *c) {
     if (gpt2) config_write_gpt2(j, c);
     else config_write_llama(j, c);
     static const char *const ids[] = {"bos_token_id", "eos_token_id"};
-    for (int i = 0; i < COUNT_OF(ids); i++) /* belong to a tokenizer, which we do not know: null, lest the defaults be taken for ours */
+    /* belong to a tokenizer, which we do not know: null, lest the defaults be taken for ours */
+    for (int i = 0; i < COUNT_OF(ids); i++)
         if (gpt2 && c->vocab == 50257) json_add_int(j, ids[i], 50256);
         else json_made(cJSON_AddNullToObject(j, ids[i]));
     char *text = cJSON_Print(j);
@@ -695,16 +721,18 @@ static inline void checkpoint_write_config(const Config *c, const char *path) {
     cJSON_free(text);
 }
 
-/* The weights as a Hugging Face directory; collective over `world`. An earlier model there is not overwritten. config.json
-   comes last: a directory that has one is complete. */
+/* The weights as a Hugging Face directory; collective over `world`. An earlier model there is not overwritten.
+   config.json comes last: a directory that has one is complete. */
 static inline void checkpoint_write(const Zero *z, Wire world, const char *dir) {
     static const char *const names[] = {"config.json", "model.safetensors", "model.safetensors.index.json"};
     char path[PATH_MAX];
     if (wire_rank(world) == 0) {
-        if (mkdir(dir, 0777) != 0 && errno != EEXIST) FAIL(THIS_RANK, "%s: cannot create this directory: %s", dir, strerror(errno));
+        if (mkdir(dir, 0777) != 0 && errno != EEXIST)
+            FAIL(THIS_RANK, "%s: cannot create this directory: %s", dir, strerror(errno));
         for (int i = 0; i < COUNT_OF(names); i++) {
             path_join(path, dir, names[i]);
-            if (path_exists(path)) FAIL(THIS_RANK, "%s already holds a model (%s); remove it or choose another directory", dir, names[i]);
+            if (path_exists(path))
+                FAIL(THIS_RANK, "%s already holds a model (%s); remove it or choose another directory", dir, names[i]);
         }
     }
     path_join(path, dir, "model.safetensors");

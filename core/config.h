@@ -1,7 +1,8 @@
 /* config.h - what model: architecture, sizes, presets.
 
    Names of sizes follow the papers: d = dim, i = ffn, h = heads, k = kv_heads. head_dim = dim / heads.
-   GPT-2: Radford et al. 2019. Llama: Touvron et al. 2023, arXiv:2302.13971, arXiv:2307.09288; Llama 3: arXiv:2407.21783. */
+   GPT-2: Radford et al. 2019. Llama: Touvron et al. 2023, arXiv:2302.13971,
+   arXiv:2307.09288; Llama 3: arXiv:2407.21783. */
 #ifndef ODYSSEUS_CONFIG_H
 #define ODYSSEUS_CONFIG_H
 
@@ -28,7 +29,8 @@ typedef struct {
     Config config;
 } Preset;
 
-#define GPT2(layers, dim, heads) {ARCH_GPT2, layers, dim, heads, heads, 0, 4 * (dim), 50257, 1024, 1, 1e-5, 0, {0, 0, 0, 0}}
+#define GPT2(layers, dim, heads) \
+    {ARCH_GPT2, layers, dim, heads, heads, 0, 4 * (dim), 50257, 1024, 1, 1e-5, 0, {0, 0, 0, 0}}
 #define LLAMA(layers, dim, heads, kv, ffn, vocab, max_pos, theta) \
     {ARCH_LLAMA, layers, dim, heads, kv, 0, ffn, vocab, max_pos, 0, 1e-5, theta, {0, 0, 0, 0}}
 
@@ -55,18 +57,23 @@ static inline const Preset *preset_find(const char *name) {
 static inline i64 mlp_matrices(const Config *c) { return c->arch == ARCH_LLAMA ? 3 : 2; }
 static inline i64 mlp_gates(const Config *c) { return c->arch == ARCH_LLAMA ? 2 : 1; }
 
-/* Sizes that only make sense together; called on every configuration, whatever it came from. `where` opens the message. */
+/* Sizes that only make sense together; called on every configuration, whatever it came
+   from. `where` opens the message. */
 static inline void config_check(Config *c, const char *where) {
     if (c->dim % c->heads != 0)
-        FAIL(EVERYONE, "%s: dim %lld does not divide by %lld heads", where, (long long)c->dim, (long long)c->heads);
+        FAIL(EVERYONE, "%s: dim %lld does not divide by %lld heads", where, c->dim, c->heads);
     c->head_dim = c->dim / c->heads;
-    double widest = (double)c->dim * fmax(fmax((double)c->vocab, (double)c->ffn), fmax((double)c->dim, c->arch == ARCH_GPT2 ? (double)c->max_pos : 0));
-    if (widest * (double)c->layers > 1e15) FAIL(EVERYONE, "%s: a model of more than 1e15 parameters; lower its sizes", where);
+    double widest = (double)c->dim * fmax(fmax((double)c->vocab, (double)c->ffn),
+                                          fmax((double)c->dim, c->arch == ARCH_GPT2 ? (double)c->max_pos : 0));
+    if (widest * (double)c->layers > 1e15)
+        FAIL(EVERYONE, "%s: a model of more than 1e15 parameters; lower its sizes", where);
     if (c->heads % c->kv_heads != 0)
-        FAIL(EVERYONE, "%s: %lld heads do not divide by %lld KV heads", where, (long long)c->heads, (long long)c->kv_heads);
-    if (c->arch == ARCH_GPT2 && c->kv_heads != c->heads) FAIL(EVERYONE, "%s: gpt2 has no grouped KV heads; --kv-heads must equal --heads", where);
+        FAIL(EVERYONE, "%s: %lld heads do not divide by %lld KV heads", where, c->heads, c->kv_heads);
+    if (c->arch == ARCH_GPT2 && c->kv_heads != c->heads)
+        FAIL(EVERYONE, "%s: gpt2 has no grouped KV heads; --kv-heads must equal --heads", where);
     if (c->arch == ARCH_LLAMA && c->head_dim % 2 != 0)
-        FAIL(EVERYONE, "%s: head dimension %lld is odd; rotary embedding needs pairs: change --dim or --heads", where, (long long)c->head_dim);
+        FAIL(EVERYONE, "%s: head dimension %lld is odd; rotary embedding needs pairs: change --dim or --heads", where,
+             c->head_dim);
 }
 
 /* Overrides from the command line onto `c`, which came from a preset. Sizes that hang together follow: overriding heads
@@ -100,8 +107,8 @@ static inline void config_override(Config *c, const Settings *s) {
     if (c->arch == ARCH_GPT2 && !c->tied) FAIL(EVERYONE, "--tied-head off: gpt2's head is tied");
 }
 
-/* Inverse frequencies of the rotary pairs, in double: out (head_dim / 2). With Llama 3's scaling, wavelengths beyond the
-   original context are stretched by `factor`, those well inside it stay, those between are blended. */
+/* Inverse frequencies of the rotary pairs, in double: out (head_dim / 2). With Llama 3's scaling, wavelengths beyond
+   the original context are stretched by `factor`, those well inside it stay, those between are blended. */
 static inline void rope_frequencies(const Config *c, double *out) {
     const double pi = 3.14159265358979323846;
     const RopeScaling *s = &c->rope_scaling;
@@ -112,7 +119,8 @@ static inline void rope_frequencies(const Config *c, double *out) {
             double low = original / s->low_freq_factor, high = original / s->high_freq_factor;
             if (wavelength > low) f /= s->factor;
             else if (wavelength > high) {
-                double smooth = (original / wavelength - s->low_freq_factor) / (s->high_freq_factor - s->low_freq_factor);
+                double smooth =
+                    (original / wavelength - s->low_freq_factor) / (s->high_freq_factor - s->low_freq_factor);
                 f = (1 - smooth) * f / s->factor + smooth * f;
             }
         }

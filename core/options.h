@@ -1,7 +1,7 @@
 /* options.h - what to build: flags become a model, a mesh and a scheme, and are refused where that cannot run.
 
    Settings (flags.h)  ->  ModelOptions: config of a preset or a directory, scheme, mesh, layout, L, B, batch
-   options_refuse      why these cannot run, and the nearest that can                                                              */
+   options_refuse      why these cannot run, and the nearest that can                                                 */
 #ifndef ODYSSEUS_OPTIONS_H
 #define ODYSSEUS_OPTIONS_H
 
@@ -31,8 +31,10 @@ static inline i64 sequence_unit(const ModelOptions *o) {
 /* Why these options cannot run, with what nearest to them can: 1 and a reason, or 0. */
 static inline int options_refuse(const ModelOptions *o, char *why, size_t size) {
     const Config *c = &o->config;
-    if ((double)o->L * (double)o->B / (double)(o->shape.ring * o->shape.head) * (double)i64_max(c->dim, 2 * c->ffn) > 1e15) {
-        snprintf(why, size, "--seq-len %lld x --micro-batch %lld: a rank would hold more than 1e15 numbers; lower one", (long long)o->L, (long long)o->B);
+    if ((double)o->L * (double)o->B / (double)(o->shape.ring * o->shape.head) * (double)i64_max(c->dim, 2 * c->ffn) >
+        1e15) {
+        snprintf(why, size, "--seq-len %lld x --micro-batch %lld: a rank would hold more than 1e15 numbers; lower one",
+                 o->L, o->B);
         return 1;
     }
     i64 unit = sequence_unit(o), group = o->shape.dp * o->B;
@@ -40,22 +42,26 @@ static inline int options_refuse(const ModelOptions *o, char *why, size_t size) 
     if (o->scheme->refuses(c, &o->shape, reason, sizeof reason)) {
         snprintf(why, size, "--sp %s: %s", o->scheme->name, reason);
     } else if (o->L % unit != 0 && o->L > unit) {
-        snprintf(why, size, "--seq-len %lld does not divide over ring %lld x head %lld; the nearest that do are %lld and %lld", (long long)o->L,
-                 (long long)o->shape.ring, (long long)o->shape.head, (long long)(o->L / unit * unit), (long long)(round_up(o->L, unit)));
+        snprintf(why, size,
+                 "--seq-len %lld does not divide over ring %lld x head %lld; the nearest that do are %lld and %lld",
+                 o->L, o->shape.ring, o->shape.head, o->L / unit * unit, round_up(o->L, unit));
     } else if (o->L % unit != 0) {
-        snprintf(why, size, "--seq-len %lld does not divide over ring %lld x head %lld; the shortest that does is %lld", (long long)o->L,
-                 (long long)o->shape.ring, (long long)o->shape.head, (long long)unit);
+        snprintf(why, size, "--seq-len %lld does not divide over ring %lld x head %lld; the shortest that does is %lld",
+                 o->L, o->shape.ring, o->shape.head, unit);
     } else if (o->batch % group != 0) {
         i64 below = o->batch / group * group;
-        int n = snprintf(why, size, "--batch %lld is not a multiple of dp %lld x micro-batch %lld; the nearest that are: ", (long long)o->batch,
-                         (long long)o->shape.dp, (long long)o->B);
-        if (below) n += snprintf(why + n, size - (size_t)n, "%lld and ", (long long)below);
-        snprintf(why + n, size - (size_t)n, "%lld", (long long)below + group);
+        int n =
+            snprintf(why, size,
+                     "--batch %lld is not a multiple of dp %lld x micro-batch %lld; the nearest that are: ", o->batch,
+                     o->shape.dp, o->B);
+        if (below) n += snprintf(why + n, size - (size_t)n, "%lld and ", below);
+        snprintf(why + n, size - (size_t)n, "%lld", below + group);
     } else if (device_refuses_heads(c->head_dim)) {
-        snprintf(why, size, "heads of %lld (--dim / --heads): %s", (long long)c->head_dim, device_refuses_heads(c->head_dim));
+        snprintf(why, size, "heads of %lld (--dim / --heads): %s", c->head_dim, device_refuses_heads(c->head_dim));
     } else if (c->arch == ARCH_GPT2 && o->L > c->max_pos) {
-        snprintf(why, size, "--seq-len %lld is longer than the %lld positions gpt2 has learned; lower it or raise --max-pos", (long long)o->L,
-                 (long long)c->max_pos);
+        snprintf(why, size,
+                 "--seq-len %lld is longer than the %lld positions gpt2 has learned; lower it or raise --max-pos", o->L,
+                 c->max_pos);
     } else {
         return 0;
     }
@@ -70,10 +76,13 @@ static inline void options_model(ModelOptions *o, const Settings *s) {
         config_override(&o->config, s);
         config_check(&o->config, "--dim, --heads, --kv-heads, ...");
     } else if (path_is_directory(s->model)) {
-        const char *overrides[] = {"arch", "layers", "dim", "heads", "kv-heads", "ffn", "vocab", "max-pos", "rope-theta", "tied-head"};
-        const i64 given[] = {s->arch != NULL, s->layers, s->dim, s->heads, s->kv_heads, s->ffn, s->vocab, s->max_pos, s->rope_theta > 0, s->tied_head != NULL};
+        const char *overrides[] = {"arch", "layers", "dim", "heads", "kv-heads", "ffn", "vocab", "max-pos",
+                                   "rope-theta", "tied-head"};
+        const i64 given[] = {s->arch != NULL, s->layers, s->dim, s->heads, s->kv_heads, s->ffn, s->vocab, s->max_pos,
+                             s->rope_theta > 0, s->tied_head != NULL};
         for (int i = 0; i < COUNT_OF(overrides); i++)
-            if (given[i]) FAIL(EVERYONE, "--%s cannot change the model in %s; it overrides presets only", overrides[i], s->model);
+            if (given[i])
+                FAIL(EVERYONE, "--%s cannot change the model in %s; it overrides presets only", overrides[i], s->model);
         checkpoint_read_config(&o->config, s->model);
     } else {
         char names[512] = "";
@@ -87,17 +96,19 @@ static inline void options_model(ModelOptions *o, const Settings *s) {
 /* The mesh that flags and world ask for: the head axis takes what dp and ring leave. */
 static inline void options_mesh(ModelOptions *o, Settings *s, const FlagsGiven *given, i64 world) {
     if (world % s->dp != 0)
-        FAIL(EVERYONE, "%lld ranks do not divide over --dp %lld; use a divisor of %lld", (long long)world, (long long)s->dp, (long long)world);
+        FAIL(EVERYONE, "%lld ranks do not divide over --dp %lld; use a divisor of %lld", world, s->dp, world);
     if (o->scheme->ring_takes_all && !flag_given(given, "ring")) s->ring = world / s->dp;
     if (world / s->dp % s->ring != 0)
-        FAIL(EVERYONE, "%lld ranks / --dp %lld leaves %lld, which does not divide over --ring %lld; use a divisor of it", (long long)world,
-             (long long)s->dp, (long long)(world / s->dp), (long long)s->ring);
+        FAIL(EVERYONE,
+             "%lld ranks / --dp %lld leaves %lld, which does not divide over --ring %lld; use a divisor of it", world,
+             s->dp, world / s->dp, s->ring);
     o->shape.world = world, o->shape.dp = s->dp, o->shape.ring = s->ring, o->shape.head = world / s->dp / s->ring;
 }
 
-/* Everything about the run that does not need data or memory; whether that can run, options_check says. `world`: ranks. Where the
-   scheme takes all of them, s->ring becomes what the run has. */
-static inline void options_from_flags(ModelOptions *o, const Scheme *scheme, Settings *s, const FlagsGiven *given, i64 world, DevicePlace place) {
+/* Everything about the run that does not need data or memory; whether that can run, options_check says. `world`: ranks.
+   Where the scheme takes all of them, s->ring becomes what the run has. */
+static inline void options_from_flags(ModelOptions *o, const Scheme *scheme, Settings *s, const FlagsGiven *given,
+                                      i64 world, DevicePlace place) {
     memset(o, 0, sizeof *o);
     o->scheme = scheme;
     options_model(o, s);

@@ -1,19 +1,20 @@
 /* rate.h - how fast a step was, and what share of the machine's peak that is: MFU.
 
-   FLOP per token are those the mathematics asks for, twice: with attention's causal half, and with its full square, as many papers
-   count. The peak is given (--peak-tflops), stated by a table, or measured at start.                                               */
+   FLOP per token are those the mathematics asks for, twice: with attention's causal half, and with its full square, as
+   many papers count. The peak is given (--peak-tflops), stated by a table, or measured at start.                     */
 #ifndef ODYSSEUS_RATE_H
 #define ODYSSEUS_RATE_H
 
 #include "log.h"
 #include "options.h"
 
-/* FLOP per token: 6 per parameter that multiplies (tables that are only looked up do not: positions, an untied token embedding), and
-   attention's 12 layers d L, of which the causal mask leaves half. */
+/* FLOP per token: 6 per parameter that multiplies (tables that are only looked up do not: positions, an untied token
+   embedding), and attention's 12 layers d L, of which the causal mask leaves half. */
 static inline double flop_per_token(const ModelOptions *o, int causal) {
     const Config *c = &o->config;
     i64 looked_up = (c->arch == ARCH_GPT2 ? c->max_pos * c->dim : 0) + (c->tied ? 0 : c->vocab * c->dim);
-    return 6.0 * (double)(config_parameters(c) - looked_up) + (causal ? 6.0 : 12.0) * (double)c->layers * (double)c->dim * (double)o->L;
+    return 6.0 * (double)(config_parameters(c) - looked_up) +
+           (causal ? 6.0 : 12.0) * (double)c->layers * (double)c->dim * (double)o->L;
 }
 
 /* What a rank could do at best. */
@@ -30,23 +31,31 @@ static inline Peak peak_of(const Settings *s, const DevicePlace *place) {
     return p;
 }
 
-/* A step faster than the peak. Where that was given, or a table states it, the step is impossible: an error. Where it was measured, the
-   measurement is wrong, which stops nothing: others may have used the machine meanwhile, so look again, once; a peak that is still below
-   what was reached is not known, and then MFU is not either. */
+/* A step faster than the peak. Where that was given, or a table states it, the step is impossible: an error. Where it
+   was measured, the measurement is wrong, which stops nothing: others may have used the machine meanwhile, so look
+   again, once; a peak that is still below what was reached is not known, and then MFU is not either. */
 static inline void rate_above_peak(Peak *p, const DevicePlace *place, Metrics *k) {
     if (p->stated)
-        FAIL(THIS_RANK, "step %lld ran at %.2f times the peak of %g GFLOP/s a rank: either the peak is too low (--peak-tflops) or work was skipped",
-             (long long)k->step, k->mfu_causal, p->flops / 1e9);
+        FAIL(THIS_RANK,
+             "step %lld ran at %.2f times the peak of %g GFLOP/s a rank: either the peak is too low (--peak-tflops) or "
+             "work was skipped",
+             k->step, k->mfu_causal, p->flops / 1e9);
     double measured = p->flops, again = p->again ? 0 : device_peak(place), higher = again / measured;
     p->again = 1;
     p->flops = k->mfu_causal <= higher ? again : 0;
-    k->mfu_causal = p->flops > 0 ? k->mfu_causal / higher : NAN, k->mfu_full = p->flops > 0 ? k->mfu_full / higher : NAN;
-    if (p->flops > 0) printf("note     the peak was measured too low, at %.1f GFLOP/s a rank; again: %.1f\n", measured / 1e9, again / 1e9);
-    else printf("note     step %lld ran above the measured peak of %.1f GFLOP/s a rank, so MFU is not known; --peak-tflops gives the true one\n",
-                (long long)k->step, fmax(measured, again) / 1e9);
+    k->mfu_causal = p->flops > 0 ? k->mfu_causal / higher : NAN,
+    k->mfu_full = p->flops > 0 ? k->mfu_full / higher : NAN;
+    if (p->flops > 0)
+        printf("note     the peak was measured too low, at %.1f GFLOP/s a rank; again: %.1f\n", measured / 1e9,
+               again / 1e9);
+    else
+        printf("note     step %lld ran above the measured peak of %.1f GFLOP/s a rank, so MFU is not known; "
+               "--peak-tflops gives the true one\n",
+               k->step, fmax(measured, again) / 1e9);
 }
 
-/* What was measured of a step that took so many seconds; the caller adds step, loss, norm and rate of learning. The peak may change. */
+/* What was measured of a step that took so many seconds; the caller adds step, loss, norm and rate of
+   learning. The peak may change. */
 static inline void step_metrics(Metrics *k, Model *m, const ModelOptions *o, Peak *p, double seconds) {
     double peak = p->flops * (double)m->mesh.shape.world;
     k->tokens = o->batch * o->L;

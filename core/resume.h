@@ -1,17 +1,21 @@
-/* resume.h - going on from a checkpoint: which one, does it fit, and back into the shards of whatever mesh this run has.
+/* resume.h - going on from a checkpoint: which one, does it fit, and back into the shards
+   of whatever mesh this run has.
 
    --resume WHERE   a run directory, its folder of checkpoints, or one checkpoint; "": the folder that this run saves to
-   which            rank 0 lists, every rank reads its share of the bytes, all learn the verdict (manifest.h): the newest whole one is
-                    taken; each that is not whole is named with its reason and stays where it is. One that is named must be whole itself.
-                    The optimizer's numbers, most of the bytes, are judged by their loading; should they not be whole, the next older one
-                    is taken, and loaded over what the first has left.
-   does it fit      trainer.json: the flags that change the arithmetic must be those of now, and so must the data; the model is that
-                    of config.json. --resume-with-changes allows all that does not change a tensor's shape, and names it
-   back             optimizer*.safetensors: each rank reads, sums and converts the elements that it owns. Every element has one owner, so
-                    the sums add up to those of the files, as they did when they were written
+   which            rank 0 lists, every rank reads its share of the bytes, all learn the verdict (manifest.h):
+                    the newest whole one is taken; each that is not whole is named with its reason and stays
+                    where it is. One that is named must be whole itself. The optimizer's numbers, most of the
+                    bytes, are judged by their loading; should they not be whole, the next older one is taken,
+                    and loaded over what the first has left.
+   does it fit      trainer.json: the flags that change the arithmetic must be those of now, and so must the
+                    data; the model is that of config.json. --resume-with-changes allows all that does not change
+                    a tensor's shape, and names it
+   back             optimizer*.safetensors: each rank reads, sums and converts the elements that it owns. Every element
+                    has one owner, so the sums add up to those of the files, as they did when they were written
 
-   trainer.json     "step" done; "next_sequence" of the list of training data, counted on past its end; "flags" that change the arithmetic;
-                    "losses": their mean and variance so far (spike.h); "data": what the list was made of. No rank, scheme, mesh or backend: those may be others every time.              */
+   trainer.json     "step" done; "next_sequence" of the list of training data, counted on past its end; "flags" that
+                    change the arithmetic; "losses": their mean and variance so far (spike.h); "data": what the list was
+                    made of. No rank, scheme, mesh or backend: those may be others every time.                        */
 #ifndef ODYSSEUS_RESUME_H
 #define ODYSSEUS_RESUME_H
 
@@ -20,7 +24,7 @@
 #include "save.h"
 #include "spike.h"
 
-/* ---- which one --------------------------------------------------------------------------------------------------------------- */
+/* ---- which one --------------------------------------------------------------------------------------------------- */
 
 /* Where to look, as rank 0 finds it. */
 typedef struct {
@@ -72,7 +76,9 @@ static inline void resume_place(ResumePlace *p, const char *where) {
     snprintf(p->folder, sizeof p->folder, "%s", !p->one && path_is_directory(inner) ? inner : where);
     if (p->one) return;
     free(steps_list(p->folder, &n));
-    if (!n) trouble(&p->why, "no checkpoint is in it: a run directory, its folder of checkpoints (step-00000100, ...) or one of them is wanted");
+    if (!n)
+        trouble(&p->why, "no checkpoint is in it: a run directory, its folder of checkpoints (step-00000100, ...) or "
+                         "one of them is wanted");
 }
 
 /* `found` is not whole. */
@@ -84,8 +90,10 @@ static inline void resume_skip(Wire world, Saver *s, Resume *found, const Troubl
     if (wire_rank(world) == 0) fprintf(stderr, "train_gpt: note: %s is skipped: %s\n", found->dir, why->text);
 }
 
-/* The newest whole one in `folder` of the steps between `after` and `before`; others are named. `loads`: as of checkpoint_judge. Collective. */
-static inline int resume_newest(Wire world, Saver *s, const char *folder, i64 after, i64 before, int threads, int loads, Resume *found) {
+/* The newest whole one in `folder` of the steps between `after` and `before`; others are named. `loads`: as of
+   checkpoint_judge. Collective. */
+static inline int resume_newest(Wire world, Saver *s, const char *folder, i64 after, i64 before, int threads, int loads,
+                                Resume *found) {
     int n, got = 0;
     i64 *steps = steps_told(world, folder, &n);
     for (int i = 0; i < n && steps[i] > after && !got; i++) {
@@ -114,15 +122,16 @@ static inline void resume_not_whole(const char *where, const Trouble *why) {
 }
 
 /* Its numbers were not what was written: the next older one, if it may be another. Collective. */
-static inline void resume_older(Wire world, Saver *s, const char *where, int threads, Resume *found, const Trouble *why) {
+static inline void resume_older(Wire world, Saver *s, const char *where, int threads, Resume *found,
+                                const Trouble *why) {
     if (!found->folder[0]) resume_not_whole(where, why);
     manifest_free(&found->manifest);
     resume_skip(world, s, found, why);
     resume_take(world, s, where, found->step, threads, found);
 }
 
-/* The checkpoint that --resume `where` means. Ends the run where there is none that is whole. s->dir is where this run saves ("": nowhere).
-   Collective; no rank goes on before all know. */
+/* The checkpoint that --resume `where` means. Ends the run where there is none that is whole. s->dir is where this run
+   saves ("": nowhere). Collective; no rank goes on before all know. */
 static inline void resume_find(Wire world, Saver *s, const char *where, int threads, Resume *found) {
     ResumePlace place;
     if (!*where) where = s->dir;
@@ -144,24 +153,30 @@ static inline void resume_find(Wire world, Saver *s, const char *where, int thre
     found->continues = s->dir[0] && step_of_name(last) >= 0 && same_directory(folder, s->dir);
     wire_tell(world, &found->continues, sizeof found->continues);
     snprintf(found->dir, sizeof found->dir, "%s", place.folder);
-    if (!checkpoint_judge(world, found->dir, step_of_name(last), threads, 1, &found->manifest, &why)) resume_not_whole(where, &why);
+    if (!checkpoint_judge(world, found->dir, step_of_name(last), threads, 1, &found->manifest, &why))
+        resume_not_whole(where, &why);
     found->step = found->manifest.step;
     if (!found->continues) return;
     Resume newer = *found;
     verdict_set(s, found->step, 1);
     if (resume_newest(world, s, s->dir, found->step, COUNT_MAX, threads, 0, &newer))
-        FAIL(EVERYONE, "--resume %s: %s is newer and whole; to go back, move that away, or begin another run there with another --out", where, newer.dir);
+        FAIL(EVERYONE,
+             "--resume %s: %s is newer and whole; to go back, move that away, or begin another run there with another "
+             "--out",
+             where, newer.dir);
 }
 
-/* ---- trainer.json ------------------------------------------------------------------------------------------------------------------ */
+/* ---- trainer.json ------------------------------------------------------------------------------------------------ */
 
-/* Flags that leave the numbers as they are, or that something else answers for: the model's sizes (config.json), the data ("data"). Every
-   other flag is held against the checkpoint's; so is a flag that nobody has thought of here. */
+/* Flags that leave the numbers as they are, or that something else answers for: the model's sizes (config.json), the
+   data ("data"). Every other flag is held against the checkpoint's; so is a flag that nobody has thought of here. */
 static const char *const RESUME_FREE[] = {
-    "model", "arch", "layers", "dim", "heads", "kv-heads", "ffn", "vocab", "max-pos", "rope-theta", "tied-head", "train", "val", "micro-batch", "sp",
-    "dp", "ring", "ring-layout", "overlap", "comm", "comm-timeout", "threads", "recompute", "selfcheck", "eval-every", "eval-batches", "log-every",
-    "save-every", "save-async", "save", "keep", "keep-every", "resume", "resume-with-changes", "max-hours", "out", "init-only", "dump-grads", "trace", "peak-tflops",
-    "eval-task", "eval-trials", "eval-file", "sample", "sample-file", "sample-ids", "sample-tokens", "sample-every", "temperature", "top-p", "dry-run", "world", "help",
+    "model", "arch", "layers", "dim", "heads", "kv-heads", "ffn", "vocab", "max-pos", "rope-theta", "tied-head",
+    "train", "val", "check-data", "micro-batch", "sp", "dp", "ring", "ring-layout", "overlap", "comm", "comm-timeout",
+    "threads", "recompute", "selfcheck", "eval-every", "eval-batches", "log-every", "save-every", "save-async",
+    "save", "keep", "keep-every", "resume", "resume-with-changes", "max-hours", "out", "init-only", "dump-grads",
+    "trace", "peak-tflops", "sample", "sample-file", "sample-ids", "sample-tokens", "sample-every", "temperature",
+    "top-p", "dry-run", "world", "help",
 };
 
 static inline int resume_free(const char *flag) {
@@ -170,38 +185,46 @@ static inline int resume_free(const char *flag) {
     return i < COUNT_OF(RESUME_FREE);
 }
 
-/* What a list of training data was made of: its shards' tokens and beginnings, not where they lie. */
+/* What a list of training data was made of: its shards' tokens, the beginnings of shards
+   and masks, not where they lie. */
 typedef struct {
     i64 tokens, sequences;
     uint64_t sum;
 } DataPrint;
 
+/* Add the sum of a file's beginning, as the part-th. */
+static inline void data_print_file(DataPrint *p, const SumKeys *keys, const char *path, i64 part) {
+    char buf[(i64)64 << 10];
+    i64 have = 0;
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    for (ssize_t got = 1; fd >= 0 && have < (i64)sizeof buf && got > 0;) {
+        got = pread(fd, buf + have, sizeof buf - (size_t)have, (off_t)have);
+        if (got < 0 && errno == EINTR) got = 1;
+        else if (got > 0) have += (i64)got;
+    }
+    if (fd < 0 || have < SHARD_HEADER_BYTES) FAIL(THIS_RANK, "cannot read %s: %s", path, strerror(errno));
+    close(fd);
+    p->sum += range_sum(keys, part * (i64)sizeof buf, buf, have);
+}
+
 static inline DataPrint data_print(const Dataset *d) {
     DataPrint p = {0, d->sequences, 0};
-    const i64 room = (i64)64 << 10;
     SumKeys *keys = (SumKeys *)host_alloc(sizeof *keys);
-    char *buf = (char *)host_alloc((size_t)room);
     sum_keys(keys);
     for (int i = 0; i < d->shards; i++) {
-        int fd = open(d->shard[i].path, O_RDONLY | O_CLOEXEC);
-        i64 have = 0;
-        for (ssize_t got = 1; fd >= 0 && have < room && got > 0;) {
-            got = pread(fd, buf + have, (size_t)(room - have), (off_t)have);
-            if (got < 0 && errno == EINTR) got = 1;
-            else if (got > 0) have += (i64)got;
-        }
-        if (fd < 0 || have < SHARD_HEADER_BYTES) FAIL(THIS_RANK, "cannot read %s: %s", d->shard[i].path, strerror(errno));
-        close(fd);
+        char mask[PATH_MAX];
+        data_print_file(&p, keys, d->shard[i].path, i);
+        mask_path(mask, d->shard[i].path);
+        if (d->shard[i].masked) data_print_file(&p, keys, mask, d->shards + i);
         p.tokens += d->shard[i].tokens;
-        p.sum += range_sum(keys, i * room, buf, have);
     }
-    free(buf);
     free(keys);
     return p;
 }
 
 /* trainer.json after `step` steps, when the next one takes sequence `next` of the list. Owner: caller; cJSON_free. */
-static inline char *trainer_text(const Settings *s, const DataPrint *data, const SpikeWatch *spike, i64 step, i64 next) {
+static inline char *trainer_text(const Settings *s, const DataPrint *data, const SpikeWatch *spike, i64 step,
+                                 i64 next) {
     char sum[17];
     cJSON *root = json_made(cJSON_CreateObject());
     json_add_text(root, "format", MANIFEST_FORMAT);
@@ -246,13 +269,14 @@ static inline void change(Changes *c, const char *format, ...) {
 static inline void json_value_text(char out[64], const cJSON *item) {
     out[0] = 0;
     if (cJSON_IsNumber(item)) snprintf(out, 64, "%.12g", item->valuedouble);
-    else if (cJSON_IsString(item)) snprintf(out, 64, "%.60s", text_is_printable(item->valuestring) ? item->valuestring : "(not printable)");
+    else if (cJSON_IsString(item))
+        snprintf(out, 64, "%.60s", text_is_printable(item->valuestring) ? item->valuestring : "(not printable)");
 }
 
-/* What of trainer.json in `dir` is not as now. *next: the sequence that comes next, if the data are the same. A flag that the writer did not
-   know stood at its default. */
-static inline void trainer_compare(const Settings *now, const DataPrint *data, const char *dir, i64 step, i64 *next, SpikeWatch *spike,
-                                   Changes *changes) {
+/* What of trainer.json in `dir` is not as now. *next: the sequence that comes next, if the data are the same. A flag
+   that the writer did not know stood at its default. */
+static inline void trainer_compare(const Settings *now, const DataPrint *data, const char *dir, i64 step, i64 *next,
+                                   SpikeWatch *spike, Changes *changes) {
     char path[PATH_MAX], name[8] = "", *program[] = {name};
     Settings usual;
     FlagsGiven given;
@@ -261,8 +285,9 @@ static inline void trainer_compare(const Settings *now, const DataPrint *data, c
     JsonAt j = {path, "", root};
     i64 version = json_int(&j, "version", JSON_REQUIRED, 1, COUNT_MAX);
     if (version > MANIFEST_VERSION)
-        FAIL(EVERYONE, "%s is of version %lld, this program reads up to %d: use a newer one", path, (long long)version, MANIFEST_VERSION);
-    if (json_int(&j, "step", JSON_REQUIRED, 0, COUNT_MAX) != step) FAIL(EVERYONE, "%s is not of step %lld", path, (long long)step);
+        FAIL(EVERYONE, "%s is of version %lld, this program reads up to %d: use a newer one", path, version,
+             MANIFEST_VERSION);
+    if (json_int(&j, "step", JSON_REQUIRED, 0, COUNT_MAX) != step) FAIL(EVERYONE, "%s is not of step %lld", path, step);
     *next = json_int(&j, "next_sequence", JSON_REQUIRED, 0, COUNT_MAX);
     JsonAt losses = {path, "losses.", json_find(path, root, "losses")};
     spike->mean = json_real(&losses, "mean", JSON_REQUIRED, -1e300, 1e300);
@@ -288,8 +313,9 @@ static inline void trainer_compare(const Settings *now, const DataPrint *data, c
     JsonAt in = {path, "data.", d};
     i64 tokens = json_int(&in, "tokens", JSON_REQUIRED, 0, COUNT_MAX);
     const char *sum = json_text(&in, "sum", NULL);
-    if (tokens != data->tokens) change(changes, "--train with %lld tokens (was %lld)", (long long)data->tokens, (long long)tokens);
-    else if (strtoull(sum, NULL, 16) != data->sum) change(changes, "--train with other tokens");
+    if (tokens != data->tokens)
+        change(changes, "--train with %lld tokens (was %lld)", data->tokens, tokens);
+    else if (strtoull(sum, NULL, 16) != data->sum) change(changes, "--train with other tokens or masks");
     cJSON_Delete(root);
 }
 
@@ -298,26 +324,32 @@ static inline void config_compare(const Config *now, const Config *was, Changes 
     const char *flags[] = {"layers", "dim", "heads", "kv-heads", "ffn", "vocab"};
     const i64 a[] = {now->layers, now->dim, now->heads, now->kv_heads, now->ffn, now->vocab};
     const i64 b[] = {was->layers, was->dim, was->heads, was->kv_heads, was->ffn, was->vocab};
-    if (now->arch != was->arch) change(shapes, "--arch %s (was %s)", now->arch == ARCH_GPT2 ? "gpt2" : "llama", was->arch == ARCH_GPT2 ? "gpt2" : "llama");
+    if (now->arch != was->arch)
+        change(shapes, "--arch %s (was %s)", now->arch == ARCH_GPT2 ? "gpt2" : "llama",
+               was->arch == ARCH_GPT2 ? "gpt2" : "llama");
     for (int i = 0; i < COUNT_OF(flags); i++)
-        if (a[i] != b[i]) change(shapes, "--%s %lld (was %lld)", flags[i], (long long)a[i], (long long)b[i]);
-    if (now->tied != was->tied) change(shapes, "--tied-head %s (was %s)", now->tied ? "on" : "off", was->tied ? "on" : "off");
+        if (a[i] != b[i]) change(shapes, "--%s %lld (was %lld)", flags[i], a[i], b[i]);
+    if (now->tied != was->tied)
+        change(shapes, "--tied-head %s (was %s)", now->tied ? "on" : "off", was->tied ? "on" : "off");
     if (now->max_pos != was->max_pos)
-        change(now->arch == ARCH_GPT2 ? shapes : others, "--max-pos %lld (was %lld)", (long long)now->max_pos, (long long)was->max_pos);
+        change(now->arch == ARCH_GPT2 ? shapes : others, "--max-pos %lld (was %lld)", now->max_pos, was->max_pos);
     if (now->norm_eps != was->norm_eps) change(others, "the norm's epsilon %g (was %g)", now->norm_eps, was->norm_eps);
     if (now->arch != ARCH_LLAMA) return;
-    if (now->rope_theta != was->rope_theta) change(others, "--rope-theta %g (was %g)", now->rope_theta, was->rope_theta);
-    if (memcmp(&now->rope_scaling, &was->rope_scaling, sizeof now->rope_scaling) != 0) change(others, "the scaling of its rotary embedding");
+    if (now->rope_theta != was->rope_theta)
+        change(others, "--rope-theta %g (was %g)", now->rope_theta, was->rope_theta);
+    if (memcmp(&now->rope_scaling, &was->rope_scaling, sizeof now->rope_scaling) != 0)
+        change(others, "the scaling of its rotary embedding");
 }
 
-/* ---- back into memory ---------------------------------------------------------------------------------------------------------------- */
+/* ---- back into memory -------------------------------------------------------------------------------------------- */
 
 /* Every optimizer*.safetensors of the checkpoint in `dir`. Owner: caller; safetensors_close. */
 static inline void optimizer_open(SafetensorSet *s, const char *dir, const Manifest *m) {
     memset(s, 0, sizeof *s);
     for (int i = 0; i < m->files; i++) {
         char path[PATH_MAX];
-        if (!text_begins_with(m->file[i].name, "optimizer") || !text_ends_with(m->file[i].name, ".safetensors")) continue;
+        if (!text_begins_with(m->file[i].name, "optimizer") || !text_ends_with(m->file[i].name, ".safetensors"))
+            continue;
         path_join(path, dir, m->file[i].name);
         safetensors_add_file(s, path);
     }
@@ -325,15 +357,18 @@ static inline void optimizer_open(SafetensorSet *s, const char *dir, const Manif
 }
 
 /* Tensor `t` of a kind, in the files of a checkpoint. */
-static inline const Safetensor *optimizer_need(const SafetensorSet *s, const char *dir, SavedKind kind, const Tensor *t, const HfPlace *place) {
+static inline const Safetensor *optimizer_need(const SafetensorSet *s, const char *dir, SavedKind kind, const Tensor *t,
+                                               const HfPlace *place) {
     char hf[HF_NAME_MAX], name[SAVED_NAME_MAX], is[256], should[256];
     tensor_hf_name(hf, t->spec, t->layer);
     saved_name(name, kind, hf);
     const Safetensor *found = safetensors_find(s, name);
     if (!found) FAIL(EVERYONE, "%s: tensor %s is missing from optimizer*.safetensors", dir, name);
     if (found->type != ST_F32 && found->type != ST_F64)
-        FAIL(EVERYONE, "%s: tensor %s has dtype %s; F32 and F64 are right", found->path, name, SAFETENSOR_TYPES[found->type].name);
-    if (found->dims == place->dims && memcmp(found->shape, place->shape, (size_t)place->dims * sizeof(i64)) == 0) return found;
+        FAIL(EVERYONE, "%s: tensor %s has dtype %s; F32 and F64 are right", found->path, name,
+             SAFETENSOR_TYPES[found->type].name);
+    if (found->dims == place->dims && memcmp(found->shape, place->shape, (size_t)place->dims * sizeof(i64)) == 0)
+        return found;
     shape_text(is, sizeof is, found->shape, found->dims);
     shape_text(should, sizeof should, place->shape, place->dims);
     FAIL(EVERYONE, "%s: tensor %s has shape %s, the model's is %s", found->path, name, is, should);
@@ -401,7 +436,8 @@ static inline void piece_get(void *context, i64 at, i64 first, i64 stride, i64 c
 }
 
 /* What this rank owns of tensor `t`, into the device's `flat`. `part`: CHECKPOINT_PIECE elements on the host. */
-static inline void optimizer_read_tensor(Zero *z, accum *flat, const Tensor *t, const HfPlace *place, RangeReader *r, accum *part) {
+static inline void optimizer_read_tensor(Zero *z, accum *flat, const Tensor *t, const HfPlace *place, RangeReader *r,
+                                         accum *part) {
     i64 at, n = tensor_range(z, t, &at), first = tensor_first(z, t, at);
     memset(&r->part, 0, sizeof r->part);
     r->fill = 0;
@@ -424,7 +460,8 @@ static inline void optimizer_fits(const Zero *z, const SafetensorSet *s, const c
     int hfs;
     free(checkpoint_list(z, &hfs));
     int used = hfs * (int)(SAVED_V - SAVED_MASTER + 1);
-    if (s->tensors > used) FAIL(EVERYONE, "%s: optimizer*.safetensors hold %d tensors, the model has %d", dir, s->tensors, used);
+    if (s->tensors > used)
+        FAIL(EVERYONE, "%s: optimizer*.safetensors hold %d tensors, the model has %d", dir, s->tensors, used);
     for (int k = (int)SAVED_MASTER; k <= (int)SAVED_V; k++)
         for (int i = 0; i < z->tensors; i++) {
             HfPlace place = tensor_hf_place(z->tensor[i].spec, z->config);
@@ -432,8 +469,9 @@ static inline void optimizer_fits(const Zero *z, const SafetensorSet *s, const c
         }
 }
 
-/* Weights and moments of this rank's shards, from the checkpoint in `dir` of manifest `m`; what it holds beyond the model is an error. To
-   part[i] is added what this rank read of the manifest's file i. Trouble: the shards hold nothing of use. */
+/* Weights and moments of this rank's shards, from the checkpoint in `dir` of manifest `m`; what it holds
+   beyond the model is an error. To part[i] is added what this rank read of the manifest's file i. Trouble: the
+   shards hold nothing of use. */
 static inline void optimizer_read(Zero *z, const char *dir, const Manifest *m, SavedPart *part, Trouble *why) {
     SafetensorSet s;
     SumKeys *keys = (SumKeys *)host_alloc(sizeof *keys);
@@ -475,13 +513,13 @@ static inline void optimizer_check(const Manifest *m, const SavedPart *part, Tro
         const ManifestFile *f = &m->file[i];
         if (!f->head) continue; /* judged before */
         if (part[i].bytes != f->bytes - f->head)
-            FAIL(EVERYONE, "%s: the ranks read %lld bytes of %lld", f->name, (long long)part[i].bytes, (long long)(f->bytes - f->head));
+            FAIL(EVERYONE, "%s: the ranks read %lld bytes of %lld", f->name, part[i].bytes, f->bytes - f->head);
         if (part[i].sum + f->head_sum != f->sum) manifest_differs(f, why);
     }
 }
 
-/* Weights and moments from the checkpoint in `dir`, judged with `loads`: 1. 0: it is not whole, and *why; master, m and v hold nothing of use.
-   Collective; every rank learns the same. */
+/* Weights and moments from the checkpoint in `dir`, judged with `loads`: 1. 0: it is not whole, and *why; master, m and
+   v hold nothing of use. Collective; every rank learns the same. */
 static inline int optimizer_load(Zero *z, Wire world, const char *dir, const Manifest *m, Trouble *why) {
     int ranks = wire_size(world), files = m->files;
     SavedPart *mine = (SavedPart *)host_alloc(sizeof(SavedPart) * (size_t)files);
@@ -492,7 +530,8 @@ static inline int optimizer_load(Zero *z, Wire world, const char *dir, const Man
         wire_share(world, all, mine, sizeof(SavedPart) * (size_t)files);
         memset(mine, 0, sizeof(SavedPart) * (size_t)files);
         for (int r = 0; r < ranks; r++)
-            for (int i = 0; i < files; i++) mine[i].sum += all[r * files + i].sum, mine[i].bytes += all[r * files + i].bytes;
+            for (int i = 0; i < files; i++)
+                mine[i].sum += all[r * files + i].sum, mine[i].bytes += all[r * files + i].bytes;
         optimizer_check(m, mine, why);
     }
     if (!troubled(why)) convert(z->dev, z->param, z->master, z->flat);

@@ -301,51 +301,36 @@ static inline Prompt prompt_open(const Settings *s, const Config *c, i64 L, cons
     } else {
         p.tokenizer = tokenizer;
         if (!p.tokenizer)
-            FAIL(EVERYONE, "--%s: no tokenizer.json, nor vocab.json and merges.txt, beside the model or its data, and "
-                 "with a vocabulary of %lld tokens are no bytes; " BY_TOKENS, p.flag, (long long)c->vocab);
+            FAIL(EVERYONE,
+                 "--%s: no tokenizer.json, nor vocab.json and merges.txt, beside the model or its data, and with "
+                 "a vocabulary of %lld tokens are no bytes; " BY_TOKENS,
+                 p.flag, c->vocab);
         if (s->sample_file) file = file_map(s->sample_file);
         p.tokens = tokenizer_encode(p.tokenizer, p.flag, (const char *)file.bytes, file.size, s->sample_tokens, &p.n);
         if (s->sample_file) file_unmap(&file);
     }
     if (!p.n) FAIL(EVERYONE, "--%s: the prompt is empty; give it at least one character", p.flag);
     if (p.n + s->sample_tokens > L)
-        FAIL(EVERYONE, "--%s: a prompt of %lld tokens and --sample-tokens %lld are more than --seq-len %lld; lower one "
-             "or raise that", p.flag, (long long)p.n, (long long)s->sample_tokens, (long long)L);
+        FAIL(EVERYONE,
+             "--%s: a prompt of %lld tokens and --sample-tokens %lld are more than --seq-len %lld; lower one or raise "
+             "that",
+             p.flag, p.n, s->sample_tokens, L);
     for (i64 i = 0; i < p.n; i++)
         if (p.tokens[i] >= c->vocab)
             FAIL(EVERYONE, "--%s: token %d is none of this model's %lld; is the tokenizer another one's?", p.flag,
-                 p.tokens[i], (long long)c->vocab);
+                 p.tokens[i], c->vocab);
     return p;
 }
 
-/* Print text (n bytes); what is no character, or would steer a terminal, becomes a question mark. */
-static inline void text_print(const char *text, i64 n) {
-    for (i64 i = 0, bytes; i < n; i += i64_max(bytes, 1)) {
-        uint32_t c = 0;
-        bytes = utf8_read(text + i, n - i, &c);
-        int steers = (c < 32 && c != '\n' && c != '\t') || (c >= 127 && c < 160);
-        if (bytes && !steers) fwrite(text + i, 1, (size_t)bytes, stdout);
-        else putchar('?');
-    }
+static inline void prompt_free(Prompt *p) {
+    if (p->tokenizer) tokenizer_close(p->tokenizer);
+    free(p->tokens);
 }
 
 /* The prompt and what follows, n tokens in all. Rank 0. */
 static inline void sample_print(const Prompt *p, i64 n) {
-    i64 bytes = 0, at = 0;
     printf("sample   ");
-    for (i64 i = 0; i < n && !p->tokenizer; i++) printf(i ? ",%d" : "%d", p->tokens[i]);
-    for (i64 i = 0; i < n && p->tokenizer; i++) {
-        const Word *w = tokenizer_word(p->tokenizer, p->tokens[i]);
-        bytes += w ? w->n : 1;
-    }
-    char *text = (char *)host_alloc((size_t)bytes);
-    for (i64 i = 0; i < n && p->tokenizer; i++) {
-        const Word *w = tokenizer_word(p->tokenizer, p->tokens[i]);
-        if (w) memcpy(text + at, w->bytes, (size_t)w->n);
-        at += w ? w->n : 1;
-    }
-    text_print(text, bytes);
-    free(text);
+    tokens_print(p->tokenizer, p->tokens, n);
     printf("\n");
     fflush(stdout);
 }

@@ -1,20 +1,24 @@
 /* tensors.h - the tensors of a model: one table row each, with its place in a Hugging Face checkpoint.
 
    Every matrix is stored (out, in), so that y = x W^T reads both row by row; GPT-2's checkpoints hold (in, out) and one
-   fused c_attn, which `hf` marks. A row says how the tensor *can* be split over the head axis; whether it is, the scheme says.
+   fused c_attn, which `hf` marks. A row says how the tensor *can* be split over the head axis;
+   whether it is, the scheme says.
 
    TensorSpec   the table row: name, shape in terms of the model's sizes, split, decay, initial value
    Tensor       one tensor of one layer on this rank: its rows and columns here, its place in a ZeRO chunk
 
-   Order within a block is order in memory: matrices first, k before v and gate before up, so that both come out of one product. */
+   Order within a block is order in memory: matrices first, k before v and gate before up, so that
+   both come out of one product. */
 #ifndef ODYSSEUS_TENSORS_H
 #define ODYSSEUS_TENSORS_H
 
 #include "config.h"
 #include "ledger.h"
 
-typedef enum { T_WTE, T_WPE, T_Q, T_K, T_V, T_O, T_GATE, T_UP, T_DOWN, T_LM_HEAD, T_Q_BIAS, T_K_BIAS, T_V_BIAS, T_UP_BIAS,
-               T_O_BIAS, T_DOWN_BIAS, T_NORM, T_NORM_BIAS, T_ROLES } Role;
+typedef enum {
+    T_WTE, T_WPE, T_Q, T_K, T_V, T_O, T_GATE, T_UP, T_DOWN, T_LM_HEAD, T_Q_BIAS, T_K_BIAS, T_V_BIAS, T_UP_BIAS,
+    T_O_BIAS, T_DOWN_BIAS, T_NORM, T_NORM_BIAS, T_ROLES
+} Role;
 
 typedef enum { SIZE_1, SIZE_C, SIZE_KV, SIZE_FFN, SIZE_V, SIZE_P } SizeName;
 typedef enum { SPLIT_NONE, SPLIT_Q_ROWS, SPLIT_KV_ROWS, SPLIT_Q_COLS, SPLIT_FFN_ROWS, SPLIT_FFN_COLS } Split;
@@ -35,19 +39,30 @@ typedef struct {
 static const TensorSpec GPT2_TENSORS[] = {
     {T_WTE, BLOCK_EMBEDDING, "transformer.wte.weight", SIZE_V, SIZE_C, SPLIT_NONE, INIT_NORMAL, HF_PLAIN, 0, 1},
     {T_WPE, BLOCK_EMBEDDING, "transformer.wpe.weight", SIZE_P, SIZE_C, SPLIT_NONE, INIT_NORMAL, HF_PLAIN, 0, 1},
-    {T_Q, BLOCK_ATTENTION, "transformer.h.%d.attn.c_attn.weight", SIZE_C, SIZE_C, SPLIT_Q_ROWS, INIT_NORMAL, HF_TRANSPOSED, 0, 3},
-    {T_K, BLOCK_ATTENTION, "transformer.h.%d.attn.c_attn.weight", SIZE_KV, SIZE_C, SPLIT_KV_ROWS, INIT_NORMAL, HF_TRANSPOSED, 1, 3},
-    {T_V, BLOCK_ATTENTION, "transformer.h.%d.attn.c_attn.weight", SIZE_KV, SIZE_C, SPLIT_KV_ROWS, INIT_NORMAL, HF_TRANSPOSED, 2, 3},
-    {T_O, BLOCK_ATTENTION, "transformer.h.%d.attn.c_proj.weight", SIZE_C, SIZE_C, SPLIT_Q_COLS, INIT_NORMAL_RESIDUAL, HF_TRANSPOSED, 0, 1},
-    {T_Q_BIAS, BLOCK_ATTENTION, "transformer.h.%d.attn.c_attn.bias", SIZE_C, SIZE_1, SPLIT_Q_ROWS, INIT_ZERO, HF_PLAIN, 0, 3},
-    {T_K_BIAS, BLOCK_ATTENTION, "transformer.h.%d.attn.c_attn.bias", SIZE_KV, SIZE_1, SPLIT_KV_ROWS, INIT_ZERO, HF_PLAIN, 1, 3},
-    {T_V_BIAS, BLOCK_ATTENTION, "transformer.h.%d.attn.c_attn.bias", SIZE_KV, SIZE_1, SPLIT_KV_ROWS, INIT_ZERO, HF_PLAIN, 2, 3},
-    {T_O_BIAS, BLOCK_ATTENTION, "transformer.h.%d.attn.c_proj.bias", SIZE_C, SIZE_1, SPLIT_NONE, INIT_ZERO, HF_PLAIN, 0, 1},
+    {T_Q, BLOCK_ATTENTION, "transformer.h.%d.attn.c_attn.weight", SIZE_C, SIZE_C, SPLIT_Q_ROWS, INIT_NORMAL,
+     HF_TRANSPOSED, 0, 3},
+    {T_K, BLOCK_ATTENTION, "transformer.h.%d.attn.c_attn.weight", SIZE_KV, SIZE_C, SPLIT_KV_ROWS, INIT_NORMAL,
+     HF_TRANSPOSED, 1, 3},
+    {T_V, BLOCK_ATTENTION, "transformer.h.%d.attn.c_attn.weight", SIZE_KV, SIZE_C, SPLIT_KV_ROWS, INIT_NORMAL,
+     HF_TRANSPOSED, 2, 3},
+    {T_O, BLOCK_ATTENTION, "transformer.h.%d.attn.c_proj.weight", SIZE_C, SIZE_C, SPLIT_Q_COLS, INIT_NORMAL_RESIDUAL,
+     HF_TRANSPOSED, 0, 1},
+    {T_Q_BIAS, BLOCK_ATTENTION, "transformer.h.%d.attn.c_attn.bias", SIZE_C, SIZE_1, SPLIT_Q_ROWS, INIT_ZERO, HF_PLAIN,
+     0, 3},
+    {T_K_BIAS, BLOCK_ATTENTION, "transformer.h.%d.attn.c_attn.bias", SIZE_KV, SIZE_1, SPLIT_KV_ROWS, INIT_ZERO,
+     HF_PLAIN, 1, 3},
+    {T_V_BIAS, BLOCK_ATTENTION, "transformer.h.%d.attn.c_attn.bias", SIZE_KV, SIZE_1, SPLIT_KV_ROWS, INIT_ZERO,
+     HF_PLAIN, 2, 3},
+    {T_O_BIAS, BLOCK_ATTENTION, "transformer.h.%d.attn.c_proj.bias", SIZE_C, SIZE_1, SPLIT_NONE, INIT_ZERO, HF_PLAIN,
+     0, 1},
     {T_NORM, BLOCK_ATTENTION, "transformer.h.%d.ln_1.weight", SIZE_C, SIZE_1, SPLIT_NONE, INIT_ONE, HF_PLAIN, 0, 1},
     {T_NORM_BIAS, BLOCK_ATTENTION, "transformer.h.%d.ln_1.bias", SIZE_C, SIZE_1, SPLIT_NONE, INIT_ZERO, HF_PLAIN, 0, 1},
-    {T_UP, BLOCK_MLP, "transformer.h.%d.mlp.c_fc.weight", SIZE_FFN, SIZE_C, SPLIT_FFN_ROWS, INIT_NORMAL, HF_TRANSPOSED, 0, 1},
-    {T_DOWN, BLOCK_MLP, "transformer.h.%d.mlp.c_proj.weight", SIZE_C, SIZE_FFN, SPLIT_FFN_COLS, INIT_NORMAL_RESIDUAL, HF_TRANSPOSED, 0, 1},
-    {T_UP_BIAS, BLOCK_MLP, "transformer.h.%d.mlp.c_fc.bias", SIZE_FFN, SIZE_1, SPLIT_FFN_ROWS, INIT_ZERO, HF_PLAIN, 0, 1},
+    {T_UP, BLOCK_MLP, "transformer.h.%d.mlp.c_fc.weight", SIZE_FFN, SIZE_C, SPLIT_FFN_ROWS, INIT_NORMAL, HF_TRANSPOSED,
+     0, 1},
+    {T_DOWN, BLOCK_MLP, "transformer.h.%d.mlp.c_proj.weight", SIZE_C, SIZE_FFN, SPLIT_FFN_COLS, INIT_NORMAL_RESIDUAL,
+     HF_TRANSPOSED, 0, 1},
+    {T_UP_BIAS, BLOCK_MLP, "transformer.h.%d.mlp.c_fc.bias", SIZE_FFN, SIZE_1, SPLIT_FFN_ROWS, INIT_ZERO, HF_PLAIN, 0,
+     1},
     {T_DOWN_BIAS, BLOCK_MLP, "transformer.h.%d.mlp.c_proj.bias", SIZE_C, SIZE_1, SPLIT_NONE, INIT_ZERO, HF_PLAIN, 0, 1},
     {T_NORM, BLOCK_MLP, "transformer.h.%d.ln_2.weight", SIZE_C, SIZE_1, SPLIT_NONE, INIT_ONE, HF_PLAIN, 0, 1},
     {T_NORM_BIAS, BLOCK_MLP, "transformer.h.%d.ln_2.bias", SIZE_C, SIZE_1, SPLIT_NONE, INIT_ZERO, HF_PLAIN, 0, 1},
@@ -57,15 +72,24 @@ static const TensorSpec GPT2_TENSORS[] = {
 
 static const TensorSpec LLAMA_TENSORS[] = {
     {T_WTE, BLOCK_EMBEDDING, "model.embed_tokens.weight", SIZE_V, SIZE_C, SPLIT_NONE, INIT_NORMAL, HF_PLAIN, 0, 1},
-    {T_Q, BLOCK_ATTENTION, "model.layers.%d.self_attn.q_proj.weight", SIZE_C, SIZE_C, SPLIT_Q_ROWS, INIT_NORMAL, HF_PLAIN, 0, 1},
-    {T_K, BLOCK_ATTENTION, "model.layers.%d.self_attn.k_proj.weight", SIZE_KV, SIZE_C, SPLIT_KV_ROWS, INIT_NORMAL, HF_PLAIN, 0, 1},
-    {T_V, BLOCK_ATTENTION, "model.layers.%d.self_attn.v_proj.weight", SIZE_KV, SIZE_C, SPLIT_KV_ROWS, INIT_NORMAL, HF_PLAIN, 0, 1},
-    {T_O, BLOCK_ATTENTION, "model.layers.%d.self_attn.o_proj.weight", SIZE_C, SIZE_C, SPLIT_Q_COLS, INIT_NORMAL_RESIDUAL, HF_PLAIN, 0, 1},
-    {T_NORM, BLOCK_ATTENTION, "model.layers.%d.input_layernorm.weight", SIZE_C, SIZE_1, SPLIT_NONE, INIT_ONE, HF_PLAIN, 0, 1},
-    {T_GATE, BLOCK_MLP, "model.layers.%d.mlp.gate_proj.weight", SIZE_FFN, SIZE_C, SPLIT_FFN_ROWS, INIT_NORMAL, HF_PLAIN, 0, 1},
-    {T_UP, BLOCK_MLP, "model.layers.%d.mlp.up_proj.weight", SIZE_FFN, SIZE_C, SPLIT_FFN_ROWS, INIT_NORMAL, HF_PLAIN, 0, 1},
-    {T_DOWN, BLOCK_MLP, "model.layers.%d.mlp.down_proj.weight", SIZE_C, SIZE_FFN, SPLIT_FFN_COLS, INIT_NORMAL_RESIDUAL, HF_PLAIN, 0, 1},
-    {T_NORM, BLOCK_MLP, "model.layers.%d.post_attention_layernorm.weight", SIZE_C, SIZE_1, SPLIT_NONE, INIT_ONE, HF_PLAIN, 0, 1},
+    {T_Q, BLOCK_ATTENTION, "model.layers.%d.self_attn.q_proj.weight", SIZE_C, SIZE_C, SPLIT_Q_ROWS, INIT_NORMAL,
+     HF_PLAIN, 0, 1},
+    {T_K, BLOCK_ATTENTION, "model.layers.%d.self_attn.k_proj.weight", SIZE_KV, SIZE_C, SPLIT_KV_ROWS, INIT_NORMAL,
+     HF_PLAIN, 0, 1},
+    {T_V, BLOCK_ATTENTION, "model.layers.%d.self_attn.v_proj.weight", SIZE_KV, SIZE_C, SPLIT_KV_ROWS, INIT_NORMAL,
+     HF_PLAIN, 0, 1},
+    {T_O, BLOCK_ATTENTION, "model.layers.%d.self_attn.o_proj.weight", SIZE_C, SIZE_C, SPLIT_Q_COLS,
+     INIT_NORMAL_RESIDUAL, HF_PLAIN, 0, 1},
+    {T_NORM, BLOCK_ATTENTION, "model.layers.%d.input_layernorm.weight", SIZE_C, SIZE_1, SPLIT_NONE, INIT_ONE, HF_PLAIN,
+     0, 1},
+    {T_GATE, BLOCK_MLP, "model.layers.%d.mlp.gate_proj.weight", SIZE_FFN, SIZE_C, SPLIT_FFN_ROWS, INIT_NORMAL,
+     HF_PLAIN, 0, 1},
+    {T_UP, BLOCK_MLP, "model.layers.%d.mlp.up_proj.weight", SIZE_FFN, SIZE_C, SPLIT_FFN_ROWS, INIT_NORMAL, HF_PLAIN, 0,
+     1},
+    {T_DOWN, BLOCK_MLP, "model.layers.%d.mlp.down_proj.weight", SIZE_C, SIZE_FFN, SPLIT_FFN_COLS, INIT_NORMAL_RESIDUAL,
+     HF_PLAIN, 0, 1},
+    {T_NORM, BLOCK_MLP, "model.layers.%d.post_attention_layernorm.weight", SIZE_C, SIZE_1, SPLIT_NONE, INIT_ONE,
+     HF_PLAIN, 0, 1},
     {T_LM_HEAD, BLOCK_LM_HEAD, "lm_head.weight", SIZE_V, SIZE_C, SPLIT_NONE, INIT_NORMAL, HF_PLAIN, 0, 1},
     {T_NORM, BLOCK_LM_HEAD, "model.norm.weight", SIZE_C, SIZE_1, SPLIT_NONE, INIT_ONE, HF_PLAIN, 0, 1},
 };
@@ -77,7 +101,9 @@ static inline const TensorSpec *tensor_specs(Arch arch, int *count) {
 }
 
 /* A tied model has no LM head of its own. */
-static inline int tensor_exists(const TensorSpec *spec, const Config *c) { return !(spec->role == T_LM_HEAD && c->tied); }
+static inline int tensor_exists(const TensorSpec *spec, const Config *c) {
+    return !(spec->role == T_LM_HEAD && c->tied);
+}
 
 static inline i64 tensor_size(SizeName name, const Config *c) {
     switch (name) {
@@ -94,8 +120,8 @@ static inline i64 tensor_size(SizeName name, const Config *c) {
 /* Weight decay: matrices yes, norms and biases no. */
 static inline int tensor_decays(const TensorSpec *spec) { return spec->cols != SIZE_1; }
 
-/* Part `part` of `parts` of a tensor: rows row0 .. row0+rows-1, columns col0 .. col0+cols-1 of the whole. Query heads divide by
-   parts; with fewer KV heads than parts, neighbouring parts hold the same KV head. */
+/* Part `part` of `parts` of a tensor: rows row0 .. row0+rows-1, columns col0 .. col0+cols-1 of the whole. Query heads
+   divide by parts; with fewer KV heads than parts, neighbouring parts hold the same KV head. */
 typedef struct {
     i64 row0, rows, col0, cols;
 } Slice;
@@ -118,7 +144,8 @@ static inline Slice tensor_slice(const TensorSpec *spec, const Config *c, int sp
     return s;
 }
 
-/* A Hugging Face tensor: where element (row, col) of `spec` stands in it. Index = base + row*row_step + col*col_step. */
+/* A Hugging Face tensor: where element (row, col) of `spec` stands in it. Index = base +
+   row*row_step + col*col_step. */
 typedef struct {
     i64 base, row_step, col_step;
     i64 shape[2]; /* the whole HF tensor */
@@ -160,7 +187,7 @@ static inline i64 config_parameters(const Config *c) {
     return sum;
 }
 
-/* ---- initial values: a function of seed, tensor and element, so that any rank can make any part ---------------------- */
+/* ---- initial values: a function of seed, tensor and element, so that any rank can make any part ------------------ */
 
 /* A key for one tensor: the seed and its name in the checkpoint (FNV-1a). */
 static inline uint64_t tensor_key(i64 seed, const char *hf_name) {
@@ -177,8 +204,9 @@ static inline double random_normal(uint64_t key, i64 index) {
     return sqrt(-2.0 * log(u)) * cos(2.0 * 3.14159265358979323846 * v);
 }
 
-/* The initial value of element `index` of an HF tensor: matrices N(0, 2/(5 d)), so that small models start as well as GPT-2's width does
-   with its 0.02 (Nguyen, Salazar 2019, arXiv:1910.05895), those that write into the residual stream divided by sqrt(2 layers) (GPT-2). */
+/* The initial value of element `index` of an HF tensor: matrices N(0, 2/(5 d)), so that small models start as well as
+   GPT-2's width does with its 0.02 (Nguyen, Salazar 2019, arXiv:1910.05895), those that write into the residual stream
+   divided by sqrt(2 layers) (GPT-2). */
 static inline float initial_value(const TensorSpec *spec, const Config *c, uint64_t key, i64 index) {
     double std = sqrt(0.4 / (double)c->dim);
     switch (spec->init) {

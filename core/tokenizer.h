@@ -232,7 +232,7 @@ static inline void index_words(Tokenizer *t, const char *path) {
             t->word[n++] = *w;
         } else {
             if (before->n != w->n || memcmp(before->bytes, w->bytes, (size_t)w->n) != 0 || !before->added == !w->added)
-                FAIL(EVERYONE, "%s: token %lld comes up twice", path, (long long)w->id);
+                FAIL(EVERYONE, "%s: token %lld comes up twice", path, w->id);
             before->known |= w->known, before->added = before->added ? before->added : w->added;
         }
     }
@@ -244,8 +244,8 @@ static inline void index_words(Tokenizer *t, const char *path) {
         const Word *w = &t->word[i];
         i64 at = t->addeds, slot = word_slot(t, w->bytes, w->n);
         if (w->known && t->slot[slot] >= 0)
-            FAIL(EVERYONE, "%s: tokens %lld and %lld are the same text", path, (long long)t->word[t->slot[slot]].id,
-                 (long long)w->id);
+            FAIL(EVERYONE, "%s: tokens %lld and %lld are the same text", path, t->word[t->slot[slot]].id,
+                 w->id);
         if (w->known) t->slot[slot] = i;
         if (!w->added) continue;
         for (t->addeds++; at > 0 && t->word[t->added[at - 1]].n < w->n; at--) t->added[at] = t->added[at - 1];
@@ -265,7 +265,7 @@ static inline void add_merge(Tokenizer *t, const char *path, const char *left, i
     i64 whole = a < 0 || b < 0 ? -1 : word_find(t, bytes, l + r);
     free(bytes);
     if (whole < 0)
-        FAIL(EVERYONE, "%s: merge %lld joins, or makes, what is no word of the vocabulary", path, (long long)t->merges);
+        FAIL(EVERYONE, "%s: merge %lld joins, or makes, what is no word of the vocabulary", path, t->merges);
     Merge m = {a, b, t->merges++, whole};
     *merge_slot(t, a, b) = m;
 }
@@ -316,7 +316,7 @@ static inline void read_json_model(Tokenizer *t, const JsonAt *model, const cJSO
         else if (cJSON_IsString(l) && cJSON_IsString(r) && !r->next)
             add_merge(t, path, l->valuestring, (i64)strlen(l->valuestring), r->valuestring,
                       (i64)strlen(r->valuestring));
-        else FAIL(EVERYONE, "%s: merge %lld is no pair of texts", path, (long long)t->merges);
+        else FAIL(EVERYONE, "%s: merge %lld is no pair of texts", path, t->merges);
     }
 }
 
@@ -376,7 +376,7 @@ static inline void read_vocab_merges(Tokenizer *t, const char *vocab, const char
         end = stop ? stop - bytes : file.size;
         if (end == i || (end - i >= 8 && memcmp(line, "#version", 8) == 0)) continue;
         space = (const char *)memchr(line, ' ', (size_t)(end - i));
-        if (!space) FAIL(EVERYONE, "%s: merge %lld is no pair of texts", merges, (long long)t->merges);
+        if (!space) FAIL(EVERYONE, "%s: merge %lld is no pair of texts", merges, t->merges);
         add_merge(t, merges, line, space - line, space + 1, bytes + end - space - 1);
     }
     file_unmap(&file);
@@ -630,12 +630,12 @@ static inline int32_t *tokenizer_encode(const Tokenizer *t, const char *flag, co
     uint32_t c;
     for (i64 i = 0, bytes; i < n && t->rule != PIECES_WHOLE; i += bytes) {
         bytes = utf8_read(text + i, n - i, &c);
-        if (!bytes) FAIL(EVERYONE, "--%s: byte %lld is not UTF-8", flag, (long long)i);
+        if (!bytes) FAIL(EVERYONE, "--%s: byte %lld is not UTF-8", flag, i);
     }
     i64 sound = t->nfc ? nfc_until(text, n) : n;
     if (sound < n)
         FAIL(EVERYONE, "--%s: this tokenizer wants Unicode's normal form C, which the character at byte %lld may not "
-             "have; compose it, or " BY_TOKENS, flag, (long long)sound);
+             "have; compose it, or " BY_TOKENS, flag, sound);
     Encoder e = {t, flag, NULL, NULL, NULL, 0, NULL, 0};
     e.symbol = (Symbol *)host_alloc(sizeof(Symbol) * size);
     e.character = (Character *)host_alloc(sizeof(Character) * size);
@@ -648,6 +648,35 @@ static inline int32_t *tokenizer_encode(const Tokenizer *t, const char *flag, co
     free(e.heap);
     *count = e.n;
     return e.out;
+}
+
+/* Print text (n bytes); what is no character, or would steer a terminal, becomes a question mark. */
+static inline void text_print(const char *text, i64 n) {
+    for (i64 i = 0, bytes; i < n; i += i64_max(bytes, 1)) {
+        uint32_t c = 0;
+        bytes = utf8_read(text + i, n - i, &c);
+        int steers = (c < 32 && c != '\n' && c != '\t') || (c >= 127 && c < 160);
+        if (bytes && !steers) fwrite(text + i, 1, (size_t)bytes, stdout);
+        else putchar('?');
+    }
+}
+
+/* Print n tokens: the text that they are, or (NULL) their numbers. */
+static inline void tokens_print(const Tokenizer *t, const int32_t *tokens, i64 n) {
+    i64 bytes = 0, at = 0;
+    for (i64 i = 0; i < n && !t; i++) printf(i ? ",%d" : "%d", tokens[i]);
+    for (i64 i = 0; i < n && t; i++) {
+        const Word *w = tokenizer_word(t, tokens[i]);
+        bytes += w ? w->n : 1;
+    }
+    char *text = (char *)host_alloc((size_t)bytes);
+    for (i64 i = 0; i < n && t; i++) {
+        const Word *w = tokenizer_word(t, tokens[i]);
+        if (w) memcpy(text + at, w->bytes, (size_t)w->n);
+        at += w ? w->n : 1;
+    }
+    text_print(text, bytes);
+    free(text);
 }
 
 #endif

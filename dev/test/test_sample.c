@@ -76,7 +76,7 @@ static void run_mesh(int model, const Scheme *scheme, i64 dp, i64 ring, i64 head
     const char *name = model == 0 ? "gpt2" : model == 1 ? "llama, 4 KV heads" : "llama, 1 KV head";
     check(off <= (sizeof(real) == 8 ? 1e-12 : 1e-5),
           "%s %s dp %lld ring %lld layout %d head %lld%s: loss through the cache %.1e off", name, scheme->name,
-          (long long)dp, (long long)ring, (int)layout, (long long)head, recompute ? " recompute" : "", off);
+          dp, ring, (int)layout, head, recompute ? " recompute" : "", off);
     if (sizeof(real) == 8)
         check(memcmp(first[model], text, sizeof text) == 0, "the same 20 tokens as under every other scheme");
     check(t->model.arena.now.used <= t->model.arena.committed, "memory as planned");

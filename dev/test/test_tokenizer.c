@@ -132,13 +132,13 @@ static void test_texts(const char *dir, const char *name) {
     }
     i64 tried = t->nfc ? composed : groups * group;
     check(composed == json_count(cJSON_GetObjectItem(want, "composed")),
-          "%s: %lld texts have normal form C beyond doubt", dir, (long long)composed);
+          "%s: %lld texts have normal form C beyond doubt", dir, composed);
     check(pieces_off == 0, "%s: pieces end where tokenizers ends them: not in %lld of %lld groups of texts", dir,
-          (long long)pieces_off, (long long)groups);
+          pieces_off, groups);
     check(ids_off == 0 && tokens == json_count(cJSON_GetObjectItem(want, "tokens")),
-          "%s: the %lld tokens that tokenizers makes: not in %lld of %lld groups of texts", dir, (long long)tokens,
-          (long long)ids_off, (long long)groups);
-    check(back == tried && tried > 1000, "%s: %lld of %lld texts come back", dir, (long long)back, (long long)tried);
+          "%s: the %lld tokens that tokenizers makes: not in %lld of %lld groups of texts", dir, tokens,
+          ids_off, groups);
+    check(back == tried && tried > 1000, "%s: %lld of %lld texts come back", dir, back, tried);
     tokenizer_close(t);
 }
 
@@ -151,7 +151,7 @@ static void test_long(void) {
     for (i64 i = 0; i < LONG; i++) text[i] = "attention"[i % 9];
     int32_t *ids = tokenizer_encode(t, "sample", text, LONG, 0, &n);
     for (i64 i = 0; i < n; i++) bytes += tokenizer_word(t, ids[i])->n;
-    check(bytes == LONG && n < LONG / 3, "a piece of %d letters is %lld tokens", LONG, (long long)n);
+    check(bytes == LONG && n < LONG / 3, "a piece of %d letters is %lld tokens", LONG, n);
     free(ids);
     free(text);
     tokenizer_close(t);

@@ -1,16 +1,19 @@
 #!/usr/bin/env python3
-"""transformers_check.py - a model goes from transformers into the trainer, is trained, and goes back: the same model on both sides.
+"""transformers_check.py - a model goes from transformers into the trainer, is trained, and goes
+back: the same model on both sides.
 
 For each of the models in fixtures/, and a larger one made here:
   in      transformers saves it (in shards), and the trainer has the logits that transformers has, in float32 to 1e-4
-  out     the trainer trains it on two ranks and saves; transformers loads that checkpoint as it lies there, with no name missing or left
-          over, and has the validation loss that the trainer had before it saved and the logits that it has from the checkpoint, to 1e-4
+  out     the trainer trains it on two ranks and saves; transformers loads that checkpoint as it lies there, with no
+          name missing or left over, and has the validation loss that the trainer had before it saved and the logits
+          that it has from the checkpoint, to 1e-4
   greedy  from that checkpoint both continue the same tokens with the same tokens
 
 TAP. Needs torch and transformers, which the tests of scripts/test.sh do without; some two minutes on two cores.
 
   python3 -m venv /tmp/fx && /tmp/fx/bin/pip install torch transformers safetensors numpy
-  make train_gpt_cpu build/test_fixtures_fp32 && /tmp/fx/bin/python dev/test/transformers_check.py     # PROGRAM=./train_gpt_cpu
+  make train_gpt_cpu build/test_fixtures_fp32
+  /tmp/fx/bin/python dev/test/transformers_check.py     # PROGRAM=./train_gpt_cpu
 """
 import json, os, shutil, subprocess, sys, tempfile, warnings
 import numpy, torch, transformers
@@ -57,7 +60,8 @@ def same_logits(model, directory):
         logits = model(tokens[:, :-1]).logits
     copy = directory + "-and-logits"
     shutil.copytree(directory, copy)
-    save_file({"tokens": tokens.numpy().astype(numpy.int32), "logits": logits.double().numpy()}, os.path.join(copy, "expected.safetensors"))
+    save_file({"tokens": tokens.numpy().astype(numpy.int32), "logits": logits.double().numpy()},
+              os.path.join(copy, "expected.safetensors"))
     said = run("build/test_fixtures_fp32", "logits", copy)
     return said is not None and said.startswith("ok 1"), (said or "").split("\n")[0].partition("logits ")[2]
 
@@ -87,7 +91,8 @@ def check(name, model, work):
     data = os.path.join(work, "data.bin")
     tokens = shard(data, model.config.vocab_size)
     out = os.path.join(work, "run")
-    said = ranks(2, PROGRAM, "--model", given, "--train", data, "--val", data, "--eval-batches", "8", "--seq-len", "16", "--batch", "2", "--steps", "6", "--lr", "0.01",
+    said = ranks(2, PROGRAM, "--model", given, "--train", data, "--val", data, "--eval-batches", "8", "--seq-len", "16",
+                 "--batch", "2", "--steps", "6", "--lr", "0.01",
                  "--sp", "odysseus", "--selfcheck", "off", "--peak-tflops", "100", "--out", out, "--save-every", "6")
     step = os.path.join(out, "checkpoints", "step-00000006")
     if said is None or not os.path.isdir(step):
@@ -95,7 +100,8 @@ def check(name, model, work):
         return
     back, wrong = load(step)
     moved = max((a - b).abs().max().item() for a, b in zip(back.parameters(), model.parameters()))
-    ok(not wrong and type(back) is type(model) and moved > 1e-3, f"{name}: transformers loads the checkpoint {wrong or 'with every name'}; a weight has moved by {moved:.2g}")
+    ok(not wrong and type(back) is type(model) and moved > 1e-3,
+       f"{name}: transformers loads the checkpoint {wrong or 'with every name'}; a weight has moved by {moved:.2g}")
     with open(os.path.join(out, "metrics.jsonl"), encoding="utf-8") as file:
         here = json.loads(file.readlines()[-1])["val_loss"]
     there = loss(back, tokens, 16, 16)
@@ -103,13 +109,16 @@ def check(name, model, work):
     good, how = same_logits(back, step)
     ok(good, f"{name}: and has the logits that it has here: {how} apart")
     prompt = torch.tensor([[3, 1, 4, 1, 5]])
-    want = back.generate(prompt, attention_mask=torch.ones_like(prompt), do_sample=False, max_new_tokens=GREEDY, eos_token_id=None, pad_token_id=0)[0, 5:].tolist()
+    want = back.generate(prompt, attention_mask=torch.ones_like(prompt), do_sample=False, max_new_tokens=GREEDY,
+                         eos_token_id=None, pad_token_id=0)[0, 5:].tolist()
     if "--sample-ids" not in run(PROGRAM, "--help"):
         ok(True, f"{name}: greedy continuation # SKIP {PROGRAM} does not sample")
         return
-    said = run(PROGRAM, "--model", step, "--eval-only", "--sample-ids", "3,1,4,1,5", "--sample-tokens", str(GREEDY), "--temperature", "0", "--seq-len", "32")
+    said = run(PROGRAM, "--model", step, "--eval-only", "--sample-ids", "3,1,4,1,5", "--sample-tokens", str(GREEDY),
+               "--temperature", "0", "--seq-len", "32")
     got = sampled(said)
-    ok(got[-GREEDY:] == want, f"{name}: greedy continuation {want}" + ("" if got[-GREEDY:] == want else f", here {got}"))
+    same = got[-GREEDY:] == want
+    ok(same, f"{name}: greedy continuation {want}" + ("" if same else f", here {got}"))
 
 
 def sampled(said):
@@ -127,9 +136,12 @@ def main():
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     torch.manual_seed(1)
-    larger = LlamaForCausalLM(LlamaConfig(hidden_size=128, intermediate_size=352, num_hidden_layers=4, num_attention_heads=8, num_key_value_heads=2,
-                                          vocab_size=512, max_position_embeddings=256, bos_token_id=None, eos_token_id=None))
-    models = {name: load(os.path.join(ROOT, "dev/test/fixtures", name))[0] for name in ("gpt2-tied", "llama-mha", "llama-gqa", "llama3-rope")}
+    larger = LlamaForCausalLM(LlamaConfig(hidden_size=128, intermediate_size=352, num_hidden_layers=4,
+                                          num_attention_heads=8, num_key_value_heads=2,
+                                          vocab_size=512, max_position_embeddings=256, bos_token_id=None,
+                                          eos_token_id=None))
+    models = {name: load(os.path.join(ROOT, "dev/test/fixtures", name))[0]
+              for name in ("gpt2-tied", "llama-mha", "llama-gqa", "llama3-rope")}
     models["llama of 0.9M"] = larger
     print(f"# torch {torch.__version__}, transformers {transformers.__version__}, {PROGRAM}")
     for name, model in models.items():

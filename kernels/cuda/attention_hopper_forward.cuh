@@ -1,4 +1,5 @@
-/* attention_hopper_forward.cuh - flash attention on sm_90a, forward: bulk copies bring tiles, warpgroups multiply them, blocks stay resident.
+/* attention_hopper_forward.cuh - flash attention on sm_90a, forward: bulk copies bring tiles, warpgroups
+   multiply them, blocks stay resident.
 
      warpgroup 0        one thread keeps rings of Q, K and V tiles filled, for one query tile after the other
      warpgroups 1, 2    64 query rows each:
@@ -10,11 +11,12 @@
            P V is there: out shrinks if a base has moved, P = P' rounded
        out += P V(0)
 
-   The two groups take turns by named barriers, so that one multiplies while the other makes powers. What a row's bits depend on is as in
-   attention_forward.cuh: softmax with a base that moves seldom, merge, masks by tile, the last step rounded.
+   The two groups take turns by named barriers, so that one multiplies while the other makes powers. What a
+   row's bits depend on is as in attention_forward.cuh: softmax with a base that moves seldom, merge, masks
+   by tile, the last step rounded.
 
-   Blocks draw query tiles by ticket from one order, the longest first: whoever is done early takes the next. Which block computes a tile
-   changes none of its bits.
+   Blocks draw query tiles by ticket from one order, the longest first: whoever is done early takes the next. Which
+   block computes a tile changes none of its bits.
 
    Shah et al. 2024, arXiv:2407.08608
 
@@ -35,8 +37,8 @@ typedef struct {
 template <int HD, int BM, int BN, int STAGES> struct HopperForwardTile {
     static constexpr int GROUPS = BM / 64, THREADS = GROUP_THREADS * (GROUPS + 1), Q_STAGES = 2, WARPS = 4 * GROUPS;
     static constexpr int BARRIERS = 2 * Q_STAGES + 4 * STAGES;
-    static constexpr int SHARED_BYTES = (Q_STAGES * BM + 2 * STAGES * BN) * HD * (int)sizeof(bf16) + BARRIERS * (int)sizeof(Mbarrier) +
-                                        Q_STAGES * (int)sizeof(int);
+    static constexpr int SHARED_BYTES = (Q_STAGES * BM + 2 * STAGES * BN) * HD * (int)sizeof(bf16) +
+                                        BARRIERS * (int)sizeof(Mbarrier) + Q_STAGES * (int)sizeof(int);
     bf16 *q, *k, *v; /* stage after stage */
     Mbarrier *q_full, *q_empty, *k_full, *k_empty, *v_full, *v_empty;
     int *index; /* with each stage of Q: which of `blocks` it is; -1: no more */
@@ -45,7 +47,8 @@ template <int HD, int BM, int BN, int STAGES> struct HopperForwardTile {
         SHARED_DYNAMIC_ALIGNED(bf16, shared, 1024);
         t.q = shared, t.k = t.q + Q_STAGES * BM * HD, t.v = t.k + STAGES * BN * HD;
         t.q_full = (Mbarrier *)(t.v + STAGES * BN * HD), t.q_empty = t.q_full + Q_STAGES;
-        t.k_full = t.q_empty + Q_STAGES, t.k_empty = t.k_full + STAGES, t.v_full = t.k_empty + STAGES, t.v_empty = t.v_full + STAGES;
+        t.k_full = t.q_empty + Q_STAGES, t.k_empty = t.k_full + STAGES, t.v_full = t.k_empty + STAGES,
+        t.v_empty = t.v_full + STAGES;
         t.index = (int *)(t.v_empty + STAGES);
         return t;
     }
@@ -64,10 +67,11 @@ template <int BM, int BN> __device__ __forceinline__ ForwardItem forward_item(co
     return item;
 }
 
-/* Scores become 2^(c s - base), their sums go on; returns whether the base of a row of this warp has moved, and by what factors the sums of
-   before, and so out, shrink. As softmax_tile, but out is still being added to. */
+/* Scores become 2^(c s - base), their sums go on; returns whether the base of a row of this warp has moved, and by what
+   factors the sums of before, and so out, shrink. As softmax_tile, but out is still being added to. */
 template <int NT>
-__device__ __forceinline__ bool softmax_scores(float (&s)[1][NT][4], float (&top)[1][2], float (&sum)[1][2], float (&shrink)[2], float scale) {
+__device__ __forceinline__ bool softmax_scores(float (&s)[1][NT][4], float (&top)[1][2], float (&sum)[1][2],
+                                               float (&shrink)[2], float scale) {
     bool grown = false;
     float high[2];
     UNROLL
@@ -120,7 +124,8 @@ template <int DT> __device__ __forceinline__ void shrink_rows(float (&out)[1][DT
 
 /* Where single scores are masked, they become -inf. `first`: the position of the first of this warpgroup's rows. */
 template <int BN, int NT>
-__device__ __forceinline__ void scores_mask(float (&s)[1][NT][4], const AttentionTile &tile, const AttentionTile &kv, int first, int lane_row) {
+__device__ __forceinline__ void scores_mask(float (&s)[1][NT][4], const AttentionTile &tile, const AttentionTile &kv,
+                                            int first, int lane_row) {
     if (kv.count < BN || first < tile_last(kv)) mask_tile(s, tile, kv, lane_row, 2 * ((int)threadIdx.x % 4));
 }
 
@@ -173,7 +178,8 @@ enum { TURN = 1 };
 
 /* A warpgroup that multiplies: rows 64 group .. of every query tile of this block. */
 template <int HD, int BM, int BN, int STAGES>
-__device__ __forceinline__ void forward_products(const HopperForward &p, const HopperForwardTile<HD, BM, BN, STAGES> &t, int group) {
+__device__ __forceinline__ void forward_products(const HopperForward &p, const HopperForwardTile<HD, BM, BN, STAGES> &t,
+                                                 int group) {
     typedef HopperForwardTile<HD, BM, BN, STAGES> T;
     constexpr int NT = BN / 8, DT = HD / 8;
     static_assert(T::GROUPS == 2, "turns of two");
@@ -188,7 +194,8 @@ __device__ __forceinline__ void forward_products(const HopperForward &p, const H
         ForwardItem item = forward_item<BM, BN>(a, index);
         AttentionTile tile = attention_tile<BM>(a.q_map, item.i);
         int tiles = item.tiles;
-        int warp_row = 64 * group + (int)threadIdx.x % GROUP_THREADS / 32 * 16, lane_row = warp_row + (int)threadIdx.x % 32 / 4;
+        int warp_row = 64 * group + (int)threadIdx.x % GROUP_THREADS / 32 * 16,
+            lane_row = warp_row + (int)threadIdx.x % 32 / 4;
         float out[1][DT][4], top[1][2], sum[1][2], shrink[2];
         softmax_begin(a, (i64)tile.first * a.rows + item.head, tile.count, warp_row, out, top, sum);
         if (tiles > 0) {
@@ -250,7 +257,8 @@ __device__ __forceinline__ void forward_products(const HopperForward &p, const H
 }
 
 template <int HD, int BM, int BN, int STAGES>
-__global__ void __launch_bounds__(GROUP_THREADS *(BM / 64 + 1), 1) attention_forward_hopper_kernel(const __grid_constant__ HopperForward p) {
+__global__ void __launch_bounds__(GROUP_THREADS *(BM / 64 + 1), 1)
+    attention_forward_hopper_kernel(const __grid_constant__ HopperForward p) {
 #if HOPPER_CODE
     typedef HopperForwardTile<HD, BM, BN, STAGES> T;
     T t = T::make();
@@ -277,7 +285,8 @@ __global__ void __launch_bounds__(GROUP_THREADS *(BM / 64 + 1), 1) attention_for
 }
 
 template <int HD, int BM, int BN, int STAGES>
-static inline void attention_forward_hopper_launch(Device *dev, const AttentionForward *a, const TokenMap *q_map, const TokenMap *kv_map) {
+static inline void attention_forward_hopper_launch(Device *dev, const AttentionForward *a, const TokenMap *q_map,
+                                                   const TokenMap *kv_map) {
     typedef HopperForwardTile<HD, BM, BN, STAGES> T;
     HopperForward p;
     memset(&p, 0, sizeof p);
@@ -285,7 +294,8 @@ static inline void attention_forward_hopper_launch(Device *dev, const AttentionF
     if (tiles == 0) return;
     p.a = *a;
     p.a.q_map = attention_map(q_map, BM), p.a.kv_map = attention_map(kv_map, BN);
-    double kv_bytes = 4.0 * (double)kv_map->count * a->head_dim * a->kv_heads / a->heads; /* a query head's share of its K and V */
+    /* a query head's share of its K and V */
+    double kv_bytes = 4.0 * (double)kv_map->count * a->head_dim * a->kv_heads / a->heads;
     p.a.order = attention_order(a->rows, tiles, kv_bytes + 1, a->group);
     p.blocks = (int)tiles * p.a.order.heads;
     i64 kv_rows = (i64)a->rows / a->heads * 2 * a->kv_heads;
@@ -293,11 +303,14 @@ static inline void attention_forward_hopper_launch(Device *dev, const AttentionF
         run_tensor_map(&p.q[r], TENSOR_BF16, a->q, a->head_dim, a->rows, a->q_step, q_map, r, 64, BM);
         run_tensor_map(&p.kv[r], TENSOR_BF16, a->kv, a->head_dim, kv_rows, a->kv_step, kv_map, r, 64, BN);
     }
-    if (dev->state.scratch_bytes < TICKET_BYTES) FAIL(THIS_RANK, "attention: %d bytes of scratch are needed, there are %lld", TICKET_BYTES, (long long)dev->state.scratch_bytes);
+    if (dev->state.scratch_bytes < TICKET_BYTES)
+        FAIL(THIS_RANK, "attention: %d bytes of scratch are needed, there are %lld", TICKET_BYTES,
+             dev->state.scratch_bytes);
     p.tickets = (int *)dev->state.scratch;
     CUDA_CHECK(cudaMemsetAsync(p.tickets, 0, sizeof *p.tickets, dev->state.stream));
     int grid = (int)i64_min(p.blocks, dev->state.multiprocessors);
-    LAUNCH((attention_forward_hopper_kernel<HD, BM, BN, STAGES>), dim3((unsigned)grid), dim3(T::THREADS), T::SHARED_BYTES, dev->state.stream, p);
+    LAUNCH((attention_forward_hopper_kernel<HD, BM, BN, STAGES>), dim3((unsigned)grid), dim3(T::THREADS),
+           T::SHARED_BYTES, dev->state.stream, p);
 }
 
 #endif
