@@ -750,7 +750,7 @@ static void open_data(Trainer *t) {
     if (s->ignore_token >= vocab)
         FAIL(EVERYONE, "--ignore-token %lld is no token of this model; its vocabulary is 0 to %lld", s->ignore_token,
              vocab - 1);
-    if (!s->train && (s->steps > 0 || (!s->val && !t->options.samples)))
+    if (!s->train && (s->steps > 0 || (!s->val && !t->options.samples && !s->eval_task)))
         FAIL(EVERYONE, "--train is missing: a glob of token shards, e.g. --train \"data/train_*.bin\"");
     if (s->train)
         dataset_open(&t->train, s->train, "train", s->seq_len, vocab), dataset_describe(&t->train, "train", vocab);

@@ -71,22 +71,22 @@ static inline void position_fill(const Task *t, i64 item, int32_t *tokens, i64 *
 
 static inline void position_report(const Task *t, FILE *json) {
     i64 L = t->L;
-    printf("\nloss by position, over %lld sequences of --val\n    targets           loss\n", (long long)t->sequences);
+    printf("\nloss by position, over %lld sequences of --val\n    targets           loss\n", t->sequences);
     for (i64 b = 0; b < EVAL_BUCKETS; b++) {
         const Cell *c = &t->cell[b];
         i64 first = ceil_div(b * L, EVAL_BUCKETS), last = ceil_div((b + 1) * L, EVAL_BUCKETS) - 1;
-        printf("%7lld - %-7lld  %7.4f\n", (long long)first, (long long)last, cell_loss(c));
+        printf("%7lld - %-7lld  %7.4f\n", first, last, cell_loss(c));
         eval_line(json, "{\"task\": \"position\", \"first\": %lld, \"last\": %lld, \"targets\": %.0f, \"loss\": %.17g}",
-                  (long long)first, (long long)last, c->n, cell_loss(c));
+                  first, last, c->n, cell_loss(c));
     }
     printf("the last %lld targets, by how many tokens before them are there\n"
-           "    tokens            loss   more than whole\n", (long long)t->window);
+           "    tokens            loss   more than whole\n", t->window);
     for (i64 cut = 0; cut <= t->cuts; cut++) {
         const Cell *c = &t->cell[cut ? EVAL_BUCKETS + cut - 1 : EVAL_BUCKETS - 1], *whole = &t->cell[EVAL_BUCKETS - 1];
         i64 tokens = cut ? L / 2 >> (cut - 1) : L - t->window;
-        printf("%10lld         %7.4f   %+.4f\n", (long long)tokens, cell_loss(c), cell_loss(c) - cell_loss(whole));
+        printf("%10lld         %7.4f   %+.4f\n", tokens, cell_loss(c), cell_loss(c) - cell_loss(whole));
         eval_line(json, "{\"task\": \"position\", \"context\": %lld, \"targets\": %.0f, \"loss\": %.17g}",
-                  (long long)tokens, c->n, cell_loss(c));
+                  tokens, c->n, cell_loss(c));
     }
 }
 
@@ -94,7 +94,7 @@ static inline void position_report(const Task *t, FILE *json) {
 static inline void position_open(Task *t, Dataset *val, i64 sequences, i64 ignored) {
     if (!val->sequences) FAIL(EVERYONE, "--eval-task position needs --val, the shards to judge the model on");
     if (t->L % EVAL_BUCKETS)
-        FAIL(EVERYONE, "--eval-task position: --seq-len %lld must be a multiple of %d", (long long)t->L, EVAL_BUCKETS);
+        FAIL(EVERYONE, "--eval-task position: --seq-len %lld must be a multiple of %d", t->L, EVAL_BUCKETS);
     t->val = val, t->sequences = sequences, t->ignored = ignored, t->window = t->L / EVAL_BUCKETS, t->cuts = 4;
     t->fill = position_fill, t->report = position_report;
     t->items = sequences * (1 + t->cuts), t->cells = EVAL_BUCKETS + t->cuts;
@@ -116,18 +116,18 @@ static inline void copy_fill(const Task *t, i64 item, int32_t *tokens, i64 *cell
 
 static inline void copy_report(const Task *t, FILE *json) {
     printf("\ncopies: random tokens that come again after a distance, %lld sequences each; by chance %.3f are right\n"
-           "  distance     loss   right\n", (long long)t->trials, 1.0 / (double)t->vocab);
+           "  distance     loss   right\n", t->trials, 1.0 / (double)t->vocab);
     for (i64 r = 0; r < t->rows; r++) {
         const Cell *c = &t->cell[r];
-        printf("%10lld  %7.4f   %.3f\n", (long long)t->row[r], cell_loss(c), c->hits / c->n);
+        printf("%10lld  %7.4f   %.3f\n", t->row[r], cell_loss(c), c->hits / c->n);
         eval_line(json, "{\"task\": \"copy\", \"distance\": %lld, \"targets\": %.0f, \"loss\": %.17g, "
                   "\"right\": %.17g}",
-                  (long long)t->row[r], c->n, cell_loss(c), c->hits / c->n);
+                  t->row[r], c->n, cell_loss(c), c->hits / c->n);
     }
 }
 
 static inline void copy_open(Task *t) {
-    if (t->L < 8) FAIL(EVERYONE, "--eval-task copy: --seq-len %lld is too short, it takes 8", (long long)t->L);
+    if (t->L < 8) FAIL(EVERYONE, "--eval-task copy: --seq-len %lld is too short, it takes 8", t->L);
     for (i64 d = t->L / 2; d >= 4; d /= 2) t->row[t->rows++] = d;
     t->fill = copy_fill, t->report = copy_report;
     t->items = t->rows * t->trials, t->cells = t->rows;
@@ -183,10 +183,10 @@ static inline void passkey_fill(const Task *t, i64 item, int32_t *tokens, i64 *c
 
 static inline void passkey_report(const Task *t, FILE *json) {
     printf("\npasskey: of %lld texts each, those whose number is told right to the last token\n    length",
-           (long long)t->trials);
-    for (i64 d = 0; d < EVAL_DEPTHS; d++) printf("  at %3lld%%", (long long)(100 * d / (EVAL_DEPTHS - 1)));
+           t->trials);
+    for (i64 d = 0; d < EVAL_DEPTHS; d++) printf("  at %3lld%%", (100 * d / (EVAL_DEPTHS - 1)));
     for (i64 r = 0; r < t->rows; r++) {
-        printf("\n%10lld", (long long)t->row[r]);
+        printf("\n%10lld", t->row[r]);
         for (i64 d = 0; d < EVAL_DEPTHS; d++) {
             double right = 0;
             Cell sum = {0, 0, 0};
@@ -196,8 +196,8 @@ static inline void passkey_report(const Task *t, FILE *json) {
             }
             printf("  %7.2f", right / (double)t->trials);
             eval_line(json, "{\"task\": \"passkey\", \"length\": %lld, \"depth\": %.2f, \"texts\": %lld, "
-                      "\"loss\": %.17g, \"right\": %.17g}", (long long)t->row[r], (double)d / (EVAL_DEPTHS - 1),
-                      (long long)t->trials, cell_loss(&sum), right / (double)t->trials);
+                      "\"loss\": %.17g, \"right\": %.17g}", t->row[r], (double)d / (EVAL_DEPTHS - 1),
+                      t->trials, cell_loss(&sum), right / (double)t->trials);
         }
     }
     printf("\n");
@@ -217,10 +217,10 @@ static inline void passkey_open(Task *t, const Tokenizer *tokenizer) {
         for (i64 k = 0; k < n[i]; k++)
             if (part[i][k] >= t->vocab)
                 FAIL(EVERYONE, "--eval-task passkey: token %d is none of this model's %lld; is the tokenizer another "
-                     "one's?", part[i][k], (long long)t->vocab);
+                     "one's?", part[i][k], t->vocab);
     if (t->L < least)
         FAIL(EVERYONE, "--eval-task passkey: --seq-len %lld is too short, the shortest text has %lld tokens",
-             (long long)t->L, (long long)least);
+             t->L, least);
     for (i64 length = t->L; length >= least && t->rows < EVAL_MOST; length /= 2) t->row[t->rows++] = length;
     t->fill = passkey_fill, t->report = passkey_report;
     t->items = t->cells = t->rows * EVAL_DEPTHS * t->trials;
@@ -268,9 +268,9 @@ static inline void hellaswag_report(const Task *t, FILE *json) {
     }
     mean /= (double)t->examples, sum /= (double)t->examples;
     printf("\nhellaswag: %.4f of %lld examples right, by an ending's mean loss; %.4f by its sum\n", mean,
-           (long long)t->examples, sum);
+           t->examples, sum);
     eval_line(json, "{\"task\": \"hellaswag\", \"examples\": %lld, \"right\": %.17g, \"right_by_sum\": %.17g}",
-              (long long)t->examples, mean, sum);
+              t->examples, mean, sum);
 }
 
 /* The example at word `at` of `words`; all its numbers lie within it. Returns the word behind it. */
@@ -286,14 +286,14 @@ static inline i64 example_read(Task *t, const char *path, Example *e, i64 at, i6
         for (i64 i = 0; sound && i < n; i++)
             if (example_word(w, used + 1 + i) >= t->vocab)
                 FAIL(EVERYONE, "--eval-file %s: token %lld is none of this model's %lld; was it another's?", path,
-                     (long long)example_word(w, used + 1 + i), (long long)t->vocab);
+                     example_word(w, used + 1 + i), t->vocab);
         if (sound && k && one.context + n > t->L)
             FAIL(EVERYONE, "--eval-file %s: an example of %lld tokens is longer than --seq-len %lld", path,
-                 (long long)(one.context + n), (long long)t->L);
+                 (one.context + n), t->L);
         used += 1 + n;
     }
     if (!sound || used != bytes / 2 || one.label >= one.endings || one.endings < 2)
-        FAIL(EVERYONE, "--eval-file %s: example %lld is damaged; make the file again", path, (long long)t->examples);
+        FAIL(EVERYONE, "--eval-file %s: example %lld is damaged; make the file again", path, t->examples);
     *e = one;
     t->items += one.endings, t->examples++;
     return at + bytes / 2;
@@ -308,7 +308,7 @@ static inline void hellaswag_open(Task *t, const char *path) {
     if (t->file.size < SHARD_HEADER_BYTES || header[0] != 20240522 || header[1] != 1 || t->file.size % 2)
         FAIL(EVERYONE, "--eval-file %s: is no file of llm.c's examples (magic 20240522 version 1)", path);
     if (header[2] < 1 || header[2] > words / 6)
-        FAIL(EVERYONE, "--eval-file %s: promises %d examples in %lld bytes", path, header[2], (long long)t->file.size);
+        FAIL(EVERYONE, "--eval-file %s: promises %d examples in %lld bytes", path, header[2], t->file.size);
     t->example = (Example *)host_alloc(sizeof(Example) * (size_t)header[2]);
     for (i64 i = 0; i < header[2]; i++) at = example_read(t, path, &t->example[i], at, words);
     if (at != words) FAIL(EVERYONE, "--eval-file %s: something follows the last of its %d examples", path, header[2]);

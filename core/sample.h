@@ -322,11 +322,6 @@ static inline Prompt prompt_open(const Settings *s, const Config *c, i64 L, cons
     return p;
 }
 
-static inline void prompt_free(Prompt *p) {
-    if (p->tokenizer) tokenizer_close(p->tokenizer);
-    free(p->tokens);
-}
-
 /* The prompt and what follows, n tokens in all. Rank 0. */
 static inline void sample_print(const Prompt *p, i64 n) {
     printf("sample   ");

@@ -67,9 +67,9 @@ static void test_position(void) {
         }
     }
     check(wrong == 0 && counted == 2 * LENGTH - 2,
-          "position: sequences of --val, without ignored targets: %lld counted, %lld wrong", (long long)counted,
-          (long long)wrong);
-    check(cut_wrong == 0, "position: the same last targets behind a half, a quarter, ...: %lld wrong", (long long)cut_wrong);
+          "position: sequences of --val, without ignored targets: %lld counted, %lld wrong", counted,
+          wrong);
+    check(cut_wrong == 0, "position: the same last targets behind a half, a quarter, ...: %lld wrong", cut_wrong);
     task_close(&t);
     dataset_close(&val);
 }
@@ -90,7 +90,7 @@ static void test_copy(void) {
         y = x;
     }
     check(wrong == 0 && same == 0 && t.rows == 6 && t.row[0] == 128 && t.row[5] == 4 && counted > 1000,
-          "copy: targets that stood there a period ago: %lld wrong, %lld items alike", (long long)wrong, (long long)same);
+          "copy: targets that stood there a period ago: %lld wrong, %lld items alike", wrong, same);
     task_close(&t);
 }
 
@@ -122,8 +122,8 @@ static void test_passkey(const char *dir) {
         lengths += length == LENGTH;
     }
     check(wrong == 0 && lengths >= 15, "passkey%s: the number that the text tells is asked for: %lld wrong of %lld",
-          dir ? " by a tokenizer" : "", (long long)wrong, (long long)t.items);
-    check(depth_off == 0, "passkey: near the beginning at 0%%, near the end at 100%%: %lld are not", (long long)depth_off);
+          dir ? " by a tokenizer" : "", wrong, t.items);
+    check(depth_off == 0, "passkey: near the beginning at 0%%, near the end at 100%%: %lld are not", depth_off);
     task_close(&t);
     tokenizer_close(tokenizer);
 }
@@ -148,7 +148,7 @@ static void test_hellaswag(void) {
         }
     }
     check(wrong == 0 && t.items == 6 && t.examples == 2, "hellaswag: an ending's tokens count: %lld wrong",
-          (long long)wrong);
+          wrong);
     /* of the first the third ending has the least mean, the second the least sum, and is right */
     const double losses[] = {2.0, 0.9, 1.2, 4.0, 1.0, 3.0};
     for (int i = 0; i < 6; i++) t.cell[i].loss = losses[i], t.cell[i].n = (double)counts[i];
@@ -198,7 +198,7 @@ static void test_damaged(void) {
     int status = run_child(try_short, in_temp("examples.bin"), said, sizeof said);
     check(is_one_error(status, said) && strstr(said, "an example of 6 tokens is longer than --seq-len 5"),
           "hellaswag: too long: %s", said);
-    check(silent == 0 && dead == 0, "hellaswag: each damaged word is one error: %lld are not", (long long)(silent + dead));
+    check(silent == 0 && dead == 0, "hellaswag: each damaged word is one error: %lld are not", (silent + dead));
 }
 
 int main(void) {
