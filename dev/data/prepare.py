@@ -438,7 +438,10 @@ def token_range(args, split, ending, width, counts, begin, end):
                 file.seek((low - first) * width)
                 while low < high:
                     block = array.array(shards.CODES[width])
-                    block.frombytes(file.read(min(BLOCK, high - low) * width))
+                    data = file.read(min(BLOCK, high - low) * width)
+                    if not data:
+                        raise Refused(f"{file.name} is shorter than its record says; remove it and its .json")
+                    block.frombytes(data)
                     if sys.byteorder == "big":
                         block.byteswap()
                     low += len(block)

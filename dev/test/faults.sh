@@ -421,8 +421,6 @@ emulated 'hopper: dQ without its proxy fence' $hopper \
     '/dq_store<BM/,/warp_arrive/s/proxy_fence\(\);//' test_cuda_attention small wgmma
 emulated 'hopper: dQ over the dQ before' $hopper \
     's/mbarrier_wait\(t.dq_empty \+ stage.*//' test_cuda_attention small wgmma
-emulated 'hopper: dQ is free before it was read' $hopper \
-    's/bulk_wait_read<0>\(\);//' test_cuda_attention wgmma
 emulated 'hopper: a turn ends before its sum is there' $hopper \
     's/bulk_wait<0>\(\);//' test_cuda_attention small wgmma
 emulated 'hopper: a sum does not wait for its turn' $hopper \

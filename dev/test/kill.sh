@@ -16,6 +16,7 @@ source "$(dirname "$0")/tap.sh"
 source "$(dirname "$0")/life.sh"
 
 kills=${1:-10} seed=${2:-$$}
+limit=$((300 + 15 * kills)) # the last launch makes most of the steps
 RANDOM=$seed
 say "# seed $seed"
 # A rate at which training does not amplify rounding: at 0.01 the last bits of two meshes' sums, 1e-16, are 2e-9 after

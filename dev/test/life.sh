@@ -16,12 +16,13 @@ small=(--layers 2 --dim 32 --heads 4 --kv-heads 2 --ffn 64 --train "$work/data.b
     --peak-tflops 100 --warmup 3 --lr 0.01
     --selfcheck off)
 
+limit=300 # seconds that a run may take before it hangs
 go() {
     local ranks=$1 program=$2
     shift 2
     [[ $program == bash ]] || program=./$program
-    if [[ $ranks -eq 1 ]]; then timeout 300 "$program" "$@" >"$work/out" 2>&1
-    else run_ranks -t 300 "$ranks" "$program" "$@" >"$work/out" 2>&1; fi
+    if [[ $ranks -eq 1 ]]; then timeout "$limit" "$program" "$@" >"$work/out" 2>&1
+    else run_ranks -t "$limit" "$ranks" "$program" "$@" >"$work/out" 2>&1; fi
 }
 
 compare() {

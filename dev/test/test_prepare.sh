@@ -92,12 +92,12 @@ printf '!' | dd of="$work/tainted/.prepare/unit_000000_train.tok" bs=1 conv=notr
 prepare --out "$work/tainted" "$work/all.jsonl" "${cut[@]}" &&
     [ "$(cmp -l "$work/one/train_000000.bin" "$work/tainted/train_000000.bin" | wc -l)" -eq 1 ]
 ok $? "... and does not make again what was made"
-(head -n 300 "$work/all.jsonl" && echo '{"text": 3}') >"$work/late.jsonl"
+(echo '{"text": "what is mended"}' && head -n 300 "$work/all.jsonl" && echo '{"text": 3}') >"$work/late.jsonl"
 prepare --out "$work/mended" "$work/late.jsonl" "${cut[@]}" --processes 2
 [ $? -eq 1 ] && grep -q "late.jsonl, byte [0-9]*: field 'text' is no text" "$work/out" &&
     cp "$work/all.jsonl" "$work/late.jsonl" &&
     prepare --out "$work/mended" "$work/late.jsonl" "${cut[@]}" --processes 2 && same one mended
-ok $? "a wrong line ends all processes; mended, the same command goes on"
+ok $? "a wrong line ends all processes; mended, the same command goes on, and takes nothing from before"
 prepare --out "$work/order" "$work/again.jsonl" --shard-tokens 20000 && python3 - "$work" >"$work/out" 2>&1 <<'PY'
 import sys
 read = lambda name: sorted(open(f"{sys.argv[1]}/{name}/val_000000.bin", "rb").read()[1024::2].split(b"\0"))
