@@ -21,7 +21,8 @@ typedef struct {
     i64 dp, ring, threads;
     double comm_timeout;
     /* training */
-    i64 steps, warmup, decay_steps, seed, eval_every, eval_batches, eval_only, eval_trials, sample_tokens, sample_every, log_every;
+    i64 steps, warmup, decay_steps, seed, eval_every, eval_batches, eval_only, eval_trials, sample_tokens, sample_every,
+        log_every;
     double lr, min_lr, weight_decay, beta1, beta2, eps, grad_clip, spike_sigma, temperature, top_p;
     const char *schedule, *on_spike, *recompute, *selfcheck;
     /* output */

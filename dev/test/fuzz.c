@@ -660,7 +660,7 @@ static void optimizer_seeds(void) {
     }
 }
 
-/* ---- tokenizer: tokenizer.json, or vocab.json and merges.txt, then a text; it must come back ----------------------- */
+/* ---- tokenizer: tokenizer.json, or vocab.json and merges.txt, then a text; it must come back --------------------- */
 
 static void tokenizer_one(Input in) {
     static char back[1 << 16];
@@ -688,11 +688,12 @@ static void tokenizer_one(Input in) {
 /* Small tokenizers, of each kind of pre-tokenizer. */
 static void tokenizer_seeds(void) {
     static const char bytes[] = "{\"type\":\"ByteLevel\",\"add_prefix_space\":false}";
-    static const char parts[] = "{\"type\":\"Sequence\",\"pretokenizers\":[{\"type\":\"Split\",\"pattern\":{\"Regex\":\"%s\"},"
-                                "\"behavior\":\"Isolated\",\"invert\":false},{\"type\":\"ByteLevel\","
-                                "\"add_prefix_space\":false,\"use_regex\":false}]}";
-    static const char vocab[] = "{\"a\":0,\"b\":1,\"\304\240\":2,\"ab\":3,\"\304\240ab\":4,\"\303\203\":5,\"\302\251\":6,"
-                                "\"'\":7,\"s\":8";
+    static const char parts[] =
+        "{\"type\":\"Sequence\",\"pretokenizers\":[{\"type\":\"Split\",\"pattern\":{\"Regex\":\"%s\"},"
+        "\"behavior\":\"Isolated\",\"invert\":false},{\"type\":\"ByteLevel\","
+        "\"add_prefix_space\":false,\"use_regex\":false}]}";
+    static const char vocab[] =
+        "{\"a\":0,\"b\":1,\"\304\240\":2,\"ab\":3,\"\304\240ab\":4,\"\303\203\":5,\"\302\251\":6,\"'\":7,\"s\":8";
     static const char file[] =
         "\2{\"added_tokens\":[{\"id\":9,\"content\":\"<|a|>\",\"normalized\":false}],\"normalizer\":%s,"
         "\"pre_tokenizer\":%s,\"post_processor\":{\"type\":\"TemplateProcessing\",\"single\":[{\"SpecialToken\":"

@@ -107,8 +107,9 @@ for i in range(10): # of four endings one goes on copying
     words += [65535, 2 * len(example) + 10, i, label, 4] + example
 file("endings.bin", 20240522, words, 10)
 PY
-run_ranks 1 ./train_gpt_fp64 --layers 1 --dim 64 --heads 4 --ffn 64 --rope-theta 100 --seq-len 64 --batch 16 --micro-batch 16 \
-    --steps 240 --lr 1e-2 --warmup 20 --train "$work/copies.bin" --out "$work/copier" --save "$work/copier/saved" >"$work/out" 2>&1
+run_ranks 1 ./train_gpt_fp64 --layers 1 --dim 64 --heads 4 --ffn 64 --rope-theta 100 --seq-len 64 --batch 16 \
+    --micro-batch 16 --steps 240 --lr 1e-2 --warmup 20 --train "$work/copies.bin" --out "$work/copier" \
+    --save "$work/copier/saved" >"$work/out" 2>&1
 tasks=(./train_gpt_fp64 --model "$work/copier/saved/step-00000240" --eval-only --val "$work/more.bin")
 run_ranks 1 "${tasks[@]}" --seq-len 64 --eval-task position,copy,hellaswag --eval-file "$work/endings.bin" \
     --out "$work/judged1" >"$work/out" 2>&1 && python3 - "$work" <<'PY'
@@ -124,7 +125,8 @@ assert copy[8] > 0.8 and copy[32] < 0.3 and copy[16] < 0.4, copy
 assert list(cut) == [60, 32, 16, 8, 4] and cut[32] < cut[60] + 1 and cut[4] > cut[60] + 2, cut
 assert whole[-1]["loss"] == cut[60] and rows[-1]["task"] == "hellaswag" and rows[-1]["right"] >= 0.9, rows
 PY
-ok $? "a model that copies over eight tokens passes at eight alone, needs eight tokens of context, and finds the endings"
+ok $? "a model that copies over eight tokens passes at eight alone, needs eight tokens of context, and finds the" \
+    "endings"
 judge=("${tasks[@]}" --seq-len 256 --batch 4 --eval-trials 1 --eval-task passkey,position,copy,hellaswag
     --eval-file "$work/endings.bin")
 run_ranks 1 "${judge[@]}" --out "$work/alone4" >"$work/out" 2>&1
