@@ -144,7 +144,8 @@ static inline void decode_norm(Model *m, BlockSaved *s, real *xn, real *x, const
     norm_forward(&m->dev, block_norm(m, m->B), xn, x, s->mean, s->rstd, x, delta);
 }
 
-/* logits (vocabulary, host) of what follows `token` at position p; what came before it is in the cache. Collective. */
+/* logits (vocabulary, host; NULL in a plan) of what follows `token` at position p; what came before it is in the cache.
+   Collective. */
 static inline void decode_token(Model *m, i64 token, i64 p, real *logits) {
     const Config *c = &m->config;
     Zero *z = &m->zero;
@@ -180,7 +181,7 @@ static inline void decode_token(Model *m, i64 token, i64 p, real *logits) {
     BlockSaved last = {x, m->final_mean, m->final_rstd};
     decode_norm(m, &last, xn, x, delta);
     linear_forward(&m->dev, row, c->vocab, xn, z->weight[T_LM_HEAD], NULL, 1, c->dim, c->vocab);
-    copy_out(&m->dev, logits, row, c->vocab * real_size());
+    if (logits) copy_out(&m->dev, logits, row, c->vocab * real_size());
     arena_release(&m->arena, mark);
 }
 

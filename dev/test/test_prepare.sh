@@ -86,12 +86,17 @@ for ((try = 0, killed = 0; try < 20 && !killed; try++)); do
 done
 sleep 1 # its processes end by themselves, within a fifth of a second
 cp -r "$work/killed" "$work/tainted"
+cp -r "$work/killed" "$work/short"
 [ $killed -eq 1 ] && prepare --out "$work/killed" "$work/all.jsonl" "${cut[@]}" --processes 2 && same one killed
 ok $? "killed after its first unit, the same command ends with the same bytes"
 printf '!' | dd of="$work/tainted/.prepare/unit_000000_train.tok" bs=1 conv=notrunc 2>/dev/null
 prepare --out "$work/tainted" "$work/all.jsonl" "${cut[@]}" &&
     [ "$(cmp -l "$work/one/train_000000.bin" "$work/tainted/train_000000.bin" | wc -l)" -eq 1 ]
 ok $? "... and does not make again what was made"
+truncate -s 10 "$work/short/.prepare/unit_000000_train.tok"
+prepare --out "$work/short" "$work/all.jsonl" "${cut[@]}" --processes 1
+[ $? -eq 1 ] && grep -q 'prepare: error: .*unit_000000_train.tok is shorter than its record says' "$work/out"
+ok $? "... nor takes what has become shorter"
 (echo '{"text": "what is mended"}' && head -n 300 "$work/all.jsonl" && echo '{"text": 3}') >"$work/late.jsonl"
 prepare --out "$work/mended" "$work/late.jsonl" "${cut[@]}" --processes 2
 [ $? -eq 1 ] && grep -q "late.jsonl, byte [0-9]*: field 'text' is no text" "$work/out" &&

@@ -263,7 +263,9 @@ ok $? "without --model, the checkpoint's is the model; without --out, nothing is
 
 mkdir "$work/hf" && cp -r "$(at saves 3)"/{config.json,model.safetensors} "$work/hf" &&
     echo '{"tokens": []}' >"$work/hf/tokenizer.json"
-mkdir "$work/shards" && cp "$work/data.bin" "$work/shards" && echo '{"documents": 7}' >"$work/shards/dataset.json" &&
+mkdir "$work/shards" && cp "$work/data.bin" "$work/shards" &&
+    echo '{"format": "odysseus.c dataset", "version": 1, "tokenizer": {"name": "bytes", "kind": "bytes"}, "vocab": 256, "splits": {}}' \
+        >"$work/shards/dataset.json" &&
     echo '{}' >"$work/shards/tokenizer.json" &&
     echo '{}' >"$work/shards/merges.txt"
 from_hf=(--model "$work/hf" --train "$work/shards/*.bin" --seq-len 32 --batch 4 --peak-tflops 100 --steps 3)
