@@ -238,8 +238,8 @@ fault 'evaluate: cut sequences one token late' core/evaluate.h \
 fault 'evaluate: an ending without its first token' core/evaluate.h \
     's/cell\[e->context \+ i - 1\]/cell[e->context + i]/' test_evaluate alone
 fault 'evaluate: all keys at the beginning' core/evaluate.h 's/filler \* depth/0 * depth/' test_evaluate alone
-fault 'evaluate: lengths of endings unchecked' core/evaluate.h \
-    's/used \+ 1 \+ n <= bytes/1 + n <= bytes/' test_evaluate alone
+fault 'evaluate: a label beyond the endings' core/evaluate.h \
+    's/one.label >= one.endings \|\| //' test_evaluate alone
 fault 'schedule: wsd decays from the warmup on' core/schedule.h \
     's/stable \? s->steps - s->decay_steps : s->warmup/s->warmup/' test_schedule 1
 fault 'schedule: a decay one step early' core/schedule.h \
