@@ -26,14 +26,15 @@ def read(run):
     return rows
 
 
-def curves(axes, runs, task, key, value, title, scale):
+def curves(axes, runs, task, key, value, title, powers):
     """One curve a run: value of the task's rows over key."""
     for name, rows in runs:
         points = [(r[key], r[value]) for r in rows if r["task"] == task and key in r]
         axes.plot(*zip(*points), marker="o", markersize=3, label=name)
     axes.set_title(title)
     axes.set_xlabel("tokens")
-    axes.set_xscale(*scale)
+    if powers:
+        axes.set_xscale("log", base=2)
     axes.legend()
 
 
@@ -65,10 +66,10 @@ def main():
     tasks = {r["task"] for _, rows in runs for r in rows}
     drawn = []
     if "position" in tasks:
-        drawn.append(lambda a: curves(a, runs, "position", "first", "loss", "loss by position", ("linear",)))
-        drawn.append(lambda a: curves(a, runs, "position", "context", "loss", "last targets by context", ("log",)))
+        drawn.append(lambda a: curves(a, runs, "position", "first", "loss", "loss by position", False))
+        drawn.append(lambda a: curves(a, runs, "position", "context", "loss", "last targets by context", True))
     if "copy" in tasks:
-        drawn.append(lambda a: curves(a, runs, "copy", "distance", "right", "right copies by distance", ("log",)))
+        drawn.append(lambda a: curves(a, runs, "copy", "distance", "right", "right copies by distance", True))
     for name, rows in runs:
         if any(r["task"] == "passkey" for r in rows):
             drawn.append(lambda a, name=name, rows=rows: heat_map(a, name, rows))
