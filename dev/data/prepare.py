@@ -533,10 +533,16 @@ def begin_or_go_on(args, key):
         shards.refuse_others(args.out, ())
         os.makedirs(hidden)
     lock = open(os.path.join(hidden, "lock"), "w", encoding="utf-8")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        stop(f"another prepare.py is at work in {args.out}")
+    patience = 100  # tenths of a second: processes of a run that was ended hold the lock until they notice
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except OSError:
+            patience -= 1
+            if patience < 0:
+                stop(f"another prepare.py is at work in {args.out}")
+            time.sleep(0.1)
     if not os.path.exists(record_path(args, "plan.json")):
         write_record(args, "plan", key, {})
     elif read_record(args, "plan", key) is None:

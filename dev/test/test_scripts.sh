@@ -64,8 +64,8 @@ ok $? "8xa100: as long as its head says"
 cat >"$work/small_gpu" <<END
 #!/usr/bin/env bash
 if [[ -n \${NO_ROOM-} && " \$* " == *" --sp \$NO_ROOM "* && " \$* " != *" --dry-run "* ]]; then
-    [[ \${OMPI_COMM_WORLD_RANK-0} != 0 ]] ||
-        echo "train_gpt: error: out of memory: 1 ranks on this GPU need 81920.0 MB each, 80000.0 MB are available" >&2
+    [[ \${OMPI_COMM_WORLD_RANK-0} == 0 ]] || sleep 3 # as the program: the launcher ends all with the first
+    echo "train_gpt: error: out of memory: 1 ranks on this GPU need 81920.0 MB each, 80000.0 MB are available" >&2
     exit 1
 fi
 exec $program "\$@"
