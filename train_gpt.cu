@@ -37,6 +37,7 @@
 #include "core/schedule.h"    /* learning_rate, schedule_check */
 #include "core/finite.h"      /* spike_admits: losses that jump or are not finite */
 #include "core/sample.h"      /* prompt_open, sample_continue, sample_print, sample_plan */
+#include "core/evaluate.h"    /* task_open, evaluate, evaluate_rows */
 #include "core/output.h"      /* check_writable, check_apart */
 #include "core/log.h"         /* Metrics, RunLog, run_open, run_metrics, print_step */
 #include "core/timeline.h"    /* trace_init, trace_step_begin, trace_step_end, timeline_write */
@@ -213,6 +214,7 @@ static void lm_head_chunks(Model *m, real *xn, accum scale) {
         real *x = xn + row * C;
         part_begin(dev, BLOCK_LM_HEAD, -1, PHASE_FORWARD);
         linear_forward(dev, logits, ld, x, m->zero.weight[T_LM_HEAD], NULL, rows, C, V);
+        if (m->judged) evaluate_rows(m, logits, ld, row, rows);
         classifier(dev, m->sums, logits, ld, m->targets + row, scale, rows, V, scale != 0);
         if (scale == 0) continue;
         part_begin(dev, BLOCK_LM_HEAD, -1, PHASE_BACKWARD);
@@ -357,7 +359,10 @@ typedef struct {
     ModelOptions options;
     const Settings *settings;
     Dataset train, val;
-    Prompt prompt; /* of --sample */
+    Tokenizer *tokenizer; /* of --sample or --eval-task passkey */
+    Prompt prompt;
+    Task task[TASKS]; /* of --eval-task */
+    int tasks;
     Life life;
     RunLog log;
     Trace trace;
@@ -589,6 +594,17 @@ static void judge(Trainer *t) {
     run_metrics(&t->log, &k);
 }
 
+/* --eval-task: one after the other. */
+static void evaluate_tasks(Trainer *t) {
+    Model *m = &t->model;
+    FILE *json = t->tasks && t->log.metrics ? run_create(&t->log, "eval.jsonl") : NULL;
+    for (int i = 0; i < t->tasks; i++) {
+        evaluate(m, model_walk, &t->task[i]);
+        if (m->mesh.rank == 0) t->task[i].report(&t->task[i], json), fflush(stdout);
+    }
+    if (json) run_close(&t->log, json, "eval.jsonl");
+}
+
 /* Is the model to be validated after so many steps? */
 static int validation_due(const Trainer *t, i64 done) {
     const Settings *s = t->settings;
@@ -640,7 +656,7 @@ static void train(Trainer *t) {
     double began = seconds_now();
     if (s->steps > step) check_targets(t), selfcheck(t);
     else if (s->steps == 0 && t->val.sequences) judge(t);
-    if (s->steps == 0) sample(t, 0);
+    if (s->steps == 0) evaluate_tasks(t), sample(t, 0);
     if (l->resumes) validate_missing(t);
     i64 traced = s->trace ? i64_min(TRACE_STEPS, s->steps - step) : 0;
     if (traced > 0) trace_init(&t->trace, m->mesh.shape.world);
@@ -734,7 +750,7 @@ static void open_data(Trainer *t) {
     if (s->ignore_token >= vocab)
         FAIL(EVERYONE, "--ignore-token %lld is no token of this model; its vocabulary is 0 to %lld", s->ignore_token,
              vocab - 1);
-    if (!s->train && (s->steps > 0 || (!s->val && !t->options.samples)))
+    if (!s->train && (s->steps > 0 || (!s->val && !t->options.samples && !s->eval_task)))
         FAIL(EVERYONE, "--train is missing: a glob of token shards, e.g. --train \"data/train_*.bin\"");
     if (s->train)
         dataset_open(&t->train, s->train, "train", s->seq_len, vocab), dataset_describe(&t->train, "train", vocab);
@@ -742,7 +758,14 @@ static void open_data(Trainer *t) {
     if (s->val) dataset_open(&t->val, s->val, "val", s->seq_len, vocab), dataset_describe(&t->val, "val", vocab);
     char dir[PATH_MAX];
     dataset_dir(dir, s->train ? &t->train : &t->val);
-    if (t->options.samples) t->prompt = prompt_open(s, &t->options.config, t->options.L, life_model(&t->life, s), dir);
+    if (s->sample || s->sample_file || task_asked(s->eval_task, "passkey"))
+        t->tokenizer = prompt_tokenizer(life_model(&t->life, s), dir, vocab);
+    if (t->options.samples) t->prompt = prompt_open(s, &t->options.config, t->options.L, t->tokenizer);
+    i64 sequences = i64_min(validation_batches(t) * t->options.batch, t->val.sequences);
+    const char *list = s->eval_task;
+    for (int i = 0; i < TASKS; i++)
+        if (task_asked(list, TASK_NAMES[i]))
+            t->task[t->tasks++] = task_open(TASK_NAMES[i], s, &t->options.config, &t->val, sequences, t->tokenizer);
 }
 
 /* Flags that would be ignored beside others: nothing requested is dropped in silence. */
@@ -766,8 +789,13 @@ static void check_flags(const Settings *s, const FlagsGiven *given) {
         FAIL(EVERYONE, "--eval-every and --eval-batches need --val, the shards to validate on");
     int prompts = (s->sample != NULL) + (s->sample_file != NULL) + (s->sample_ids != NULL), samples = prompts > 0;
     const char *of_samples[] = {"sample-tokens", "sample-every", "temperature", "top-p"};
-    if (s->eval_only && !s->val && !samples && !s->dry_run)
-        FAIL(EVERYONE, "--eval-only needs --val, the shards to judge the model on, or --sample");
+    if (s->eval_only && !s->val && !samples && !s->eval_task && !s->dry_run)
+        FAIL(EVERYONE, "--eval-only needs --val, the shards to judge the model on, or --eval-task, or --sample");
+    if (s->eval_task && !s->eval_only) FAIL(EVERYONE, "--eval-task judges a model as it is: it needs --eval-only");
+    if (flag_given(given, "eval-trials") && !task_asked(s->eval_task, "copy") && !task_asked(s->eval_task, "passkey"))
+        FAIL(EVERYONE, "--eval-trials needs --eval-task copy or passkey");
+    if (s->eval_file && !task_asked(s->eval_task, "hellaswag"))
+        FAIL(EVERYONE, "--eval-file needs --eval-task hellaswag");
     if (prompts > 1) FAIL(EVERYONE, "--sample, --sample-file and --sample-ids exclude each other");
     for (int i = 0; i < COUNT_OF(of_samples); i++)
         if (!samples && flag_given(given, of_samples[i]))
@@ -865,7 +893,9 @@ static inline void run(Trainer *t, Settings *s, const FlagsGiven *given, Wire wo
     trace_free(&t->trace);
     if (t->train.shards) dataset_close(&t->train);
     if (t->val.shards) dataset_close(&t->val);
-    prompt_free(&t->prompt);
+    for (int i = 0; i < t->tasks; i++) task_close(&t->task[i]);
+    if (t->tokenizer) tokenizer_close(t->tokenizer);
+    free(t->prompt.tokens);
 }
 
 #ifndef ODYSSEUS_TEST

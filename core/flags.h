@@ -14,14 +14,15 @@ typedef struct {
     i64 layers, dim, heads, kv_heads, ffn, vocab, max_pos;
     double rope_theta;
     /* data */
-    const char *train, *val, *check_data, *shuffle, *sample, *sample_file, *sample_ids;
+    const char *train, *val, *check_data, *shuffle, *sample, *sample_file, *sample_ids, *eval_task, *eval_file;
     i64 seq_len, batch, micro_batch, ignore_token;
     /* parallelism */
     const char *sp, *ring_layout, *overlap, *comm, *grad_comm;
     i64 dp, ring, threads;
     double comm_timeout;
     /* training */
-    i64 steps, warmup, decay_steps, seed, eval_every, eval_batches, eval_only, sample_tokens, sample_every, log_every;
+    i64 steps, warmup, decay_steps, seed, eval_every, eval_batches, eval_only, eval_trials, sample_tokens, sample_every,
+        log_every;
     double lr, min_lr, weight_decay, beta1, beta2, eps, grad_clip, spike_sigma, temperature, top_p;
     const char *schedule, *on_spike, *recompute, *selfcheck;
     /* output */
@@ -132,6 +133,12 @@ static const Flag FLAGS[] = {
      "batches of a validation; 0: all sequences of --val, each once"},
     {NULL, "eval-only", FLAG_SWITCH, AT(eval_only), NULL, 0, 0, NULL,
      "judge the model of --model as it is, and stop; flags of training have no effect"},
+    {NULL, "eval-task", FLAG_TEXT, AT(eval_task), NULL, 0, 0, NULL,
+     "with --eval-only: position, copy, passkey, hellaswag, or several with commas; a table, and eval.jsonl in --out"},
+    {NULL, "eval-trials", FLAG_INT, AT(eval_trials), "8", 1, 1e6, NULL,
+     "sequences for each figure of copy and passkey"},
+    {NULL, "eval-file", FLAG_TEXT, AT(eval_file), NULL, 0, 0, NULL,
+     "hellaswag's examples, as llm.c's dev/data/hellaswag.py writes them"},
     {NULL, "sample", FLAG_TEXT, AT(sample), NULL, 0, 0, NULL,
      "continue this text at the end and print it; by the tokenizer beside model or data, or in bytes (--vocab 256)"},
     {NULL, "sample-file", FLAG_TEXT, AT(sample_file), NULL, 0, 0, NULL, "the same for the text in a file"},

@@ -141,7 +141,7 @@ static inline void run_write_ledger(const RunLog *log, const Ledger *l) {
 
 /* A new run overwrites nothing that is there. */
 static inline void run_check_new(const char *dir) {
-    const char *names[] = {"metrics.jsonl", "config.json", "comm.json"};
+    const char *names[] = {"metrics.jsonl", "config.json", "comm.json", "eval.jsonl"};
     for (int i = 0; i < COUNT_OF(names); i++) {
         char path[4096];
         snprintf(path, sizeof path, "%s/%s", dir, names[i]);

@@ -194,7 +194,11 @@ static inline cJSON *json_parse(const char *path, const char *what, const unsign
     cJSON *root = cJSON_ParseWithOpts(copy, &end, 0);
     i64 at = end - copy;
     if (!root) FAIL(EVERYONE, "%s: %s is not JSON (stopped at byte %lld of %lld)", path, what, at, size);
-    if (strstr(copy, "\\u0000")) FAIL(EVERYONE, "%s: %s: a text holds \\u0000, which would cut it short", path, what);
+    for (const char *zero = copy, *back; (back = zero = strstr(zero, "\\u0000")) != NULL; zero++) {
+        while (back > copy && back[-1] == '\\') back--; /* an escaped backslash is itself */
+        if ((zero - back) % 2 == 0)
+            FAIL(EVERYONE, "%s: %s: a text holds \\u0000, which would cut it short", path, what);
+    }
     for (; at < size; at++)
         if (!strchr(" \t\r\n", copy[at]) || !copy[at])
             FAIL(EVERYONE, "%s: %s: something follows the JSON at byte %lld", path, what, at);

@@ -263,9 +263,9 @@ static inline void sample_plan(Model *m, ModelPrefill prefill) {
 /* ---- text -------------------------------------------------------------------------------------------------------- */
 
 typedef struct {
-    Tokenizer *tokenizer; /* NULL: tokens in and out */
-    const char *flag;     /* that has brought it */
-    int32_t *tokens;      /* with room for what follows */
+    const Tokenizer *tokenizer; /* NULL: tokens in and out */
+    const char *flag;           /* that has brought it */
+    int32_t *tokens;            /* with room for what follows */
     i64 n;
 } Prompt;
 
@@ -292,14 +292,15 @@ static inline int32_t *prompt_ids(const char *text, i64 room, i64 *n) {
     return tokens;
 }
 
-/* The prompt of --sample, --sample-file or --sample-ids. Owner: caller; prompt_free. */
-static inline Prompt prompt_open(const Settings *s, const Config *c, i64 L, const char *model, const char *data) {
+/* The prompt of --sample or --sample-file by the tokenizer (NULL: there is none), or of --sample-ids. Owner of its
+   tokens: caller; free. */
+static inline Prompt prompt_open(const Settings *s, const Config *c, i64 L, const Tokenizer *tokenizer) {
     FileMap file = {(const unsigned char *)s->sample, s->sample ? (i64)strlen(s->sample) : 0};
     Prompt p = {NULL, s->sample ? "sample" : s->sample_file ? "sample-file" : "sample-ids", NULL, 0};
     if (s->sample_ids) {
         p.tokens = prompt_ids(s->sample_ids, s->sample_tokens, &p.n);
     } else {
-        p.tokenizer = prompt_tokenizer(model, data, c->vocab);
+        p.tokenizer = tokenizer;
         if (!p.tokenizer)
             FAIL(EVERYONE,
                  "--%s: no tokenizer.json, nor vocab.json and merges.txt, beside the model or its data, and with "
@@ -320,11 +321,6 @@ static inline Prompt prompt_open(const Settings *s, const Config *c, i64 L, cons
             FAIL(EVERYONE, "--%s: token %d is none of this model's %lld; is the tokenizer another one's?", p.flag,
                  p.tokens[i], c->vocab);
     return p;
-}
-
-static inline void prompt_free(Prompt *p) {
-    if (p->tokenizer) tokenizer_close(p->tokenizer);
-    free(p->tokens);
 }
 
 /* The prompt and what follows, n tokens in all. Rank 0. */

@@ -66,6 +66,7 @@ typedef struct {
     accum *final_mean, *final_rstd; /* (own rows) */
     int32_t *tokens, *targets;    /* (T_stream, B) and (T_own, B) */
     int32_t *host_tokens;         /* the same two, on the host */
+    double *judged;               /* (own rows, 2) on the host: loss, likeliest; NULL: not asked for */
     double *sums;                 /* (2) of this rank: losses of its targets, squares of its gradients */
     i64 logits_rows;              /* rows of logits held at once */
     Use *order;                   /* blocks as the walk uses them; the forward part comes first */

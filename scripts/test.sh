@@ -40,6 +40,7 @@ test_data_fp32          alone   60
 test_dataset.sh         alone   60
 test_prepare.sh         alone   60
 test_tokenizer_fp32     alone   60
+test_evaluate_fp32      alone   60
 test_peak.sh            alone  120
 test_gradients_fp64         1  300
 test_fixtures_fp32          1  120

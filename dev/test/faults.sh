@@ -233,6 +233,13 @@ fault 'tokenizer: of added tokens the shortest' core/tokenizer.h \
     's/\]\)\.n < w->n|\.n < w->n; at--/.n > w->n; at--/' test_tokenizer alone
 fault 'tokenizer: words do not go before merges' core/tokenizer.h \
     's/t->tries_whole \?/0 ?/' test_tokenizer alone
+fault 'evaluate: cut sequences one token late' core/evaluate.h \
+    's/\(cut - 1\)\) : 0;/(cut - 1)) + 1 : 0;/' test_evaluate alone
+fault 'evaluate: an ending without its first token' core/evaluate.h \
+    's/cell\[e->context \+ i - 1\]/cell[e->context + i]/' test_evaluate alone
+fault 'evaluate: all keys at the beginning' core/evaluate.h 's/filler \* depth/0 * depth/' test_evaluate alone
+fault 'evaluate: a label beyond the endings' core/evaluate.h \
+    's/one.label >= one.endings \|\| //' test_evaluate alone
 fault 'schedule: wsd decays from the warmup on' core/schedule.h \
     's/stable \? s->steps - s->decay_steps : s->warmup/s->warmup/' test_schedule 1
 fault 'schedule: a decay one step early' core/schedule.h \

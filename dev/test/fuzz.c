@@ -660,6 +660,64 @@ static void optimizer_seeds(void) {
     }
 }
 
+/* ---- tokenizer: tokenizer.json, or vocab.json and merges.txt, then a text; it must come back --------------------- */
+
+static void tokenizer_one(Input in) {
+    static char back[1 << 16];
+    int files = take_byte(&in) & 1;
+    Input json = take_text(&in), merges = {in.at, 0};
+    if (files) merges = take_text(&in);
+    unlink(file_path("tokenizer.json"));
+    write_file(files ? "vocab.json" : "tokenizer.json", "", 0, json.at, json.left);
+    if (files) write_file("merges.txt", "", 0, merges.at, merges.left);
+    Tokenizer *t = tokenizer_open(directory);
+    const char *text = (const char *)in.at;
+    i64 n, at = 0;
+    for (i64 i = 0; i < t->words; i++)
+        demand(tokenizer_word(t, t->word[i].id) == &t->word[i], "word %lld", i);
+    int32_t *ids = tokenizer_encode(t, "sample", text, (i64)in.left, 0, &n);
+    for (i64 i = t->firsts; i < n; i++) {
+        const Word *w = tokenizer_word(t, ids[i]);
+        demand(w && at + w->n <= (i64)in.left, "token %lld", i);
+        memcpy(back + at, w->bytes, (size_t)w->n), at += w->n;
+    }
+    demand(at == (i64)in.left && (at == 0 || memcmp(back, text, (size_t)at) == 0), "another text came back");
+    tokenizer_close(t);
+}
+
+/* Small tokenizers, of each kind of pre-tokenizer. */
+static void tokenizer_seeds(void) {
+    static const char bytes[] = "{\"type\":\"ByteLevel\",\"add_prefix_space\":false}";
+    static const char parts[] =
+        "{\"type\":\"Sequence\",\"pretokenizers\":[{\"type\":\"Split\",\"pattern\":{\"Regex\":\"%s\"},"
+        "\"behavior\":\"Isolated\",\"invert\":false},{\"type\":\"ByteLevel\","
+        "\"add_prefix_space\":false,\"use_regex\":false}]}";
+    static const char vocab[] =
+        "{\"a\":0,\"b\":1,\"\304\240\":2,\"ab\":3,\"\304\240ab\":4,\"\303\203\":5,\"\302\251\":6,\"'\":7,\"s\":8";
+    static const char file[] =
+        "\2{\"added_tokens\":[{\"id\":9,\"content\":\"<|a|>\",\"normalized\":false}],\"normalizer\":%s,"
+        "\"pre_tokenizer\":%s,\"post_processor\":{\"type\":\"TemplateProcessing\",\"single\":[{\"SpecialToken\":"
+        "{\"id\":\"<|a|>\"}},{\"Sequence\":{\"id\":\"A\"}}],\"special_tokens\":{\"<|a|>\":{\"ids\":[9]}}},"
+        "\"decoder\":{\"type\":\"ByteLevel\"},\"model\":{\"type\":\"BPE\",\"ignore_merges\":%s,\"vocab\":%s},"
+        "\"merges\":[[\"a\",\"b\"],\"\304\240 ab\"]}}%c ab ab's<|a|>\303\251b";
+    static char text[1 << 13], pattern[512], split[1024];
+    for (int rule = 0; rule < 3; rule++) {
+        size_t n = 0;
+        for (const char *p = PIECE_PATTERNS[rule]; *p; p++) {
+            if (*p == '\\') pattern[n++] = '\\';
+            pattern[n++] = *p;
+        }
+        pattern[n] = 0;
+        if (rule == 0) snprintf(split, sizeof split, "%s", bytes);
+        else snprintf(split, sizeof split, parts, pattern);
+        int end = snprintf(text, sizeof text, file, rule == 2 ? "{\"type\":\"NFC\"}" : "null", split,
+                           rule == 1 ? "true" : "false", vocab, 0);
+        seed(rule == 0 ? "gpt2" : rule == 1 ? "llama3" : "qwen2", text, (size_t)end);
+    }
+    int end = snprintf(text, sizeof text, "\1%s}%c#version: 0.2\na b\n\304\240 ab\n%cab ab's", vocab, 0, 0);
+    seed("files", text, (size_t)end);
+}
+
 /* ---- libFuzzer's two entries ------------------------------------------------------------------------------------- */
 
 static const struct {
@@ -670,7 +728,7 @@ static const struct {
                {"dataset", dataset_one, dataset_seeds}, {"safetensors", safetensors_one, safetensors_seeds},
                {"index", index_one, index_seeds}, {"config", config_one, config_seeds},
                {"manifest", manifest_one, manifest_seeds}, {"trainer", trainer_one, trainer_seeds},
-               {"optimizer", optimizer_one, optimizer_seeds}};
+               {"optimizer", optimizer_one, optimizer_seeds}, {"tokenizer", tokenizer_one, tokenizer_seeds}};
 static int target;
 
 static void jump_back(int code) {

@@ -10,7 +10,8 @@ set -euo pipefail
 source "$(dirname "$0")/../../scripts/common.sh"
 seconds=${1:-1200}
 targets=("${@:2}")
-[[ ${#targets[@]} -gt 0 ]] || targets=(flags shard dataset safetensors index config manifest trainer optimizer)
+[[ ${#targets[@]} -gt 0 ]] ||
+    targets=(flags shard dataset safetensors index config tokenizer manifest trainer optimizer)
 export ASAN_OPTIONS=detect_leaks=0:quarantine_size_mb=8 # refused inputs leak; the harness frees what they had
 TIMEFORMAT='cpu %U %S' n=0 failed=0
 

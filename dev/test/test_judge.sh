@@ -88,6 +88,65 @@ run 1 wordy --init-only --vocab 700 && cp dev/test/fixtures/tokenizers/gpt2/toke
     says 4 --model "$work/learned/checkpoints/step-00000002" --eval-only &&
     [ "$(grep -a '^sample' "$work/out")" = "$said" ]
 ok $? "text by a tokenizer, and by its copy in a checkpoint on four ranks: ${said:-}"
+# ---- --eval-task: a model that has learned to copy what stood eight tokens ago; then every figure under every scheme
+python3 - "$work" <<'PY'
+import random, struct, sys
+random.seed(5)
+def file(name, magic, words, count):
+    data = struct.pack(f"<256i{len(words)}H", magic, 1, count, *[0] * 253, *words)
+    open(f"{sys.argv[1]}/{name}", "wb").write(data)
+def drawn(n): return [random.randrange(256) for _ in range(n)]
+def copies(n): return [t for _ in range(n) for t in drawn(8) * 8] + [0]
+for name, n in ("copies.bin", 4000), ("more.bin", 24): file(name, 20240520, copies(n), 64 * n + 1)
+words = []
+for i in range(10): # of four endings one goes on copying
+    copied, label = drawn(8), random.randrange(4)
+    endings = [drawn(random.randrange(3, 9)) for _ in range(4)]
+    endings[label] = copied[4:] + copied[:3]
+    example = [len(copied) * 3 + 4] + copied * 3 + copied[:4] + [w for e in endings for w in [len(e)] + e]
+    words += [65535, 2 * len(example) + 10, i, label, 4] + example
+file("endings.bin", 20240522, words, 10)
+PY
+run_ranks 1 ./train_gpt_fp64 --layers 1 --dim 64 --heads 4 --ffn 64 --rope-theta 100 --seq-len 64 --batch 16 \
+    --micro-batch 16 --steps 240 --lr 1e-2 --warmup 20 --train "$work/copies.bin" --out "$work/copier" \
+    --save "$work/copier/saved" >"$work/out" 2>&1
+tasks=(./train_gpt_fp64 --model "$work/copier/saved/step-00000240" --eval-only --val "$work/more.bin")
+run_ranks 1 "${tasks[@]}" --seq-len 64 --eval-task position,copy,hellaswag --eval-file "$work/endings.bin" \
+    --out "$work/judged1" >"$work/out" 2>&1 && python3 - "$work" <<'PY'
+import json, math, sys
+rows = [json.loads(l) for l in open(sys.argv[1] + "/judged1/eval.jsonl")]
+row, = map(json.loads, open(sys.argv[1] + "/judged1/metrics.jsonl"))
+copy = {r["distance"]: r["right"] for r in rows if r["task"] == "copy"}
+cut = {r["context"]: r["loss"] for r in rows if "context" in r}
+whole = [r for r in rows if "first" in r]
+mean = sum(r["loss"] * r["targets"] for r in whole) / sum(r["targets"] for r in whole)
+assert len(whole) == 16 and abs(mean / row["val_loss"] - 1) < 1e-12, (mean, row)
+assert copy[8] > 0.8 and copy[32] < 0.3 and copy[16] < 0.4, copy
+assert list(cut) == [60, 32, 16, 8, 4] and cut[32] < cut[60] + 1 and cut[4] > cut[60] + 2, cut
+assert whole[-1]["loss"] == cut[60] and rows[-1]["task"] == "hellaswag" and rows[-1]["right"] >= 0.9, rows
+PY
+ok $? "a model that copies over eight tokens passes at eight alone, needs eight tokens of context, and finds the" \
+    "endings"
+judge=("${tasks[@]}" --seq-len 256 --batch 4 --eval-trials 1 --eval-task passkey,position,copy,hellaswag
+    --eval-file "$work/endings.bin")
+run_ranks 1 "${judge[@]}" --out "$work/alone4" >"$work/out" 2>&1
+for scheme in "${schemes[@]}"; do
+    case $scheme in # hybrids, too
+    ring) more=(--dp 2) ;;
+    odysseus) more=(--ring 2 --ring-layout stripe --micro-batch 2) ;;
+    tp) more=(--dp 2 --micro-batch 2) ;;
+    *) more=() ;;
+    esac
+    run_ranks 4 "${judge[@]}" --sp "$scheme" "${more[@]}" --out "$work/e_$scheme" >"$work/out" 2>&1 &&
+        python3 - "$work/alone4/eval.jsonl" "$work/e_$scheme/eval.jsonl" <<'PY'
+import json, sys
+a, b = ([json.loads(l) for l in open(f)] for f in sys.argv[1:])
+assert len(a) == len(b) > 30 and {r["task"] for r in a} == {"passkey", "position", "copy", "hellaswag"}
+for x, y in zip(a, b):
+    assert x.keys() == y.keys() and all(x[k] == y[k] or abs(x[k] / y[k] - 1) < 1e-10 for k in x if k != "task"), (x, y)
+PY
+    ok $? "--eval-task under $scheme on four ranks ${more[*]:-}: every figure that of one rank"
+done
 while IFS='|' read -r pattern args; do
     # shellcheck disable=SC2086
     run 2 refused --train "$work/calm.bin" --steps 1 $args
@@ -97,6 +156,14 @@ while IFS='|' read -r pattern args; do
 done <<END
 a prompt of 3 tokens and --sample-tokens 62 are more than --seq-len 64|--sample abc --sample-tokens 62
 with a vocabulary of 300 tokens are no bytes; give the prompt as tokens|--sample abc --vocab 300
+there are position, copy, passkey and hellaswag|--eval-only --eval-task copy,key
+--eval-task judges a model as it is: it needs --eval-only|--eval-task copy
+--eval-task position needs --val|--eval-only --eval-task position
+--eval-task passkey: --seq-len 64 is too short, the shortest text has [0-9]+ tokens|--eval-only --eval-task passkey
+--eval-task hellaswag needs --eval-file|--eval-only --eval-task hellaswag
+is no file of llm.c's examples|--eval-only --eval-task hellaswag --eval-file $work/val.bin
+--eval-file needs --eval-task hellaswag|--eval-file $work/endings.bin
+--eval-trials needs --eval-task copy or passkey|--eval-trials 3
 no number of a token at "x"|--sample-ids 1,x
 token 256 is none of this model's 256|--sample-ids 1,256 --sample-tokens 4
 exclude each other|--sample abc --sample-file $work/prompt
