@@ -26,7 +26,10 @@ typedef struct {
     real *kv;           /* (L/R, B, 2, kv_heads_l, HS) rotated k, v */
     real *out;          /* (L/R, B, heads_l, HS) */
     accum *lse;         /* (L/R, B, heads_l) */
-    real *out_local;    /* (own rows, C) out by tokens, where a scheme turns it (else NULL) */
+    real *out_local;    /* (own rows, h HS) out by tokens, where a scheme turns it (else NULL) */
+    real *q_raw, *k_raw;     /* (rows, heads, HS) where they are projected, before their norm; NULL: they have none */
+    accum *q_rstd, *k_rstd;  /* (rows, heads) of those norms */
+    const accum *rope;  /* the table of this layer: the model's, or NULL: it rotates nothing */
 } AttentionSaved;
 
 /* What one layer's MLP keeps. */

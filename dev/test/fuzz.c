@@ -273,7 +273,7 @@ static Model tiny; /* one layer of llama, whose weights are loaded again and aga
 
 static void tiny_init(void) {
     static ModelOptions o;
-    Config c = {ARCH_LLAMA, 1, 4, 2, 1, 0, 2, 3, 8, 0, 1e-5, 10000, {0, 0, 0, 0}};
+    Config c = CONFIG(ARCH_LLAMA, 1, 4, 2, 1, 0, 2, 3, 8, 0, 1e-5, 10000);
     config_check(&c, "fuzz");
     o.config = c, o.scheme = SCHEMES[0], o.shape.world = o.shape.dp = o.shape.ring = o.shape.head = 1;
     o.L = o.B = o.batch = 1, o.place = device_place(0, 1, 1);

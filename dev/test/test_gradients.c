@@ -72,9 +72,9 @@ int main(int argc, char **argv) {
     for (int i = 0; i < COUNT_OF(tokens); i++) tokens[i] = i % 5 == 2 ? 3 : (int32_t)(mix64((uint64_t)i) % 17);
     snprintf(path, sizeof path, "%s/data.bin", directory);
     write_shard(path, tokens, COUNT_OF(tokens));
-    Config gpt2 = {ARCH_GPT2, 2, 12, 3, 3, 0, 20, 17, 16, 1, 1e-5, 0, {0, 0, 0, 0}};
-    Config llama = {ARCH_LLAMA, 2, 16, 4, 2, 0, 20, 17, 16, 0, 1e-5, 100, {0, 0, 0, 0}};
-    Config tied = {ARCH_LLAMA, 1, 16, 4, 1, 0, 20, 17, 16, 1, 1e-5, 100, {0, 0, 0, 0}};
+    Config gpt2 = CONFIG(ARCH_GPT2, 2, 12, 3, 3, 0, 20, 17, 16, 1, 1e-5, 0);
+    Config llama = CONFIG(ARCH_LLAMA, 2, 16, 4, 2, 0, 20, 17, 16, 0, 1e-5, 100);
+    Config tied = CONFIG(ARCH_LLAMA, 1, 16, 4, 1, 0, 20, 17, 16, 1, 1e-5, 100);
     check_model("gpt2", gpt2, directory, world, 0);
     check_model("gpt2 recompute", gpt2, directory, world, 1);
     check_model("llama", llama, directory, world, 0);

@@ -70,8 +70,8 @@ static const char *const MODEL_NAMES[MODELS] = {"gpt2", "llama-mha", "llama-gqa"
 
 /* Two layers, all sizes different, so that a swapped one shows. */
 static Config test_config(TestModel model) {
-    Config gpt2 = {ARCH_GPT2, 2, 48, 8, 8, 0, 72, 53, 96, 1, 1e-5, 0, {0, 0, 0, 0}};
-    Config llama = {ARCH_LLAMA, 2, 48, 8, 8, 0, 72, 53, 96, 0, 1e-5, 10000, {0, 0, 0, 0}};
+    Config gpt2 = CONFIG(ARCH_GPT2, 2, 48, 8, 8, 0, 72, 53, 96, 1, 1e-5, 0);
+    Config llama = CONFIG(ARCH_LLAMA, 2, 48, 8, 8, 0, 72, 53, 96, 0, 1e-5, 10000);
     if (model == MODEL_GPT2) {
         config_check(&gpt2, "test");
         return gpt2;
