@@ -1,15 +1,18 @@
-/* odysseus.h - attention and MLP parallelised differently: attention by heads, as tpsp.h; the MLP by tokens, weights by ZeRO-3.
+/* odysseus.h - attention and MLP parallelised differently: attention by heads, as tpsp.h; the
+   MLP by tokens, weights by ZeRO-3.
 
-   x (L/N, B, C) -all-gather-> this rank's heads -reduce-scatter-> (L/N, B, C) ---> MLP on the own tokens ---> (L/N, B, C)
+   x (L/N, B, C) -all-gather-> this rank's heads -reduce-scatter-> (L/N, B, C) -> MLP on the own tokens -> (L/N, B, C)
                    weights stay split by heads                          weights gathered for the block, then dropped
 
-   The MLP holds most of the weights and needs no other token: sending its weights costs 3 m d i elements, whatever L; sending its
-   activations, as tpsp.h does, costs 5 L d. So this pays where 5 L d > 3 m d i, m weight matrices: L > 1.8 i for Llama (m = 3).
+   The MLP holds most of the weights and needs no other token: sending its weights costs 3 m d i elements,
+   whatever L; sending its activations, as tpsp.h does, costs 5 L d. So this pays where 5 L d > 3 m d i, m weight
+   matrices: L > 1.8 i for Llama (m = 3).
 
    The Odysseus playground (2024): github.com/feifeibear/Odysseus-Transformer
 
    per rank  as tpsp.h in attention; MLP (L/(R N), B, i)
-   traffic   of a layer and rank, elements, c = (N-1)/N: 3 all-gathers + 2 reduce-scatters = 5 c L d, and ZeRO's 3 c m d i      */
+   traffic   of a layer and rank, elements, c = (N-1)/N: 3 all-gathers + 2 reduce-scatters = 5 c L d, and
+             ZeRO's 3 c m d i                                                                                         */
 #ifndef ODYSSEUS_ODYSSEUS_H
 #define ODYSSEUS_ODYSSEUS_H
 

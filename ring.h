@@ -8,24 +8,25 @@
              kv_r ---> [ r+1 ] ---> ... ---> [ r-1 ]
              dkv_r       0 + ------> + -------> + ---> home   R-1 hops of sums in accum
 
-   zigzag    rank r owns chunks r and 2R-1-r of the sequence (positions.h), so every rank meets the same work; contiguous leaves
-             the last rank with almost twice the mean, stripe is even to within a token.
+   zigzag    rank r owns chunks r and 2R-1-r of the sequence (positions.h), so every rank meets the same work;
+             contiguous leaves the last rank with almost twice the mean, stripe is even to within a token.
 
    Liu, Zaharia, Abbeel 2023, arXiv:2310.01889
 
-   per rank  q, out (L/R, B, heads_l, HS)  kv (L/R, B, 2, kv_heads_l, HS)  lse (L/R, B, heads_l)  two kv, three dkv buffers
+   per rank  q, out (L/R, B, heads_l, HS)  kv (L/R, B, 2, kv_heads_l, HS)  lse (L/R, B, heads_l)
+             two buffers of kv, three of dkv
    traffic   of a layer and rank, elements, g = KV heads / heads, c = (R-1)/R:
              forward 2 g c L a of kv, a = h HS; backward 2 g c L a of kv and as many of dkv; sum 6 g c L a. Whole blocks travel every
              hop, needed or not. Under a head axis of H the ring carries 1/H of the heads: 6 g' c L a / H, g' = max(k, H)/h.
 
-   CONTEXT_RING is how queries meet keys over the ring axis, under every scheme; with a ring of one rank it is one local block. The scheme
-   `ring` runs it on all heads, with weights by ZeRO-3 and a local MLP.                                                    */
+   CONTEXT_RING is how queries meet keys over the ring axis, under every scheme; with a ring of one rank it is one local
+   block. The scheme `ring` runs it on all heads, with weights by ZeRO-3 and a local MLP.                             */
 #ifndef ODYSSEUS_RING_H
 #define ODYSSEUS_RING_H
 
 #include "core/blocks.h"
 
-/* ---- the context: attention over the ring, every scheme's ---------------------------------------------------------------- */
+/* ---- the context: attention over the ring, every scheme's -------------------------------------------------------- */
 
 static inline void ring_forward(Model *m, AttentionSaved *s) {
     const Comm *ring = &m->mesh.ring;
@@ -40,7 +41,8 @@ static inline void ring_forward(Model *m, AttentionSaved *s) {
         Request *next = NULL;
         real *arriving = flying[hop % 2];
         if (hop + 1 < ring->size)
-            next = comm_ring_start(&m->fabric, ring, tag(BLOCK_ATTENTION, m->phase, WHAT_ACTIVATION), arriving, kv, kv_count, DTYPE_REAL);
+            next = comm_ring_start(&m->fabric, ring, tag(BLOCK_ATTENTION, m->phase, WHAT_ACTIVATION), arriving, kv,
+                                   kv_count, DTYPE_REAL);
         if (hop == 0) zero_prefetch(&m->zero);
         if (visitor_seen(m, hop))
             attention_forward(&m->dev, out, hop == last ? s->out : NULL, s->lse, s->q, kv,
@@ -61,7 +63,8 @@ typedef struct {
 } RingSums;
 
 /* One stop: mine (accum; NULL: the result itself) = this rank's share of the gradient of `kv`; adds to dq. */
-static inline void ring_backward_block(Model *m, AttentionSaved *s, RingSums *sums, accum *mine, const real *kv, i64 hop) {
+static inline void ring_backward_block(Model *m, AttentionSaved *s, RingSums *sums, accum *mine, const real *kv,
+                                       i64 hop) {
     if (visitor_seen(m, hop))
         attention_backward(&m->dev, sums->dq_sum, hop == visitor_last(m) ? sums->dq : NULL, mine,
                            mine ? NULL : sums->dkv, s->q, kv, sums->dout, s->lse, sums->delta,
@@ -69,8 +72,9 @@ static inline void ring_backward_block(Model *m, AttentionSaved *s, RingSums *su
     else zero_fill(&m->dev, mine, sums->count * accum_size());
 }
 
-/* What has come from the ranks behind is added only after this rank's own share is computed, and the last hop, which brings what the other
-   ranks found for this rank's own keys and values, flies while the caller works on dq: the transfers hide. */
+/* What has come from the ranks behind is added only after this rank's own share is computed, and the last
+   hop, which brings what the other ranks found for this rank's own keys and values, flies while the caller
+   works on dq: the transfers hide. */
 static inline ContextBackward ring_backward(Model *m, AttentionSaved *s, real *dq, real *dkv, const real *dout) {
     const Comm *ring = &m->mesh.ring;
     i64 kv_count = kv_count_own(m), rows_heads = ring_rows(m) * m->heads_l;
@@ -121,7 +125,8 @@ static inline void ring_volume(Ledger *l, const Config *c, const Mesh *m, i64 L,
     i64 R = m->shape.ring;
     i64 kv = times * (R - 1) * (L / R) * B * 2 * kv_heads_local(c, m->shape.head) * c->head_dim;
     ledger_expect(l, COMM_SEND_RECV, tag(BLOCK_ATTENTION, PHASE_FORWARD, WHAT_ACTIVATION), kv * real_size());
-    ledger_expect(l, COMM_SEND_RECV, tag(BLOCK_ATTENTION, PHASE_BACKWARD, WHAT_ACTIVATION), kv * (real_size() + accum_size()));
+    ledger_expect(l, COMM_SEND_RECV, tag(BLOCK_ATTENTION, PHASE_BACKWARD, WHAT_ACTIVATION),
+                  kv * (real_size() + accum_size()));
 }
 
 static const Context CONTEXT_RING = {
@@ -133,7 +138,7 @@ static const Context CONTEXT_RING = {
     .volume = ring_volume,
 };
 
-/* ---- the scheme `ring` -------------------------------------------------------------------------------------------------- */
+/* ---- the scheme `ring` ------------------------------------------------------------------------------------------- */
 
 static const Scheme SCHEME_RING = {
     .name = "ring",

@@ -1,22 +1,26 @@
-/* tpsp.h - tensor parallelism, with and without sequence parallelism: heads and MLP columns are split, the same for both.
+/* tpsp.h - tensor parallelism, with and without sequence parallelism: heads and MLP
+   columns are split, the same for both.
 
-   tp     x (L, B, C) replicated ---> columns ---> rows ---> all-reduce ---> + bias           the stream is whole on every rank
-   tpsp   x (L/N, B, C) -all-gather-> columns ---> rows ---> reduce-scatter -> + bias         the stream is split by tokens
+   tp     x (L, B, C) replicated ---> columns ---> rows ---> all-reduce ---> + bias    the stream is whole on every rank
+   tpsp   x (L/N, B, C) -all-gather-> columns ---> rows ---> reduce-scatter -> + bias  the stream is split by tokens
 
-          backward runs the same arrows against the grain: the gradient of an all-reduce is its input as it is, the gradient of
-          the identity at the front an all-reduce; all-gather and reduce-scatter are each other's gradients. tpsp gathers the block's
-          normed input a second time in backward rather than keeping (L, B, C) of it. That and the sum of the input gradient hide:
-          dout ===AG===>                        | xn ===AG===> (attention, or down projection) | dxn ===RS===> (first weights' gradients)
+          backward runs the same arrows against the grain: the gradient of an all-reduce is its input as it is, the
+          gradient of the identity at the front an all-reduce; all-gather and reduce-scatter are each other's gradients.
+          tpsp gathers the block's normed input a second time in backward rather than keeping (L, B, C) of it. That and
+          the sum of the input gradient hide:
+          dout ===AG===>  | xn ===AG===> (attention, or down projection) | dxn ===RS===> (first weights' gradients)
 
    Shoeybi et al. 2019, arXiv:1909.08053 (tp); Korthikanti et al. 2022, arXiv:2205.05198 (tpsp)
 
    per rank  q (L/R, B, h/N, HS)  kv (L/R, B, 2, max(1, k/N), HS)  MLP (L/R, B, i/N)
    traffic   of a layer and rank, elements, c = (N-1)/N, L/R tokens under a ring of R:
              tp    2 all-reduces forward, 2 backward                                           8 c L d
-             tpsp  2 (all-gather + reduce-scatter) forward, 2 (2 all-gathers + reduce-scatter) backward = 6 AG + 4 RS = 10 c L d
+             tpsp  2 (all-gather + reduce-scatter) forward,
+                   2 (2 all-gathers + reduce-scatter) backward = 6 AG + 4 RS                   10 c L d
              tp besides gathers the head's activation gradients, c L d once (train_gpt.cu).
 
-   What no rank splits - norms, output biases - is the same on all: its gradient is taken over the own tokens and summed by ZeRO. */
+   What no rank splits - norms, output biases - is the same on all: its gradient is taken over the
+   own tokens and summed by ZeRO. */
 #ifndef ODYSSEUS_TPSP_H
 #define ODYSSEUS_TPSP_H
 
@@ -24,9 +28,11 @@
 
 static inline int tpsp_splits(BlockKind block) { return block == BLOCK_ATTENTION || block == BLOCK_MLP; }
 
-static inline int tpsp_refuses(const Config *c, const MeshShape *shape, char *why, size_t size) { return refuse_head_axis(c, shape, 1, why, size); }
+static inline int tpsp_refuses(const Config *c, const MeshShape *shape, char *why, size_t size) {
+    return refuse_head_axis(c, shape, 1, why, size);
+}
 
-/* ---- into and out of a split block ---------------------------------------------------------------------------------------- */
+/* ---- into and out of a split block ------------------------------------------------------------------------------- */
 
 /* A stream of all the ring's tokens, perhaps on its way here. */
 typedef struct {
@@ -40,7 +46,8 @@ static inline Entering tp_enter(Model *m, Tag t, const real *x) {
     Entering e = {x, NULL, NULL};
     if (m->scheme->replicated_stream || m->mesh.head.size == 1) return e;
     e.rows = e.gathered = take_real(m, MEM_COMM, ring_rows(m) * m->config.dim);
-    e.flying = comm_all_gather_start(&m->fabric, &m->mesh.head, t, e.gathered, x, own_rows(m) * m->config.dim, DTYPE_REAL);
+    e.flying =
+        comm_all_gather_start(&m->fabric, &m->mesh.head, t, e.gathered, x, own_rows(m) * m->config.dim, DTYPE_REAL);
     return e;
 }
 
@@ -50,18 +57,19 @@ static inline const real *tp_arrived(Model *m, Entering *e) {
     return e->rows;
 }
 
-/* Where a block of split weights puts its partial sums, for tp_leave to reduce: straight into the stream if nothing changes shape, else in
-   the place of what was gathered for it, which is used up by then. */
+/* Where a block of split weights puts its partial sums, for tp_leave to reduce: straight into the stream if nothing
+   changes shape, else in the place of what was gathered for it, which is used up by then. */
 static inline real *tp_partial(real *stream, const Entering *e) { return e->gathered ? e->gathered : stream; }
 
-/* stream = the sum over the head axis of `partial` (L/R, B, C): all of it (all-reduce), or the own tokens (reduce-scatter). Under way, with
-   a buffer of the caller's mark. */
+/* stream = the sum over the head axis of `partial` (L/R, B, C): all of it (all-reduce), or the own tokens
+   (reduce-scatter). Under way, with a buffer of the caller's mark. */
 static inline Request *tp_leave(Model *m, Tag t, real *stream, real *partial) {
     const Comm *head = &m->mesh.head;
     if (head->size == 1) return NULL;
     i64 count = own_rows(m) * m->config.dim;
     real *scratch = take_real(m, MEM_COMM, ring_rows(m) * m->config.dim);
-    if (m->scheme->replicated_stream) return comm_all_reduce_start(&m->fabric, head, t, stream, scratch, count, DTYPE_REAL);
+    if (m->scheme->replicated_stream)
+        return comm_all_reduce_start(&m->fabric, head, t, stream, scratch, count, DTYPE_REAL);
     return comm_reduce_scatter_start(&m->fabric, head, t, stream, partial, scratch, count, DTYPE_REAL, 0);
 }
 
@@ -72,10 +80,11 @@ static inline void tp_bias(Model *m, Role role, real *stream) {
 
 static inline void tp_bias_backward(Model *m, Role role, const real *dstream) {
     if (m->zero.dweight[role])
-        bias_backward(&m->dev, m->zero.dweight[role], dstream + m->own_first * m->B * m->config.dim, own_rows(m), m->config.dim);
+        bias_backward(&m->dev, m->zero.dweight[role], dstream + m->own_first * m->B * m->config.dim, own_rows(m),
+                      m->config.dim);
 }
 
-/* ---- attention ---------------------------------------------------------------------------------------------------------------- */
+/* ---- attention --------------------------------------------------------------------------------------------------- */
 
 static inline void tpsp_attention_forward(Model *m, AttentionSaved *s, real *out, const real *xn) {
     Tag t = tag(BLOCK_ATTENTION, m->phase, WHAT_ACTIVATION);
@@ -88,8 +97,9 @@ static inline void tpsp_attention_forward(Model *m, AttentionSaved *s, real *out
     arena_release(&m->arena, mark);
 }
 
-/* Every transfer runs under work that does not need it: the gather of dout under the output bias's gradient, that of the normed input under
-   attention, and the sum of the input gradient under the weight gradients of the first projections, which alone need that input. */
+/* Every transfer runs under work that does not need it: the gather of dout under the output bias's gradient, that of
+   the normed input under attention, and the sum of the input gradient under the weight gradients of the first
+   projections, which alone need that input. */
 static inline void tpsp_attention_backward(Model *m, AttentionSaved *s, real *dxn, const real *dout, const real *xn) {
     Tag t = tag(BLOCK_ATTENTION, PHASE_BACKWARD, WHAT_ACTIVATION);
     i64 rows = ring_rows(m);
@@ -111,7 +121,7 @@ static inline void tpsp_attention_backward(Model *m, AttentionSaved *s, real *dx
     arena_release(&m->arena, mark);
 }
 
-/* ---- MLP ---------------------------------------------------------------------------------------------------------------------- */
+/* ---- MLP --------------------------------------------------------------------------------------------------------- */
 
 static inline void tpsp_mlp_forward(Model *m, MlpSaved *s, real *out, const real *xn) {
     Tag t = tag(BLOCK_MLP, m->phase, WHAT_ACTIVATION);
@@ -141,10 +151,11 @@ static inline void tpsp_mlp_backward(Model *m, MlpSaved *s, real *dxn, const rea
     arena_release(&m->arena, mark);
 }
 
-/* ---- closed forms --------------------------------------------------------------------------------------------------------------- */
+/* ---- closed forms ------------------------------------------------------------------------------------------------ */
 
 /* Of one block in all micro-steps: forward AG + RS, backward 2 AG + RS, each (N-1) (L/RN) B d elements. */
-static inline void tpsp_block_volume(Ledger *l, BlockKind block, const Config *c, const Mesh *m, i64 L, i64 B, i64 times) {
+static inline void tpsp_block_volume(Ledger *l, BlockKind block, const Config *c, const Mesh *m, i64 L, i64 B,
+                                     i64 times) {
     i64 one = times * (m->shape.head - 1) * volume_own(m, L) * B * c->dim * real_size();
     ledger_expect(l, COMM_ALL_GATHER, tag(block, PHASE_FORWARD, WHAT_ACTIVATION), one);
     ledger_expect(l, COMM_REDUCE_SCATTER, tag(block, PHASE_FORWARD, WHAT_ACTIVATION), one);

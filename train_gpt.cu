@@ -2,15 +2,18 @@
 
    flags -> config -> mesh -> scheme -> arena, laid out once -> loader: this rank's tokens and their positions
 
-   forward    embedding -> per layer: norm, scheme->attention_forward, norm, scheme->mlp_forward -> final norm, head and loss in chunks
+   forward    embedding -> per layer: norm, scheme->attention_forward, norm, scheme->mlp_forward ->
+              final norm, head and loss in chunks
    backward   the same in reverse; gradients are reduced to where they live as soon as their block is done
    step       global norm, AdamW on what this rank owns -> metrics, ledger
 
-   One walk serves training, validation and the dry run: with dev.plan set, operations are counted and not computed, which sizes
-   the arena and fills the ledger before anything is allocated. Everything a rank has hangs off Model; there are no globals. */
+   One walk serves training, validation and the dry run: with dev.plan set, operations are counted and not
+   computed, which sizes the arena and fills the ledger before anything is allocated. Everything a rank has hangs
+   off Model; there are no globals. */
 
 /* what stands below, with the names that this page takes from there */
-#include "kernels/compute.h"  /* real, accum, Device, the operations: embedding_*, norm_*, linear_*, classifier, sum_squares, copy_in, copy_out */
+#include "kernels/compute.h"  /* real, accum, Device, the operations: embedding_*, norm_*, linear_*, classifier,
+                                 sum_squares, copy_in, copy_out */
 #include "core/positions.h"   /* TokenMap, token_map: which positions a rank holds */
 #include "core/flags.h"       /* Settings, flags_parse, flags_help */
 #include "core/config.h"      /* Config, PRESETS, HAS_ features, rope_frequencies */
@@ -18,18 +21,22 @@
 #include "core/arena.h"       /* arena_reserve, arena_take, arena_mark, arena_release, arena_commit */
 #include "core/mesh.h"        /* Mesh, MeshShape, mesh_init, mesh_link, mesh_try, mesh_links */
 #include "core/wire.h"        /* Wire, wire_start, wire_share, wire_barrier, wire_finish: messages between hosts */
-#include "core/comm.h"        /* Fabric, Comm, comm_all_gather, comm_sum_control, schedule_begin: collectives, counted */
+#include "core/comm.h"        /* Fabric, Comm, comm_all_gather, comm_sum_control,
+                                 schedule_begin: collectives, counted */
 #include "core/ledger.h"      /* Ledger, Tag, ledger_expect, ledger_print: bytes sent, and what they should be */
-#include "core/zero.h"        /* Zero, zero_walk, zero_acquire, zero_prefetch, zero_grad_begin, zero_grad_end, zero_adamw: ZeRO-3 */
+#include "core/zero.h"        /* Zero, zero_walk, zero_acquire, zero_prefetch, zero_grad_begin,
+                                 zero_grad_end, zero_adamw: ZeRO-3 */
 #include "core/scheme.h"      /* Model, Scheme, Context, take_real, take_accum, stream_rows, own_rows */
-#include "core/data.h"        /* Dataset, dataset_open, dataset_column, TOKEN_IGNORED */
+#include "core/data.h"        /* Dataset, dataset_open, dataset_column, dataset_targets, TOKEN_IGNORED */
 #include "core/checkpoint.h"  /* checkpoint_load, checkpoint_write, checkpoint_write_tensors */
-#include "core/life.h"        /* Life, life_*, optimizer_load: checkpoints in training, resuming, being told to stop */
+#include "core/dataset.h"     /* dataset_describe, dataset_print, check_data: dataset.json beside the shards */
+#include "core/life.h"        /* Life, life_*: checkpoints in training, resuming, being told to stop */
 #include "core/fit.h"         /* check_memory: does it fit, and what would? */
 #include "core/rate.h"        /* Peak, peak_of, flop_per_token, step_metrics: MFU */
 #include "core/selfcheck.h"   /* selfcheck_*: do the ranks mean the same run? */
 #include "core/schedule.h"    /* learning_rate, schedule_check */
 #include "core/finite.h"      /* spike_admits: losses that jump or are not finite */
+#include "core/sample.h"      /* prompt_open, sample_continue, sample_print, sample_plan */
 #include "core/output.h"      /* check_writable, check_apart */
 #include "core/log.h"         /* Metrics, RunLog, run_open, run_metrics, print_step */
 #include "core/timeline.h"    /* trace_init, trace_step_begin, trace_step_end, timeline_write */
@@ -98,7 +105,8 @@ static void model_keep_layer(Model *m, AttentionSaved *a, MlpSaved *p) {
     model_keep_heads(m, a);
     if (m->scheme->attention_keep) m->scheme->attention_keep(m, a);
     p->in.mean = take_accum(m, kept, rows), p->in.rstd = take_accum(m, kept, rows);
-    i64 head = m->scheme->splits(BLOCK_MLP) ? m->mesh.shape.head : 1; /* split columns of all tokens, or all columns of own tokens */
+    /* split columns of all tokens, or all columns of own tokens */
+    i64 head = m->scheme->splits(BLOCK_MLP) ? m->mesh.shape.head : 1;
     i64 mlp_rows = head > 1 ? ring : own_rows(m);
     p->pre = take_real(m, kept, mlp_rows * mlp_gates(&m->config) * m->config.ffn / head);
 }
@@ -106,8 +114,8 @@ static void model_keep_layer(Model *m, AttentionSaved *a, MlpSaved *p) {
 /* From a row of logits to the next: GPT-2 has 50257 words, and each row shall begin at a whole cache line. */
 static inline i64 logits_ld(const Model *m) { return round_up(m->config.vocab, 64); }
 
-/* Rows of logits held at once: logits_bytes() of them, at most a quarter of the own ones; every chunk reads all of the head's weights, so
-   not below 128 (half of the own ones) for the quarter's sake. */
+/* Rows of logits held at once: logits_bytes() of them, at most a quarter of the own ones; every chunk reads all of the
+   head's weights, so not below 128 (half of the own ones) for the quarter's sake. */
 static i64 model_logits_rows(const Model *m) {
     i64 budget = logits_bytes() / (logits_ld(m) * real_size()), own = own_rows(m);
     i64 share = i64_max(ceil_div(own, 4), i64_min(ceil_div(own, 2), 128));
@@ -143,16 +151,19 @@ static Use *model_order(const Config *c, int *uses) {
     Use *order = (Use *)host_alloc(sizeof(Use) * (size_t)(2 + 4 * c->layers));
     int n = 0;
     for (int b = 0; b <= block_lm_head(c); b++) order[n].block = b, order[n++].phase = PHASE_FORWARD;
-    for (int b = block_lm_head(c) - 1; b > block_embedding(); b--) order[n].block = b, order[n++].phase = PHASE_BACKWARD;
+    for (int b = block_lm_head(c) - 1; b > block_embedding(); b--)
+        order[n].block = b, order[n++].phase = PHASE_BACKWARD;
     *uses = n;
     return order;
 }
 
-/* Lay out a model for `rank` of `base` (collective), or of an imagined world. `m` must not move afterwards; model_free. */
+/* Lay out a model for `rank` of `base` (collective), or of an imagined world. `m` must not
+   move afterwards; model_free. */
 static void model_init(Model *m, const ModelOptions *o, Wire base, int imagined, int rank) {
     memset(m, 0, sizeof *m);
-    m->config = o->config, m->scheme = o->scheme, m->context = o->scheme->context ? o->scheme->context : &CONTEXT_RING, m->layout = o->layout;
-    m->L = o->L, m->B = o->B, m->recompute = o->recompute;
+    m->config = o->config, m->scheme = o->scheme, m->context = o->scheme->context ? o->scheme->context : &CONTEXT_RING,
+    m->layout = o->layout;
+    m->L = o->L, m->B = o->B, m->recompute = o->recompute, m->samples = o->samples;
     device_init(&m->dev, &o->place, imagined);
     fabric_init(&m->fabric, &m->dev, &m->ledger, (int)o->shape.world, o->overlap, o->comm);
     mesh_init(&m->mesh, o->shape, base, imagined, rank, o->config.kv_heads);
@@ -186,7 +197,8 @@ static void model_free(Model *m) {
     free(m->host_tokens);
 }
 
-/* The closed form of a step's traffic: activations by scheme and context, parameters by ZeRO, the head's slices, control. */
+/* The closed form of a step's traffic: activations by scheme and context, parameters by ZeRO,
+   the head's slices, control. */
 static void model_expect(Model *m, i64 micro) {
     const Mesh *mesh = &m->mesh;
     m->scheme->volume(&m->ledger, &m->config, mesh, m->L, m->B, micro * m->config.layers);
@@ -196,14 +208,16 @@ static void model_expect(Model *m, i64 micro) {
     if (m->scheme->replicated_stream)
         ledger_expect(&m->ledger, COMM_ALL_GATHER, tag(BLOCK_LM_HEAD, PHASE_BACKWARD, WHAT_ACTIVATION),
                       micro * (mesh->shape.head - 1) * volume_own(mesh, m->L) * m->B * m->config.dim * real_size());
-    ledger_expect(&m->ledger, COMM_ALL_REDUCE, tag(BLOCK_OTHER, PHASE_FORWARD, WHAT_CONTROL), control_bytes(&mesh->world, 1));
-    ledger_expect(&m->ledger, COMM_ALL_REDUCE, tag(BLOCK_OTHER, PHASE_OPTIMIZER, WHAT_CONTROL), control_bytes(&mesh->world, 4));
+    ledger_expect(&m->ledger, COMM_ALL_REDUCE, tag(BLOCK_OTHER, PHASE_FORWARD, WHAT_CONTROL),
+                  control_bytes(&mesh->world, 1));
+    ledger_expect(&m->ledger, COMM_ALL_REDUCE, tag(BLOCK_OTHER, PHASE_OPTIMIZER, WHAT_CONTROL),
+                  control_bytes(&mesh->world, 4));
 }
 
 /* ---- LM head and loss ------------------------------------------------------------------------------------------ */
 
-/* Logits, loss and their gradient in chunks of rows; xn (own rows, C) is the normed stream. `scale` 0: loss only; else xn becomes
-   its own gradient and the head's weights get theirs. */
+/* Logits, loss and their gradient in chunks of rows; xn (own rows, C) is the normed stream. `scale` 0: loss only; else
+   xn becomes its own gradient and the head's weights get theirs. */
 static void lm_head_chunks(Model *m, real *xn, accum scale) {
     Device *dev = &m->dev;
     i64 C = m->config.dim, V = m->config.vocab, ld = logits_ld(m);
@@ -223,7 +237,8 @@ static void lm_head_chunks(Model *m, real *xn, accum scale) {
     arena_release(&m->arena, mark);
 }
 
-/* Final norm, head and loss on the own tokens: adds to the loss. With dx (stream), also backward: dx = the stream's gradient. */
+/* Final norm, head and loss on the own tokens: adds to the loss. With dx (stream), also backward:
+   dx = the stream's gradient. */
 static void lm_head_walk(Model *m, const real *a, const real *delta, real *dx, accum scale) {
     accum **g = m->zero.dweight;
     i64 rows = own_rows(m), C = m->config.dim, own = m->own_first * m->B * C;
@@ -233,17 +248,20 @@ static void lm_head_walk(Model *m, const real *a, const real *delta, real *dx, a
     lm_head_chunks(m, xn, dx ? scale : 0);
     if (dx) {
         zero_fill(&m->dev, dx + own, rows * C * real_size());
-        norm_backward(&m->dev, block_norm(m, rows), dx + own, g[T_NORM], g[T_NORM_BIAS], xn, m->final_mean, m->final_rstd, m->final_x, 0,
-                      rows);
+        norm_backward(&m->dev, block_norm(m, rows), dx + own, g[T_NORM], g[T_NORM_BIAS], xn, m->final_mean,
+                      m->final_rstd, m->final_x, 0, rows);
         if (m->scheme->replicated_stream) /* every rank continues with all tokens */
-            comm_all_gather(&m->fabric, &m->mesh.head, tag(BLOCK_LM_HEAD, PHASE_BACKWARD, WHAT_ACTIVATION), dx, dx + own, rows * C, DTYPE_REAL);
+            comm_all_gather(&m->fabric, &m->mesh.head, tag(BLOCK_LM_HEAD, PHASE_BACKWARD, WHAT_ACTIVATION), dx,
+                            dx + own, rows * C, DTYPE_REAL);
     }
     arena_release(&m->arena, mark);
 }
 
-/* ---- the layer walk --------------------------------------------------------------------------------------------------------------- */
+/* ---- the layer walk ---------------------------------------------------------------------------------------------- */
 
-static BlockSaved *block_saved(Model *m, BlockKind kind, int l) { return kind == BLOCK_ATTENTION ? &m->attention[l].in : &m->mlp[l].in; }
+static BlockSaved *block_saved(Model *m, BlockKind kind, int l) {
+    return kind == BLOCK_ATTENTION ? &m->attention[l].in : &m->mlp[l].in;
+}
 
 /* One block forward: x = a + delta (kept), out = block(norm(x)). delta may be out; NULL where x is there already. */
 static void block_forward(Model *m, BlockKind kind, int l, const real *a, const real *delta, real *out) {
@@ -267,8 +285,8 @@ static void block_backward(Model *m, BlockKind kind, int l, real *dx) {
     norm_recompute(&m->dev, block_norm(m, stream_rows(m)), xn, s->mean, s->rstd, s->x);
     if (kind == BLOCK_ATTENTION) m->scheme->attention_backward(m, &m->attention[l], dxn, dx, xn);
     else m->scheme->mlp_backward(m, &m->mlp[l], dxn, dx, xn);
-    norm_backward(&m->dev, block_norm(m, stream_rows(m)), dx, g[T_NORM], g[T_NORM_BIAS], dxn, s->mean, s->rstd, s->x, m->own_first * m->B,
-                  own_rows(m));
+    norm_backward(&m->dev, block_norm(m, stream_rows(m)), dx, g[T_NORM], g[T_NORM_BIAS], dxn, s->mean, s->rstd, s->x,
+                  m->own_first * m->B, own_rows(m));
     arena_release(&m->arena, mark);
 }
 
@@ -279,7 +297,8 @@ static void layers_forward(Model *m, const real **a, real *delta) {
     zero_acquire(z, block_embedding());
     zero_prefetch(z);
     const real *x = m->attention[0].in.x, *d = NULL;
-    embedding_forward(&m->dev, m->attention[0].in.x, m->tokens, m->stream_map, z->weight[T_WTE], z->weight[T_WPE], m->B, m->config.dim);
+    embedding_forward(&m->dev, m->attention[0].in.x, m->tokens, m->stream_map, z->weight[T_WTE], z->weight[T_WPE], m->B,
+                      m->config.dim);
     for (int l = 0; l < (int)m->config.layers; l++) {
         zero_acquire(z, block_attention(l));
         block_forward(m, BLOCK_ATTENTION, l, x, d, delta);
@@ -308,13 +327,13 @@ static void layers_backward(Model *m, real *dx) {
     i64 own = m->own_first * m->B;
     part_begin(&m->dev, BLOCK_EMBEDDING, -1, PHASE_BACKWARD); /* its weights are not needed */
     zero_grad_begin(z, block_embedding());
-    embedding_backward(&m->dev, z->dweight[T_WTE], z->dweight[T_WPE], dx + own * m->config.dim, m->tokens + own, m->own_map, m->B, m->config.dim,
-                       m->config.vocab);
+    embedding_backward(&m->dev, z->dweight[T_WTE], z->dweight[T_WPE], dx + own * m->config.dim, m->tokens + own,
+                       m->own_map, m->B, m->config.dim, m->config.vocab);
     zero_grad_end(z, block_embedding());
 }
 
-/* One micro-batch in m->tokens, m->targets. Adds to the loss; scale = 1 / targets of the whole step: gradients are added, already
-   reduced, to this rank's shards. scale 0: loss only. */
+/* One micro-batch in m->tokens, m->targets. Adds to the loss; scale = 1 / targets of the whole step: gradients are
+   added, already reduced, to this rank's shards. scale 0: loss only. */
 static void model_walk(Model *m, accum scale) {
     Zero *z = &m->zero;
     int train = scale != 0, lm_head = block_lm_head(&m->config);
@@ -335,7 +354,17 @@ static void model_walk(Model *m, accum scale) {
     arena_release(&m->arena, mark);
 }
 
-/* ---- training ------------------------------------------------------------------------------------------------------------------------ */
+/* The layers over m->tokens, for what attention keeps of them. */
+static void model_prefill(Model *m) {
+    ArenaMark mark = arena_mark(&m->arena);
+    real *delta = take_real(m, MEM_WORKSPACE, stream_rows(m) * m->config.dim);
+    const real *a;
+    zero_walk(&m->zero, m->order, block_lm_head(&m->config));
+    layers_forward(m, &a, delta);
+    arena_release(&m->arena, mark);
+}
+
+/* ---- training ---------------------------------------------------------------------------------------------------- */
 
 /* A model with its data and settings. */
 typedef struct {
@@ -343,6 +372,7 @@ typedef struct {
     ModelOptions options;
     const Settings *settings;
     Dataset train, val;
+    Prompt prompt; /* of --sample */
     Life life;
     RunLog log;
     Trace trace;
@@ -350,11 +380,13 @@ typedef struct {
 } Trainer;
 
 /* The first sequence of the list that `step` takes. */
-static i64 step_sequence(const Trainer *t, i64 step) { return t->life.first_sequence + (step - t->life.first_step) * t->options.batch; }
+static i64 step_sequence(const Trainer *t, i64 step) {
+    return t->life.first_sequence + (step - t->life.first_step) * t->options.batch;
+}
 
-/* Read micro-batch `micro` of the batch that starts at sequence `first` of the list: m->tokens, m->targets. Targets equal to
-   --ignore-token become TOKEN_IGNORED, and so does everything past `end` (a last, partial validation batch; else end < 0).
-   Returns how many of this rank's targets count. */
+/* Read micro-batch `micro` of the batch that starts at sequence `first` of the list: m->tokens, m->targets. Targets
+   equal to --ignore-token, or masked, become TOKEN_IGNORED, and so does everything past `end` (a last, partial
+   validation batch; else end < 0). Returns how many of this rank's targets count. */
 static i64 load_micro_batch(Trainer *t, Dataset *d, i64 first, i64 micro, i64 end) {
     Model *m = &t->model;
     i64 group = (micro * m->mesh.shape.dp + m->mesh.dp_rank) * m->B, counted = 0;
@@ -363,12 +395,12 @@ static i64 load_micro_batch(Trainer *t, Dataset *d, i64 first, i64 micro, i64 en
         i64 sequence = first + group + b;
         int past = end >= 0 && sequence >= end;
         sequence = dataset_sequence(d, sequence);
-        dataset_column(d, sequence, &m->stream_map, 0, tokens, b, m->B);
-        dataset_column(d, sequence, &m->own_map, 1, targets, b, m->B);
+        dataset_column(d, sequence, &m->stream_map, tokens, b, m->B);
+        dataset_targets(d, sequence, &m->own_map, 1, t->settings->ignore_token, targets, b, m->B);
         for (i64 i = 0; i < m->T_own; i++) {
             int32_t *target = &targets[i * m->B + b];
-            if (past || *target == t->settings->ignore_token) *target = TOKEN_IGNORED;
-            else counted++;
+            if (past) *target = TOKEN_IGNORED;
+            counted += *target != TOKEN_IGNORED;
         }
     }
     copy_in(&m->dev, m->tokens, tokens, stream_rows(m) * (i64)sizeof(int32_t));
@@ -376,19 +408,24 @@ static i64 load_micro_batch(Trainer *t, Dataset *d, i64 first, i64 micro, i64 en
     return counted;
 }
 
+/* May a target of training not count? */
+static int ignores_targets(const Trainer *t) { return t->settings->ignore_token >= 0 || t->train.masked; }
+
 /* Targets that count in the whole step, over all ranks and micro-batches. */
 static double count_targets(Trainer *t, i64 first) {
     Model *m = &t->model;
     double counted = (double)(own_rows(m) * micro_steps(&t->options));
-    if (t->settings->ignore_token >= 0 && device_is_real(&m->dev)) {
+    if (ignores_targets(t) && device_is_real(&m->dev)) {
         counted = 0;
-        for (i64 micro = 0; micro < micro_steps(&t->options); micro++) counted += (double)load_micro_batch(t, &t->train, first, micro, -1);
+        for (i64 micro = 0; micro < micro_steps(&t->options); micro++)
+            counted += (double)load_micro_batch(t, &t->train, first, micro, -1);
     }
     comm_sum_control(&m->fabric, &m->mesh.world, tag(BLOCK_OTHER, PHASE_FORWARD, WHAT_CONTROL), &counted, 1);
     return counted;
 }
 
-/* Without data, micro-steps are alike from the second on: walk three (a trace wants to see all), count the rest as the third. */
+/* Without data, micro-steps are alike from the second on: walk three (a trace wants to see all),
+   count the rest as the third. */
 static void imagine_micro_steps(Model *m, accum scale, i64 micro) {
     Ledger ledger = m->ledger;
     Device dev = m->dev;
@@ -403,8 +440,8 @@ static void imagine_micro_steps(Model *m, accum scale, i64 micro) {
     device_repeat(&m->dev, &dev, micro - walked);
 }
 
-/* Forward and backward of the whole batch of `step`: the gradient's shards, and through *loss and *norm the mean loss over the
-   targets of the step (NaN where none counts) and the global gradient norm. Returns how many count. */
+/* Forward and backward of the whole batch of `step`: the gradient's shards, and through *loss and *norm the mean loss
+   over the targets of the step (NaN where none counts) and the global gradient norm. Returns how many count. */
 static double step_gradients(Trainer *t, i64 step, double *loss, double *norm) {
     Model *m = &t->model;
     Zero *z = &m->zero;
@@ -437,14 +474,16 @@ static double step_gradients(Trainer *t, i64 step, double *loss, double *norm) {
     return counted;
 }
 
-/* Where targets are ignored: at least one of the steps must have something to learn. Nearly always the first has. Collective. */
+/* Where targets are ignored: at least one of the steps must have something to learn. Nearly
+   always the first has. Collective. */
 static void check_targets(Trainer *t) {
     const Settings *s = t->settings;
-    if (s->ignore_token < 0) return;
+    if (!ignores_targets(t)) return;
     i64 steps = i64_min(s->steps, t->train.sequences); /* no more different steps than sequences */
     for (i64 step = 0; step < steps; step++)
         if (count_targets(t, step * t->options.batch) > 0) return;
-    FAIL(EVERYONE, "--ignore-token %lld: every target of --train %s is ignored, so there is nothing to learn", (long long)s->ignore_token, s->train);
+    FAIL(EVERYONE, "every target of --train %s is ignored (by --ignore-token, or a mask), so there is nothing to learn",
+         s->train);
 }
 
 /* AdamW with clipping on this rank's shards. */
@@ -461,14 +500,11 @@ static i64 validation_batches(const Trainer *t) {
     return t->settings->eval_batches > 0 ? i64_min(all, t->settings->eval_batches) : all;
 }
 
-/* Bytes of text behind those targets of the micro-batch loaded last that count: one each, where tokens are bytes. */
-static double target_bytes(const Trainer *t) {
-    const Model *m = &t->model;
-    const int32_t *targets = m->host_tokens + stream_rows(m);
-    double bytes = 0;
-    for (i64 i = 0; i < own_rows(m); i++)
-        if (targets[i] != TOKEN_IGNORED) bytes += 1;
-    return bytes;
+/* Bytes of text behind a target of --val, on average; 0: not known. A mask leaves out what is not as the average. */
+static double bytes_a_target(const Trainer *t) {
+    const Dataset *d = &t->val;
+    if (d->origin.text_bytes > 0 && !d->masked) return d->origin.text_bytes;
+    return t->model.config.vocab == TOKENS_ARE_BYTES ? 1 : 0;
 }
 
 /* Mean loss over the targets of these batches, and bits per byte, where the bytes are known; NaN, and a note, where no
@@ -476,28 +512,29 @@ static double target_bytes(const Trainer *t) {
 static void validate(Trainer *t, Metrics *k) {
     Model *m = &t->model;
     i64 batch = t->options.batch, batches = validation_batches(t);
-    double values[3] = {0, 0, 0}; /* losses, targets, bytes */
+    double bytes = bytes_a_target(t);
+    double values[2] = {0, 0}; /* losses, targets */
     zero_fill(&m->dev, m->sums, sizeof(double));
     for (i64 i = 0; i < batches; i++)
         for (i64 micro = 0; micro < micro_steps(&t->options); micro++) {
             values[1] += (double)load_micro_batch(t, &t->val, i * batch, micro, t->val.sequences);
-            values[2] += target_bytes(t);
             model_walk(m, 0);
         }
     copy_out(&m->dev, values, m->sums, sizeof(double));
-    comm_sum_control(&m->fabric, &m->mesh.world, tag(BLOCK_OTHER, PHASE_FORWARD, WHAT_CONTROL), values, 3);
+    comm_sum_control(&m->fabric, &m->mesh.world, tag(BLOCK_OTHER, PHASE_FORWARD, WHAT_CONTROL), values, 2);
     if (values[1] == 0 && m->mesh.rank == 0) {
-        printf("note     no target of --val counts (--ignore-token %lld): no validation loss\n", (long long)t->settings->ignore_token);
+        printf("note     no target of --val counts (--ignore-token, masks): no validation loss\n");
         fflush(stdout);
     }
     k->val_loss = values[1] > 0 ? values[0] / values[1] : NAN;
-    k->val_bits = values[2] > 0 && m->config.vocab == TOKENS_ARE_BYTES ? values[0] / (log(2) * values[2]) : NAN;
+    k->val_bits = bytes > 0 ? k->val_loss / (log(2) * bytes) : NAN;
 }
 
 /* Walk one step in plan mode: the ledger is filled, the arena's peak known, nothing computed. */
 static void trainer_plan(Trainer *t) {
     double loss, norm;
     t->model.dev.plan = 1;
+    if (t->model.samples) sample_plan(&t->model, model_prefill), ledger_reset(&t->model.ledger);
     schedule_begin(&t->model.fabric, SCHEDULE_RECORD);
     step_gradients(t, 0, &loss, &norm);
     step_update(t, 0, 1);
@@ -506,7 +543,8 @@ static void trainer_plan(Trainer *t) {
     model_expect(&t->model, micro_steps(&t->options));
 }
 
-/* Bytes of a rank's arena under these options: the plan of one micro-step, of which the others are repetitions. Nothing is allocated. */
+/* Bytes of a rank's arena under these options: the plan of one micro-step, of which the others are
+   repetitions. Nothing is allocated. */
 static i64 options_bytes(const ModelOptions *o) {
     Settings settings;
     FlagsGiven none;
@@ -534,6 +572,20 @@ static void selfcheck(Trainer *t) {
     selfcheck_tokens(m, model_walk, automatic, selfcheck_seconds(m, flop_per_token(&t->options, 1), t->peak.flops));
 }
 
+static int sample_due(const Trainer *t, i64 done) {
+    i64 every = t->settings->sample_every;
+    return done == t->settings->steps || (every && done % every == 0);
+}
+
+/* --sample: after so many steps. */
+static void sample(Trainer *t, i64 steps) {
+    Model *m = &t->model;
+    const Prompt *p = &t->prompt;
+    if (!m->samples) return;
+    sample_continue(m, model_prefill, t->settings, steps, p->tokens, p->n);
+    if (m->mesh.rank == 0) sample_print(p, p->n + t->settings->sample_tokens);
+}
+
 /* --eval-only, or --steps 0 --val: judge the model as it is. */
 static void judge(Trainer *t) {
     Metrics k;
@@ -541,11 +593,12 @@ static void judge(Trainer *t) {
     k.loss = k.grad_norm = NAN;
     k.mem_bytes = t->model.arena.committed;
     validate(t, &k);
-    if (k.val_loss != k.val_loss) FAIL(EVERYONE, "--val %s: every target is ignored, so there is no loss to state", t->settings->val);
+    if (k.val_loss != k.val_loss)
+        FAIL(EVERYONE, "--val %s: every target is ignored, so there is no loss to state", t->settings->val);
     if (t->model.mesh.rank != 0) return;
     i64 judged = i64_min(validation_batches(t) * t->options.batch, t->val.sequences);
-    printf("val      %.4f over %lld of %lld sequences: perplexity %.4g", k.val_loss, (long long)judged,
-           (long long)t->val.sequences, exp(k.val_loss));
+    printf("val      %.4f over %lld of %lld sequences: perplexity %.4g", k.val_loss, judged,
+           t->val.sequences, exp(k.val_loss));
     if (k.val_bits == k.val_bits) printf(", %.4f bits per byte", k.val_bits);
     printf("\n");
     run_metrics(&t->log, &k);
@@ -580,7 +633,9 @@ static void train_step(Trainer *t, i64 step, i64 traced, Metrics *k) {
     if (nth < traced) trace_step_begin(&t->trace, &m->dev, step);
     double begin = seconds_now();
     int learns = step_gradients(t, step, &k->loss, &k->grad_norm) > 0; /* else the weights stay as they are */
-    if (nth == 0 && s->dump_grads) checkpoint_write_tensors(&m->zero, m->mesh.world.wire, s->dump_grads, m->zero.grad, accum_size() == 8 ? ST_F64 : ST_F32);
+    if (nth == 0 && s->dump_grads)
+        checkpoint_write_tensors(&m->zero, m->mesh.world.wire, s->dump_grads, m->zero.grad,
+                                 accum_size() == 8 ? ST_F64 : ST_F32);
     if (learns && spike_admits(&t->life.spike, m, s, k)) step_update(t, step, k->grad_norm);
     device_finish(&m->dev);
     double seconds = seconds_now() - begin;
@@ -600,6 +655,7 @@ static void train(Trainer *t) {
     double began = seconds_now();
     if (s->steps > step) check_targets(t), selfcheck(t);
     else if (s->steps == 0 && t->val.sequences) judge(t);
+    if (s->steps == 0) sample(t, 0);
     if (l->resumes) validate_missing(t);
     i64 traced = s->trace ? i64_min(TRACE_STEPS, s->steps - step) : 0;
     if (traced > 0) trace_init(&t->trace, m->mesh.shape.world);
@@ -613,8 +669,9 @@ static void train(Trainer *t) {
         life_save(l, s, &m->zero, m->mesh.world.wire, done, step_sequence(t, done), told);
         if (speaks && l->lost > 0) run_save_ms(&t->log, 1e3 * l->lost);
         if (validation_due(t, done) && (!told || done == s->steps)) validate(t, &k);
+        if (speaks) run_validation(&t->log, &k);
+        if (sample_due(t, done) && (!told || done == s->steps)) sample(t, done);
         if (!speaks) continue;
-        run_validation(&t->log, &k);
         double eta = (seconds_now() - began) / (double)(done - l->first_step) * (double)(s->steps - done);
         if (told || done == s->steps || done % s->log_every == 0 || isfinite(k.val_loss)) print_step(&k, s->steps, eta);
     }
@@ -622,7 +679,7 @@ static void train(Trainer *t) {
     life_end(l, s, step, told, m->mesh.rank);
 }
 
-/* ---- from flags to a trainer ---------------------------------------------------------------------------------------------------------- */
+/* ---- from flags to a trainer ------------------------------------------------------------------------------------- */
 
 static inline void print_help(const char *what, const char *usage) {
     printf("%s\n\nusage: %s\n\n", what, usage);
@@ -670,7 +727,8 @@ static void print_device(const Trainer *t) {
     const DevicePlace *p = &t->options.place;
     printf("device   ");
     device_print(p);
-    printf(", peak %.1f GFLOP/s a rank%s\n", t->peak.flops / 1e9, t->settings->peak_tflops > 0 ? " (given)" : " (" PEAK_ORIGIN ")");
+    printf(", peak %.1f GFLOP/s a rank%s\n", t->peak.flops / 1e9,
+           t->settings->peak_tflops > 0 ? " (given)" : " (" PEAK_ORIGIN ")");
     device_note(p);
     fflush(stdout);
 }
@@ -678,16 +736,18 @@ static void print_device(const Trainer *t) {
 /* Print what the plan found; for any world, from one process. */
 static void print_plan(Trainer *t) {
     double flop = flop_per_token(&t->options, 1);
-    printf("work     %.6e FLOP a token, %.6e a step: 6 a parameter and causal attention\n", flop, flop * (double)(t->options.batch * t->options.L));
+    printf("work     %.6e FLOP a token, %.6e a step: 6 a parameter and causal attention\n", flop,
+           flop * (double)(t->options.batch * t->options.L));
     arena_print(stdout, &t->model.arena);
-    device_print_reserve(&t->options.place, t->settings->comm, mesh_links(t->options.shape, t->options.config.kv_heads));
+    device_print_reserve(&t->options.place, t->settings->comm,
+                         mesh_links(t->options.shape, t->options.config.kv_heads));
     ledger_print(stdout, &t->model.ledger);
 }
 
 /* Weights: a checkpoint's, with the moments that go on from them; or drawn from the seed, or read from --model DIR. */
 static void load_weights(Trainer *t) {
     Model *m = &t->model;
-    if (t->life.resumes) optimizer_load(&m->zero, t->life.resume.dir);
+    if (t->life.resumes) life_load(&t->life, t->settings, &t->options.config, &m->zero, m->mesh.world.wire);
     else if (preset_find(t->settings->model)) zero_initialise(&m->zero, t->settings->seed);
     else checkpoint_load(&m->zero, t->settings->model, m->mesh.rank);
 }
@@ -696,24 +756,47 @@ static void open_data(Trainer *t) {
     const Settings *s = t->settings;
     i64 vocab = t->options.config.vocab;
     if (s->ignore_token >= vocab)
-        FAIL(EVERYONE, "--ignore-token %lld is no token of this model; its vocabulary is 0 to %lld", (long long)s->ignore_token, (long long)vocab - 1);
-    if (!s->train && (s->steps > 0 || !s->val)) FAIL(EVERYONE, "--train is missing: a glob of token shards, e.g. --train \"data/train_*.bin\"");
-    if (s->train) dataset_open(&t->train, s->train, "train", s->seq_len, vocab);
+        FAIL(EVERYONE, "--ignore-token %lld is no token of this model; its vocabulary is 0 to %lld", s->ignore_token,
+             vocab - 1);
+    if (!s->train && (s->steps > 0 || (!s->val && !t->options.samples)))
+        FAIL(EVERYONE, "--train is missing: a glob of token shards, e.g. --train \"data/train_*.bin\"");
+    if (s->train)
+        dataset_open(&t->train, s->train, "train", s->seq_len, vocab), dataset_describe(&t->train, "train", vocab);
     t->train.shuffled = strcmp(s->shuffle, "on") == 0, t->train.seed = s->seed;
-    if (s->val) dataset_open(&t->val, s->val, "val", s->seq_len, vocab);
+    if (s->val) dataset_open(&t->val, s->val, "val", s->seq_len, vocab), dataset_describe(&t->val, "val", vocab);
+    char dir[PATH_MAX];
+    dataset_dir(dir, s->train ? &t->train : &t->val);
+    if (t->options.samples) t->prompt = prompt_open(s, &t->options.config, t->options.L, life_model(&t->life, s), dir);
 }
 
 /* Flags that would be ignored beside others: nothing requested is dropped in silence. */
 static void check_flags(const Settings *s, const FlagsGiven *given) {
     if (s->world && !s->dry_run) FAIL(EVERYONE, "--world needs --dry-run; the ranks of a real run are mpirun's -np");
+    static const char *const of_check[] = {"check-data", "seq-len", "threads", "model", "arch", "layers", "dim",
+                                           "heads", "kv-heads", "ffn", "vocab", "max-pos", "rope-theta", "tied-head"};
+    for (int i = 0; s->check_data && i < COUNT_OF(FLAGS); i++) {
+        int k = 0;
+        while (k < COUNT_OF(of_check) && strcmp(of_check[k], FLAGS[i].name) != 0) k++;
+        if (given->given[i] && k == COUNT_OF(of_check))
+            FAIL(EVERYONE, "--check-data looks at shards and stops: --%s has no effect beside it", FLAGS[i].name);
+    }
     if (s->init_only && !s->out) FAIL(EVERYONE, "--init-only needs --out DIR, where the weights go");
-    if (s->init_only && s->dry_run) FAIL(EVERYONE, "--init-only and --dry-run exclude each other; a dry run writes nothing");
+    if (s->init_only && s->dry_run)
+        FAIL(EVERYONE, "--init-only and --dry-run exclude each other; a dry run writes nothing");
     if ((s->dump_grads || s->trace) && (s->init_only || s->dry_run || s->steps == 0))
-        FAIL(EVERYONE, "--%s needs a training step: no --init-only, --dry-run or --steps 0", s->dump_grads ? "dump-grads" : "trace");
+        FAIL(EVERYONE, "--%s needs a training step: no --init-only, --dry-run or --steps 0",
+             s->dump_grads ? "dump-grads" : "trace");
     if ((flag_given(given, "eval-every") || flag_given(given, "eval-batches")) && !s->val && !s->dry_run)
         FAIL(EVERYONE, "--eval-every and --eval-batches need --val, the shards to validate on");
-    if (s->eval_only && !s->val && !s->dry_run)
-        FAIL(EVERYONE, "--eval-only needs --val, the shards to judge the model on");
+    int prompts = (s->sample != NULL) + (s->sample_file != NULL) + (s->sample_ids != NULL), samples = prompts > 0;
+    const char *of_samples[] = {"sample-tokens", "sample-every", "temperature", "top-p"};
+    if (s->eval_only && !s->val && !samples && !s->dry_run)
+        FAIL(EVERYONE, "--eval-only needs --val, the shards to judge the model on, or --sample");
+    if (prompts > 1) FAIL(EVERYONE, "--sample, --sample-file and --sample-ids exclude each other");
+    for (int i = 0; i < COUNT_OF(of_samples); i++)
+        if (!samples && flag_given(given, of_samples[i]))
+            FAIL(EVERYONE, "--%s needs --sample or --sample-file", of_samples[i]);
+    if (samples && s->init_only) FAIL(EVERYONE, "--init-only writes weights and stops; --sample asks for more");
     schedule_check(s, given);
     life_check_flags(s, given);
 }
@@ -723,9 +806,11 @@ static void open_run(Trainer *t) {
     const Settings *s = t->settings;
     const MeshShape *shape = &t->options.shape;
     Life *l = &t->life;
-    cJSON *config = run_config_json(s, &t->options.config, shape->world, shape->head, t->options.place.threads, REAL_NAME);
+    cJSON *config =
+        run_config_json(s, &t->options.config, shape->world, shape->head, t->options.place.threads, REAL_NAME);
     if (l->resumes) {
-        printf("resume   %s: %lld of %lld steps are done\n", l->resume.dir, (long long)l->first_step, (long long)s->steps);
+        printf("resume   %s: %lld of %lld steps are done, read in %.2f s\n", l->resume.dir, l->first_step, s->steps,
+               l->reading);
         if (l->changes.n) printf("note     --resume-with-changes: %s\n", l->changes.text);
         fflush(stdout);
     }
@@ -746,6 +831,13 @@ static void place_share(DevicePlace *p, Wire world) {
     free(all);
 }
 
+/* --check-data: against the vocabulary of a model, where one is named. One rank. */
+static void look_at_data(Trainer *t, const Settings *s, const FlagsGiven *given) {
+    i64 vocab = VOCAB_MOST;
+    if (model_is_given(given)) options_model(&t->options, s), vocab = t->options.config.vocab;
+    check_data(s->check_data, s->seq_len, vocab, device_place(0, 1, (int)s->threads).threads);
+}
+
 static inline void run(Trainer *t, Settings *s, const FlagsGiven *given, Wire world) {
     int local, locals, rank = wire_rank(world);
     wire_watch(world, s->comm_timeout);
@@ -754,8 +846,11 @@ static inline void run(Trainer *t, Settings *s, const FlagsGiven *given, Wire wo
     t->settings = s;
     if (s->eval_only) s->steps = 0;
     check_flags(s, given);
+    if (s->check_data && rank == 0) look_at_data(t, s, given);
+    if (s->check_data) return;
     if (s->dump_grads && rank == 0) check_writable(s, "dump-grads", s->dump_grads);
-    if (s->trace && rank == 0) check_writable(s, "trace", s->trace), check_apart("trace", s->trace, "dump-grads", s->dump_grads);
+    if (s->trace && rank == 0)
+        check_writable(s, "trace", s->trace), check_apart("trace", s->trace, "dump-grads", s->dump_grads);
     if (!s->dry_run) device_open(&place), place_share(&place, world), device_check_comm(&place, s->comm);
     life_begin(&t->life, s, given, world, place.threads);
     options_from_flags(&t->options, scheme_find(s->sp), s, given, s->world ? s->world : wire_size(world), place);
@@ -769,9 +864,10 @@ static inline void run(Trainer *t, Settings *s, const FlagsGiven *given, Wire wo
     model_init(&t->model, &t->options, world, s->dry_run != 0, rank);
     trainer_plan(t);
     if (t->model.arena.peak.used == ARENA_MOST)
-        FAIL(EVERYONE, "a rank of this run would need more than 1e18 bytes; lower --seq-len, --micro-batch or the model's sizes");
+        FAIL(EVERYONE,
+             "a rank of this run would need more than 1e18 bytes; lower --seq-len, --micro-batch or the model's sizes");
     if (rank == 0 && !s->init_only) print_model(t), print_mesh(t);
-    if (rank == 0 && !s->init_only && !s->dry_run) print_device(t);
+    if (rank == 0 && !s->init_only && !s->dry_run) print_data(t), print_device(t);
     if (s->dry_run) {
         print_plan(t);
     } else {
@@ -782,6 +878,8 @@ static inline void run(Trainer *t, Settings *s, const FlagsGiven *given, Wire wo
         load_weights(t);
         wire_barrier(world); /* nothing is written before every rank has come this far */
         if (rank == 0 && s->init_only) make_directories(s->out);
+        if (rank == 0 && !s->init_only && s->out && !t->life.resume.continues) run_check_new(s->out);
+        if (t->life.saves) life_try_place(&t->life, world);
         if (rank == 0 && !s->init_only) open_run(t);
         if (s->init_only) checkpoint_write(&t->model.zero, world, s->out);
         else train(t);
@@ -791,6 +889,7 @@ static inline void run(Trainer *t, Settings *s, const FlagsGiven *given, Wire wo
     trace_free(&t->trace);
     if (t->train.shards) dataset_close(&t->train);
     if (t->val.shards) dataset_close(&t->val);
+    prompt_free(&t->prompt);
 }
 
 #ifndef ODYSSEUS_TEST
@@ -801,8 +900,10 @@ int main(int argc, char **argv) {
     flags_parse(&settings, &given, argc, argv);
     if (settings.help) {
         if (wire_rank(world) == 0)
-            print_help("train_gpt - trains GPT-2 and Llama on long sequences under five sequence-parallel schemes (" REAL_NAME " build)",
-                       "mpirun -np N ./train_gpt_... --train \"data/train_*.bin\" [flags]");
+            print_help(
+                "train_gpt - trains GPT-2 and Llama on long sequences under five sequence-parallel schemes (" REAL_NAME
+                " build)",
+                "mpirun -np N ./train_gpt_... --train \"data/train_*.bin\" [flags]");
     } else {
         Trainer *trainer = (Trainer *)host_alloc(sizeof(Trainer));
         run(trainer, &settings, &given, world);

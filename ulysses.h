@@ -1,12 +1,13 @@
 /* ulysses.h - DeepSpeed-Ulysses: two all-to-alls turn tokens into heads and back; all weights by ZeRO-3.
 
-   x (T, B, C), T = L/(R N) -> q (T, B, h, HS), kv (T, B, 2, k, HS)        projections on the own tokens, rotated, packed by receiver
-        all-to-all             q (L/R, B, h/N, HS), kv (L/R, B, 2, k/N, HS) all tokens of this rank's heads
-        attention              out (L/R, B, h/N, HS)                        over the ring, if there is one (USP)
-        all-to-all back        out (T, B, h, HS) -> output projection on the own tokens
+   x (T, B, C), T = L/(R N) -> q (T, B, h, HS), kv (T, B, 2, k, HS)   projections on the own tokens, rotated, packed
+        all-to-all        q (L/R, B, h/N, HS), kv (L/R, B, 2, k/N, HS)   all tokens of this rank's heads
+        attention         out (L/R, B, h/N, HS)                          over the ring, if there is one (USP)
+        all-to-all back   out (T, B, h, HS) -> output projection on the own tokens
 
-   Fewer KV heads than ranks: a KV head is sent to every rank whose query heads read it, and the gradients of those copies
-   are added on the way back. Backward is the same picture in reverse; q, kv and both forms of out are kept, nothing is sent twice.
+   Fewer KV heads than ranks: a KV head is sent to every rank whose query heads read it, and the gradients of
+   those copies are added on the way back. Backward is the same picture in reverse; q, kv and both forms of out
+   are kept, nothing is sent twice.
 
    Jacobs et al. 2023, arXiv:2309.14509; with a ring: Fang, Zhao 2024, arXiv:2405.07719
 
@@ -56,9 +57,11 @@ static inline void ulysses_attention_forward(Model *m, AttentionSaved *s, real *
     arena_release(&m->arena, mark);
 }
 
-/* Each exchange starts as soon as what it carries is there, and flies under work that does not need it: dout under the output
-   projection's weight gradient, dq and the ring's last hop under each other, dkv under the query projection's backward. */
-static inline void ulysses_attention_backward(Model *m, AttentionSaved *s, real *dxn, const real *dout, const real *xn) {
+/* Each exchange starts as soon as what it carries is there, and flies under work that does not need it: dout
+   under the output projection's weight gradient, dq and the ring's last hop under each other, dkv under the
+   query projection's backward. */
+static inline void ulysses_attention_backward(Model *m, AttentionSaved *s, real *dxn, const real *dout,
+                                              const real *xn) {
     const Comm *head = &m->mesh.head;
     if (head->size == 1) {
         local_attention_backward(m, s, dxn, dout, xn);

@@ -1,18 +1,20 @@
 /* arena.h - all device memory of a rank is one range, laid out by the code that uses it, accounted by category.
 
    reserve a large inaccessible range -> take() what lives for the whole run, walk one step in plan mode with
-   mark/take/release -> the peak is known -> commit() exactly that many bytes -> train. A plan may want more than can be reserved.
+   mark/take/release -> the peak is known -> commit() exactly that many bytes -> train. A plan may
+   want more than can be reserved.
 
    [ parameters | gradients | optimizer | gathered weights | ... kept for the run | stack: mark, take, release ... ]
-   Before commit() a dereference faults, address arithmetic works: a dry run and a run share every line. The backend reserves and
-   commits (device.h): host memory, or a GPU's.                                                                  */
+   Before commit() a dereference faults, address arithmetic works: a dry run and a run share every line. The backend
+   reserves and commits (device.h): host memory, or a GPU's.                                                          */
 #ifndef ODYSSEUS_ARENA_H
 #define ODYSSEUS_ARENA_H
 
 #include "../kernels/compute.h"
 
 typedef enum {
-    MEM_PARAMETERS, MEM_GRADIENTS, MEM_OPTIMIZER, MEM_ACTIVATIONS, MEM_GATHERED, MEM_COMM, MEM_LOGITS, MEM_WORKSPACE, MEM_CATEGORIES
+    MEM_PARAMETERS, MEM_GRADIENTS, MEM_OPTIMIZER, MEM_ACTIVATIONS, MEM_GATHERED, MEM_COMM,
+    MEM_LOGITS, MEM_WORKSPACE, MEM_CATEGORIES
 } MemCategory;
 static const char *const MEM_NAMES[MEM_CATEGORIES] = {
     "parameters", "gradients", "optimizer", "activations", "gathered weights", "comm buffers", "logits", "workspace"};
@@ -46,8 +48,8 @@ static inline void *arena_take(Arena *a, MemCategory category, i64 bytes) {
     i64 left = ARENA_MOST - a->now.used;
     bytes = bytes < 0 || bytes > left ? left : round_up(bytes, ARENA_ALIGN);
     if (a->committed && bytes > a->committed - a->now.used)
-        FAIL(THIS_RANK, "arena: %lld bytes for %s do not fit in the planned %lld; plan and run disagree", (long long)bytes, MEM_NAMES[category],
-             (long long)a->committed);
+        FAIL(THIS_RANK, "arena: %lld bytes for %s do not fit in the planned %lld; plan and run disagree", bytes,
+             MEM_NAMES[category], a->committed);
     void *p = a->base + i64_min(a->now.used, a->reserved);
     a->now.used += bytes;
     a->now.by_category[category] += bytes;
@@ -65,8 +67,10 @@ static inline i64 arena_bytes(const Arena *a) { return round_up(i64_max(a->peak.
 static inline void arena_commit(Arena *a) {
     a->committed = arena_bytes(a);
     if (a->committed > a->reserved || !memory_commit(a->dev, a->base, a->committed))
-        FAIL(THIS_RANK, "out of memory: this " MEMORY_OWNER " refused the %.1f MB of the arena; does something else use it? Lower --micro-batch or --seq-len, "
-                        "use more ranks or --recompute full", a->committed / 1e6);
+        FAIL(THIS_RANK,
+             "out of memory: this " MEMORY_OWNER " refused the %.1f MB of the arena; does something else use it? "
+             "Lower --micro-batch or --seq-len, use more ranks or --recompute full",
+             a->committed / 1e6);
 }
 
 static inline void arena_free(Arena *a) {

@@ -73,7 +73,8 @@ static inline void project_kv(Model *m, AttentionSaved *s, real *kv, const real 
     if (s->k_raw) keys_norm_forward(m, s, kv, rows, kv_heads);
 }
 
-/* dxn (rows, C) = the input gradient of the query projection for dq (rows, heads, HS), before rotation; that of keys and values adds to it. */
+/* dxn (rows, C) = the input gradient of the query projection for dq (rows, heads, HS), before rotation; that of
+   keys and values adds to it. */
 static inline void project_q_backward_input(Model *m, real *dxn, const real *dq, i64 rows, i64 heads) {
     i64 width = heads * m->config.head_dim;
     linear_backward_input(&m->dev, dxn, dq, width, m->zero.weight[T_Q], rows, m->config.dim, width, 0);
@@ -84,8 +85,10 @@ static inline void project_kv_backward_input(Model *m, real *dxn, const real *dk
     linear_backward_input(&m->dev, dxn, dkv, width, m->zero.weight[T_K], rows, m->config.dim, width, 1);
 }
 
-/* Add to the gradients of a first projection's weight and bias, for dy (rows, width). No other rank waits for them: transfers run meanwhile. */
-static inline void first_backward_weight(Model *m, Role weight, Role bias, const real *dy, const real *xn, i64 rows, i64 width) {
+/* Add to the gradients of a first projection's weight and bias, for dy (rows, width). No other rank waits for
+   them: transfers run meanwhile. */
+static inline void first_backward_weight(Model *m, Role weight, Role bias, const real *dy, const real *xn, i64 rows,
+                                         i64 width) {
     accum **g = m->zero.dweight;
     linear_backward_weight(&m->dev, g[weight], xn, dy, width, rows, m->config.dim, width);
     if (g[bias]) bias_backward(&m->dev, g[bias], dy, rows, width);
@@ -122,8 +125,10 @@ static inline void mlp_body_forward(Model *m, MlpSaved *s, real *out, const real
     arena_release(&m->arena, mark);
 }
 
-/* dxn (rows, C) and dpre (rows, gates * ffn_l) for dout (rows, C), whose place dxn may take; adds to the gradient of the down projection. */
-static inline void mlp_body_backward_input(Model *m, MlpSaved *s, real *dxn, real *dpre, const real *dout, i64 rows, i64 ffn_l) {
+/* dxn (rows, C) and dpre (rows, gates * ffn_l) for dout (rows, C), whose place dxn may take; adds to the
+   gradient of the down projection. */
+static inline void mlp_body_backward_input(Model *m, MlpSaved *s, real *dxn, real *dpre, const real *dout, i64 rows,
+                                           i64 ffn_l) {
     real **w = m->zero.weight;
     Device *dev = &m->dev;
     i64 C = m->config.dim, width = mlp_gates(&m->config) * ffn_l;
@@ -159,7 +164,7 @@ static inline void local_mlp_backward(Model *m, MlpSaved *s, real *dxn, const re
     arena_release(&m->arena, mark);
 }
 
-/* ---- what contexts share: the ring ranks' keys come in turns, the own ones first --------------------------------------------- */
+/* ---- what contexts share: the ring ranks' keys come in turns, the own ones first --------------------------------- */
 
 /* Elements of one ring rank's kv (L/R, B, 2, kv_heads_l, HS). */
 static inline i64 kv_count_own(const Model *m) { return ring_rows(m) * 2 * m->kv_heads_l * m->config.head_dim; }
@@ -170,7 +175,9 @@ static inline i64 visitor_rank(const Model *m, i64 turn) {
     return (m->mesh.ring_rank - turn + R) % R;
 }
 
-static inline TokenMap visitor_map(const Model *m, i64 turn) { return token_map(m->layout, m->L, (int)m->mesh.shape.ring, (int)visitor_rank(m, turn)); }
+static inline TokenMap visitor_map(const Model *m, i64 turn) {
+    return token_map(m->layout, m->L, (int)m->mesh.shape.ring, (int)visitor_rank(m, turn));
+}
 
 /* Does this rank see anything of them? Of its own every query sees one. */
 static inline int visitor_seen(const Model *m, i64 turn) {
@@ -185,10 +192,10 @@ static inline i64 visitor_last(const Model *m) {
     return turn;
 }
 
-/* ---- attention of this rank's heads over its ring-local tokens ------------------------------------------------------------ */
+/* ---- attention of this rank's heads over its ring-local tokens --------------------------------------------------- */
 
-/* out (L/R, B, C) = attention of xn (L/R, B, C) with this rank's heads and its columns of the output projection, without bias:
-   everything where all heads are here, a partial sum where the head axis has split them. */
+/* out (L/R, B, C) = attention of xn (L/R, B, C) with this rank's heads and its columns of the output projection,
+   without bias: everything where all heads are here, a partial sum where the head axis has split them. */
 static inline void heads_attention_forward(Model *m, AttentionSaved *s, real *out, const real *xn) {
     i64 rows = ring_rows(m), HS = m->config.head_dim;
     project_q(m, s, s->q, xn, rows, m->heads_l);
@@ -196,7 +203,8 @@ static inline void heads_attention_forward(Model *m, AttentionSaved *s, real *ou
     queries_pack(&m->dev, s->q, s->q, s->rope, rows, m->B, m->heads_l, HS, 1);
     kv_pack(&m->dev, s->kv, s->kv, s->rope, rows, m->B, m->kv_heads_l, HS, 1);
     m->context->forward(m, s);
-    linear_forward(&m->dev, out, m->config.dim, s->out, m->zero.weight[T_O], NULL, rows, m->heads_l * HS, m->config.dim);
+    linear_forward(&m->dev, out, m->config.dim, s->out, m->zero.weight[T_O], NULL, rows, m->heads_l * HS,
+                   m->config.dim);
 }
 
 /* Backward up to the projections: gradients of q and kv as projected, the latter complete after heads_backward_finish. */
@@ -207,8 +215,9 @@ typedef struct {
     ArenaMark inner; /* of all else, which goes with heads_backward_finish */
 } HeadsBackward;
 
-/* For dout (L/R, B, C), which is not needed afterwards; adds to the gradient of the output projection. What remains to be done are the input
-   gradient of the first projections, a partial sum where heads are split, and the gradients of their weights: in the caller's order. */
+/* For dout (L/R, B, C), which is not needed afterwards; adds to the gradient of the output projection. What remains to
+   be done are the input gradient of the first projections, a partial sum where heads are split, and the gradients of
+   their weights: in the caller's order. */
 static inline HeadsBackward heads_backward(Model *m, AttentionSaved *s, const real *dout) {
     HeadsBackward h;
     i64 rows = ring_rows(m), HS = m->config.head_dim, NQ = m->heads_l * HS, NKV = 2 * m->kv_heads_l * HS;
@@ -233,7 +242,8 @@ static inline void heads_backward_finish(Model *m, HeadsBackward *h) {
     arena_release(&m->arena, h->inner);
 }
 
-/* The attention of every scheme whose head axis, if any, has one rank: all heads, with whole weights that ZeRO-3 has gathered. */
+/* The attention of every scheme whose head axis, if any, has one rank: all heads, with whole
+   weights that ZeRO-3 has gathered. */
 static inline void local_attention_forward(Model *m, AttentionSaved *s, real *out, const real *xn) {
     zero_prefetch(&m->zero);
     heads_attention_forward(m, s, out, xn);

@@ -1,20 +1,26 @@
-/* cgroup.h - what the control groups around this process leave it of the host: memory and cores (containers, Slurm, systemd).
+/* cgroup.h - what the control groups around this process leave it of the host: memory and
+   cores (containers, Slurm, systemd).
 
    /proc/self/cgroup      the group of this process in every hierarchy: v2 "0::PATH", v1 "N:memory,...:PATH"
    /proc/self/mountinfo   where a hierarchy is mounted, and which of its groups the mount shows as its root
-   a group's directory    mount + (PATH without the mount's root). A container without a cgroup namespace sees the host's PATH and a mount
-                          that begins there; a PATH that does not lie in the mount ("/../..") is not to be seen: the mount's own group stands for it
+   a group's directory    mount + (PATH without the mount's root). A container without a cgroup namespace sees the
+                          host's PATH and a mount that begins there; a PATH that does not lie in the mount ("/../..") is
+                          not to be seen: the mount's own group stands for it
 
-   A limit binds everything below it, so every group from there up to the mount's root is asked, and the smallest answer counts. On hybrid
-   hosts some controllers are v1 and some v2: both are asked, and a group without a controller has no such files.
+   A limit binds everything below it, so every group from there up to the mount's root is asked, and the
+   smallest answer counts. On hybrid hosts some controllers are v1 and some v2: both are asked, and a group
+   without a controller has no such files.
 
      memory   memory.max, memory.limit_in_bytes          less what is used and cannot be reclaimed
-     used     memory.current, memory.usage_in_bytes      less the page cache, on both of the kernel's lists (active_file, inactive_file), and
-                                                         slab_reclaimable where v2 counts it: what the kernel takes before it kills, and what
-                                                         it calls MemAvailable for the host. Pages of /dev/shm are not on those lists
+     used     memory.current, memory.usage_in_bytes      less the page cache, on both of the kernel's lists
+                                                         (active_file, inactive_file), and slab_reclaimable where
+                                                         v2 counts it: what the kernel takes before it kills, and
+                                                         what it calls MemAvailable for the host. Pages of
+                                                         /dev/shm are not on those lists
      cores    cpu.max; cpu.cfs_quota_us / cpu.cfs_period_us
 
-   memory.high slows and does not kill: it is not asked. `root` stands before every path: "", or a tree that a test has made. */
+   memory.high slows and does not kill: it is not asked. `root` stands before every path: "", or
+   a tree that a test has made. */
 #ifndef ODYSSEUS_CGROUP_H
 #define ODYSSEUS_CGROUP_H
 
@@ -24,7 +30,7 @@
 /* The number that follows `key` at the start of a line of a small system file; -1 where there is none. */
 static inline i64 system_number(const char *path, const char *key) {
     char line[512];
-    long long value = -1;
+    i64 value = -1;
     FILE *f = fopen(path, "r");
     while (f && fgets(line, sizeof line, f))
         if (strncmp(line, key, strlen(key)) == 0 && sscanf(line + strlen(key), "%lld", &value) == 1) break;
@@ -66,11 +72,13 @@ static inline int cgroup_path(const char *root, const char *controller, char out
 /* The group's directory from a mount and the group that it shows as its root. */
 static inline void cgroup_place(Cgroup *g, const char *path, const char *shown) {
     size_t n = strcmp(shown, "/") == 0 ? 0 : strlen(shown);
-    const char *below = strncmp(path, shown, n) == 0 && (path[n] == '/' || path[n] == 0) && !strstr(path, "/..") ? path + n : "";
+    const char *below =
+        strncmp(path, shown, n) == 0 && (path[n] == '/' || path[n] == 0) && !strstr(path, "/..") ? path + n : "";
     snprintf(g->group, sizeof g->group, "%s%s", g->mount, strcmp(below, "/") == 0 ? "" : below);
 }
 
-/* Find the hierarchy of `controller` (NULL: v2) among the mounts. 0: it is not mounted, or this process is in none of its groups. */
+/* Find the hierarchy of `controller` (NULL: v2) among the mounts. 0: it is not mounted, or this
+   process is in none of its groups. */
 static inline int cgroup_find(const char *root, const char *controller, Cgroup *g) {
     char line[2 * PATH_MAX], name[PATH_MAX], path[PATH_MAX], shown[PATH_MAX], mount[PATH_MAX], type[64], options[1024];
     int found = 0;
@@ -103,7 +111,8 @@ static inline i64 group_memory(const char *directory, int v2) {
     i64 limit = cgroup_number(directory, v2 ? "memory.max" : "memory.limit_in_bytes", "");
     i64 used = cgroup_number(directory, v2 ? "memory.current" : "memory.usage_in_bytes", "");
     if (limit < 0 || limit > INT64_MAX / 2 || used < 0) return -1;
-    static const char *const reclaimed[2][3] = {{"total_inactive_file ", "total_active_file ", NULL}, {"inactive_file ", "active_file ", "slab_reclaimable "}};
+    static const char *const reclaimed[2][3] = {{"total_inactive_file ", "total_active_file ", NULL},
+                                                {"inactive_file ", "active_file ", "slab_reclaimable "}};
     for (int i = 0; i < 3; i++)
         if (reclaimed[v2][i]) used -= i64_max(cgroup_number(directory, "memory.stat", reclaimed[v2][i]), 0);
     return i64_max(limit - i64_max(used, 0), 0);
@@ -114,7 +123,7 @@ static inline double group_cores(const char *directory, int v2) {
     i64 quota = -1, period = -1;
     if (v2) {
         char path[4 * PATH_MAX];
-        long long a, b;
+        i64 a, b;
         snprintf(path, sizeof path, "%s/cpu.max", directory);
         FILE *f = fopen(path, "r");
         if (f && fscanf(f, "%lld %lld", &a, &b) == 2) quota = a, period = b;
@@ -126,9 +135,10 @@ static inline double group_cores(const char *directory, int v2) {
     return quota > 0 && period > 0 ? (double)quota / (double)period : -1;
 }
 
-/* The smallest answer of the group and its ancestors, of both kinds of hierarchy; -1: none sets a limit. v1's groups may bind only
-   themselves (memory.use_hierarchy 0). */
-static inline double cgroup_least(const char *root, const char *controller, double (*ask)(const char *directory, int v2)) {
+/* The smallest answer of the group and its ancestors, of both kinds of hierarchy; -1: none sets a limit. v1's groups
+   may bind only themselves (memory.use_hierarchy 0). */
+static inline double cgroup_least(const char *root, const char *controller,
+                                  double (*ask)(const char *directory, int v2)) {
     const char *kinds[2] = {NULL, controller};
     double least = -1;
     for (int k = 0; k < 2; k++) {
@@ -146,9 +156,11 @@ static inline double cgroup_least(const char *root, const char *controller, doub
     return least;
 }
 
-static inline double ask_memory(const char *directory, int v2) { return (double)group_memory(directory, v2); } /* below 2^53 bytes exact */
+/* below 2^53 bytes exact */
+static inline double ask_memory(const char *directory, int v2) { return (double)group_memory(directory, v2); }
 
-/* Bytes that this host and the groups around this process can still give; 0: not known; a group that is full gives 1. */
+/* Bytes that this host and the groups around this process can still give; 0: not known; a
+   group that is full gives 1. */
 static inline i64 host_memory_available(const char *root) {
     char path[PATH_MAX];
     snprintf(path, sizeof path, "%s/proc/meminfo", root);

@@ -4,9 +4,11 @@
    write   z->master     -> model.safetensors pieces of 16M elements: zero, put in what this rank owns, collect by bitwise or
                                               on rank 0 (every element has one owner), which appends them to the file
 
-   In between stands one map: element (row, col) of our tensor is element base + row row_step + col col_step of the file's, which
-   covers GPT-2's (in, out) matrices and its fused c_attn; tensor_owned() gives the runs. So files know nothing of the mesh.
-   Host memory: one piece a rank. Wolf et al. 2020 (transformers), arXiv:1910.03771; Rajbhandari et al. 2019, arXiv:1910.02054. */
+   In between stands one map: element (row, col) of our tensor is element base + row row_step + col col_step of
+   the file's, which covers GPT-2's (in, out) matrices and its fused c_attn; tensor_owned() gives the runs. So
+   files know nothing of the mesh.
+   Host memory: one piece a rank. Wolf et al. 2020 (transformers), arXiv:1910.03771; Rajbhandari et
+   al. 2019, arXiv:1910.02054. */
 #ifndef ODYSSEUS_CHECKPOINT_H
 #define ODYSSEUS_CHECKPOINT_H
 
@@ -33,7 +35,7 @@ static inline MendText checkpoint_no_directory(const char *path) {
     return t;
 }
 
-/* ---- weights in: from files, from a seed ------------------------------------------------------------------------------- */
+/* ---- weights in: from files, from a seed ------------------------------------------------------------------------- */
 
 #ifndef CHECKPOINT_PIECE /* a test makes it small */
 #define CHECKPOINT_PIECE ((i64)1 << 22) /* elements on the host at a time, by each thread that reads: at most 32 MB */
@@ -44,7 +46,8 @@ typedef struct {
     const Safetensor *from; /* NULL: the initial value */
     HfPlace place;
     uint64_t key;
-    accum *part; /* on the host: a piece of this rank's part of the tensor, which begins at `begin` of the flat buffers */
+    /* on the host: a piece of this rank's part of the tensor, which begins at `begin` of the flat buffers */
+    accum *part;
     i64 begin;
 } WeightFill;
 
@@ -60,8 +63,8 @@ static inline void weight_fill_run(void *context, const Tensor *t, i64 row, i64 
         for (i64 i = 0; i < n; i++) out[i] = (accum)initial_value(t->spec, f->z->config, f->key, index + i * step);
 }
 
-/* This rank's part of tensor `t`, in the device's flat buffer `flat`: made on the host piece by piece, and copied. */
-static inline void weight_fill_into(Zero *z, accum *flat, const Tensor *t, WeightFill *f) {
+/* This rank's part of the weights of tensor `t`: made on the host piece by piece, and copied. */
+static inline void weight_fill(Zero *z, const Tensor *t, WeightFill *f) {
     i64 begin, n = tensor_range(z, t, &begin);
     f->part = (accum *)host_alloc((size_t)i64_min(n, CHECKPOINT_PIECE) * sizeof(accum));
     for (i64 done = 0; done < n; done += CHECKPOINT_PIECE) {
@@ -70,15 +73,13 @@ static inline void weight_fill_into(Zero *z, accum *flat, const Tensor *t, Weigh
         f->begin = begin + done;
         tensor_part(z, t, f->begin, piece, weight_fill_run, f);
 #pragma omp critical(weights)
-        copy_in(z->dev, flat + f->begin, f->part, piece * (i64)sizeof(accum));
+        copy_in(z->dev, z->master + f->begin, f->part, piece * (i64)sizeof(accum));
     }
     free(f->part);
 }
 
-static inline void weight_fill(Zero *z, const Tensor *t, WeightFill *f) { weight_fill_into(z, z->master, t, f); }
-
-/* The initial weights of `seed`: the same fp32 numbers on every mesh and in every build. Threads take tensors as they come: each
-   number depends on its place alone. */
+/* The initial weights of `seed`: the same fp32 numbers on every mesh and in every build. Threads take tensors as they
+   come: each number depends on its place alone. */
 static inline void zero_initialise(Zero *z, i64 seed) {
 #pragma omp parallel for num_threads(z->dev->host_threads) schedule(dynamic, 1)
     for (int i = 0; i < z->tensors; i++) {
@@ -139,13 +140,16 @@ static inline void checkpoint_open(SafetensorSet *s, const char *dir) {
 }
 
 /* The tensor that `t` is (a part of), of the right type and shape. */
-static inline const Safetensor *checkpoint_need(const SafetensorSet *s, const char *dir, const Tensor *t, const HfPlace *place) {
+static inline const Safetensor *checkpoint_need(const SafetensorSet *s, const char *dir, const Tensor *t,
+                                                const HfPlace *place) {
     char name[HF_NAME_MAX];
     tensor_hf_name(name, t->spec, t->layer);
     const Safetensor *found = checkpoint_find(s, name);
     if (!found && t->spec->role == T_LM_HEAD)
-        FAIL(EVERYONE, "%s: the model's head is not tied, but tensor %s is missing; if it shares the embedding, config.json must say "
-                       "\"tie_word_embeddings\": true", dir, name);
+        FAIL(EVERYONE,
+             "%s: the model's head is not tied, but tensor %s is missing; if it shares the embedding, config.json must "
+             "say \"tie_word_embeddings\": true",
+             dir, name);
     if (!found) FAIL(EVERYONE, "%s: tensor %s is missing", s->files == 1 ? s->file[0].path : dir, name);
     if (!safetensor_is_float(found))
         FAIL(EVERYONE, "%s: tensor %s has dtype %s; weights can be F32, F16, BF16 or F64", found->path, found->name,
@@ -170,7 +174,8 @@ static inline int checkpoint_is_buffer(const Config *c, const char *key) {
     return 0;
 }
 
-/* A head beside a tied embedding must be the same numbers, or somebody's weights would be dropped. Rank 0 reads both. */
+/* A head beside a tied embedding must be the same numbers, or somebody's weights would be
+   dropped. Rank 0 reads both. */
 static inline void checkpoint_check_tied_head(const Zero *z, const SafetensorSet *s, const Safetensor *head, int rank) {
     if (rank != 0) return;
     const Safetensor *wte = checkpoint_find(s, z->config->arch == ARCH_GPT2 ? "wte.weight" : "embed_tokens.weight");
@@ -203,8 +208,8 @@ static inline void checkpoint_load(Zero *z, const char *dir, int rank) {
             FAIL(EVERYONE, "%s: tensor %.200s is an adapter's (LoRA), not the model's; %s", extra->path, extra->name,
                  mend_text(MEND_MERGE, dir).text);
         if (strcmp(extra->key, "lm_head.weight") != 0 || !z->config->tied)
-            FAIL(EVERYONE, "%s: tensor %.200s is no part of this model (%lld layers); it would be lost", extra->path, extra->name,
-                 (long long)z->config->layers);
+            FAIL(EVERYONE, "%s: tensor %.200s is no part of this model (%lld layers); it would be lost", extra->path,
+                 extra->name, z->config->layers);
         checkpoint_check_tied_head(z, &s, extra, rank);
     }
     if (wrapped && rank == 0)
@@ -221,7 +226,7 @@ static inline void checkpoint_load(Zero *z, const char *dir, int rank) {
     safetensors_close(&s);
 }
 
-/* ---- weights out ------------------------------------------------------------------------------------------------------- */
+/* ---- weights out ------------------------------------------------------------------------------------------------- */
 
 /* One tensor of the file: `spec` is the first of its parts, all in `block`. */
 typedef struct {
@@ -238,7 +243,8 @@ static inline HfTensor *checkpoint_list(const Zero *z, int *count) {
     HfTensor *list = (HfTensor *)host_alloc((size_t)z->tensors * sizeof(HfTensor));
     for (int b = 0; b < z->blocks; b++)
         for (int i = 0; i < specs; i++) {
-            if (spec[i].block != z->block[b].kind || spec[i].hf_part != 0 || !tensor_exists(&spec[i], z->config)) continue;
+            if (spec[i].block != z->block[b].kind || spec[i].hf_part != 0 || !tensor_exists(&spec[i], z->config))
+                continue;
             HfTensor *t = &list[n++];
             tensor_hf_name(t->name, &spec[i], z->block[b].layer);
             t->spec = &spec[i], t->block = b, t->place = tensor_hf_place(&spec[i], z->config);
@@ -270,7 +276,9 @@ static inline void weight_piece_run(void *context, const Tensor *t, i64 row, i64
 }
 
 /* Is `t` (a part of) `hf`? q, k and v of gpt2 share one name. */
-static inline int weight_belongs(const Tensor *t, const HfTensor *hf) { return strcmp(t->spec->hf_name, hf->spec->hf_name) == 0; }
+static inline int weight_belongs(const Tensor *t, const HfTensor *hf) {
+    return strcmp(t->spec->hf_name, hf->spec->hf_name) == 0;
+}
 
 /* What this rank owns of `hf`, out of the device's `flat`: from *begin on. Owner: caller; free. */
 static inline accum *weight_parts(const Zero *z, const accum *flat, const HfTensor *hf, i64 *begin) {
@@ -288,8 +296,8 @@ static inline accum *weight_parts(const Zero *z, const accum *flat, const HfTens
 }
 
 /* Elements [first, end) of `hf` on rank 0, in buf; `part` and `begin` as weight_parts gave them. */
-static inline void checkpoint_collect(const Zero *z, Wire world, const accum *part, i64 begin, const HfTensor *hf, i64 first, i64 end,
-                                      SafetensorType type, void *buf) {
+static inline void checkpoint_collect(const Zero *z, Wire world, const accum *part, i64 begin, const HfTensor *hf,
+                                      i64 first, i64 end, SafetensorType type, void *buf) {
     WeightPiece p;
     memset(&p, 0, sizeof p);
     p.part = part, p.begin = begin, p.first = first, p.end = end;
@@ -308,7 +316,8 @@ static inline void checkpoint_collect(const Zero *z, Wire world, const accum *pa
 
 /* `flat` (z->master, z->grad, ...) as the safetensors file `path` with HF names and shapes, of type ST_F32 or ST_F64.
    Collective over `world`; rank 0 writes. */
-static inline void checkpoint_write_tensors(const Zero *z, Wire world, const char *path, const accum *flat, SafetensorType type) {
+static inline void checkpoint_write_tensors(const Zero *z, Wire world, const char *path, const accum *flat,
+                                            SafetensorType type) {
     int n, writes = wire_rank(world) == 0;
     HfTensor *list = checkpoint_list(z, &n);
     SafetensorPlan *plan = (SafetensorPlan *)host_alloc((size_t)n * sizeof(SafetensorPlan));
@@ -352,16 +361,18 @@ static inline void checkpoint_write_config(const Config *c, const char *path) {
     cJSON_free(text);
 }
 
-/* The weights as a Hugging Face directory; collective over `world`. An earlier model there is not overwritten. config.json
-   comes last: a directory that has one is complete. */
+/* The weights as a Hugging Face directory; collective over `world`. An earlier model there is not overwritten.
+   config.json comes last: a directory that has one is complete. */
 static inline void checkpoint_write(const Zero *z, Wire world, const char *dir) {
     static const char *const names[] = {"config.json", "model.safetensors", "model.safetensors.index.json"};
     char path[PATH_MAX];
     if (wire_rank(world) == 0) {
-        if (mkdir(dir, 0777) != 0 && errno != EEXIST) FAIL(THIS_RANK, "%s: cannot create this directory: %s", dir, strerror(errno));
+        if (mkdir(dir, 0777) != 0 && errno != EEXIST)
+            FAIL(THIS_RANK, "%s: cannot create this directory: %s", dir, strerror(errno));
         for (int i = 0; i < COUNT_OF(names); i++) {
             path_join(path, dir, names[i]);
-            if (path_exists(path)) FAIL(THIS_RANK, "%s already holds a model (%s); remove it or choose another directory", dir, names[i]);
+            if (path_exists(path))
+                FAIL(THIS_RANK, "%s already holds a model (%s); remove it or choose another directory", dir, names[i]);
         }
     }
     path_join(path, dir, "model.safetensors");

@@ -10,8 +10,9 @@
      all_gather, reduce_scatter, all_to_all  (n-1) p      all_reduce  2 (n-1) p      send_recv  p
    A communicator of one rank moves nothing and counts nothing. With dev->plan, calls are counted and nothing is sent.
 
-   The plan's calls are also written down, in order. A training step then follows that list call by call, so that a rank that
-   takes another branch stops with a name instead of hanging its neighbours; selfcheck.h compares the lists of all ranks.      */
+   The plan's calls are also written down, in order. A training step then follows that list call by call, so
+   that a rank that takes another branch stops with a name instead of hanging its neighbours; selfcheck.h
+   compares the lists of all ranks.                                                                                   */
 #ifndef ODYSSEUS_COMM_H
 #define ODYSSEUS_COMM_H
 
@@ -39,8 +40,8 @@ typedef struct {
     uint64_t hash;
 } PlannedCall;
 
-/* A transfer under way. The local sum that completes a reduce-scatter waits here until the parts have arrived, and so does the
-   all-gather that then makes an all-reduce of it. */
+/* A transfer under way. The local sum that completes a reduce-scatter waits here until the parts have arrived, and so
+   does the all-gather that then makes an all-reduce of it. */
 typedef struct {
     int active;
     Transfer transfer;
@@ -79,7 +80,8 @@ typedef struct {
     double watched;    /* when fabric_watch last looked */
     int polls, host_waits; /* host_waits: the host waits for its own numbers */
     i64 requests, oldest; /* handed out so far; the serial number of the one that the device has longest not ended */
-    int last;          /* request handed out last: where transfers linger they go round, so that old ones can still be asked */
+    int last;          /* request handed out last: where transfers linger they go round, so that
+                          old ones can still be asked */
     Request pool[COMM_REQUESTS];
     double *control;   /* host buffer of comm_sum_control, 2 * CONTROL_VALUES * ranks */
 } Fabric;
@@ -112,7 +114,8 @@ static inline void fabric_free(Fabric *f) {
     f->control = NULL, f->schedule.call = NULL;
 }
 
-/* Seconds of waiting since fabric_exposed_reset: the host's, or the compute stream's; the device must be done with the step. */
+/* Seconds of waiting since fabric_exposed_reset: the host's, or the compute stream's; the device
+   must be done with the step. */
 static inline double fabric_exposed(Fabric *f) { return f->exposed_s += links_exposed(&f->links); }
 
 static inline void fabric_exposed_reset(Fabric *f) {
@@ -130,16 +133,20 @@ static inline void schedule_begin(Fabric *f, ScheduleMode mode) {
 static inline i64 schedule_largest(const Schedule *s, int ranks) {
     i64 largest = 0;
     for (i64 i = 0; i < s->calls; i++)
-        if (s->call[i].ranks == ranks) largest = i64_max(largest, s->call[i].op == COMM_SEND_RECV ? s->call[i].bytes : s->call[i].bytes / (ranks - 1));
+        if (s->call[i].ranks == ranks)
+            largest =
+                i64_max(largest, s->call[i].op == COMM_SEND_RECV ? s->call[i].bytes : s->call[i].bytes / (ranks - 1));
     return largest;
 }
 
 static inline void schedule_text(char *out, size_t size, const PlannedCall *c) {
-    snprintf(out, size, "%s of %lld bytes over %d ranks (%s, %s, %s)", COMM_OP_NAMES[c->op], (long long)c->bytes, c->ranks, BLOCK_NAMES[c->tag.block],
-             PHASE_NAMES[c->tag.phase], WHAT_NAMES[c->tag.what]);
+    snprintf(out, size, "%s of %lld bytes over %d ranks (%s, %s, %s)", COMM_OP_NAMES[c->op], c->bytes, c->ranks,
+             BLOCK_NAMES[c->tag.block], PHASE_NAMES[c->tag.phase], WHAT_NAMES[c->tag.what]);
 }
 
-static inline void call_text(char *out, size_t size, const void *call) { schedule_text(out, size, (const PlannedCall *)call); }
+static inline void call_text(char *out, size_t size, const void *call) {
+    schedule_text(out, size, (const PlannedCall *)call);
+}
 
 static inline void request_text(char *out, size_t size, const void *request) {
     const Request *r = (const Request *)request;
@@ -149,8 +156,8 @@ static inline void request_text(char *out, size_t size, const void *request) {
     else snprintf(out, size, "%.*s; layer %d)", (int)strlen(call) - 1, call, r->layer);
 }
 
-/* Transfers that the device has not ended, though the host goes on: the one that it is at is what this rank waits for, from when it is. The host
-   may have asked for it minutes before, ahead of computing that must come first. */
+/* Transfers that the device has not ended, though the host goes on: the one that it is at is what this rank waits for,
+   from when it is. The host may have asked for it minutes before, ahead of computing that must come first. */
 static inline void fabric_watch_device(Fabric *f) {
     Request *oldest = NULL;
     links_check(&f->links);
@@ -191,18 +198,19 @@ static inline void schedule_record(Schedule *s, PlannedCall c) {
     if (s->calls == s->room) {
         s->room = s->room ? 2 * s->room : 256;
         s->call = (PlannedCall *)realloc(s->call, sizeof(PlannedCall) * (size_t)s->room);
-        if (!s->call) FAIL(THIS_RANK, "out of host memory for a schedule of %lld collectives", (long long)s->room);
+        if (!s->call) FAIL(THIS_RANK, "out of host memory for a schedule of %lld collectives", s->room);
     }
     uint64_t before = s->calls ? s->call[s->calls - 1].hash : 0;
-    uint64_t what = (uint64_t)c.op << 24 | (uint64_t)c.tag.block << 16 | (uint64_t)c.tag.phase << 8 | (uint64_t)c.tag.what;
+    uint64_t what =
+        (uint64_t)c.op << 24 | (uint64_t)c.tag.block << 16 | (uint64_t)c.tag.phase << 8 | (uint64_t)c.tag.what;
     c.hash = hash_pair(hash_pair(hash_pair(before, what), (uint64_t)c.ranks), (uint64_t)c.bytes);
     s->call[s->calls++] = c;
 }
 
 /* The same collective, whatever came before it. */
 static inline int planned_equal(const PlannedCall *a, const PlannedCall *b) {
-    return a->op == b->op && a->bytes == b->bytes && a->ranks == b->ranks && a->tag.block == b->tag.block && a->tag.phase == b->tag.phase &&
-           a->tag.what == b->tag.what;
+    return a->op == b->op && a->bytes == b->bytes && a->ranks == b->ranks && a->tag.block == b->tag.block &&
+           a->tag.phase == b->tag.phase && a->tag.what == b->tag.what;
 }
 
 static inline void schedule_follow(Schedule *s, const PlannedCall *c) {
@@ -213,7 +221,9 @@ static inline void schedule_follow(Schedule *s, const PlannedCall *c) {
         schedule_text(planned, sizeof planned, &s->call[at]);
     }
     schedule_text(came, sizeof came, c);
-    FAIL(THIS_RANK, "collective %lld of the step is %s, planned was %s: this rank has taken another branch than the plan", (long long)at, came, planned);
+    FAIL(THIS_RANK,
+         "collective %lld of the step is %s, planned was %s: this rank has taken another branch than the plan", at,
+         came, planned);
 }
 
 /* Every collective passes here: into the ledger, and against the schedule. */
@@ -249,12 +259,13 @@ static inline void request_arrive(Fabric *f, Request *r) {
     f->exposed_s += host_seconds(f->dev) - begin;
 }
 
-/* Wait for `r` (NULL: nothing to do), then do the local half of a reduction, and the second half of an all-reduce. The request is free
-   again afterwards. */
+/* Wait for `r` (NULL: nothing to do), then do the local half of a reduction, and the second half of an all-reduce. The
+   request is free again afterwards. */
 static inline void comm_wait(Fabric *f, Request *r) {
     if (!r) return;
     request_arrive(f, r);
-    if (r->parts && r->sum_type == r->type) sum_parts(f->dev, r->dst, r->parts, r->n_parts, r->count, r->count, r->type, r->add);
+    if (r->parts && r->sum_type == r->type)
+        sum_parts(f->dev, r->dst, r->parts, r->n_parts, r->count, r->count, r->type, r->add);
     else if (r->parts) add_parts(f->dev, (accum *)r->dst, (const real *)r->parts, r->n_parts, r->count, r->count);
     if (r->group && !f->dev->plan) {
         transfer_all_gather(f->dev, &f->links, r->group, &r->transfer, r->all, r->dst, r->count * dtype_size(r->type));
@@ -270,7 +281,8 @@ static inline Request *request_new(Fabric *f, PlannedCall call) {
         int next = (before + i) % COMM_REQUESTS;
         Request *r = &f->pool[next];
         if (r->active) continue;
-        while (transfer_pending(&r->transfer)) comm_poll(f); /* the host runs no further ahead: it sees every transfer, and answers who asks */
+        /* the host runs no further ahead: it sees every transfer, and answers who asks */
+        while (transfer_pending(&r->transfer)) comm_poll(f);
         f->last = next;
         r->active = 1, r->add = 0, r->dst = r->all = NULL, r->parts = NULL, r->span = NULL, r->group = NULL;
         r->call = call, r->layer = f->dev->layer, r->serial = ++f->requests;
@@ -293,7 +305,8 @@ static inline Request *request_started(Fabric *f, Request *r) {
 }
 
 /* full (n, count) on every rank = the ranks' part (count) in rank order. `part` may be its own place in `full`. */
-static inline Request *comm_all_gather_start(Fabric *f, const Comm *c, Tag t, void *full, const void *part, i64 count, Dtype type) {
+static inline Request *comm_all_gather_start(Fabric *f, const Comm *c, Tag t, void *full, const void *part, i64 count,
+                                             Dtype type) {
     if (c->size == 1) return NULL;
     i64 bytes = count * dtype_size(type);
     Request *r = request_new(f, comm_count(f, c, COMM_ALL_GATHER, t, (c->size - 1) * bytes));
@@ -301,50 +314,59 @@ static inline Request *comm_all_gather_start(Fabric *f, const Comm *c, Tag t, vo
     return request_started(f, r);
 }
 
-static inline void comm_all_gather(Fabric *f, const Comm *c, Tag t, void *full, const void *part, i64 count, Dtype type) {
+static inline void comm_all_gather(Fabric *f, const Comm *c, Tag t, void *full, const void *part, i64 count,
+                                   Dtype type) {
     comm_wait(f, comm_all_gather_start(f, c, t, full, part, count, type));
 }
 
-/* dst (count) = or += the sum over ranks, in rank order, of their full (n, count)[this rank]. scratch (n, count) and `full` must
-   stay untouched until the wait. */
-static inline Request *comm_reduce_scatter_start(Fabric *f, const Comm *c, Tag t, void *dst, const void *full, void *scratch, i64 count,
-                                                 Dtype type, int add) {
+/* dst (count) = or += the sum over ranks, in rank order, of their full (n, count)[this rank]. scratch (n, count) and
+   `full` must stay untouched until the wait. */
+static inline Request *comm_reduce_scatter_start(Fabric *f, const Comm *c, Tag t, void *dst, const void *full,
+                                                 void *scratch, i64 count, Dtype type, int add) {
     if (c->size == 1) return NULL;
     i64 bytes = count * dtype_size(type);
     Request *r = request_new(f, comm_count(f, c, COMM_REDUCE_SCATTER, t, (c->size - 1) * bytes));
-    r->dst = dst, r->parts = scratch, r->count = count, r->n_parts = c->size, r->type = r->sum_type = type, r->add = add;
+    r->dst = dst, r->parts = scratch, r->count = count, r->n_parts = c->size, r->type = r->sum_type = type,
+    r->add = add;
     if (!f->dev->plan) transfer_all_to_all(f->dev, &f->links, c, &r->transfer, scratch, full, bytes);
     return request_started(f, r);
 }
 
-/* The same for gradients that travel in the compute type: dst (count, accum) += the sum of real parts, made in accum. */
-static inline Request *comm_reduce_scatter_real_start(Fabric *f, const Comm *c, Tag t, accum *dst, const real *full, real *scratch, i64 count) {
+/* The same for gradients that travel in the compute type: dst (count, accum) += the sum
+   of real parts, made in accum. */
+static inline Request *comm_reduce_scatter_real_start(Fabric *f, const Comm *c, Tag t, accum *dst, const real *full,
+                                                      real *scratch, i64 count) {
     if (c->size == 1) return NULL;
     i64 bytes = count * dtype_size(DTYPE_REAL);
     Request *r = request_new(f, comm_count(f, c, COMM_REDUCE_SCATTER, t, (c->size - 1) * bytes));
-    r->dst = dst, r->parts = scratch, r->count = count, r->n_parts = c->size, r->type = DTYPE_REAL, r->sum_type = DTYPE_ACCUM;
+    r->dst = dst, r->parts = scratch, r->count = count, r->n_parts = c->size, r->type = DTYPE_REAL,
+    r->sum_type = DTYPE_ACCUM;
     if (!f->dev->plan) transfer_all_to_all(f->dev, &f->links, c, &r->transfer, scratch, full, bytes);
     return request_started(f, r);
 }
 
-static inline void comm_reduce_scatter(Fabric *f, const Comm *c, Tag t, void *dst, const void *full, void *scratch, i64 count, Dtype type) {
+static inline void comm_reduce_scatter(Fabric *f, const Comm *c, Tag t, void *dst, const void *full, void *scratch,
+                                       i64 count, Dtype type) {
     comm_wait(f, comm_reduce_scatter_start(f, c, t, dst, full, scratch, count, type, 0));
 }
 
-/* buf (n, count) = its sum over ranks, the same bits everywhere. scratch (n, count); both must stay untouched until the wait, where the
-   second half travels: only the first can hide. */
-static inline Request *comm_all_reduce_start(Fabric *f, const Comm *c, Tag t, void *buf, void *scratch, i64 count, Dtype type) {
+/* buf (n, count) = its sum over ranks, the same bits everywhere. scratch (n, count); both must stay untouched until the
+   wait, where the second half travels: only the first can hide. */
+static inline Request *comm_all_reduce_start(Fabric *f, const Comm *c, Tag t, void *buf, void *scratch, i64 count,
+                                             Dtype type) {
     if (c->size == 1) return NULL;
     i64 bytes = count * dtype_size(type);
     Request *r = request_new(f, comm_count(f, c, COMM_ALL_REDUCE, t, 2 * (c->size - 1) * bytes));
     char *own = (char *)buf + c->rank * bytes;
-    r->dst = own, r->parts = scratch, r->count = count, r->n_parts = c->size, r->type = r->sum_type = type, r->group = c, r->all = buf;
+    r->dst = own, r->parts = scratch, r->count = count, r->n_parts = c->size, r->type = r->sum_type = type,
+    r->group = c, r->all = buf;
     if (!f->dev->plan) transfer_all_to_all(f->dev, &f->links, c, &r->transfer, scratch, buf, bytes);
     return request_started(f, r);
 }
 
 /* recv (n, count): part p is what rank p had for this rank in its send (n, count). */
-static inline Request *comm_all_to_all_start(Fabric *f, const Comm *c, Tag t, void *recv, const void *send, i64 count, Dtype type) {
+static inline Request *comm_all_to_all_start(Fabric *f, const Comm *c, Tag t, void *recv, const void *send, i64 count,
+                                             Dtype type) {
     if (c->size == 1) return NULL;
     i64 bytes = count * dtype_size(type);
     Request *r = request_new(f, comm_count(f, c, COMM_ALL_TO_ALL, t, (c->size - 1) * bytes));
@@ -353,7 +375,8 @@ static inline Request *comm_all_to_all_start(Fabric *f, const Comm *c, Tag t, vo
 }
 
 /* Send (count) to the next rank of the ring while recv (count) arrives from the one before. */
-static inline Request *comm_ring_start(Fabric *f, const Comm *c, Tag t, void *recv, const void *send, i64 count, Dtype type) {
+static inline Request *comm_ring_start(Fabric *f, const Comm *c, Tag t, void *recv, const void *send, i64 count,
+                                       Dtype type) {
     if (c->size == 1) return NULL;
     i64 bytes = count * dtype_size(type);
     Request *r = request_new(f, comm_count(f, c, COMM_SEND_RECV, t, bytes));
@@ -371,7 +394,9 @@ static inline void imagined_sum(Fabric *f, const Comm *c, PlannedCall call, i64 
 }
 
 /* What comm_sum_control puts on the wire for n values: chunks of ceil(n / ranks) doubles, as an all-reduce. */
-static inline i64 control_bytes(const Comm *c, int n) { return c->size == 1 ? 0 : 2 * (c->size - 1) * ceil_div(n, c->size) * (i64)sizeof(double); }
+static inline i64 control_bytes(const Comm *c, int n) {
+    return c->size == 1 ? 0 : 2 * (c->size - 1) * ceil_div(n, c->size) * (i64)sizeof(double);
+}
 
 /* The host waits for its own numbers on the wire. */
 static inline void control_wait(Fabric *f, WireRequest *r, const PlannedCall *call) {

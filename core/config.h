@@ -145,7 +145,8 @@ static inline i64 mlp_gates(const Config *c) { return c->has & HAS_GATE ? 2 : 1;
 /* All heads together: the width of the queries and of what attention gives, h D, which need not be d. */
 static inline i64 attention_width(const Config *c) { return c->heads * c->head_dim; }
 
-/* Sizes that only make sense together; called on every configuration, whatever it came from. `where` opens the message. */
+/* Sizes that only make sense together; called on every configuration, whatever it came
+   from. `where` opens the message. */
 static inline void config_check(Config *c, const char *where) {
     if (!c->head_dim && c->dim % c->heads != 0)
         FAIL(EVERYONE, "%s: dim %lld does not divide by %lld heads", where, (long long)c->dim, (long long)c->heads);

@@ -1,5 +1,5 @@
-/* finite.h - may a step's update be made? --on-spike says what becomes of a loss that jumps (spike.h), or that is not finite, as a gradient
-   norm may be; it is always logged, and names the tensor where it began.
+/* finite.h - may a step's update be made? --on-spike says what becomes of a loss that jumps (spike.h), or that is not
+   finite, as a gradient norm may be; it is always logged, and names the tensor where it began.
 
    Searched in the order of the walk: weights, the streams into every block, gradients; of all ranks the earliest. */
 #ifndef ODYSSEUS_FINITE_H
@@ -20,7 +20,8 @@ static inline int all_finite(Device *dev, const void *values, i64 n, i64 size) {
     unsigned char *host = (unsigned char *)host_alloc((size_t)(n * size));
     copy_out(dev, host, values, n * size);
     for (i64 i = 0; i < n && finite; i++)
-        finite = size == real_size() ? isfinite(real_value(((const real *)host)[i])) : isfinite(((const accum *)host)[i]);
+        finite =
+            size == real_size() ? isfinite(real_value(((const real *)host)[i])) : isfinite(((const accum *)host)[i]);
     free(host);
     return finite;
 }
@@ -49,7 +50,7 @@ static inline void find_bad_tensor(const Model *m, BadTensor *bad) {
     for (i64 i = 0; i < 2 * layers; i++) {
         if (all_finite(dev, i % 2 ? m->mlp[i / 2].in.x : m->attention[i / 2].in.x, n, real_size())) continue;
         bad->order = base + i;
-        snprintf(bad->what, sizeof bad->what, "stream into the %s of layer %lld", i % 2 ? "MLP" : "attention", (long long)i / 2);
+        snprintf(bad->what, sizeof bad->what, "stream into the %s of layer %lld", i % 2 ? "MLP" : "attention", i / 2);
         return;
     }
     if (!all_finite(dev, m->final_x, own_rows(m) * m->config.dim, real_size())) {
@@ -69,8 +70,10 @@ static inline void bad_tensor_text(const Model *m, char *out, size_t size, doubl
     for (int r = 0; r < ranks; r++)
         if (all[r].order >= 0 && (first < 0 || all[r].order < all[first].order)) first = r;
     if (first < 0) snprintf(out, size, "loss %g, gradient norm %g: the sum overflowed; lower --lr", loss, norm);
-    else snprintf(out, size, "loss %g, gradient norm %g; first not finite: %s, on rank %d. Lower --lr, or look at the data",
-                  loss, norm, all[first].what, first);
+    else
+        snprintf(out, size,
+                 "loss %g, gradient norm %g; first not finite: %s, on rank %d. Lower --lr, or look at the data", loss,
+                 norm, all[first].what, first);
     free(all);
 }
 
@@ -88,12 +91,12 @@ static inline int spike_admits(SpikeWatch *w, const Model *m, const Settings *s,
     else snprintf(what, sizeof what, "loss %.4f is %.1f standard deviations above the mean of the steps before, %.4f",
                   k->loss, height, mean);
     if (strcmp(action, "stop") == 0)
-        FAIL(EVERYONE, "step %lld: %s%s", (long long)k->step, what,
+        FAIL(EVERYONE, "step %lld: %s%s", k->step, what,
              s->out ? "; metrics.jsonl has the steps before" : "");
     int skips = !finite || strcmp(action, "skip") == 0;
     k->spike = skips ? "skipped" : "continued";
     if (m->mesh.rank == 0)
-        printf("note     step %lld: %s; %s\n", (long long)k->step, what,
+        printf("note     step %lld: %s; %s\n", k->step, what,
                skips ? "no update" : "the update is made all the same");
     return !skips;
 }

@@ -1,7 +1,8 @@
 /* fit.h - does a run fit into memory, and if not, what would?
 
-   A plan walks a step without computing and says how large a rank's arena is: searches over --seq-len and --micro-batch ask it again and
-   again. The walk stands above this file, so the plan is handed in. Nothing is allocated on a device.                              */
+   A plan walks a step without computing and says how large a rank's arena is: searches over --seq-len and
+   --micro-batch ask it again and again. The walk stands above this file, so the plan is handed in.
+   Nothing is allocated on a device.                                                                                  */
 #ifndef ODYSSEUS_FIT_H
 #define ODYSSEUS_FIT_H
 
@@ -17,7 +18,8 @@ static inline int options_fit(ModelOptions o, i64 L, i64 B, i64 bytes, PlanBytes
     return !options_refuse(&o, why, sizeof why) && plan(&o) <= bytes;
 }
 
-/* The longest --seq-len whose arena fits into `bytes` a rank, the other options as they are; 0: not even the shortest fits. */
+/* The longest --seq-len whose arena fits into `bytes` a rank, the other options as they are; 0:
+   not even the shortest fits. */
 static inline i64 longest_sequence(const ModelOptions *o, i64 bytes, PlanBytes plan) {
     i64 unit = sequence_unit(o), fits = 0, fails = 1; /* in units */
     while (options_fit(*o, unit * fails, o->B, bytes, plan)) fits = fails, fails *= 2;
@@ -45,24 +47,29 @@ static inline void memory_advice(const ModelOptions *o, i64 bytes, PlanBytes pla
     ModelOptions one = *o, again = *o;
     one.B = 1, again.recompute = 1;
     i64 L = longest_sequence(o, bytes, plan), B = largest_micro_batch(o, bytes, plan);
-    i64 L_one = L || B ? 0 : longest_sequence(&one, bytes, plan), L_again = L || B || L_one ? 0 : longest_sequence(&again, bytes, plan);
+    i64 L_one = L || B ? 0 : longest_sequence(&one, bytes, plan),
+        L_again = L || B || L_one ? 0 : longest_sequence(&again, bytes, plan);
     int n = 0;
-    if (L && B) n = snprintf(out, size, "the largest that fit: --seq-len %lld, or --micro-batch %lld", (long long)L, (long long)B);
-    else if (L) n = snprintf(out, size, "the largest --seq-len that fits: %lld", (long long)L);
-    else if (B) n = snprintf(out, size, "the largest --micro-batch that fits: %lld", (long long)B);
-    else if (L_one) n = snprintf(out, size, "with --micro-batch 1, the largest --seq-len that fits: %lld", (long long)L_one);
-    else if (L_again) n = snprintf(out, size, "no --seq-len fits; with --recompute full, up to %lld", (long long)L_again);
+    if (L && B) n = snprintf(out, size, "the largest that fit: --seq-len %lld, or --micro-batch %lld", L, B);
+    else if (L) n = snprintf(out, size, "the largest --seq-len that fits: %lld", L);
+    else if (B) n = snprintf(out, size, "the largest --micro-batch that fits: %lld", B);
+    else if (L_one) n = snprintf(out, size, "with --micro-batch 1, the largest --seq-len that fits: %lld", L_one);
+    else if (L_again) n = snprintf(out, size, "no --seq-len fits; with --recompute full, up to %lld", L_again);
     else n = snprintf(out, size, "no --seq-len fits with this model on this mesh");
-    if (!o->recompute && !L_again && options_fit(again, o->L, o->B, bytes, plan)) n += snprintf(out + n, size - (size_t)n, "; as it is, with --recompute full");
+    if (!o->recompute && !L_again && options_fit(again, o->L, o->B, bytes, plan))
+        n += snprintf(out + n, size - (size_t)n, "; as it is, with --recompute full");
     snprintf(out + n, size - (size_t)n, "; or use more ranks");
 }
 
-/* Before anything is allocated: every rank learns whether all of them have the memory. If not, rank 0 says what would fit. Collective. */
+/* Before anything is allocated: every rank learns whether all of them have the memory. If not, rank 0 says
+   what would fit. Collective. */
 static inline void check_memory(const Model *m, const ModelOptions *o, PlanBytes plan) {
     Wire world = m->mesh.world.wire;
     int ranks = wire_size(world), poorest = 0;
     i64 available = device_memory_available(), *share = (i64 *)host_alloc(sizeof(i64) * (size_t)ranks);
-    i64 need = arena_bytes(&m->arena), mine = available ? i64_max(available / o->place.sharing - DEVICE_RESERVE, 0) : ARENA_MOST; /* 0: not known */
+    /* 0: not known */
+    i64 need = arena_bytes(&m->arena),
+        mine = available ? i64_max(available / o->place.sharing - DEVICE_RESERVE, 0) : ARENA_MOST;
     wire_share(world, share, &mine, sizeof mine);
     for (int r = 1; r < ranks; r++)
         if (share[r] < share[poorest]) poorest = r;
@@ -73,7 +80,8 @@ static inline void check_memory(const Model *m, const ModelOptions *o, PlanBytes
     char advice[512];
     arena_print(stderr, &m->arena);
     memory_advice(o, least, plan, advice, sizeof advice);
-    FAIL(EVERYONE, "out of memory: a rank needs %.1f MB, its share of a " MEMORY_OWNER " is %.1f MB (rank %d); %s", need / 1e6, least / 1e6, poorest, advice);
+    FAIL(EVERYONE, "out of memory: a rank needs %.1f MB, its share of a " MEMORY_OWNER " is %.1f MB (rank %d); %s",
+         need / 1e6, least / 1e6, poorest, advice);
 }
 
 #endif

@@ -14,15 +14,15 @@ typedef struct {
     i64 layers, dim, heads, kv_heads, head_dim, ffn, vocab, max_pos;
     double rope_theta, rope_factor;
     /* data */
-    const char *train, *val, *shuffle;
+    const char *train, *val, *check_data, *shuffle, *sample, *sample_file, *sample_ids;
     i64 seq_len, batch, micro_batch, ignore_token;
     /* parallelism */
     const char *sp, *ring_layout, *overlap, *comm, *grad_comm;
     i64 dp, ring, threads;
     double comm_timeout;
     /* training */
-    i64 steps, warmup, decay_steps, seed, eval_every, eval_batches, eval_only, log_every;
-    double lr, min_lr, weight_decay, beta1, beta2, eps, grad_clip, spike_sigma;
+    i64 steps, warmup, decay_steps, seed, eval_every, eval_batches, eval_only, sample_tokens, sample_every, log_every;
+    double lr, min_lr, weight_decay, beta1, beta2, eps, grad_clip, spike_sigma, temperature, top_p;
     const char *schedule, *on_spike, *recompute, *selfcheck;
     /* output */
     const char *out, *dump_grads, *trace;
@@ -72,23 +72,35 @@ static const Flag FLAGS[] = {
      "stretch the rotary embedding of a preset or a directory while training it on; checkpoints then say so"},
     {NULL, "rope-factor", FLAG_REAL, AT(rope_factor), NULL, 1, 1e9, NULL, "times that --rope-scaling makes the longest position longer"},
 
-    {"Data", "train", FLAG_TEXT, AT(train), NULL, 0, 0, NULL, "token shards to train on, a glob in quotes (llm.c's formats, uint16 or uint32)"},
+    {"Data", "train", FLAG_TEXT, AT(train), NULL, 0, 0, NULL,
+     "token shards to train on, a glob in quotes (llm.c's formats, uint16 or uint32)"},
     {NULL, "val", FLAG_TEXT, AT(val), NULL, 0, 0, NULL, "token shards to validate on"},
-    {NULL, "shuffle", FLAG_OPTIONAL, AT(shuffle), "off", 0, 0, "off|on", "the sequences to train on in another order every time through the list, from --seed"},
+    {NULL, "check-data", FLAG_TEXT, AT(check_data), NULL, 0, 0, NULL,
+     "look at every token of these shards, hold them against dataset.json, print the first sequences, and stop"},
+    {NULL, "shuffle", FLAG_OPTIONAL, AT(shuffle), "off", 0, 0, "off|on",
+     "the sequences to train on in another order every time through the list, from --seed"},
     {NULL, "seq-len", FLAG_INT, AT(seq_len), "256", 1, 1e12, NULL, "tokens in a sequence, L, over all ranks"},
     {NULL, "batch", FLAG_INT, AT(batch), "4", 1, 1e9, NULL, "sequences in a step, over all ranks and micro-steps"},
-    {NULL, "micro-batch", FLAG_INT, AT(micro_batch), "1", 1, 1e6, NULL, "sequences that a data-parallel group runs at once"},
-    {NULL, "ignore-token", FLAG_INT, AT(ignore_token), "-1", -1, 2147483647, NULL, "targets equal to it are left out of the mean; -1: none"},
+    {NULL, "micro-batch", FLAG_INT, AT(micro_batch), "1", 1, 1e6, NULL,
+     "sequences that a data-parallel group runs at once"},
+    {NULL, "ignore-token", FLAG_INT, AT(ignore_token), "-1", -1, 2147483647, NULL,
+     "targets equal to it are left out of the mean, as those are that a NAME_mask.bin leaves out; -1: none"},
 
-    {"Parallelism", "sp", FLAG_TEXT, AT(sp), "odysseus", 0, 0, NULL, "sequence-parallel scheme (listed below); it owns the head axis"},
+    {"Parallelism", "sp", FLAG_TEXT, AT(sp), "odysseus", 0, 0, NULL,
+     "sequence-parallel scheme (listed below); it owns the head axis"},
     {NULL, "dp", FLAG_INT, AT(dp), "1", 1, 1 << 20, NULL, "data-parallel groups"},
-    {NULL, "ring", FLAG_INT, AT(ring), "1", 1, 1 << 20, NULL, "ring (context-parallel) ranks around the scheme; one without a head axis takes all that --dp leaves unless told"},
-    {NULL, "ring-layout", FLAG_CHOICE, AT(ring_layout), "zigzag", 0, 0, "zigzag|contiguous|stripe", "which tokens a ring rank holds"},
-    {NULL, "overlap", FLAG_CHOICE, AT(overlap), "on", 0, 0, "on|off", "communicate while computing; off: the same calls, waited for at once"},
+    {NULL, "ring", FLAG_INT, AT(ring), "1", 1, 1 << 20, NULL,
+     "ring (context-parallel) ranks around the scheme; one without a head axis takes all that --dp leaves unless told"},
+    {NULL, "ring-layout", FLAG_CHOICE, AT(ring_layout), "zigzag", 0, 0, "zigzag|contiguous|stripe",
+     "which tokens a ring rank holds"},
+    {NULL, "overlap", FLAG_CHOICE, AT(overlap), "on", 0, 0, "on|off",
+     "communicate while computing; off: the same calls, waited for at once"},
     {NULL, "comm", FLAG_CHOICE, AT(comm), COMM_DEFAULT, 0, 0, COMM_CHOICES, "how ranks reach each other: " COMM_HELP},
     BACKEND_FLAGS
-    {NULL, "comm-timeout", FLAG_REAL, AT(comm_timeout), "1800", 0, 1e9, NULL, "seconds that a rank waits for one transfer before one that does not answer ends the run; 0: any"},
-    {NULL, "threads", FLAG_INT, AT(threads), NULL, 1, 4096, NULL, "OpenMP threads per rank; default: cores / ranks on this host"},
+    {NULL, "comm-timeout", FLAG_REAL, AT(comm_timeout), "1800", 0, 1e9, NULL,
+     "seconds that a rank waits for one transfer before one that does not answer ends the run; 0: any"},
+    {NULL, "threads", FLAG_INT, AT(threads), NULL, 1, 4096, NULL,
+     "OpenMP threads per rank; default: cores / ranks on this host"},
 
     {"Training", "steps", FLAG_INT, AT(steps), "100", 0, 1e12, NULL, "optimizer steps"},
     {NULL, "lr", FLAG_REAL, AT(lr), "3e-4", 0, 1e3, NULL, "peak learning rate"},
@@ -109,32 +121,66 @@ static const Flag FLAGS[] = {
      "finite); default: stop where it is not finite, else continue"},
     {NULL, "spike-sigma", FLAG_REAL, AT(spike_sigma), "6", 0, 1e9, NULL,
      "a loss so many standard deviations above the mean of the last 20 or so is a jump; 0: none is"},
-    {NULL, "seed", FLAG_INT, AT(seed), "42", 0, COUNT_MAX, NULL, "of the initial weights and of --shuffle: the same numbers on every mesh"},
-    {NULL, "recompute", FLAG_CHOICE, AT(recompute), "none", 0, 0, "none|full", "full: keep only each block's input, repeat its forward in backward"},
-    {NULL, "eval-every", FLAG_INT, AT(eval_every), "0", 0, 1e12, NULL, "validate every so many steps and at the end; 0: only at the end"},
-    {NULL, "eval-batches", FLAG_INT, AT(eval_batches), "20", 0, 1e12, NULL, "batches of a validation; 0: all sequences of --val, each once"},
+    {NULL, "seed", FLAG_INT, AT(seed), "42", 0, COUNT_MAX, NULL,
+     "of the initial weights and of --shuffle: the same numbers on every mesh"},
+    {NULL, "recompute", FLAG_CHOICE, AT(recompute), "none", 0, 0, "none|full",
+     "full: keep only each block's input, repeat its forward in backward"},
+    {NULL, "eval-every", FLAG_INT, AT(eval_every), "0", 0, 1e12, NULL,
+     "validate every so many steps and at the end; 0: only at the end"},
+    {NULL, "eval-batches", FLAG_INT, AT(eval_batches), "20", 0, 1e12, NULL,
+     "batches of a validation; 0: all sequences of --val, each once"},
     {NULL, "eval-only", FLAG_SWITCH, AT(eval_only), NULL, 0, 0, NULL,
      "judge the model of --model as it is, and stop; flags of training have no effect"},
-    {NULL, "log-every", FLAG_INT, AT(log_every), "1", 1, 1e12, NULL, "print every so many steps (metrics.jsonl has them all)"},
+    {NULL, "sample", FLAG_TEXT, AT(sample), NULL, 0, 0, NULL,
+     "continue this text at the end and print it; by the tokenizer beside model or data, or in bytes (--vocab 256)"},
+    {NULL, "sample-file", FLAG_TEXT, AT(sample_file), NULL, 0, 0, NULL, "the same for the text in a file"},
+    {NULL, "sample-ids", FLAG_TEXT, AT(sample_ids), NULL, 0, 0, NULL,
+     "the same for tokens by number, e.g. \"15496,11,995\"; prints numbers"},
+    {NULL, "sample-tokens", FLAG_INT, AT(sample_tokens), "64", 1, 1e12, NULL,
+     "tokens to add; with the text, --seq-len at most"},
+    {NULL, "sample-every", FLAG_INT, AT(sample_every), "0", 0, 1e12, NULL,
+     "sample every so many steps, too; 0: only at the end"},
+    {NULL, "temperature", FLAG_REAL, AT(temperature), "0.8", 0, 1e3, NULL,
+     "of the draw; 0: always the likeliest token"},
+    {NULL, "top-p", FLAG_REAL, AT(top_p), "0.95", 0, 1, NULL, "draw from the likeliest tokens that hold this share"},
+    {NULL, "log-every", FLAG_INT, AT(log_every), "1", 1, 1e12, NULL,
+     "print every so many steps (metrics.jsonl has them all)"},
 
-    {NULL, "selfcheck", FLAG_CHOICE, AT(selfcheck), "auto", 0, 0, "auto|on|off", "before the first step: do ranks plan the same, does a changed token move whom it may; auto: on several ranks, if under a second"},
+    {NULL, "selfcheck", FLAG_CHOICE, AT(selfcheck), "auto", 0, 0, "auto|on|off",
+     "before the first step: do ranks plan the same, does a changed token move whom it may; auto: on several ranks, if "
+     "under a second"},
 
-    {"Checkpoints", "save-every", FLAG_INT, AT(save_every), "0", 0, 1e12, NULL, "save every so many steps, at the end, and when told to stop (SIGTERM, SIGUSR1, SIGINT); 0: never, or not before the end (--save, --max-hours)"},
-    {NULL, "save", FLAG_TEXT, AT(save), NULL, 0, 0, NULL, "directory of the checkpoints; default: checkpoints in --out"},
+    {"Checkpoints", "save-every", FLAG_INT, AT(save_every), "0", 0, 1e12, NULL,
+     "save every so many steps, at the end, and when told to stop (SIGTERM, SIGUSR1, SIGINT); 0: never, or not before "
+     "the end (--save, --max-hours)"},
+    {NULL, "save", FLAG_TEXT, AT(save), NULL, 0, 0, NULL,
+     "directory of the checkpoints; default: checkpoints in --out"},
     {NULL, "keep", FLAG_INT, AT(keep), "0", 0, 1e9, NULL, "how many stay, the newest; 0: all"},
-    {NULL, "keep-every", FLAG_INT, AT(keep_every), "0", 0, 1e12, NULL, "those of every so many steps stay besides; 0: none"},
-    {NULL, "save-async", FLAG_OPTIONAL, AT(save_async), SAVE_ASYNC, 0, 0, "off|on", "copy to host memory, where there is room, and write beside the next steps"},
-    {NULL, "resume", FLAG_OPTIONAL, AT(resume), NULL, 0, 0, NULL, "go on from a checkpoint, or from the newest whole one in this run directory or folder; left out: those of this run"},
-    {NULL, "resume-with-changes", FLAG_SWITCH, AT(resume_with_changes), NULL, 0, 0, NULL, "go on although flags that change the arithmetic are not the checkpoint's"},
-    {NULL, "max-hours", FLAG_REAL, AT(max_hours), "0", 0, 1e6, NULL, "save and stop before so many hours are over; 0: no limit"},
+    {NULL, "keep-every", FLAG_INT, AT(keep_every), "0", 0, 1e12, NULL,
+     "those of every so many steps stay besides; 0: none"},
+    {NULL, "save-async", FLAG_OPTIONAL, AT(save_async), SAVE_ASYNC, 0, 0, "off|on",
+     "copy to host memory, where there is room, and write beside the next steps"},
+    {NULL, "resume", FLAG_OPTIONAL, AT(resume), NULL, 0, 0, NULL,
+     "go on from a checkpoint, or from the newest whole one in this run directory or folder; left out: those of this "
+     "run"},
+    {NULL, "resume-with-changes", FLAG_SWITCH, AT(resume_with_changes), NULL, 0, 0, NULL,
+     "go on although flags that change the arithmetic are not the checkpoint's"},
+    {NULL, "max-hours", FLAG_REAL, AT(max_hours), "0", 0, 1e6, NULL,
+     "save and stop before so many hours are over; 0: no limit"},
 
     {"Output", "out", FLAG_TEXT, AT(out), NULL, 0, 0, NULL, "run directory: config.json, metrics.jsonl, comm.json"},
-    {NULL, "init-only", FLAG_SWITCH, AT(init_only), NULL, 0, 0, NULL, "write the initial weights to --out as a Hugging Face directory and stop"},
-    {NULL, "dump-grads", FLAG_TEXT, AT(dump_grads), NULL, 0, 0, NULL, "write the first step's full gradients, before clipping, to this .safetensors file"},
-    {NULL, "trace", FLAG_TEXT, AT(trace), NULL, 0, 0, NULL, "write a timeline of the first three steps, all ranks, to this .json file; ui.perfetto.dev opens it"},
-    {NULL, "peak-tflops", FLAG_REAL, AT(peak_tflops), NULL, 1e-6, 1e9, NULL, "peak of one rank in TFLOP/s for MFU; default: measured at start"},
-    {NULL, "dry-run", FLAG_SWITCH, AT(dry_run), NULL, 0, 0, NULL, "print memory and traffic of the run, and exit; needs no data"},
-    {NULL, "world", FLAG_INT, AT(world), NULL, 1, 1 << 20, NULL, "ranks of an imagined world (of --dry-run, or of the simulator)"},
+    {NULL, "init-only", FLAG_SWITCH, AT(init_only), NULL, 0, 0, NULL,
+     "write the initial weights to --out as a Hugging Face directory and stop"},
+    {NULL, "dump-grads", FLAG_TEXT, AT(dump_grads), NULL, 0, 0, NULL,
+     "write the first step's full gradients, before clipping, to this .safetensors file"},
+    {NULL, "trace", FLAG_TEXT, AT(trace), NULL, 0, 0, NULL,
+     "write a timeline of the first three steps, all ranks, to this .json file; ui.perfetto.dev opens it"},
+    {NULL, "peak-tflops", FLAG_REAL, AT(peak_tflops), NULL, 1e-6, 1e9, NULL,
+     "peak of one rank in TFLOP/s for MFU; default: measured at start"},
+    {NULL, "dry-run", FLAG_SWITCH, AT(dry_run), NULL, 0, 0, NULL,
+     "print memory and traffic of the run, and exit; needs no data"},
+    {NULL, "world", FLAG_INT, AT(world), NULL, 1, 1 << 20, NULL,
+     "ranks of an imagined world (of --dry-run, or of the simulator)"},
     {NULL, "help", FLAG_SWITCH, AT(help), NULL, 0, 0, NULL, "this page"},
 
     BACKEND_GROUP
@@ -178,7 +224,9 @@ static inline int edit_distance(const char *a, const char *b) {
 
 static inline void fail_unknown_flag(const char *arg) {
     const char *equals = strchr(arg, '=');
-    if (equals) FAIL(EVERYONE, "'%s': write flag and value with a space between, %.*s %s", arg, (int)(equals - arg), arg, equals + 1);
+    if (equals)
+        FAIL(EVERYONE, "'%s': write flag and value with a space between, %.*s %s", arg, (int)(equals - arg), arg,
+             equals + 1);
     const char *name = arg[0] == '-' ? (arg[1] == '-' ? arg + 2 : arg + 1) : arg;
     const Flag *near = NULL;
     int best = 4;
@@ -211,15 +259,16 @@ static inline void flag_set(Settings *s, const Flag *flag, const char *value) {
         break;
     case FLAG_OPTIONAL:
     case FLAG_CHOICE:
-        if (flag->choices && !choice_contains(flag->choices, value)) FAIL(EVERYONE, "--%s %s: must be one of %s (%s)", flag->name, value, flag->choices, flag->help);
+        if (flag->choices && !choice_contains(flag->choices, value))
+            FAIL(EVERYONE, "--%s %s: must be one of %s (%s)", flag->name, value, flag->choices, flag->help);
         memcpy(field, &value, sizeof value);
         break;
     case FLAG_INT: {
-        long long number = strtoll(value, &end, 10);
+        i64 number = strtoll(value, &end, 10);
         if (end == value || *end || errno || (double)number < flag->min || (double)number > flag->max)
-            FAIL(EVERYONE, "--%s %s: must be a whole number from %.0f to %.0f", flag->name, value, flag->min, flag->max);
-        i64 n = (i64)number;
-        memcpy(field, &n, sizeof n);
+            FAIL(EVERYONE, "--%s %s: must be a whole number from %.0f to %.0f", flag->name, value, flag->min,
+                 flag->max);
+        memcpy(field, &number, sizeof number);
         break;
     }
     case FLAG_REAL: {
@@ -260,7 +309,8 @@ static inline void flags_parse(Settings *s, FlagsGiven *given, int argc, char **
             flag_set(s, flag, flag->choices ? "on" : "");
             continue;
         }
-        if (flag->type != FLAG_SWITCH && a + 1 >= argc) FAIL(EVERYONE, "--%s needs a value: %s", flag->name, flag->help);
+        if (flag->type != FLAG_SWITCH && a + 1 >= argc)
+            FAIL(EVERYONE, "--%s needs a value: %s", flag->name, flag->help);
         flag_set(s, flag, flag->type == FLAG_SWITCH ? "on" : argv[++a]);
     }
     if (s->min_lr < 0) s->min_lr = 0.1 * s->lr;
@@ -274,8 +324,11 @@ static inline void flags_help(FILE *f) {
         const Flag *flag = &FLAGS[i];
         char left[64];
         if (flag->group) fprintf(f, "%s%s\n", i ? "\n" : "", flag->group);
-        const char *kind = flag->type == FLAG_INT ? " N" : flag->type == FLAG_REAL ? " X" : flag->type == FLAG_TEXT ? " TEXT" :
-                           flag->type == FLAG_OPTIONAL && !flag->choices ? " [TEXT]" : "";
+        const char *kind = flag->type == FLAG_INT                          ? " N"
+                           : flag->type == FLAG_REAL                       ? " X"
+                           : flag->type == FLAG_TEXT                       ? " TEXT"
+                           : flag->type == FLAG_OPTIONAL && !flag->choices ? " [TEXT]"
+                                                                           : "";
         snprintf(left, sizeof left, "--%s%s", flag->name, kind);
         fprintf(f, "  %-22s %s", left, flag->help);
         if (flag->choices) fprintf(f, "; %s", flag->choices);

@@ -7,12 +7,15 @@
 
 #include "util.h"
 
-typedef enum { COMM_ALL_GATHER, COMM_REDUCE_SCATTER, COMM_ALL_REDUCE, COMM_ALL_TO_ALL, COMM_SEND_RECV, COMM_OPS } CommOp;
+typedef enum {
+    COMM_ALL_GATHER, COMM_REDUCE_SCATTER, COMM_ALL_REDUCE, COMM_ALL_TO_ALL, COMM_SEND_RECV, COMM_OPS
+} CommOp;
 typedef enum { BLOCK_EMBEDDING, BLOCK_ATTENTION, BLOCK_MLP, BLOCK_LM_HEAD, BLOCK_OTHER, BLOCK_KINDS } BlockKind;
 typedef enum { PHASE_FORWARD, PHASE_BACKWARD, PHASE_OPTIMIZER, PHASES } Phase;
 typedef enum { WHAT_ACTIVATION, WHAT_PARAMETER, WHAT_GRADIENT, WHAT_CONTROL, WHATS } What;
 
-static const char *const COMM_OP_NAMES[COMM_OPS] = {"all_gather", "reduce_scatter", "all_reduce", "all_to_all", "send_recv"};
+static const char *const COMM_OP_NAMES[COMM_OPS] = {"all_gather", "reduce_scatter", "all_reduce", "all_to_all",
+                                                    "send_recv"};
 static const char *const BLOCK_NAMES[BLOCK_KINDS] = {"embedding", "attention", "mlp", "head", "other"};
 static const char *const PHASE_NAMES[PHASES] = {"forward", "backward", "optimizer"};
 static const char *const WHAT_NAMES[WHATS] = {"activation", "parameter", "gradient", "control"};
@@ -47,12 +50,13 @@ static inline void ledger_count(Ledger *l, CommOp op, Tag t, i64 bytes) {
 
 static inline void ledger_expect(Ledger *l, CommOp op, Tag t, i64 bytes) { ledger_row(l, op, t)->expected += bytes; }
 
-/* Backward repeats the forward of its blocks: what activations are expected to move there, they move once more. Called when the closed forms
-   of the blocks' activations, and no others, stand in the ledger. */
+/* Backward repeats the forward of its blocks: what activations are expected to move there, they move once more. Called
+   when the closed forms of the blocks' activations, and no others, stand in the ledger. */
 static inline void ledger_expect_repeat(Ledger *l) {
     for (int op = 0; op < COMM_OPS; op++)
         for (int b = 0; b < BLOCK_KINDS; b++)
-            l->row[op][b][PHASE_BACKWARD][WHAT_ACTIVATION].expected += l->row[op][b][PHASE_FORWARD][WHAT_ACTIVATION].expected;
+            l->row[op][b][PHASE_BACKWARD][WHAT_ACTIVATION].expected +=
+                l->row[op][b][PHASE_FORWARD][WHAT_ACTIVATION].expected;
 }
 
 /* Forget what was counted, keep the closed forms. */
@@ -66,7 +70,8 @@ static inline void ledger_repeat(Ledger *l, const Ledger *before, i64 times) {
     LedgerRow *rows = &l->row[0][0][0][0];
     const LedgerRow *then = &before->row[0][0][0][0];
     for (int i = 0; i < (int)(sizeof l->row / sizeof *rows); i++)
-        rows[i].calls += times * (rows[i].calls - then[i].calls), rows[i].bytes += times * (rows[i].bytes - then[i].bytes);
+        rows[i].calls += times * (rows[i].calls - then[i].calls),
+            rows[i].bytes += times * (rows[i].bytes - then[i].bytes);
 }
 
 typedef void (*LedgerVisit)(void *context, CommOp op, Tag t, const LedgerRow *row);
@@ -78,7 +83,8 @@ static inline void ledger_visit(const Ledger *l, LedgerVisit visit, void *contex
             for (int p = 0; p < PHASES; p++)
                 for (int w = 0; w < WHATS; w++) {
                     const LedgerRow *row = &l->row[op][b][p][w];
-                    if (row->calls || row->expected) visit(context, (CommOp)op, tag((BlockKind)b, (Phase)p, (What)w), row);
+                    if (row->calls || row->expected)
+                        visit(context, (CommOp)op, tag((BlockKind)b, (Phase)p, (What)w), row);
                 }
 }
 
@@ -91,16 +97,17 @@ static inline i64 ledger_total(const Ledger *l, int expected) {
 }
 
 static inline void ledger_print_row(void *context, CommOp op, Tag t, const LedgerRow *row) {
-    fprintf((FILE *)context, "  %-15s %-10s %-10s %-11s %7lld %16lld %16lld%s\n", COMM_OP_NAMES[op], BLOCK_NAMES[t.block],
-            PHASE_NAMES[t.phase], WHAT_NAMES[t.what], (long long)row->calls, (long long)row->bytes, (long long)row->expected,
+    fprintf((FILE *)context, "  %-15s %-10s %-10s %-11s %7lld %16lld %16lld%s\n", COMM_OP_NAMES[op],
+            BLOCK_NAMES[t.block], PHASE_NAMES[t.phase], WHAT_NAMES[t.what], row->calls, row->bytes, row->expected,
             row->bytes == row->expected ? "" : "  DIFFERS");
 }
 
 static inline void ledger_print(FILE *f, const Ledger *l) {
-    fprintf(f, "traffic of a step, bytes sent by rank 0\n  %-15s %-10s %-10s %-11s %7s %16s %16s\n", "op", "block", "phase", "what", "calls",
-            "bytes", "closed form");
+    fprintf(f, "traffic of a step, bytes sent by rank 0\n  %-15s %-10s %-10s %-11s %7s %16s %16s\n", "op", "block",
+            "phase", "what", "calls", "bytes", "closed form");
     ledger_visit(l, ledger_print_row, f);
-    fprintf(f, "  %-15s %-10s %-10s %-11s %7s %16lld %16lld\n", "total", "", "", "", "", (long long)ledger_total(l, 0), (long long)ledger_total(l, 1));
+    fprintf(f, "  %-15s %-10s %-10s %-11s %7s %16lld %16lld\n", "total", "", "", "", "", ledger_total(l, 0),
+            ledger_total(l, 1));
 }
 
 #endif

@@ -3,11 +3,13 @@
    DIR/config.json     every flag as given or defaulted, the model, the mesh
    DIR/metrics.jsonl   one object a step, flushed: a killed run keeps what it has
    DIR/comm.json       the ledger of the first step on rank 0, next to its closed form
-   DIR/resumes.jsonl   an object each time the run goes on from a checkpoint: from which, what changed, config.json of that time
+   DIR/resumes.jsonl   an object each time the run goes on from a checkpoint: from which, what
+                       changed, config.json of that time
    stdout              one plain line a step: loss, norm, rate, time to go                     Rank 0 only.
 
-   A run that goes on cuts metrics.jsonl back to the steps that its checkpoint has done: no step twice, none missing. Where the disk takes no
-   line, the run goes on and lines wait in memory until it does; only at the end of the run is it an error that some are still not there. */
+   A run that goes on cuts metrics.jsonl back to the steps that its checkpoint has done: no step twice, none missing.
+   Where the disk takes no line, the run goes on and lines wait in memory until it does; only at the end of the run is
+   it an error that some are still not there. */
 #ifndef ODYSSEUS_LOG_H
 #define ODYSSEUS_LOG_H
 
@@ -18,7 +20,8 @@
 
 typedef struct {
     i64 step, tokens, mem_bytes, comm_bytes;
-    double loss, grad_norm, lr, step_ms, tokens_per_s, mfu_causal, mfu_full, comm_exposed_ms, val_loss, val_bits; /* NaN: there is none, MFU is not known */
+    /* NaN: there is none, MFU is not known */
+    double loss, grad_norm, lr, step_ms, tokens_per_s, mfu_causal, mfu_full, comm_exposed_ms, val_loss, val_bits;
     const char *spike; /* what became of it; NULL: it is none */
 } Metrics;
 
@@ -38,12 +41,14 @@ static inline void make_directories(const char *dir) {
         if (*p && *p != '/') continue;
         char c = *p;
         *p = 0;
-        if (mkdir(path, 0777) != 0 && errno != EEXIST) FAIL(THIS_RANK, "--out %s: cannot make the directory %s: %s", dir, path, strerror(errno));
+        if (mkdir(path, 0777) != 0 && errno != EEXIST)
+            FAIL(THIS_RANK, "--out %s: cannot make the directory %s: %s", dir, path, strerror(errno));
         *p = c;
         if (!c) break;
     }
     struct stat info;
-    if (stat(dir, &info) != 0 || !S_ISDIR(info.st_mode)) FAIL(THIS_RANK, "--out %s is not a directory; choose another name", dir);
+    if (stat(dir, &info) != 0 || !S_ISDIR(info.st_mode))
+        FAIL(THIS_RANK, "--out %s is not a directory; choose another name", dir);
 }
 
 /* Create a file of the run directory that must not exist yet. */
@@ -51,7 +56,9 @@ static inline FILE *run_create(const RunLog *log, const char *name) {
     char path[4096];
     snprintf(path, sizeof path, "%s/%s", log->dir, name);
     FILE *f = fopen(path, "wx");
-    if (!f && errno == EEXIST) FAIL(THIS_RANK, "--out %s already holds a %s; choose another directory, nothing is overwritten", log->dir, name);
+    if (!f && errno == EEXIST)
+        FAIL(THIS_RANK, "--out %s already holds a %s; choose another directory, nothing is overwritten", log->dir,
+             name);
     if (!f) FAIL(THIS_RANK, "cannot write %s: %s", path, strerror(errno));
     return f;
 }
@@ -90,8 +97,10 @@ static inline void flag_json(cJSON *object, const Settings *s, const Flag *flag)
 }
 
 /* Flags under their names, then the model and mesh they came to. */
-static inline cJSON *run_config_json(const Settings *s, const Config *c, i64 world, i64 head, int threads, const char *precision) {
-    cJSON *json = cJSON_CreateObject(), *flags = cJSON_AddObjectToObject(json, "flags"), *model = cJSON_AddObjectToObject(json, "model");
+static inline cJSON *run_config_json(const Settings *s, const Config *c, i64 world, i64 head, int threads,
+                                     const char *precision) {
+    cJSON *json = cJSON_CreateObject(), *flags = cJSON_AddObjectToObject(json, "flags"),
+          *model = cJSON_AddObjectToObject(json, "model");
     for (int i = 0; i < COUNT_OF(FLAGS); i++) flag_json(flags, s, &FLAGS[i]);
     cJSON_AddStringToObject(model, "arch", arch_name(c->arch));
     const char *names[] = {"layers", "dim", "heads", "kv_heads", "head_dim", "ffn", "vocab", "max_pos"};
@@ -130,18 +139,24 @@ static inline void run_write_ledger(const RunLog *log, const Ledger *l) {
     if (log->metrics) run_write_json(log, "comm.json", ledger_json(l));
 }
 
-/* Make the run directory; `config` is written and freed. Nothing that is there is overwritten: all names are looked at first. */
+/* A new run overwrites nothing that is there. */
+static inline void run_check_new(const char *dir) {
+    const char *names[] = {"metrics.jsonl", "config.json", "comm.json"};
+    for (int i = 0; i < COUNT_OF(names); i++) {
+        char path[4096];
+        snprintf(path, sizeof path, "%s/%s", dir, names[i]);
+        if (access(path, F_OK) == 0)
+            FAIL(THIS_RANK, "--out %s already holds a %s; choose another directory, nothing is overwritten", dir,
+                 names[i]);
+    }
+}
+
+/* Make the run directory, which run_check_new has looked at; `config` is written and freed. */
 static inline void run_open(RunLog *log, const char *dir, cJSON *config) {
     memset(log, 0, sizeof *log);
     if (dir) {
         snprintf(log->dir, sizeof log->dir, "%s", dir);
         make_directories(dir);
-        const char *names[] = {"metrics.jsonl", "config.json", "comm.json"};
-        for (int i = 0; i < COUNT_OF(names); i++) {
-            char path[4096];
-            snprintf(path, sizeof path, "%s/%s", dir, names[i]);
-            if (access(path, F_OK) == 0) FAIL(THIS_RANK, "--out %s already holds a %s; choose another directory, nothing is overwritten", dir, names[i]);
-        }
         FILE *metrics = run_create(log, "metrics.jsonl");
         run_write_json(log, "config.json", config);
         log->metrics = metrics;
@@ -150,8 +165,8 @@ static inline void run_open(RunLog *log, const char *dir, cJSON *config) {
     }
 }
 
-/* Where the lines of metrics.jsonl end that come before `step`: whole ones, a step each. *last: the last of them, or -1; *val: has it
-   a val_loss? */
+/* Where the lines of metrics.jsonl end that come before `step`: whole ones, a step each. *last: the last of them, or
+   -1; *val: has it a val_loss? */
 static inline long metrics_end(FILE *f, i64 step, i64 *last, int *val) {
     char *line = NULL;
     size_t room = 0;
@@ -160,8 +175,11 @@ static inline long metrics_end(FILE *f, i64 step, i64 *last, int *val) {
     for (ssize_t n; (n = getline(&line, &room, f)) > 0 && line[n - 1] == '\n';) {
         cJSON *json = cJSON_Parse(line);
         const cJSON *at = cJSON_GetObjectItemCaseSensitive(json, "step");
-        int whole = cJSON_IsNumber(at) && at->valuedouble >= 0 && at->valuedouble < (double)step && (*last < 0 || at->valuedouble == (double)(*last + 1));
-        if (whole) *last = (i64)at->valuedouble, *val = cJSON_GetObjectItemCaseSensitive(json, "val_loss") != NULL, end += (long)n;
+        int whole = cJSON_IsNumber(at) && at->valuedouble >= 0 && at->valuedouble < (double)step &&
+                    (*last < 0 || at->valuedouble == (double)(*last + 1));
+        if (whole)
+            *last = (i64)at->valuedouble, *val = cJSON_GetObjectItemCaseSensitive(json, "val_loss") != NULL,
+            end += (long)n;
         cJSON_Delete(json);
         if (!whole) break;
     }
@@ -169,7 +187,8 @@ static inline long metrics_end(FILE *f, i64 step, i64 *last, int *val) {
     return end;
 }
 
-/* A line of resumes.jsonl: the run goes on at `step` from the checkpoint `from`; `changed`: what is not as it was. `config` is freed. */
+/* A line of resumes.jsonl: the run goes on at `step` from the checkpoint `from`; `changed`: what is not
+   as it was. `config` is freed. */
 static inline void run_write_resume(const RunLog *log, i64 step, const char *from, const char *changed, cJSON *config) {
     char path[4096];
     cJSON *json = cJSON_CreateObject();
@@ -202,19 +221,22 @@ static inline void run_continue(RunLog *log, const char *dir, i64 step) {
     if (!log->metrics) FAIL(THIS_RANK, "cannot write %s: %s", path, strerror(errno));
     long end = metrics_end(log->metrics, step, &last, &val);
     if (last >= 0 && last != step - 1)
-        fprintf(stderr, "train_gpt: note: %s ends with step %lld, the checkpoint is after step %lld: those between are not in it\n", path, (long long)last,
-                (long long)step - 1);
+        fprintf(
+            stderr,
+            "train_gpt: note: %s ends with step %lld, the checkpoint is after step %lld: those between are not in it\n",
+            path, last, step - 1);
     log->lacks_val = last == step - 1 && last >= 0 && !val;
     log->end = end;
     if (ftruncate(fileno(log->metrics), (off_t)end) != 0)
-        FAIL(THIS_RANK, "cannot cut %s back to step %lld: %s", path, (long long)step, strerror(errno));
+        FAIL(THIS_RANK, "cannot cut %s back to step %lld: %s", path, step, strerror(errno));
 }
 
 /* A file without a name takes what is written, and loses it at the end. */
 static inline void run_still_there(const RunLog *log) {
     struct stat info;
     if (fstat(fileno(log->metrics), &info) == 0 && info.st_nlink == 0)
-        FAIL(THIS_RANK, "--out %s: metrics.jsonl was removed while the run went on, its results are lost; start again", log->dir);
+        FAIL(THIS_RANK, "--out %s: metrics.jsonl was removed while the run went on, its results are lost; start again",
+             log->dir);
 }
 
 /* A number of JSON, which knows no NaN: null where there is none. */
@@ -246,7 +268,8 @@ static inline void run_append(RunLog *log, const char *text) {
     if (!log->wait) FAIL(THIS_RANK, "out of host memory");
     memcpy(log->wait + old, text, n + 1);
     if (run_flush(log) || old) return;
-    fprintf(stderr, "train_gpt: note: cannot write %s/metrics.jsonl: %s; its lines wait in memory\n", log->dir, strerror(errno));
+    fprintf(stderr, "train_gpt: note: cannot write %s/metrics.jsonl: %s; its lines wait in memory\n", log->dir,
+            strerror(errno));
 }
 
 /* What a validation adds to the line of its step; "" where there was none. */
@@ -266,11 +289,12 @@ static inline void run_metrics(RunLog *log, const Metrics *m) {
     run_metric_val_text(val, sizeof val, m);
     if (m->spike) snprintf(spike, sizeof spike, ", \"spike\": \"%s\"", m->spike);
     snprintf(line, sizeof line,
-             "{\"step\": %lld, \"tokens\": %lld, \"loss\": %s, \"grad_norm\": %s, \"lr\": %.17g, \"step_ms\": %.3f, \"tokens_per_s\": %.1f, "
-             "\"mfu_causal\": %s, \"mfu_full\": %s, \"mem_bytes\": %lld, \"comm_bytes\": %lld, \"comm_exposed_ms\": %.3f%s%s}\n",
-             (long long)m->step, (long long)m->tokens, metric_text(loss, m->loss, 17), metric_text(norm, m->grad_norm, 17), m->lr, m->step_ms,
-             m->tokens_per_s, metric_text(causal, m->mfu_causal, 6), metric_text(full, m->mfu_full, 6), (long long)m->mem_bytes, (long long)m->comm_bytes,
-             m->comm_exposed_ms, val, spike);
+             "{\"step\": %lld, \"tokens\": %lld, \"loss\": %s, \"grad_norm\": %s, \"lr\": %.17g, \"step_ms\": %.3f, "
+             "\"tokens_per_s\": %.1f, \"mfu_causal\": %s, \"mfu_full\": %s, \"mem_bytes\": %lld, \"comm_bytes\": %lld, "
+             "\"comm_exposed_ms\": %.3f%s%s}\n",
+             m->step, m->tokens, metric_text(loss, m->loss, 17), metric_text(norm, m->grad_norm, 17), m->lr, m->step_ms,
+             m->tokens_per_s, metric_text(causal, m->mfu_causal, 6), metric_text(full, m->mfu_full, 6), m->mem_bytes,
+             m->comm_bytes, m->comm_exposed_ms, val, spike);
     run_append(log, line);
     run_still_there(log);
 }
@@ -313,9 +337,10 @@ static inline void print_step(const Metrics *m, i64 steps, double eta) {
     if (m->loss == m->loss) snprintf(loss, sizeof loss, "%.4f", m->loss);
     if (isfinite(m->mfu_causal)) snprintf(mfu, sizeof mfu, "%.1f%%", 100 * m->mfu_causal);
     if (m->val_loss == m->val_loss) snprintf(val, sizeof val, " | val %.4f", m->val_loss);
-    printf("step %lld/%lld | loss %s%s | norm %.3f | lr %.2e | %.0f ms | %.0f tok/s | mfu %s | eta %lld:%02lld\n", (long long)m->step + 1,
-           (long long)steps, loss, val, m->grad_norm, m->lr, m->step_ms, m->tokens_per_s, mfu, (long long)eta / 60,
-           (long long)eta % 60);
+    i64 seconds = (i64)eta;
+    printf("step %lld/%lld | loss %s%s | norm %.3f | lr %.2e | %.0f ms | %.0f tok/s | mfu %s | eta %lld:%02lld\n",
+           m->step + 1, steps, loss, val, m->grad_norm, m->lr, m->step_ms, m->tokens_per_s, mfu, seconds / 60,
+           seconds % 60);
     fflush(stdout);
 }
 

@@ -9,7 +9,7 @@
             ring 1        6        7
 
    Parameters know three groups: `world` shares what no axis splits, `split` what the head axis splits, and `kv` the KV
-   projections when there are fewer KV heads than head ranks (split, times the replicas of one KV head).               */
+   projections when there are fewer KV heads than head ranks (split, times the replicas of one KV head).              */
 #ifndef ODYSSEUS_MESH_H
 #define ODYSSEUS_MESH_H
 
@@ -29,14 +29,15 @@ typedef struct {
 #define MESH_GROUPS 5
 
 /* One axis: with a wire, split it off; without (a dry run), only its shape is known. */
-static inline Comm mesh_axis(Wire base, int imagined, i64 colour, i64 rank, i64 size, i64 world, i64 inner, i64 stride) {
+static inline Comm mesh_axis(Wire base, int imagined, i64 colour, i64 rank, i64 size, i64 world, i64 inner,
+                             i64 stride) {
     Comm c = {(int)rank, (int)size, wire_none(), NULL, world, inner, stride};
     if (!imagined) c.wire = wire_split(base, (int)colour, (int)rank);
     return c;
 }
 
-/* Place `rank` of `base` in the mesh and make its communicators; collective over `base`. With `imagined`, base is not used.
-   kv_heads: of the model, for the `kv` group. shape must multiply up to the world. */
+/* Place `rank` of `base` in the mesh and make its communicators; collective over `base`. With `imagined`, base is not
+   used. kv_heads: of the model, for the `kv` group. shape must multiply up to the world. */
 static inline void mesh_init(Mesh *m, MeshShape shape, Wire base, int imagined, int rank, i64 kv_heads) {
     memset(m, 0, sizeof *m);
     i64 R = shape.ring, H = shape.head;
@@ -49,7 +50,8 @@ static inline void mesh_init(Mesh *m, MeshShape shape, Wire base, int imagined, 
     m->head = mesh_axis(base, imagined, rank / H, h, H, shape.world, H, H);
     m->ring = mesh_axis(base, imagined, d * H + h, r, R, shape.world, 1, H);
     m->split = mesh_axis(base, imagined, h, d * R + r, shape.dp * R, shape.world, 1, H);
-    m->kv = mesh_axis(base, imagined, h / reps, (d * R + r) * reps + h % reps, shape.dp * R * reps, shape.world, reps, H);
+    m->kv =
+        mesh_axis(base, imagined, h / reps, (d * R + r) * reps + h % reps, shape.dp * R * reps, shape.world, reps, H);
 }
 
 /* The five groups, always in this order. */
@@ -87,21 +89,27 @@ static inline void mesh_link(Mesh *m, Fabric *f) {
 
 #define TRIAL_BYTES ((i64)64 << 20)
 
-/* An exchange of a few bytes and one as large as the step's largest (of TRIAL_BYTES at most) over every link, after the plan. What cannot work
-   fails before anything is written; and a library that makes its buffers when they are first used has them before memory is counted. */
+/* An exchange of a few bytes and one as large as the step's largest (of TRIAL_BYTES at most) over every link, after the
+   plan. What cannot work fails before anything is written; and a library that makes its buffers when they are first
+   used has them before memory is counted. */
 static inline void mesh_try(Mesh *m, Fabric *f) {
     Tag t = tag(BLOCK_OTHER, PHASE_FORWARD, WHAT_CONTROL);
     for (int i = 0; i < MESH_GROUPS; i++) {
         const Comm *c = mesh_group(m, i);
         if (!c->link || mesh_twin(m, i) != i) continue;
-        i64 part[2] = {16, round_up(i64_min(schedule_largest(&f->schedule, c->size), TRIAL_BYTES / c->size), 16)}; /* bytes */
+        /* in bytes */
+        i64 part[2] = {16, round_up(i64_min(schedule_largest(&f->schedule, c->size), TRIAL_BYTES / c->size), 16)};
         char *all = (char *)links_trial(2 * c->size * i64_max(part[0], part[1]));
-        if (!all) FAIL(THIS_RANK, "out of memory: no %.1f MB to try the links between the ranks; does something else use this " MEMORY_OWNER "?",
-                       (double)(2 * c->size * part[1]) / 1e6);
+        if (!all)
+            FAIL(THIS_RANK,
+                 "out of memory: no %.1f MB to try the links between the ranks; does something else use "
+                 "this " MEMORY_OWNER "?",
+                 (double)(2 * c->size * part[1]) / 1e6);
         for (int k = 0; k < 2; k++) {
             if (!part[k]) continue;
             comm_all_gather(f, c, t, all, all + c->rank * part[k], part[k] / accum_size(), DTYPE_ACCUM);
-            comm_wait(f, comm_all_to_all_start(f, c, t, all + c->size * part[k], all, part[k] / accum_size(), DTYPE_ACCUM));
+            comm_wait(f, comm_all_to_all_start(f, c, t, all + c->size * part[k], all, part[k] / accum_size(),
+                                               DTYPE_ACCUM));
         }
         device_finish(f->dev);
         links_untried(all);

@@ -1,7 +1,7 @@
 /* options.h - what to build: flags become a model, a mesh and a scheme, and are refused where that cannot run.
 
    Settings (flags.h)  ->  ModelOptions: config of a preset or a directory, scheme, mesh, layout, L, B, batch
-   options_refuse      why these cannot run, and the nearest that can                                                              */
+   options_refuse      why these cannot run, and the nearest that can                                                 */
 #ifndef ODYSSEUS_OPTIONS_H
 #define ODYSSEUS_OPTIONS_H
 
@@ -14,7 +14,7 @@ typedef struct {
     MeshShape shape;
     RingLayout layout;
     i64 L, B, batch; /* sequence length; sequences of a micro-batch and of a whole step */
-    int recompute, overlap;
+    int recompute, overlap, samples; /* samples: text will be asked of it */
     const char *comm;
     Dtype grad_wire;
     DevicePlace place;
@@ -40,17 +40,20 @@ static inline int options_refuse(const ModelOptions *o, char *why, size_t size) 
     if (o->scheme->refuses(c, &o->shape, reason, sizeof reason)) {
         snprintf(why, size, "--sp %s: %s", o->scheme->name, reason);
     } else if (o->L % unit != 0 && o->L > unit) {
-        snprintf(why, size, "--seq-len %lld does not divide over ring %lld x head %lld; the nearest that do are %lld and %lld", (long long)o->L,
-                 (long long)o->shape.ring, (long long)o->shape.head, (long long)(o->L / unit * unit), (long long)(round_up(o->L, unit)));
+        snprintf(why, size,
+                 "--seq-len %lld does not divide over ring %lld x head %lld; the nearest that do are %lld and %lld",
+                 o->L, o->shape.ring, o->shape.head, o->L / unit * unit, round_up(o->L, unit));
     } else if (o->L % unit != 0) {
-        snprintf(why, size, "--seq-len %lld does not divide over ring %lld x head %lld; the shortest that does is %lld", (long long)o->L,
-                 (long long)o->shape.ring, (long long)o->shape.head, (long long)unit);
+        snprintf(why, size, "--seq-len %lld does not divide over ring %lld x head %lld; the shortest that does is %lld",
+                 o->L, o->shape.ring, o->shape.head, unit);
     } else if (o->batch % group != 0) {
         i64 below = o->batch / group * group;
-        int n = snprintf(why, size, "--batch %lld is not a multiple of dp %lld x micro-batch %lld; the nearest that are: ", (long long)o->batch,
-                         (long long)o->shape.dp, (long long)o->B);
-        if (below) n += snprintf(why + n, size - (size_t)n, "%lld and ", (long long)below);
-        snprintf(why + n, size - (size_t)n, "%lld", (long long)below + group);
+        int n =
+            snprintf(why, size,
+                     "--batch %lld is not a multiple of dp %lld x micro-batch %lld; the nearest that are: ", o->batch,
+                     o->shape.dp, o->B);
+        if (below) n += snprintf(why + n, size - (size_t)n, "%lld and ", below);
+        snprintf(why + n, size - (size_t)n, "%lld", below + group);
     } else if (device_refuses_heads(c->head_dim)) {
         snprintf(why, size, "heads of %lld (--head-dim, or --dim / --heads): %s", (long long)c->head_dim, device_refuses_heads(c->head_dim));
     } else if (c->has & HAS_POSITIONS && o->L > c->max_pos) {
@@ -78,7 +81,8 @@ static inline void options_model(ModelOptions *o, const Settings *s) {
         const char *overrides[] = {"arch", "layers", "dim", "heads", "kv-heads", "head-dim", "ffn", "vocab", "max-pos", "rope-theta", "tied-head"};
         const i64 given[] = {s->arch != NULL, s->layers, s->dim, s->heads, s->kv_heads, s->head_dim, s->ffn, s->vocab, s->max_pos, s->rope_theta > 0, s->tied_head != NULL};
         for (int i = 0; i < COUNT_OF(overrides); i++)
-            if (given[i]) FAIL(EVERYONE, "--%s cannot change the model in %s; it overrides presets only", overrides[i], s->model);
+            if (given[i])
+                FAIL(EVERYONE, "--%s cannot change the model in %s; it overrides presets only", overrides[i], s->model);
         checkpoint_read_config(&o->config, s->model);
         config_extend(&o->config, s);
     } else {
@@ -93,17 +97,19 @@ static inline void options_model(ModelOptions *o, const Settings *s) {
 /* The mesh that flags and world ask for: the head axis takes what dp and ring leave. */
 static inline void options_mesh(ModelOptions *o, Settings *s, const FlagsGiven *given, i64 world) {
     if (world % s->dp != 0)
-        FAIL(EVERYONE, "%lld ranks do not divide over --dp %lld; use a divisor of %lld", (long long)world, (long long)s->dp, (long long)world);
+        FAIL(EVERYONE, "%lld ranks do not divide over --dp %lld; use a divisor of %lld", world, s->dp, world);
     if (o->scheme->ring_takes_all && !flag_given(given, "ring")) s->ring = world / s->dp;
     if (world / s->dp % s->ring != 0)
-        FAIL(EVERYONE, "%lld ranks / --dp %lld leaves %lld, which does not divide over --ring %lld; use a divisor of it", (long long)world,
-             (long long)s->dp, (long long)(world / s->dp), (long long)s->ring);
+        FAIL(EVERYONE,
+             "%lld ranks / --dp %lld leaves %lld, which does not divide over --ring %lld; use a divisor of it", world,
+             s->dp, world / s->dp, s->ring);
     o->shape.world = world, o->shape.dp = s->dp, o->shape.ring = s->ring, o->shape.head = world / s->dp / s->ring;
 }
 
-/* Everything about the run that does not need data or memory; whether that can run, options_check says. `world`: ranks. Where the
-   scheme takes all of them, s->ring becomes what the run has. */
-static inline void options_from_flags(ModelOptions *o, const Scheme *scheme, Settings *s, const FlagsGiven *given, i64 world, DevicePlace place) {
+/* Everything about the run that does not need data or memory; whether that can run, options_check says. `world`: ranks.
+   Where the scheme takes all of them, s->ring becomes what the run has. */
+static inline void options_from_flags(ModelOptions *o, const Scheme *scheme, Settings *s, const FlagsGiven *given,
+                                      i64 world, DevicePlace place) {
     memset(o, 0, sizeof *o);
     o->scheme = scheme;
     options_model(o, s);
@@ -115,6 +121,7 @@ static inline void options_from_flags(ModelOptions *o, const Scheme *scheme, Set
         o->L = o->B = 1, o->batch = world;
     }
     o->recompute = strcmp(s->recompute, "full") == 0;
+    o->samples = s->sample || s->sample_file || s->sample_ids;
     o->overlap = strcmp(s->overlap, "on") == 0;
     o->comm = s->comm;
     o->grad_wire = s->grad_comm && strcmp(s->grad_comm, "bf16") == 0 ? DTYPE_REAL : DTYPE_ACCUM;

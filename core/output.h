@@ -22,13 +22,15 @@ static inline int path_in_run(const Settings *s, const char *where) {
 static inline void check_writable(const Settings *s, const char *flag, const char *path) {
     char directory[4096];
     int fd = path_descriptor(path), mode = fd >= 0 ? fcntl(fd, F_GETFL) : 0;
-    if (fd >= 0 && (mode < 0 || (mode & O_ACCMODE) == O_RDONLY)) FAIL(EVERYONE, "--%s %s is not open for writing", flag, path);
+    if (fd >= 0 && (mode < 0 || (mode & O_ACCMODE) == O_RDONLY))
+        FAIL(EVERYONE, "--%s %s is not open for writing", flag, path);
     if (path_is_stream(path)) {
         if (fd < 0 && access(path, W_OK) != 0) FAIL(EVERYONE, "--%s %s: cannot write: %s", flag, path, strerror(errno));
         return;
     }
     if (path_is_directory(path)) FAIL(EVERYONE, "--%s %s is a directory; name a file", flag, path);
-    if (path_is_taken(path)) FAIL(EVERYONE, "--%s %s is there already; choose another name, nothing is overwritten", flag, path);
+    if (path_is_taken(path))
+        FAIL(EVERYONE, "--%s %s is there already; choose another name, nothing is overwritten", flag, path);
     snprintf(directory, sizeof directory, "%s", path);
     char *slash = strrchr(directory, '/');
     if (slash) *slash = 0;
@@ -37,10 +39,12 @@ static inline void check_writable(const Settings *s, const char *flag, const cha
     if (path_in_run(s, where)) {
         const char *own[] = {"config.json", "metrics.jsonl", "comm.json"};
         for (int i = 0; i < COUNT_OF(own); i++)
-            if (strcmp(name, own[i]) == 0) FAIL(EVERYONE, "--%s %s is a file of the run itself; choose another name", flag, path);
+            if (strcmp(name, own[i]) == 0)
+                FAIL(EVERYONE, "--%s %s is a file of the run itself; choose another name", flag, path);
         if (!path_is_directory(where)) return;
     }
-    if (access(where, W_OK | X_OK) != 0) FAIL(EVERYONE, "--%s %s: cannot write into %s: %s", flag, path, where, strerror(errno));
+    if (access(where, W_OK | X_OK) != 0)
+        FAIL(EVERYONE, "--%s %s: cannot write into %s: %s", flag, path, where, strerror(errno));
 }
 
 /* Two outputs cannot be one file. */

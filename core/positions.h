@@ -83,7 +83,8 @@ static inline double causal_pairs_runs(TokenRun q, TokenRun kv) {
         /* query i sees n(i) = clamp(i + shift, 0, kv.count) keys */
         i64 d = q.first - kv.first, s = q.stride;
         i64 shift = (d >= 0 ? d / s : -ceil_div(-d, s)) + 1;
-        i64 start = i64_max(0, -shift);                          /* first query that sees anything (n > 0 from start+1) */
+        /* first query that sees anything (n > 0 from start+1) */
+        i64 start = i64_max(0, -shift);
         i64 full = i64_min(q.count, i64_max(0, kv.count - shift)); /* first query that sees everything */
         double pairs = (double)(q.count - full) * (double)kv.count;
         if (full > start) pairs += 0.5 * (double)(full - start) * (double)((start + shift) + (full - 1 + shift));

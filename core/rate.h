@@ -1,7 +1,7 @@
 /* rate.h - how fast a step was, and what share of the machine's peak that is: MFU.
 
-   FLOP per token are those the mathematics asks for, twice: with attention's causal half, and with its full square, as many papers
-   count. The peak is given (--peak-tflops), stated by a table, or measured at start.                                               */
+   FLOP per token are those the mathematics asks for, twice: with attention's causal half, and with its full square, as
+   many papers count. The peak is given (--peak-tflops), stated by a table, or measured at start.                     */
 #ifndef ODYSSEUS_RATE_H
 #define ODYSSEUS_RATE_H
 
@@ -30,23 +30,31 @@ static inline Peak peak_of(const Settings *s, const DevicePlace *place) {
     return p;
 }
 
-/* A step faster than the peak. Where that was given, or a table states it, the step is impossible: an error. Where it was measured, the
-   measurement is wrong, which stops nothing: others may have used the machine meanwhile, so look again, once; a peak that is still below
-   what was reached is not known, and then MFU is not either. */
+/* A step faster than the peak. Where that was given, or a table states it, the step is impossible: an error. Where it
+   was measured, the measurement is wrong, which stops nothing: others may have used the machine meanwhile, so look
+   again, once; a peak that is still below what was reached is not known, and then MFU is not either. */
 static inline void rate_above_peak(Peak *p, const DevicePlace *place, Metrics *k) {
     if (p->stated)
-        FAIL(THIS_RANK, "step %lld ran at %.2f times the peak of %g GFLOP/s a rank: either the peak is too low (--peak-tflops) or work was skipped",
-             (long long)k->step, k->mfu_causal, p->flops / 1e9);
+        FAIL(THIS_RANK,
+             "step %lld ran at %.2f times the peak of %g GFLOP/s a rank: either the peak is too low (--peak-tflops) or "
+             "work was skipped",
+             k->step, k->mfu_causal, p->flops / 1e9);
     double measured = p->flops, again = p->again ? 0 : device_peak(place), higher = again / measured;
     p->again = 1;
     p->flops = k->mfu_causal <= higher ? again : 0;
-    k->mfu_causal = p->flops > 0 ? k->mfu_causal / higher : NAN, k->mfu_full = p->flops > 0 ? k->mfu_full / higher : NAN;
-    if (p->flops > 0) printf("note     the peak was measured too low, at %.1f GFLOP/s a rank; again: %.1f\n", measured / 1e9, again / 1e9);
-    else printf("note     step %lld ran above the measured peak of %.1f GFLOP/s a rank, so MFU is not known; --peak-tflops gives the true one\n",
-                (long long)k->step, fmax(measured, again) / 1e9);
+    k->mfu_causal = p->flops > 0 ? k->mfu_causal / higher : NAN,
+    k->mfu_full = p->flops > 0 ? k->mfu_full / higher : NAN;
+    if (p->flops > 0)
+        printf("note     the peak was measured too low, at %.1f GFLOP/s a rank; again: %.1f\n", measured / 1e9,
+               again / 1e9);
+    else
+        printf("note     step %lld ran above the measured peak of %.1f GFLOP/s a rank, so MFU is not known; "
+               "--peak-tflops gives the true one\n",
+               k->step, fmax(measured, again) / 1e9);
 }
 
-/* What was measured of a step that took so many seconds; the caller adds step, loss, norm and rate of learning. The peak may change. */
+/* What was measured of a step that took so many seconds; the caller adds step, loss, norm and rate of
+   learning. The peak may change. */
 static inline void step_metrics(Metrics *k, Model *m, const ModelOptions *o, Peak *p, double seconds) {
     double peak = p->flops * (double)m->mesh.shape.world;
     k->tokens = o->batch * o->L;

@@ -1,15 +1,18 @@
 /* safetensors.h - the file format of weights: a JSON header and raw little-endian numbers; reader and writer.
 
    file    [ u64 header length | {"name": {"dtype", "shape", "data_offsets": [begin, end]}, ...} spaces | data ]
-   read    map the file, check every number in the header against the file's size, sort tensors by name, convert on access
-   write   header from a list of names and shapes, then the data in that order, piece by piece; under a temporary name that
-           becomes the real one when everything is on disk: a file that exists is complete, and was not there before
+   read    map the file, check every number in the header against the file's size, sort
+           tensors by name, convert on access
+   write   header from a list of names and shapes, then the data in that order, piece by piece; under a
+           temporary name that becomes the real one when everything is on disk: a file that exists is
+           complete, and was not there before
 
-   A header is input from outside: whatever it says, nothing is read beyond the file and a bad one ends in one line that names
-   file and tensor. As in the format's reference implementation, data are contiguous: no holes, no overlap, nothing left over,
-   which is what finds a truncated download. A set is one file, or the shards that a model.safetensors.index.json lists.
+   A header is input from outside: whatever it says, nothing is read beyond the file and a bad one ends in one line that
+   names file and tensor. As in the format's reference implementation, data are contiguous: no holes, no overlap,
+   nothing left over, which is what finds a truncated download. A set is one file, or the shards that a
+   model.safetensors.index.json lists.
 
-   Format: https://github.com/huggingface/safetensors, section Format. JSON: cJSON (Debian libcjson-dev, -lcjson).          */
+   Format: https://github.com/huggingface/safetensors, section Format. JSON: cJSON (Debian libcjson-dev, -lcjson).    */
 #ifndef ODYSSEUS_SAFETENSORS_H
 #define ODYSSEUS_SAFETENSORS_H
 
@@ -27,7 +30,7 @@
 #error "safetensors.h maps little-endian files as they are"
 #endif
 
-/* ---- paths and JSON ------------------------------------------------------------------------------------------------ */
+/* ---- paths and JSON ---------------------------------------------------------------------------------------------- */
 
 /* out = dir/name, without doubling a slash. */
 static inline void path_join(char out[PATH_MAX], const char *dir, const char *name) {
@@ -70,7 +73,7 @@ static inline FileMap file_map(const char *path) {
     m.size = (i64)st.st_size;
     if (m.size > 0) {
         void *p = mmap(NULL, (size_t)m.size, PROT_READ, MAP_PRIVATE, fd, 0);
-        if (p == MAP_FAILED) FAIL(EVERYONE, "%s: cannot map %lld bytes: %s", path, (long long)m.size, strerror(errno));
+        if (p == MAP_FAILED) FAIL(EVERYONE, "%s: cannot map %lld bytes: %s", path, m.size, strerror(errno));
         m.bytes = (const unsigned char *)p;
     }
     close(fd);
@@ -182,19 +185,19 @@ static inline void file_refuse_kind(const char *path, const FileMap *m) {
     }
 }
 
-/* The JSON object in text (size bytes, not terminated); `what` names it in the message. Parsed from a copy with zeros behind
-   it, so that no slip of a parser can leave the file. Owner: caller; cJSON_Delete. */
+/* The JSON object in text (size bytes, not terminated); `what` names it in the message. Parsed from a copy with zeros
+   behind it, so that no slip of a parser can leave the file. Owner: caller; cJSON_Delete. */
 static inline cJSON *json_parse(const char *path, const char *what, const unsigned char *text, i64 size) {
     char *copy = (char *)host_alloc((size_t)size + 64);
     if (size > 0) memcpy(copy, text, (size_t)size);
     const char *end = copy;
     cJSON *root = cJSON_ParseWithOpts(copy, &end, 0);
     i64 at = end - copy;
-    if (!root) FAIL(EVERYONE, "%s: %s is not JSON (stopped at byte %lld of %lld)", path, what, (long long)at, (long long)size);
+    if (!root) FAIL(EVERYONE, "%s: %s is not JSON (stopped at byte %lld of %lld)", path, what, at, size);
     if (strstr(copy, "\\u0000")) FAIL(EVERYONE, "%s: %s: a text holds \\u0000, which would cut it short", path, what);
     for (; at < size; at++)
         if (!strchr(" \t\r\n", copy[at]) || !copy[at])
-            FAIL(EVERYONE, "%s: %s: something follows the JSON at byte %lld", path, what, (long long)at);
+            FAIL(EVERYONE, "%s: %s: something follows the JSON at byte %lld", path, what, at);
     if (!cJSON_IsObject(root)) FAIL(EVERYONE, "%s: %s is not a JSON object", path, what);
     free(copy);
     return root;
@@ -214,7 +217,8 @@ static inline cJSON *json_made(cJSON *item) {
     return item;
 }
 
-/* The value of key, NULL where there is none. A key that comes up twice is refused: readers differ in which of the two they believe. */
+/* The value of key, NULL where there is none. A key that comes up twice is refused: readers differ in
+   which of the two they believe. */
 static inline const cJSON *json_find(const char *path, const cJSON *object, const char *key) {
     const cJSON *found = NULL;
     for (const cJSON *item = cJSON_IsObject(object) ? object->child : NULL; item; item = item->next) {
@@ -232,10 +236,12 @@ static inline i64 json_count(const cJSON *item) {
     return v >= 0 && v <= 9e15 && v == floor(v) ? (i64)v : -1;
 }
 
-/* ---- tensors --------------------------------------------------------------------------------------------------------- */
+/* ---- tensors ----------------------------------------------------------------------------------------------------- */
 
-typedef enum { ST_F32, ST_F64, ST_F16, ST_BF16, ST_I32, ST_BOOL, ST_U8, ST_I8, ST_F8_E4M3, ST_F8_E5M2, ST_I16, ST_U16, ST_U32,
-               ST_I64, ST_U64, ST_TYPES } SafetensorType;
+typedef enum {
+    ST_F32, ST_F64, ST_F16, ST_BF16, ST_I32, ST_BOOL, ST_U8, ST_I8, ST_F8_E4M3, ST_F8_E5M2, ST_I16, ST_U16,
+    ST_U32, ST_I64, ST_U64, ST_TYPES
+} SafetensorType;
 
 typedef struct {
     const char *name;
@@ -243,8 +249,8 @@ typedef struct {
 } SafetensorTypeRow;
 
 static const SafetensorTypeRow SAFETENSOR_TYPES[ST_TYPES] = {
-    {"F32", 4}, {"F64", 8}, {"F16", 2}, {"BF16", 2}, {"I32", 4}, {"BOOL", 1}, {"U8", 1}, {"I8", 1}, {"F8_E4M3", 1}, {"F8_E5M2", 1},
-    {"I16", 2}, {"U16", 2}, {"U32", 4}, {"I64", 8}, {"U64", 8}};
+    {"F32", 4}, {"F64", 8}, {"F16", 2}, {"BF16", 2}, {"I32", 4}, {"BOOL", 1}, {"U8", 1}, {"I8", 1}, {"F8_E4M3", 1},
+    {"F8_E5M2", 1}, {"I16", 2}, {"U16", 2}, {"U32", 4}, {"I64", 8}, {"U64", 8}};
 
 #define SAFETENSOR_DIMS 8
 
@@ -282,7 +288,8 @@ static inline float float_from_fp16(uint16_t h) {
     uint32_t sign = (uint32_t)(h >> 15) << 31, exponent = (h >> 10) & 31, mantissa = h & 1023;
     if (exponent == 31) return float_from_bits(sign | 0x7f800000u | mantissa << 13);            /* inf, nan */
     if (exponent) return float_from_bits(sign | (exponent + 127 - 15) << 23 | mantissa << 13);
-    float tiny = (float)mantissa * 0x1p-24f;                                                    /* zero, subnormal: exact */
+    /* zero, subnormal: exact */
+    float tiny = (float)mantissa * 0x1p-24f;
     return sign ? -tiny : tiny;
 }
 
@@ -311,11 +318,12 @@ static inline int safetensor_is_float(const Safetensor *t) {
 /* "[32, 96]", for messages. */
 static inline void shape_text(char *out, size_t size, const i64 *shape, int dims) {
     size_t n = (size_t)snprintf(out, size, "[");
-    for (int i = 0; i < dims && n < size; i++) n += (size_t)snprintf(out + n, size - n, "%s%lld", i ? ", " : "", (long long)shape[i]);
+    for (int i = 0; i < dims && n < size; i++)
+        n += (size_t)snprintf(out + n, size - n, "%s%lld", i ? ", " : "", shape[i]);
     if (n < size) snprintf(out + n, size - n, "]");
 }
 
-/* ---- reader ---------------------------------------------------------------------------------------------------------- */
+/* ---- reader ------------------------------------------------------------------------------------------------------ */
 
 /* Shape and size of one tensor from its header entry. */
 static inline void safetensor_read_shape(Safetensor *t, const cJSON *shape) {
@@ -340,7 +348,8 @@ static inline void safetensor_read_shape(Safetensor *t, const cJSON *shape) {
 static inline void safetensor_read_entry(Safetensor *t, const char *path, const cJSON *entry, i64 data_size) {
     memset(t, 0, sizeof *t);
     t->path = path;
-    if (!entry->string || !text_is_printable(entry->string)) FAIL(EVERYONE, "%s: a tensor's name is empty or not printable", path);
+    if (!entry->string || !text_is_printable(entry->string))
+        FAIL(EVERYONE, "%s: a tensor's name is empty or not printable", path);
     size_t n = strlen(entry->string) + 1;
     t->name = (char *)host_alloc(n);
     memcpy(t->name, entry->string, n);
@@ -355,17 +364,19 @@ static inline void safetensor_read_entry(Safetensor *t, const char *path, const 
     t->type = (SafetensorType)type;
     safetensor_read_shape(t, json_find(path, entry, "shape"));
     const cJSON *offsets = json_find(path, entry, "data_offsets");
-    if (!cJSON_IsArray(offsets) || cJSON_GetArraySize(offsets) != 2) FAIL(EVERYONE, "%s: tensor %.200s has no data_offsets", path, t->name);
+    if (!cJSON_IsArray(offsets) || cJSON_GetArraySize(offsets) != 2)
+        FAIL(EVERYONE, "%s: tensor %.200s has no data_offsets", path, t->name);
     i64 begin = json_count(offsets->child), end = json_count(offsets->child->next);
-    if (begin < 0 || end < begin) FAIL(EVERYONE, "%s: tensor %.200s: data_offsets are not two rising positions", path, t->name);
+    if (begin < 0 || end < begin)
+        FAIL(EVERYONE, "%s: tensor %.200s: data_offsets are not two rising positions", path, t->name);
     if (end > data_size)
         FAIL(EVERYONE, "%s: tensor %.200s ends at byte %lld of the data, the file has only %lld: truncated? %s", path,
-             t->name, (long long)end, (long long)data_size, mend_beside(MEND_DOWNLOAD, path).text);
+             t->name, end, data_size, mend_beside(MEND_DOWNLOAD, path).text);
     if (end - begin != t->bytes) {
         char shape[256];
         shape_text(shape, sizeof shape, t->shape, t->dims);
-        FAIL(EVERYONE, "%s: tensor %.200s: %s %s takes %lld bytes, data_offsets give it %lld", path, t->name, SAFETENSOR_TYPES[t->type].name, shape,
-             (long long)t->bytes, (long long)(end - begin));
+        FAIL(EVERYONE, "%s: tensor %.200s: %s %s takes %lld bytes, data_offsets give it %lld", path, t->name,
+             SAFETENSOR_TYPES[t->type].name, shape, t->bytes, end - begin);
     }
     t->begin = begin;
 }
@@ -392,7 +403,7 @@ static inline void safetensors_add_file(SafetensorSet *s, const char *path) {
     uint64_t header = 0;
     if (f->map.size >= 8) memcpy(&header, f->map.bytes, 8);
     file_refuse_kind(path, &f->map);
-    if (f->map.size < 8) FAIL(EVERYONE, "%s: %lld bytes are no safetensors file", path, (long long)f->map.size);
+    if (f->map.size < 8) FAIL(EVERYONE, "%s: %lld bytes are no safetensors file", path, f->map.size);
     if (header > (uint64_t)(f->map.size - 8) || header > (uint64_t)header_limit) {
         char text[41];
         snprintf(text, sizeof text, "%.*s", (int)i64_min(f->map.size, 40), (const char *)f->map.bytes);
@@ -402,13 +413,14 @@ static inline void safetensors_add_file(SafetensorSet *s, const char *path) {
                  mend_beside(MEND_DOWNLOAD, path).text);
         int cut = header <= (uint64_t)header_limit && f->map.size > 8 && f->map.bytes[8] == '{';
         FAIL(EVERYONE, "%s: its header would take %llu bytes of a file of %lld: %s; %s", path,
-             (unsigned long long)header, (long long)f->map.size, cut ? "truncated" : "no safetensors file",
+             (unsigned long long)header, f->map.size, cut ? "truncated" : "no safetensors file",
              mend_beside(MEND_DOWNLOAD, path).text);
     }
     const unsigned char *data = f->map.bytes + 8 + header;
     i64 data_size = f->map.size - 8 - (i64)header;
     cJSON *root = json_parse(path, "the header", f->map.bytes + 8, (i64)header);
-    Safetensor *grown = (Safetensor *)realloc(s->tensor, ((size_t)s->tensors + (size_t)cJSON_GetArraySize(root) + 1) * sizeof(Safetensor));
+    Safetensor *grown = (Safetensor *)realloc(s->tensor, ((size_t)s->tensors + (size_t)cJSON_GetArraySize(root) + 1) *
+                                                             sizeof(Safetensor));
     if (!grown) FAIL(THIS_RANK, "out of host memory");
     s->tensor = grown;
     Safetensor *first = grown + s->tensors;
@@ -424,9 +436,9 @@ static inline void safetensors_add_file(SafetensorSet *s, const char *path) {
     i64 end = 0;
     for (int i = 0; i < n; end = first[i].begin + first[i].bytes, i++)
         if (first[i].begin != end)
-            FAIL(EVERYONE, "%s: tensor %.200s begins at byte %lld of the data, the one before it ends at %lld: %s", path, first[i].name,
-                 (long long)first[i].begin, (long long)end, first[i].begin < end ? "they overlap" : "a hole");
-    if (end != data_size) FAIL(EVERYONE, "%s: %lld bytes follow the last tensor", path, (long long)(data_size - end));
+            FAIL(EVERYONE, "%s: tensor %.200s begins at byte %lld of the data, the one before it ends at %lld: %s",
+                 path, first[i].name, first[i].begin, end, first[i].begin < end ? "they overlap" : "a hole");
+    if (end != data_size) FAIL(EVERYONE, "%s: %lld bytes follow the last tensor", path, data_size - end);
     s->tensors += n;
 }
 
@@ -477,7 +489,8 @@ static inline void safetensors_open_index(SafetensorSet *s, const char *dir, con
     if (!cJSON_IsObject(map) || !map->child) FAIL(EVERYONE, "%s: no weight_map", index);
     char path[PATH_MAX];
     for (const cJSON *entry = map->child; entry; entry = entry->next) {
-        if (!text_is_printable(entry->string)) FAIL(EVERYONE, "%s: weight_map: a tensor's name is empty or not printable", index);
+        if (!text_is_printable(entry->string))
+            FAIL(EVERYONE, "%s: weight_map: a tensor's name is empty or not printable", index);
         if (!cJSON_IsString(entry) || !text_is_printable(entry->valuestring) || strchr(entry->valuestring, '/'))
             FAIL(EVERYONE, "%s: weight_map: %.200s: not the name of a file in this directory", index, entry->string);
         path_join(path, dir, entry->valuestring);
@@ -574,15 +587,17 @@ static inline void safetensors_close(SafetensorSet *s) {
     memset(s, 0, sizeof *s);
 }
 
-/* ---- writer: one rank writes, so its errors are THIS_RANK's ------------------------------------------------------------ */
+/* ---- writer: one rank writes, so its errors are THIS_RANK's ------------------------------------------------------ */
 
-/* A file that comes into being complete or not at all, and replaces nothing; or a device or pipe, which is written through. */
+/* A file that comes into being complete or not at all, and replaces nothing; or a device or
+   pipe, which is written through. */
 typedef struct {
     int fd, through;
     char path[PATH_MAX], temporary[PATH_MAX];
 } NewFile;
 
-/* The descriptor that a path names, as process substitution does; -1: none. What is open already is no file to be replaced. */
+/* The descriptor that a path names, as process substitution does; -1: none. What is open
+   already is no file to be replaced. */
 static inline int path_descriptor(const char *path) {
     if (strcmp(path, "/dev/stdout") == 0) return 1;
     if (strcmp(path, "/dev/stderr") == 0) return 2;
@@ -614,7 +629,8 @@ static inline void stream_open(NewFile *f) {
     int named = path_descriptor(f->path);
     signal(SIGPIPE, SIG_IGN);
     f->fd = named >= 0 ? fcntl(named, F_DUPFD_CLOEXEC, 0) : open(f->path, O_WRONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
-    if (f->fd < 0) new_file_fail(f, errno == ENXIO ? "write: nobody reads this pipe yet, start its reader first" : "open");
+    if (f->fd < 0)
+        new_file_fail(f, errno == ENXIO ? "write: nobody reads this pipe yet, start its reader first" : "open");
     if (named < 0 && fcntl(f->fd, F_SETFL, 0) != 0) new_file_fail(f, "open");
     if (named >= 0) fflush(NULL); /* what was printed before comes first */
 }
@@ -650,7 +666,8 @@ static inline void new_file_close(NewFile *f) {
     f->fd = -1;
     if (failed) new_file_fail(f, "write");
     if (f->through) return;
-    /* a second name, unlike rename, replaces nothing that has come meanwhile; where the file system has none, look first */
+    /* a second name, unlike rename, replaces nothing that has come meanwhile; where the file
+       system has none, look first */
     int named = link(f->temporary, f->path) == 0;
     if (named) unlink(f->temporary);
     else if (errno == EEXIST || path_is_taken(f->path)) errno = EEXIST, new_file_fail(f, "create");
@@ -682,7 +699,8 @@ static inline i64 safetensor_plan_bytes(const SafetensorPlan *p) {
     return bytes;
 }
 
-/* All that stands before the data of n tensors, which follow in this order: *bytes of it, a multiple of 8. Owner: caller; free. */
+/* All that stands before the data of n tensors, which follow in this order: *bytes of it, a
+   multiple of 8. Owner: caller; free. */
 static inline char *safetensors_header(const SafetensorPlan *plan, int n, i64 *bytes) {
     cJSON *root = json_made(cJSON_CreateObject());
     json_made(cJSON_AddStringToObject(json_made(cJSON_AddObjectToObject(root, "__metadata__")), "format", "pt"));
@@ -691,7 +709,8 @@ static inline char *safetensors_header(const SafetensorPlan *plan, int n, i64 *b
         cJSON *entry = json_made(cJSON_AddObjectToObject(root, plan[i].name));
         json_made(cJSON_AddStringToObject(entry, "dtype", SAFETENSOR_TYPES[plan[i].type].name));
         cJSON *shape = json_made(cJSON_AddArrayToObject(entry, "shape"));
-        for (int d = 0; d < plan[i].dims; d++) cJSON_AddItemToArray(shape, json_made(cJSON_CreateNumber((double)plan[i].shape[d])));
+        for (int d = 0; d < plan[i].dims; d++)
+            cJSON_AddItemToArray(shape, json_made(cJSON_CreateNumber((double)plan[i].shape[d])));
         cJSON *offsets = json_made(cJSON_AddArrayToObject(entry, "data_offsets"));
         cJSON_AddItemToArray(offsets, json_made(cJSON_CreateNumber((double)at)));
         at += safetensor_plan_bytes(&plan[i]);

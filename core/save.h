@@ -1,8 +1,10 @@
-/* save.h - a checkpoint of a run in training: written by all ranks at once, whole or not at all, and how many of them stay.
+/* save.h - a checkpoint of a run in training: written by all ranks at once, whole or not at
+   all, and how many of them stay.
 
    step-00001000/   config.json, model*.safetensors + index    what transformers, vLLM and llama.cpp load, in F32
                     tokenizer files, generation_config.json    as they lay beside the model that the run began with
-                    optimizer*.safetensors                     master.NAME, m.NAME, v.NAME: logical tensors in F32 (F64 in the referee)
+                    optimizer*.safetensors                     master.NAME, m.NAME, v.NAME: logical
+                                                               tensors in F32 (F64 in the referee)
                     trainer.json                               what else the next step depends on: see resume.h
                     manifest.json                              sizes and sums of all these, written last: see manifest.h
 
@@ -11,18 +13,21 @@
    rank 0                               small files, manifest, fsync; fsync the directory; rename it; fsync its parent
    then       older ones beyond --keep: renamed, then deleted. A newer one is durable before an older one goes
 
-   ranges     a rank's part of a tensor is contiguous in its shard, so it is rows of the tensor with a part of a row before and behind.
-              In the file these are one range (whole rows), one range a row (columns split over the head axis) or one a column (GPT-2's
-              transposed matrices). Neighbouring ranges become one write of up to 4 MB. No rank needs another's numbers.
-   aside      --save-async: shards are copied to host memory, and a thread of each rank converts and writes them while training goes on. No
-              message leaves that thread: the ranks learn with the sum at the end of a step whether all have written, and rank 0 does the rest then
-   failing    whatever goes wrong on whichever rank - disk full, quota, I/O error, read-only - all ranks agree on it after each of the three
-              steps, the partial directory goes, rank 0 says so, and the run goes on; the next save tries again.
-   index      model.safetensors.index.json is there even for one file: a loader that takes every *.safetensors of a directory
-              without one would take the optimizer's.
+   ranges     a rank's part of a tensor is contiguous in its shard, so it is rows of the tensor with a part of a row
+              before and behind. In the file these are one range (whole rows), one range a row (columns split over the
+              head axis) or one a column (GPT-2's transposed matrices). Neighbouring ranges become one write of up to 4
+              MB. No rank needs another's numbers.
+   aside      --save-async: shards are copied to host memory, and a thread of each rank converts and writes them while
+              training goes on. No message leaves that thread: the ranks learn with the sum at the end of a step whether
+              all have written, and rank 0 does the rest then
+   failing    whatever goes wrong on whichever rank - disk full, quota, I/O error, read-only - all ranks agree
+              on it after each of the three steps, the partial directory goes, rank 0 says so, and the run goes
+              on; the next save tries again.
+   index      model.safetensors.index.json is there even for one file: a loader that takes every *.safetensors of a
+              directory without one would take the optimizer's.
 
-   Host memory: one piece of CHECKPOINT_PIECE elements and a buffer of 4 MB a rank; aside, the rank's master, m and v, too; tokenizer files
-   on rank 0.                                                                                                                    */
+   Host memory: one piece of CHECKPOINT_PIECE elements (of a GPU's) and a buffer of 4 MB a rank; aside, the rank's
+   master, m and v, too; tokenizer files on rank 0.                                                                   */
 #ifndef ODYSSEUS_SAVE_H
 #define ODYSSEUS_SAVE_H
 
@@ -35,7 +40,7 @@
 #endif
 #define RANGE_ROOM ((i64)4 << 20) /* bytes written at a time */
 
-/* ---- what goes where --------------------------------------------------------------------------------------------------------- */
+/* ---- what goes where --------------------------------------------------------------------------------------------- */
 
 typedef enum { SAVED_MODEL, SAVED_MASTER, SAVED_M, SAVED_V, SAVED_KINDS } SavedKind;
 static const char *const SAVED_PREFIX[SAVED_KINDS] = {"", "master.", "m.", "v."};
@@ -71,10 +76,13 @@ static inline void saved_name(char out[SAVED_NAME_MAX], SavedKind kind, const ch
     snprintf(out, SAVED_NAME_MAX, "%s%s", SAVED_PREFIX[kind], hf_name);
 }
 
-static inline i64 hf_elements(const HfTensor *t) { return t->place.shape[0] * (t->place.dims == 2 ? t->place.shape[1] : 1); }
+static inline i64 hf_elements(const HfTensor *t) {
+    return t->place.shape[0] * (t->place.dims == 2 ? t->place.shape[1] : 1);
+}
 
 /* Append the tensors of these kinds, in files of at most CHECKPOINT_SHARD bytes, or of one tensor. */
-static inline void save_plan_group(SavePlan *p, const char *what, SavedKind first, SavedKind last, SafetensorType type) {
+static inline void save_plan_group(SavePlan *p, const char *what, SavedKind first, SavedKind last,
+                                   SafetensorType type) {
     int begin = p->files;
     i64 filled = 0;
     for (int i = 0; i < p->hfs; i++)
@@ -83,13 +91,16 @@ static inline void save_plan_group(SavePlan *p, const char *what, SavedKind firs
             saved_name(t->name, (SavedKind)k, p->hf[i].name);
             t->hf = i, t->kind = (SavedKind)k, t->type = type;
             t->bytes = hf_elements(&p->hf[i]) * SAFETENSOR_TYPES[type].bytes;
-            if (p->files == begin || (filled && filled + t->bytes > CHECKPOINT_SHARD)) p->file[p->files++].first = p->tensors, filled = 0;
+            if (p->files == begin || (filled && filled + t->bytes > CHECKPOINT_SHARD))
+                p->file[p->files++].first = p->tensors, filled = 0;
             p->file[p->files - 1].tensors++;
             p->tensors++, filled += t->bytes;
         }
     for (int f = begin; f < p->files; f++)
         if (p->files - begin == 1) snprintf(p->file[f].name, sizeof p->file[f].name, "%s.safetensors", what);
-        else snprintf(p->file[f].name, sizeof p->file[f].name, "%s-%05d-of-%05d.safetensors", what, f - begin + 1, p->files - begin);
+        else
+            snprintf(p->file[f].name, sizeof p->file[f].name, "%s-%05d-of-%05d.safetensors", what, f - begin + 1,
+                     p->files - begin);
 }
 
 static inline void save_plan_header(SavePlan *p, SavedFile *f) {
@@ -133,14 +144,15 @@ static inline char *save_index_text(const SavePlan *p) {
     json_add_int(meta, "total_size", total);
     cJSON *map = json_made(cJSON_AddObjectToObject(root, "weight_map"));
     for (int f = 0; f < p->model_files; f++)
-        for (int i = p->file[f].first; i < p->file[f].first + p->file[f].tensors; i++) json_add_text(map, p->tensor[i].name, p->file[f].name);
+        for (int i = p->file[f].first; i < p->file[f].first + p->file[f].tensors; i++)
+            json_add_text(map, p->tensor[i].name, p->file[f].name);
     char *text = cJSON_Print(root);
     cJSON_Delete(root);
     if (!text) FAIL(THIS_RANK, "out of host memory while writing JSON");
     return text;
 }
 
-/* ---- files, without an end of the run ------------------------------------------------------------------------------------------ */
+/* ---- files, without an end of the run ---------------------------------------------------------------------------- */
 
 static inline int write_at(int fd, const char *path, i64 at, const void *bytes, i64 n, Trouble *t) {
     const char *from = (const char *)bytes;
@@ -171,7 +183,8 @@ static inline void sync_directory(const char *path, Trouble *t) {
 }
 
 /* A new file of DIR with these bytes, on disk, and its row of the manifest. */
-static inline void save_small(Manifest *m, const SumKeys *keys, const char *dir, const char *name, const void *bytes, i64 n, Trouble *t) {
+static inline void save_small(Manifest *m, const SumKeys *keys, const char *dir, const char *name, const void *bytes,
+                              i64 n, Trouble *t) {
     char path[PATH_MAX];
     if (troubled(t)) return;
     path_join(path, dir, name);
@@ -210,7 +223,7 @@ static inline void make_path(const char *dir, Trouble *t) {
     }
 }
 
-/* ---- this rank's ranges ---------------------------------------------------------------------------------------------------------- */
+/* ---- this rank's ranges ------------------------------------------------------------------------------------------ */
 
 /* Collects neighbouring ranges of a file into large writes. */
 typedef struct {
@@ -227,8 +240,11 @@ typedef struct {
 } RangeWriter;
 
 static inline void range_flush(RangeWriter *w) {
-    if (w->fill && write_at(w->fd, w->path, w->begin, w->buf, w->fill, w->trouble))
+    if (w->fill && write_at(w->fd, w->path, w->begin, w->buf, w->fill, w->trouble)) {
+        /* a hint: to disk while the next is made */
+        sync_file_range(w->fd, (off_t)w->begin, (off_t)w->fill, SYNC_FILE_RANGE_WRITE);
         w->written += w->fill, w->sum += range_sum(w->keys, w->begin, w->buf, w->fill);
+    }
     w->fill = 0;
     if (!w->aside[SAVED_MASTER]) watch_look(); /* others may wait, and ask */
 }
@@ -251,26 +267,50 @@ static inline void range_put(RangeWriter *w, i64 at, const accum *from, i64 stri
     }
 }
 
-/* n elements of tensor `t` that this rank holds in `part`: from element `first` of its share group's rows on. `data`: where the HF tensor's
-   begin in the file. */
-static inline void range_put_piece(RangeWriter *w, i64 data, const Tensor *t, const HfPlace *p, const accum *part, i64 first, i64 n) {
-    i64 size = SAFETENSOR_TYPES[w->type].bytes, cols = t->slice.cols, last = first + n - 1;
+/* `count` elements from element `at` of an HF tensor on, which are part[from], part[from + stride], ...; the file holds
+   more of the same piece right behind them, up to element `end`. */
+typedef void (*PieceRun)(void *context, i64 at, i64 from, i64 stride, i64 count, i64 end);
+
+/* n elements of tensor `t` that this rank holds in `part`, from element `first` of its share group's rows on: the
+   ranges of the HF tensor that they are, in the file's order. */
+static inline void piece_runs(const Tensor *t, const HfPlace *p, i64 first, i64 n, PieceRun run, void *context) {
+    i64 cols = t->slice.cols, last = first + n - 1;
     i64 row_a = first / cols, col_a = first % cols, row_b = last / cols, col_b = last % cols;
     i64 origin = p->base + t->slice.row0 * p->row_step + t->slice.col0 * p->col_step;
-    if (p->col_step == 1) {
+    if (p->col_step == 1 && p->row_step == cols) {
+        run(context, origin + first, 0, 1, n, origin + first + n);
+    } else if (p->col_step == 1) {
         for (i64 r = row_a; r <= row_b; r++) {
-            i64 a = r == row_a ? col_a : 0, b = r == row_b ? col_b : cols - 1;
-            range_put(w, data + (origin + r * p->row_step + a) * size, part + r * cols + a - first, 1, b - a + 1);
+            i64 a = r == row_a ? col_a : 0, b = r == row_b ? col_b : cols - 1, at = origin + r * p->row_step + a;
+            run(context, at, r * cols + a - first, 1, b - a + 1, at + b - a + 1);
         }
     } else {
+        /* one column ends where the next begins */
+        int whole = p->row_step == 1 && row_b - row_a + 1 == p->col_step && col_a == 0 && col_b == cols - 1;
         for (i64 c = 0; c < cols; c++) {
-            i64 a = row_a + (c < col_a), b = row_b - (c > col_b);
-            if (a <= b) range_put(w, data + (origin + a * p->row_step + c * p->col_step) * size, part + a * cols + c - first, cols, b - a + 1);
+            i64 a = row_a + (c < col_a), b = row_b - (c > col_b), at = origin + a * p->row_step + c * p->col_step;
+            if (a <= b)
+                run(context, at, a * cols + c - first, cols, b - a + 1,
+                    whole ? origin + row_a + cols * p->col_step : at + b - a + 1);
         }
     }
 }
 
-static inline const accum *saved_flat(const Zero *z, SavedKind kind) { return kind == SAVED_M ? z->m : kind == SAVED_V ? z->v : z->master; }
+typedef struct {
+    RangeWriter *writer;
+    i64 data; /* where the HF tensor's begin in the file */
+    const accum *part;
+} PiecePut;
+
+static inline void piece_put(void *context, i64 at, i64 from, i64 stride, i64 count, i64 end) {
+    const PiecePut *p = (const PiecePut *)context;
+    (void)end;
+    range_put(p->writer, p->data + at * SAFETENSOR_TYPES[p->writer->type].bytes, p->part + from, stride, count);
+}
+
+static inline const accum *saved_flat(const Zero *z, SavedKind kind) {
+    return kind == SAVED_M ? z->m : kind == SAVED_V ? z->v : z->master;
+}
 
 /* What this rank owns of one tensor of the file. `part`: CHECKPOINT_PIECE elements on the host. */
 static inline void save_tensor(const Zero *z, const SavePlan *p, const SavedTensor *s, RangeWriter *w, accum *part) {
@@ -284,28 +324,33 @@ static inline void save_tensor(const Zero *z, const SavePlan *p, const SavedTens
         i64 at, n = tensor_range(z, t, &at), first = tensor_first(z, t, at);
         for (i64 done = 0; done < n && !troubled(w->trouble); done += CHECKPOINT_PIECE) {
             i64 piece = i64_min(CHECKPOINT_PIECE, n - done);
-            const accum *from = w->aside[s->kind] ? w->aside[s->kind] + at + done : part;
-            if (from == part) copy_out(z->dev, part, saved_flat(z, s->kind) + at + done, piece * (i64)sizeof(accum));
-            range_put_piece(w, s->at, t, &place, from, first + done, piece);
+            const accum *flat = w->aside[s->kind] ? w->aside[s->kind] : saved_flat(z, s->kind),
+                        *from = flat + at + done;
+            if (!w->aside[s->kind] && !DEVICE_IS_HOST)
+                copy_out(z->dev, part, from, piece * (i64)sizeof(accum)), from = part;
+            PiecePut put = {w, s->at, from};
+            piece_runs(t, &place, first + done, piece, piece_put, &put);
         }
     }
 }
 
-/* What this rank owns of one file: *written bytes, and their sum. */
-static inline void save_file(const Zero *z, const SavePlan *p, const SavedFile *f, const char *path, RangeWriter *w, accum *part) {
+/* What this rank owns of one file: bytes written, and their sum. The file stays open, w->fd: on its way to the disk. */
+static inline void save_file(const Zero *z, const SavePlan *p, const SavedFile *f, const char *path, RangeWriter *w,
+                             accum *part) {
     w->path = path, w->fill = w->written = 0, w->sum = 0;
     w->fd = open(path, O_WRONLY | O_CLOEXEC);
     if (w->fd < 0) {
-        if (errno == ENOENT) trouble(w->trouble, "cannot find %s, which rank 0 has just made; all hosts must share --save", path);
+        if (errno == ENOENT)
+            trouble(w->trouble, "cannot find %s, which rank 0 has just made; all hosts must share --save", path);
         else trouble_call(w->trouble, "write", path);
         return;
     }
-    for (int i = f->first; i < f->first + f->tensors && !troubled(w->trouble); i++) save_tensor(z, p, &p->tensor[i], w, part);
+    for (int i = f->first; i < f->first + f->tensors && !troubled(w->trouble); i++)
+        save_tensor(z, p, &p->tensor[i], w, part);
     range_flush(w);
-    sync_and_close(w->fd, path, w->trouble);
 }
 
-/* ---- the directory ------------------------------------------------------------------------------------------------------------------ */
+/* ---- the directory ----------------------------------------------------------------------------------------------- */
 
 typedef struct {
     i64 step;
@@ -331,7 +376,8 @@ typedef struct {
     int async, ranks_here;      /* --save-async; ranks on this host */
     int no_room;                /* this rank has said that it has no room for it */
     Saving *saving;             /* the save under way; NULL: none */
-    int metrics;                /* rank 0: descriptor of the run's metrics, which must be on disk before the checkpoint is; -1: none */
+    int metrics;                /* rank 0: descriptor of the run's metrics, which must be on disk before
+                                   the checkpoint is; -1: none */
     CarriedFile *carried;       /* rank 0 */
     int carries;
     Verdict *verdict;           /* of those that this run has judged or written */
@@ -360,12 +406,15 @@ static inline void verdict_set(Saver *s, i64 step, int whole) {
         v = &s->verdict[s->verdicts++];
     }
     v->step = step, v->whole = whole;
-    if (whole && step > s->last) s->last = step;
+    s->last = -1;
+    for (int i = 0; i < s->verdicts; i++)
+        if (s->verdict[i].whole) s->last = i64_max(s->last, s->verdict[i].step);
 }
 
 /* Files that belong to a model beside its numbers: how text becomes its tokens, and what it was trained on. */
 static const char *const CARRIED_NAMES[] = {
-    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "merges.txt", "vocab.txt", "special_tokens_map.json", "added_tokens.json",
+    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "merges.txt", "vocab.txt",
+    "special_tokens_map.json", "added_tokens.json",
     "chat_template.jinja", "chat_template.json", "generation_config.json", CARRIED_DATA,
 };
 
@@ -387,9 +436,9 @@ static inline void saver_carry_file(Saver *s, const char *dir, const char *name)
     c->bytes = bytes, c->n = n;
 }
 
-/* Keep in memory what belongs to the run's model and data, since it may be gone when a checkpoint is written: of `model`, the directory that the
-   run begins with (NULL: none), and of `data`, that of its shards (NULL: none) - from there everything only where the model has brought nothing,
-   since another tokenizer may lie there. Rank 0. */
+/* Keep in memory what belongs to the run's model and data, since it may be gone when a checkpoint is written: of
+   `model`, the directory that the run begins with (NULL: none), and of `data`, that of its shards (NULL: none) - from
+   there everything only where the model has brought nothing, since another tokenizer may lie there. Rank 0. */
 static inline void saver_carry(Saver *s, const char *model, const char *data) {
     s->carried = (CarriedFile *)host_alloc(sizeof(CarriedFile) * COUNT_OF(CARRIED_NAMES));
     for (int i = 0; model && i < COUNT_OF(CARRIED_NAMES); i++) saver_carry_file(s, model, CARRIED_NAMES[i]);
@@ -429,7 +478,8 @@ static inline void remove_leftovers(const Saver *s) {
 
 /* Rank 0: the partial directory and its large files, with their headers and at full length. */
 static inline void save_begin(const Saver *s, const SavePlan *p, const char *partial, Trouble *t) {
-    if (s->metrics >= 0 && fsync(s->metrics) != 0 && errno != EINVAL) /* which is no reason to lose the checkpoint, too */
+    /* which is no reason to lose the checkpoint, too */
+    if (s->metrics >= 0 && fsync(s->metrics) != 0 && errno != EINVAL)
         fprintf(stderr, "train_gpt: note: metrics.jsonl may not be on disk: %s\n", strerror(errno));
     make_path(s->dir, t);
     if (troubled(t)) return;
@@ -465,13 +515,14 @@ static inline void set_aside(const char *path, Trouble *t) {
 }
 
 /* Rank 0, when every range is on disk: the small files, the manifest, and the name. */
-static inline void save_end(const Saver *s, const Zero *z, const SavePlan *p, Manifest *m, const SumKeys *keys, const char *partial, const char *trainer,
-                            Trouble *t) {
+static inline void save_end(const Saver *s, const Zero *z, const SavePlan *p, Manifest *m, const SumKeys *keys,
+                            const char *partial, const char *trainer, Trouble *t) {
     char path[PATH_MAX], *config = checkpoint_config_text(z->config), *index = save_index_text(p);
     save_small(m, keys, partial, "config.json", config, (i64)strlen(config), t);
     save_small(m, keys, partial, "model.safetensors.index.json", index, (i64)strlen(index), t);
     save_small(m, keys, partial, "trainer.json", trainer, (i64)strlen(trainer), t);
-    for (int i = 0; i < s->carries; i++) save_small(m, keys, partial, s->carried[i].name, s->carried[i].bytes, s->carried[i].n, t);
+    for (int i = 0; i < s->carries; i++)
+        save_small(m, keys, partial, s->carried[i].name, s->carried[i].bytes, s->carried[i].n, t);
     char *manifest = manifest_text(m);
     Manifest itself = {0, 0, NULL};
     save_small(&itself, keys, partial, MANIFEST_NAME, manifest, (i64)strlen(manifest), t);
@@ -486,7 +537,7 @@ static inline void save_end(const Saver *s, const Zero *z, const SavePlan *p, Ma
     if (!troubled(t)) sync_directory(s->dir, t);
 }
 
-/* ---- a save under way ------------------------------------------------------------------------------------------------------------------- */
+/* ---- a save under way -------------------------------------------------------------------------------------------- */
 
 /* What a rank wrote of a file. */
 typedef struct {
@@ -513,14 +564,20 @@ struct Saving {
 
 /* This rank's ranges of every file. */
 static inline void save_ranges(Saving *g) {
+    char path[PATH_MAX], before[PATH_MAX] = "";
+    int fd = -1; /* of the file before, which goes to disk while the next is written */
     for (int i = 0; i < g->plan.files && !troubled(&g->trouble); i++) {
         const SavedFile *f = &g->plan.file[i];
-        char path[PATH_MAX];
         path_join(path, g->partial, f->name);
         save_file(g->zero, &g->plan, f, path, &g->writer, g->piece);
+        if (fd >= 0) sync_and_close(fd, before, &g->trouble);
+        fd = g->writer.fd;
+        memcpy(before, path, sizeof before);
         g->part[i].sum = g->writer.sum, g->part[i].bytes = g->writer.written;
-        if (g->rank == 0) g->part[i].sum += range_sum(&g->keys, 0, f->header, f->header_bytes), g->part[i].bytes += f->header_bytes;
+        if (g->rank == 0)
+            g->part[i].sum += range_sum(&g->keys, 0, f->header, f->header_bytes), g->part[i].bytes += f->header_bytes;
     }
+    if (fd >= 0) sync_and_close(fd, before, &g->trouble);
 }
 
 static inline void *save_thread(void *saving) {
@@ -542,7 +599,9 @@ static inline void save_write(Saver *s, Saving *g) {
     i64 flat = z->flat;
     if (s->async && aside_fits(z, s->ranks_here)) g->aside = (accum *)malloc((size_t)(3 * flat) * sizeof(accum) + 1);
     if (s->async && !g->aside && !s->no_room++)
-        fprintf(stderr, "train_gpt: note: no room in host memory for --save-async: %.1f MB; training waits for its checkpoints (rank %d)\n",
+        fprintf(stderr,
+                "train_gpt: note: no room in host memory for --save-async: %.1f MB; training waits for its checkpoints "
+                "(rank %d)\n",
                 3e-6 * (double)flat * (double)sizeof(accum), g->rank);
     if (g->aside) {
         for (int k = (int)SAVED_MASTER; k <= (int)SAVED_V; k++) {
@@ -557,7 +616,9 @@ static inline void save_write(Saver *s, Saving *g) {
 }
 
 /* Is this rank's thread still writing? */
-static inline int save_writes(const Saver *s) { return s->saving && !__atomic_load_n(&s->saving->written, __ATOMIC_ACQUIRE); }
+static inline int save_writes(const Saver *s) {
+    return s->saving && !__atomic_load_n(&s->saving->written, __ATOMIC_ACQUIRE);
+}
 
 /* What the manifest says of the large files, from what all ranks wrote. Collective. */
 static inline void save_add_up(const Saving *g, Wire world, Manifest *m) {
@@ -568,8 +629,12 @@ static inline void save_add_up(const Saving *g, Wire world, Manifest *m) {
         SavedPart sum = {0, 0};
         for (int r = 0; r < ranks; r++) sum.sum += all[r * files + i].sum, sum.bytes += all[r * files + i].bytes;
         if (sum.bytes != g->plan.file[i].bytes)
-            FAIL(EVERYONE, "%s/%s: the ranks wrote %lld bytes of %lld", g->partial, g->plan.file[i].name, (long long)sum.bytes, (long long)g->plan.file[i].bytes);
-        manifest_add(m, g->plan.file[i].name, sum.bytes, sum.sum);
+            FAIL(EVERYONE, "%s/%s: the ranks wrote %lld bytes of %lld", g->partial, g->plan.file[i].name, sum.bytes,
+                 g->plan.file[i].bytes);
+        const SavedFile *f = &g->plan.file[i];
+        ManifestFile *row = manifest_add(m, f->name, sum.bytes, sum.sum);
+        if (i >= g->plan.model_files)
+            row->head = f->header_bytes, row->head_sum = range_sum(&g->keys, 0, f->header, f->header_bytes);
     }
     free(all);
 }
@@ -584,8 +649,8 @@ static inline void saving_free(Saving *g) {
     free(g);
 }
 
-/* Whole ones beyond the newest `keep` go, but for every keep_every-th step; what is not whole stays, and is not counted. Those of before this
-   run are judged first, once. Collective. */
+/* Whole ones beyond the newest `keep` go, but for every keep_every-th step; what is not whole stays, and is not
+   counted. Those of before this run are judged first, once. Collective. */
 static inline void saver_retain(Saver *s, Wire world) {
     int n, kept = 0;
     if (s->keep <= 0) return;
@@ -597,12 +662,14 @@ static inline void saver_retain(Saver *s, Wire world) {
             Manifest m;
             Trouble why;
             step_path(path, s, steps[i]);
-            verdict_set(s, steps[i], checkpoint_judge(world, path, steps[i], s->threads, &m, &why));
+            verdict_set(s, steps[i], checkpoint_judge(world, path, steps[i], s->threads, 0, &m, &why));
             manifest_free(&m);
             v = verdict_find(s, steps[i]);
         }
         kept += v->whole;
-        if (!v->whole || kept <= s->keep || (s->keep_every > 0 && steps[i] % s->keep_every == 0) || wire_rank(world) != 0) continue;
+        if (!v->whole || kept <= s->keep || (s->keep_every > 0 && steps[i] % s->keep_every == 0) ||
+            wire_rank(world) != 0)
+            continue;
         step_path(path, s, steps[i]);
         hidden_path(deleted, s, steps[i], "deleted");
         if (rename(path, deleted) != 0 || !remove_directory(deleted))
@@ -611,8 +678,9 @@ static inline void saver_retain(Saver *s, Wire world) {
     free(steps);
 }
 
-/* Begin to save the run after `step` steps; `trainer` is the text of trainer.json (rank 0). The numbers saved are those of now, whatever
-   becomes of them before checkpoint_finish. No other save may be under way. Collective over `world`. */
+/* Begin to save the run after `step` steps; `trainer` is the text of trainer.json (rank 0). The numbers
+   saved are those of now, whatever becomes of them before checkpoint_finish. No other save may be under
+   way. Collective over `world`. */
 static inline void checkpoint_start(Saver *s, const Zero *z, Wire world, i64 step, const char *trainer) {
     Saving *g = (Saving *)host_alloc(sizeof *g);
     s->saving = g;
@@ -630,8 +698,8 @@ static inline void checkpoint_start(Saver *s, const Zero *z, Wire world, i64 ste
     else save_write(s, g);
 }
 
-/* Wait for the save under way to be written, and give it its name. *seconds: since it began. 1: it is on disk. 0: rank 0 has said why not, and
-   everything is as before. Collective over `world`. */
+/* Wait for the save under way to be written, and give it its name. *seconds: since it began. 1: it is on disk. 0: rank
+   0 has said why not, and everything is as before. Collective over `world`. */
 static inline int checkpoint_finish(Saver *s, Wire world, double *seconds) {
     Saving *g = s->saving;
     Manifest m = {g->step, 0, NULL};
@@ -644,7 +712,7 @@ static inline int checkpoint_finish(Saver *s, Wire world, double *seconds) {
     int saved = !troubled(&g->trouble);
     if (!saved && g->rank == 0) {
         remove_directory(g->partial);
-        fprintf(stderr, "train_gpt: note: no checkpoint after step %lld: %s\n", (long long)g->step, g->trouble.text);
+        fprintf(stderr, "train_gpt: note: no checkpoint after step %lld: %s\n", g->step, g->trouble.text);
     }
     manifest_free(&m);
     if (saved) verdict_set(s, g->step, 1), saver_retain(s, world);

@@ -34,7 +34,7 @@ static inline void schedule_check(const Settings *s, const FlagsGiven *given) {
         FAIL(EVERYONE, "--min-lr has no meaning under --schedule constant; leave one out");
     if (stable && s->steps > 0 && s->warmup + s->decay_steps > s->steps)
         FAIL(EVERYONE, "--warmup %lld and --decay-steps %lld are more than --steps %lld; lower one",
-             (long long)s->warmup, (long long)s->decay_steps, (long long)s->steps);
+             s->warmup, s->decay_steps, s->steps);
 }
 
 #endif

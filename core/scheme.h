@@ -1,13 +1,14 @@
 /* scheme.h - the contract of a sequence-parallel scheme, and what the walk hands to it.
 
-   A scheme is one constant struct at the end of its header. It answers: which blocks' weights the head axis splits, whether the
-   stream between blocks is replicated, how attention and MLP run forward and backward, what that moves. A sixth scheme is a new
-   header and one row in the table of train_gpt.cu. How queries meet keys over the ring axis is another struct, a context, which every
-   scheme's attention calls in its middle.
+   A scheme is one constant struct at the end of its header. It answers: which blocks' weights the head axis splits,
+   whether the stream between blocks is replicated, how attention and MLP run forward and backward, what that moves. A
+   sixth scheme is a new header and one row in the table of train_gpt.cu. How queries meet keys over the ring axis is
+   another struct, a context, which every scheme's attention calls in its middle.
 
-   stream of this rank   x (T, B, C), T = L/(R H) tokens, or L/R where the scheme replicates the stream over its head axis
-   attention             q (L/R, B, NH/H, HS), kv (L/R, B, 2, KH', HS), out like q: whole ring-local sequence, this rank's heads,
-                         in every scheme - they differ in how tokens and heads get there and back                          */
+   stream of this rank   x (T, B, C), T = L/(R H) tokens, or L/R where the scheme
+                         replicates the stream over its head axis
+   attention             q (L/R, B, NH/H, HS), kv (L/R, B, 2, KH', HS), out like q: whole ring-local sequence, this
+                         rank's heads, in every scheme - they differ in how tokens and heads get there and back       */
 #ifndef ODYSSEUS_SCHEME_H
 #define ODYSSEUS_SCHEME_H
 
@@ -58,7 +59,7 @@ typedef struct {
     i64 own_first;                /* the own tokens' place in the stream */
     TokenMap ring_map, own_map, stream_map;
     i64 heads_l, kv_heads_l;      /* heads that this rank attends with */
-    int recompute;
+    int recompute, samples;
     Phase phase;                  /* of the walk, for the ledger */
     accum *rope;                  /* (tokens of rope_map, HS/2, 2), NULL for learned positions */
     TokenMap rope_map;            /* where q and k are rotated: the own tokens, or the ring rank's */
@@ -79,7 +80,8 @@ typedef struct Scheme {
     const struct Context *context;   /* of a scheme that is a context and nothing besides; NULL: whichever is chosen */
     int replicated_stream;           /* 1: every head rank holds the whole ring-local stream */
     int ring_takes_all;              /* 1: it has no head axis; without --ring the ring is all that dp leaves */
-    int rope_on_own;                 /* 1: q and k are made on the own tokens only, then sent to the ranks of their heads */
+    int rope_on_own;                 /* 1: q and k are made on the own tokens only, then sent
+                                        to the ranks of their heads */
     int (*splits)(BlockKind);        /* are this block's splittable tensors split over the head axis? */
     /* Write why it cannot run, with the nearest settings that can, and return 1; else 0. */
     int (*refuses)(const Config *, const MeshShape *, char *why, size_t size);
@@ -91,8 +93,8 @@ typedef struct Scheme {
     void (*attention_backward)(Model *, AttentionSaved *s, real *dxn, const real *dout, const real *xn);
     void (*mlp_forward)(Model *, MlpSaved *s, real *out, const real *xn);
     void (*mlp_backward)(Model *, MlpSaved *s, real *dxn, const real *dout, const real *xn);
-    /* Add the closed form of the activations that the head axis moves in one layer, `times` micro-steps: bytes that this rank sends. What
-       the context moves, and what a forward repeated in backward does, the walk adds. */
+    /* Add the closed form of the activations that the head axis moves in one layer, `times` micro-steps: bytes that
+       this rank sends. What the context moves, and what a forward repeated in backward does, the walk adds. */
     void (*volume)(Ledger *, const Config *, const Mesh *, i64 L, i64 B, i64 times);
 } Scheme;
 
@@ -105,12 +107,15 @@ typedef struct {
     i64 count;        /* of dkv */
 } ContextBackward;
 
-/* How queries meet the keys of the other ring ranks: the middle of every scheme's attention. With a ring of one rank it is one local block. */
+/* How queries meet the keys of the other ring ranks: the middle of every scheme's attention. With a ring of one
+   rank it is one local block. */
 typedef struct Context {
     const char *name, *help;
-    /* s->out, s->lse from s->q, s->kv: causal attention over the whole sequence, of which this rank holds its ring-local part */
+    /* s->out, s->lse from s->q, s->kv: causal attention over the whole sequence, of which this
+       rank holds its ring-local part */
     void (*forward)(Model *, AttentionSaved *s);
-    /* dq (L/R, B, heads_l, HS) for dout like s->out, and dkv after `finish`; buffers that it needs until then live in the caller's mark */
+    /* dq (L/R, B, heads_l, HS) for dout like s->out, and dkv after `finish`; buffers that it needs until
+       then live in the caller's mark */
     ContextBackward (*backward)(Model *, AttentionSaved *s, real *dq, real *dkv, const real *dout);
     void (*finish)(Model *, ContextBackward *);
     /* As a scheme's, of what the ring axis moves. */
@@ -118,8 +123,12 @@ typedef struct Context {
 } Context;
 
 /* Temporaries of a block: real or accum, uninitialised, until the mark is released. */
-static inline real *take_real(Model *m, MemCategory category, i64 n) { return (real *)arena_take(&m->arena, category, n * real_size()); }
-static inline accum *take_accum(Model *m, MemCategory category, i64 n) { return (accum *)arena_take(&m->arena, category, n * accum_size()); }
+static inline real *take_real(Model *m, MemCategory category, i64 n) {
+    return (real *)arena_take(&m->arena, category, n * real_size());
+}
+static inline accum *take_accum(Model *m, MemCategory category, i64 n) {
+    return (accum *)arena_take(&m->arena, category, n * accum_size());
+}
 
 static inline i64 stream_rows(const Model *m) { return m->T_stream * m->B; }
 static inline i64 own_rows(const Model *m) { return m->T_own * m->B; }
@@ -138,9 +147,11 @@ static inline int splits_nothing(BlockKind block) {
 }
 
 /* Volume of a scheme whose head axis moves no activations. */
-static inline void moves_nothing(Ledger *l, const Config *c, const Mesh *m, i64 L, i64 B, i64 times) { (void)l, (void)c, (void)m, (void)L, (void)B, (void)times; }
+static inline void moves_nothing(Ledger *l, const Config *c, const Mesh *m, i64 L, i64 B, i64 times) {
+    (void)l, (void)c, (void)m, (void)L, (void)B, (void)times;
+}
 
-/* ---- closed-form helpers ---------------------------------------------------------------------------------------------- */
+/* ---- closed-form helpers ----------------------------------------------------------------------------------------- */
 
 /* Tokens of one sequence that a rank owns. */
 static inline i64 volume_own(const Mesh *m, i64 L) { return L / (m->shape.ring * m->shape.head); }
@@ -148,10 +159,11 @@ static inline i64 volume_own(const Mesh *m, i64 L) { return L / (m->shape.ring *
 /* KV heads that one rank attends with when the head axis splits heads: at least one. */
 static inline i64 kv_heads_local(const Config *c, i64 head_axis) { return i64_max(1, c->kv_heads / head_axis); }
 
-/* ---- refusals --------------------------------------------------------------------------------------------------------- */
+/* ---- refusals ---------------------------------------------------------------------------------------------------- */
 
 /* The values nearest below and above `value` that work, for messages; 0: none. */
-static inline void nearest(i64 value, i64 limit, int (*works)(const Config *, i64), const Config *c, i64 *below, i64 *above) {
+static inline void nearest(i64 value, i64 limit, int (*works)(const Config *, i64), const Config *c, i64 *below,
+                           i64 *above) {
     *below = *above = 0;
     for (i64 v = value - 1; v >= 1 && !*below; v--)
         if (works(c, v)) *below = v;
@@ -159,12 +171,15 @@ static inline void nearest(i64 value, i64 limit, int (*works)(const Config *, i6
         if (works(c, v)) *above = v;
 }
 
-/* Can `n` ranks split the attention heads? Query heads must divide; of KV heads and ranks one must be a multiple of the other. */
+/* Can `n` ranks split the attention heads? Query heads must divide; of KV heads and ranks one must
+   be a multiple of the other. */
 static inline int heads_split_works(const Config *c, i64 n) {
     return c->heads % n == 0 && (c->kv_heads % n == 0 || n % c->kv_heads == 0);
 }
 
-static inline int heads_and_ffn_split_works(const Config *c, i64 n) { return heads_split_works(c, n) && c->ffn % n == 0; }
+static inline int heads_and_ffn_split_works(const Config *c, i64 n) {
+    return heads_split_works(c, n) && c->ffn % n == 0;
+}
 
 /* Refuse a head axis that does not divide what the scheme splits, naming the nearest head axes that do. */
 static inline int refuse_head_axis(const Config *c, const MeshShape *shape, int with_ffn, char *why, size_t size) {
@@ -172,11 +187,11 @@ static inline int refuse_head_axis(const Config *c, const MeshShape *shape, int 
     if (works(c, shape->head)) return 0;
     i64 below, above;
     nearest(shape->head, c->heads, works, c, &below, &above);
-    int n = snprintf(why, size, "a head axis of %lld cannot split %lld query heads, %lld KV heads", (long long)shape->head, (long long)c->heads,
-                     (long long)c->kv_heads);
-    if (with_ffn) n += snprintf(why + n, size - (size_t)n, " and an MLP width of %lld", (long long)c->ffn);
-    n += snprintf(why + n, size - (size_t)n, "; the nearest that does: %lld", (long long)below);
-    if (above) n += snprintf(why + n, size - (size_t)n, " or %lld", (long long)above);
+    int n = snprintf(why, size, "a head axis of %lld cannot split %lld query heads, %lld KV heads", shape->head,
+                     c->heads, c->kv_heads);
+    if (with_ffn) n += snprintf(why + n, size - (size_t)n, " and an MLP width of %lld", c->ffn);
+    n += snprintf(why + n, size - (size_t)n, "; the nearest that does: %lld", below);
+    if (above) n += snprintf(why + n, size - (size_t)n, " or %lld", above);
     snprintf(why + n, size - (size_t)n, " (head axis = ranks / dp / ring)");
     return 1;
 }
@@ -185,8 +200,8 @@ static inline int refuse_head_axis(const Config *c, const MeshShape *shape, int 
 static inline int refuse_any_head_axis(const Config *c, const MeshShape *shape, char *why, size_t size) {
     (void)c;
     if (shape->head == 1) return 0;
-    snprintf(why, size, "it has no head axis, but %lld ranks / dp %lld / ring %lld leaves %lld; use --ring %lld", (long long)shape->world,
-             (long long)shape->dp, (long long)shape->ring, (long long)shape->head, (long long)(shape->world / shape->dp));
+    snprintf(why, size, "it has no head axis, but %lld ranks / dp %lld / ring %lld leaves %lld; use --ring %lld",
+             shape->world, shape->dp, shape->ring, shape->head, shape->world / shape->dp);
     return 1;
 }
 

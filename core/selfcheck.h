@@ -1,18 +1,20 @@
 /* selfcheck.h - before the first step: do all ranks mean the same run, and does every token reach exactly whom it may?
 
-   schedule   all ranks compare hashes of the collectives that their plan holds; where they part, a binary search over the
-              prefixes finds the first call that differs, and the message names rank, operation and block
-   labels     summed over ranks, the targets of positions 0 .. L-2 must be the tokens of positions 1 .. L-1: labels that were shifted
-              after the sequence was split leave a seam
+   schedule   all ranks compare hashes of the collectives that their plan holds; where they part, a binary search over
+              the prefixes finds the first call that differs, and the message names rank, operation and block
+   labels     summed over ranks, the targets of positions 0 .. L-2 must be the tokens of positions 1 .. L-1: labels that
+              were shifted after the sequence was split leave a seam
    probe      forward passes with weights and tokens of their own, of which two things are exactly known:
-              reach   token 0 is embedded as nothing, so that a sequence of it is nothing in every layer; one other token at position p must be
-                      heard at every position from p on, on whatever rank, by every head, and nowhere else. No weight of the model's can
-                      drown it, no precision can absorb it: it is added to zeros
-              leak    in a sequence of many tokens, change that at p: every earlier position, and every other sequence, must keep its bits
-              A skipped exchange leaves positions untouched that should hear; a wrong mask moves what should not. The model's weights are
-              not touched: the probe's stand in the gradients' memory, which the first step clears.
+              reach   token 0 is embedded as nothing, so that a sequence of it is nothing in every layer; one
+                      other token at position p must be heard at every position from p on, on whatever rank, by
+                      every head, and nowhere else. No weight of the model's can drown it, no precision can
+                      absorb it: it is added to zeros
+              leak    in a sequence of many tokens, change that at p: every earlier position, and every
+                      other sequence, must keep its bits
+              A skipped exchange leaves positions untouched that should hear; a wrong mask moves what should not. The
+              model's weights are not touched: the probe's stand in the gradients' memory, which the first step clears.
 
-   cost       one all-gather of two numbers; four forward passes of a micro-batch                                             */
+   cost       one all-gather of two numbers; four forward passes of a micro-batch                                     */
 #ifndef ODYSSEUS_SELFCHECK_H
 #define ODYSSEUS_SELFCHECK_H
 
@@ -47,17 +49,21 @@ static inline void selfcheck_schedule(const Fabric *f, Wire world) {
         if (lo < s->calls) here = s->call[lo];
         here.hash = lo < s->calls; /* is there such a call? */
         wire_share(world, calls, &here, sizeof here);
-        for (differs = 1; differs < ranks - 1 && calls[differs].hash == calls[0].hash && planned_equal(&calls[differs], &calls[0]);) differs++;
+        for (differs = 1;
+             differs < ranks - 1 && calls[differs].hash == calls[0].hash && planned_equal(&calls[differs], &calls[0]);)
+            differs++;
         char first[160] = "nothing more", other[160] = "nothing more";
         if (calls[0].hash) schedule_text(first, sizeof first, &calls[0]);
         if (calls[differs].hash) schedule_text(other, sizeof other, &calls[differs]);
-        FAIL(EVERYONE, "self-check: the ranks do not plan the same step: as collective %lld, rank %d has %s, rank 0 has %s", (long long)lo, differs, other,
-             first);
+        FAIL(EVERYONE,
+             "self-check: the ranks do not plan the same step: as collective %lld, rank %d has %s, rank 0 has %s", lo,
+             differs, other, first);
     }
     free(all);
 }
 
-/* A value for "token at position of sequence b"; a rank sums them modulo 2^32, of which a double sums those of 2^20 ranks exactly. */
+/* A value for "token at position of sequence b"; a rank sums them modulo 2^32, of which a double sums
+   those of 2^20 ranks exactly. */
 static inline uint32_t label_hash(i64 b, i64 position, i64 token) {
     return (uint32_t)(hash_pair(hash_pair((uint64_t)b + 1, (uint64_t)position), (uint64_t)(token + 2)) >> 32);
 }
@@ -65,13 +71,13 @@ static inline uint32_t label_hash(i64 b, i64 position, i64 token) {
 /* Tokens and targets of the first micro-batch, which is loaded, as the ranks hold them together. Collective. */
 static inline void selfcheck_labels(Model *m, Dataset *train, i64 ignore_token) {
     uint32_t mine[2] = {0, 0};
-    int32_t *tokens = (int32_t *)host_alloc((size_t)own_rows(m) * sizeof(int32_t)), *targets = m->host_tokens + stream_rows(m);
+    int32_t *tokens = (int32_t *)host_alloc((size_t)own_rows(m) * sizeof(int32_t)),
+            *targets = m->host_tokens + stream_rows(m);
     for (i64 b = 0; b < m->B; b++) {
         i64 sequence = dataset_sequence(train, m->mesh.dp_rank * m->B + b);
-        dataset_column(train, sequence, &m->own_map, 0, tokens, b, m->B);
+        dataset_targets(train, sequence, &m->own_map, 0, ignore_token, tokens, b, m->B);
         for (i64 i = 0; i < m->T_own; i++) {
             i64 p = token_position(&m->own_map, i), token = tokens[i * m->B + b];
-            if (token == ignore_token) token = TOKEN_IGNORED;
             if (p > 0) mine[0] += label_hash(m->mesh.dp_rank * m->B + b, p, token);
             if (p + 1 < m->L) mine[1] += label_hash(m->mesh.dp_rank * m->B + b, p + 1, targets[i * m->B + b]);
         }
@@ -79,16 +85,18 @@ static inline void selfcheck_labels(Model *m, Dataset *train, i64 ignore_token) 
     free(tokens);
     double sums[2] = {(double)mine[0], (double)mine[1]};
     comm_sum_control(&m->fabric, &m->mesh.world, tag(BLOCK_OTHER, PHASE_FORWARD, WHAT_CONTROL), sums, 2);
-    if (fmod(sums[0] - sums[1], 0x1p32) != 0) FAIL(EVERYONE, "self-check: the targets are not the next tokens of the sequence; they were shifted after it was split");
+    if (fmod(sums[0] - sums[1], 0x1p32) != 0)
+        FAIL(EVERYONE,
+             "self-check: the targets are not the next tokens of the sequence; they were shifted after it was split");
 }
 
-/* ---- the probe ---------------------------------------------------------------------------------------------------------------- */
+/* ---- the probe --------------------------------------------------------------------------------------------------- */
 
 /* A model without two words, or whose norm leaves nothing of its one channel, cannot tell one token from another. */
 static inline int probe_is_deaf(const Config *c) { return c->vocab < 2 || (c->has & HAS_LAYER_NORM && c->dim < 2); }
 
-/* One weight of the probe, the same on every mesh: matrices uniform with variance 1 / columns, norms that keep the scale, no biases, no
-   learned positions, and nothing for token 0. */
+/* One weight of the probe, the same on every mesh: matrices uniform with variance 1 / columns, norms that keep the
+   scale, no biases, no learned positions, and nothing for token 0. */
 static inline double probe_weight(const TensorSpec *spec, const Config *c, uint64_t key, i64 row, i64 index) {
     if (spec->cols == SIZE_1) return spec->init == INIT_ONE;
     if (spec->role == T_WPE || (spec->role == T_WTE && row == 0)) return 0;
@@ -108,7 +116,8 @@ static inline void probe_fill_run(void *context, const Tensor *t, i64 row, i64 c
     const ProbeFill *f = (const ProbeFill *)context;
     i64 index = f->place.base + row * f->place.row_step + col * f->place.col_step;
     for (i64 i = 0; i < n; i++)
-        f->part[at - f->begin + i] = real_from(probe_weight(t->spec, f->config, f->key, row, index + i * f->place.col_step));
+        f->part[at - f->begin + i] =
+            real_from(probe_weight(t->spec, f->config, f->key, row, index + i * f->place.col_step));
 }
 
 /* The probe's weights into `flat` (z->flat reals of the device's memory), laid out as z->param. */
@@ -145,18 +154,23 @@ enum { PROBE_HEADS, PROBE_AFTER, PROBE_LAST, PROBE_PLACES };
 
 static inline ProbePlace probe_place(const Model *m, int which) {
     const ProbePlace places[PROBE_PLACES] = {
-        {"attention", m->attention[0].out, &m->ring_map, m->heads_l, m->config.head_dim}, /* every head's, where they are apart */
-        {"the stream behind attention", m->mlp[0].in.x + m->own_first * m->B * m->config.dim, &m->own_map, 1, m->config.dim},
+        /* every head's, where they are apart */
+        {"attention", m->attention[0].out, &m->ring_map, m->heads_l, m->config.head_dim},
+        {"the stream behind attention", m->mlp[0].in.x + m->own_first * m->B * m->config.dim, &m->own_map, 1,
+         m->config.dim},
         {"the last stream", m->final_x, &m->own_map, 1, m->config.dim},
     };
     return places[which];
 }
 
-static inline i64 probe_rows(const Model *m, const ProbePlace *place) { return place->map->count * m->B * place->heads; }
+static inline i64 probe_rows(const Model *m, const ProbePlace *place) {
+    return place->map->count * m->B * place->heads;
+}
 
 /* Hashes of the rows of a place, to be freed; 0: the row is all zeros. Some megabytes of them come at once. */
 static inline uint64_t *probe_look(Model *m, const ProbePlace *place) {
-    i64 C = place->width, bytes = C * (i64)sizeof(real), most = i64_max(1, ((i64)16 << 20) / bytes), n = probe_rows(m, place);
+    i64 C = place->width, bytes = C * (i64)sizeof(real), most = i64_max(1, ((i64)16 << 20) / bytes),
+        n = probe_rows(m, place);
     real *rows = (real *)host_alloc((size_t)(most * bytes + 8));
     uint64_t *out = (uint64_t *)host_alloc(sizeof(uint64_t) * (size_t)n);
     for (i64 r = 0; r < n; r++) {
@@ -180,14 +194,17 @@ typedef struct {
 } ProbeCount;
 
 /* Look at this rank's rows; stop if something moved that must not see the token. `before` NULL: all was zero. */
-static inline ProbeCount probe_moved(const Model *m, const ProbePlace *place, i64 position, const uint64_t *before, const uint64_t *after) {
+static inline ProbeCount probe_moved(const Model *m, const ProbePlace *place, i64 position, const uint64_t *before,
+                                     const uint64_t *after) {
     ProbeCount count = {0, 0};
     for (i64 r = 0; r < probe_rows(m, place); r++) {
         i64 b = r / place->heads % m->B, p = token_position(place->map, r / place->heads / m->B);
         int may = b == 0 && p >= position, moved = after[r] != (before ? before[r] : 0);
         if (moved && !may)
-            FAIL(THIS_RANK, "self-check: changing token %lld of sequence 0 moved position %lld of sequence %lld, which must not see it (%s)",
-                 (long long)position, (long long)p, (long long)b, place->what);
+            FAIL(THIS_RANK,
+                 "self-check: changing token %lld of sequence 0 moved position %lld of sequence %lld, which must not "
+                 "see it (%s)",
+                 position, p, b, place->what);
         count.may += may, count.moved += may && moved;
     }
     return count;
@@ -200,8 +217,9 @@ static inline void probe_reached(const Model *m, const ProbePlace *place, i64 po
     wire_share(m->mesh.world.wire, all, &mine, sizeof mine);
     for (int r = 0; r < ranks; r++)
         if (all[r].moved < all[r].may)
-            FAIL(EVERYONE, "self-check: token %lld of sequence 0 reached %lld of the %lld rows of %s on rank %d that must see it", (long long)position,
-                 (long long)all[r].moved, (long long)all[r].may, place->what, r);
+            FAIL(EVERYONE,
+                 "self-check: token %lld of sequence 0 reached %lld of the %lld rows of %s on rank %d that must see it",
+                 position, all[r].moved, all[r].may, place->what, r);
     free(all);
 }
 
@@ -258,27 +276,35 @@ static inline void selfcheck_probe(Model *m, ModelWalk walk) {
     m->config.norm_eps = eps;
 }
 
-/* Seconds that the probe will take, about: four forward passes of a micro-batch at a fifth of this rank's `peak` FLOP/s, for `flop` a token
-   and step. The same on all ranks; collective. */
+/* Seconds that the probe will take, about: four forward passes of a micro-batch at a fifth of this rank's `peak`
+   FLOP/s, for `flop` a token and step. The same on all ranks; collective. */
 static inline double selfcheck_seconds(Model *m, double flop, double peak) {
     double tokens = (double)(m->mesh.shape.dp * m->B * m->L), peaks = peak;
     comm_sum_control(&m->fabric, &m->mesh.world, tag(BLOCK_OTHER, PHASE_FORWARD, WHAT_CONTROL), &peaks, 1);
     return 4 * tokens * flop / 3 / (0.2 * peaks);
 }
 
-/* What was found, unless it has ended the run: schedule and labels are checked, the probe follows; `automatic`: if it takes less than a
-   second. Every rank decides the same; rank 0 speaks. */
+/* What was found, unless it has ended the run: schedule and labels are checked, the probe follows; `automatic`: if it
+   takes less than a second. Every rank decides the same; rank 0 speaks. */
 static inline void selfcheck_tokens(Model *m, ModelWalk walk, int automatic, double seconds) {
     double begin = seconds_now();
     if (automatic && seconds >= 1) {
-        if (m->mesh.rank == 0) printf("check    ranks agree on the schedule and the labels; the probe would take about %.0f s: --selfcheck on\n", seconds);
+        if (m->mesh.rank == 0)
+            printf("check    ranks agree on the schedule and the labels; the probe would take about %.0f s: "
+                   "--selfcheck on\n",
+                   seconds);
         return;
     }
     int deaf = probe_is_deaf(&m->config);
     if (!deaf) selfcheck_probe(m, walk);
     if (m->mesh.rank != 0) return;
-    if (!deaf) printf("check    ranks agree on the schedule and the labels; changed tokens move what may see them, nothing else (%.2f s)\n", seconds_now() - begin);
-    else printf("check    ranks agree on the schedule and the labels; this model cannot tell one token from another, so the probe says nothing\n");
+    if (!deaf)
+        printf("check    ranks agree on the schedule and the labels; changed tokens move what may see them, nothing "
+               "else (%.2f s)\n",
+               seconds_now() - begin);
+    else
+        printf("check    ranks agree on the schedule and the labels; this model cannot tell one token from another, so "
+               "the probe says nothing\n");
     fflush(stdout);
 }
 

@@ -1,7 +1,8 @@
-/* stop.h - being told to stop: SIGTERM, SIGUSR1 (Slurm's notice) and SIGINT are remembered, and the train loop asks after every step.
+/* stop.h - being told to stop: SIGTERM, SIGUSR1 (Slurm's notice) and SIGINT are remembered, and the
+   train loop asks after every step.
 
-   A second SIGINT ends the process at once, as if nothing were installed. mpirun passes SIGUSR1 on to every rank; its own SIGTERM and
-   SIGINT it answers by ending the ranks within a second or two, so a long save wants SIGUSR1 there.                                    */
+   A second SIGINT ends the process at once, as if nothing were installed. mpirun passes SIGUSR1 on to every rank; its
+   own SIGTERM and SIGINT it answers by ending the ranks within a second or two, so a long save wants SIGUSR1 there.  */
 #ifndef ODYSSEUS_STOP_H
 #define ODYSSEUS_STOP_H
 

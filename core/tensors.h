@@ -1,12 +1,14 @@
 /* tensors.h - the tensors of a model: one table row each, with its place in a Hugging Face checkpoint.
 
    Every matrix is stored (out, in), so that y = x W^T reads both row by row; GPT-2's checkpoints hold (in, out) and one
-   fused c_attn, which `hf` marks. A row says how the tensor *can* be split over the head axis; whether it is, the scheme says.
+   fused c_attn, which `hf` marks. A row says how the tensor *can* be split over the head axis;
+   whether it is, the scheme says.
 
    TensorSpec   the table row: name, shape in terms of the model's sizes, split, decay, initial value
    Tensor       one tensor of one layer on this rank: its rows and columns here, its place in a ZeRO chunk
 
-   Order within a block is order in memory: matrices first, k before v and gate before up, so that both come out of one product. */
+   Order within a block is order in memory: matrices first, k before v and gate before up, so that
+   both come out of one product. */
 #ifndef ODYSSEUS_TENSORS_H
 #define ODYSSEUS_TENSORS_H
 
@@ -118,8 +120,8 @@ static inline i64 tensor_size(SizeName name, const Config *c) {
 /* Weight decay: matrices yes, norms and biases no. */
 static inline int tensor_decays(const TensorSpec *spec) { return spec->cols != SIZE_1; }
 
-/* Part `part` of `parts` of a tensor: rows row0 .. row0+rows-1, columns col0 .. col0+cols-1 of the whole. Query heads divide by
-   parts; with fewer KV heads than parts, neighbouring parts hold the same KV head. */
+/* Part `part` of `parts` of a tensor: rows row0 .. row0+rows-1, columns col0 .. col0+cols-1 of the whole. Query heads
+   divide by parts; with fewer KV heads than parts, neighbouring parts hold the same KV head. */
 typedef struct {
     i64 row0, rows, col0, cols;
 } Slice;
@@ -142,7 +144,8 @@ static inline Slice tensor_slice(const TensorSpec *spec, const Config *c, int sp
     return s;
 }
 
-/* A Hugging Face tensor: where element (row, col) of `spec` stands in it. Index = base + row*row_step + col*col_step. */
+/* A Hugging Face tensor: where element (row, col) of `spec` stands in it. Index = base +
+   row*row_step + col*col_step. */
 typedef struct {
     i64 base, row_step, col_step;
     i64 shape[2]; /* the whole HF tensor */
@@ -184,7 +187,7 @@ static inline i64 config_parameters(const Config *c) {
     return sum;
 }
 
-/* ---- initial values: a function of seed, tensor and element, so that any rank can make any part ---------------------- */
+/* ---- initial values: a function of seed, tensor and element, so that any rank can make any part ------------------ */
 
 /* A key for one tensor: the seed and its name in the checkpoint (FNV-1a). */
 static inline uint64_t tensor_key(i64 seed, const char *hf_name) {
@@ -201,8 +204,9 @@ static inline double random_normal(uint64_t key, i64 index) {
     return sqrt(-2.0 * log(u)) * cos(2.0 * 3.14159265358979323846 * v);
 }
 
-/* The initial value of element `index` of an HF tensor: matrices N(0, 2/(5 d)), so that small models start as well as GPT-2's width does
-   with its 0.02 (Nguyen, Salazar 2019, arXiv:1910.05895), those that write into the residual stream divided by sqrt(2 layers) (GPT-2). */
+/* The initial value of element `index` of an HF tensor: matrices N(0, 2/(5 d)), so that small models start as well as
+   GPT-2's width does with its 0.02 (Nguyen, Salazar 2019, arXiv:1910.05895), those that write into the residual stream
+   divided by sqrt(2 layers) (GPT-2). */
 static inline float initial_value(const TensorSpec *spec, const Config *c, uint64_t key, i64 index) {
     double std = sqrt(0.4 / (double)c->dim);
     switch (spec->init) {

@@ -1,12 +1,15 @@
-/* timeline.h - a trace (kernels/trace.h) as a file that ui.perfetto.dev and chrome://tracing open: JSON in the trace-event format.
+/* timeline.h - a trace (kernels/trace.h) as a file that ui.perfetto.dev and chrome://tracing open:
+   JSON in the trace-event format.
 
    a process a rank       "rank 0", "rank 1", ...
-   a thread a track       "compute", "comm", and "comm 2", ... where transfers fly side by side: spans of a thread must nest
-   an event a span        "X": name, category (class of the operation; comm, wait, block, step), ts and dur in microseconds, args
+   a thread a track       "compute", "comm", and "comm 2", ... where transfers fly side by
+                          side: spans of a thread must nest
+   an event a span        "X": name, category (class of the operation; comm, wait, block, step),
+                          ts and dur in microseconds, args
 
-   Every rank's spans go into the one file, and rank 0 writes it: rounds of a few hundred spans of every rank, until all are there. Ranks of
-   a host share a clock; hosts are lined up by their wall clocks. The file holds at most TIMELINE_SPANS, of a rank an equal share and no
-   more than TIMELINE_SPANS_OF_RANK.                                                                                                      */
+   Every rank's spans go into the one file, and rank 0 writes it: rounds of a few hundred spans of every rank, until all
+   are there. Ranks of a host share a clock; hosts are lined up by their wall clocks. The file holds at most
+   TIMELINE_SPANS, of a rank an equal share and no more than TIMELINE_SPANS_OF_RANK.                                  */
 #ifndef ODYSSEUS_TIMELINE_H
 #define ODYSSEUS_TIMELINE_H
 
@@ -18,7 +21,7 @@
 #define TIMELINE_ROUND 256   /* spans of a rank that go to rank 0 at a time */
 #define TIMELINE_EVENT 640   /* the longest event, in characters */
 
-/* ---- recording ---------------------------------------------------------------------------------------------------------------- */
+/* ---- recording --------------------------------------------------------------------------------------------------- */
 
 static inline void trace_init(Trace *t, i64 ranks) {
     memset(t, 0, sizeof *t);
@@ -38,7 +41,7 @@ static inline void trace_step_begin(Trace *t, Device *dev, i64 step) {
     t->block = BLOCK_OTHER, t->layer = -1, t->phase = PHASE_FORWARD;
     t->step = span_open(t, SPAN_STEP, device_mark(dev));
     t->step->number = t->steps;
-    snprintf(t->step->name, sizeof t->step->name, "step %lld", (long long)step);
+    snprintf(t->step->name, sizeof t->step->name, "step %lld", step);
 }
 
 /* The step is over and the device idle: its marks become seconds. */
@@ -59,7 +62,7 @@ static inline void trace_step_end(Trace *t, Device *dev) {
     }
 }
 
-/* ---- the file ------------------------------------------------------------------------------------------------------------------ */
+/* ---- the file ---------------------------------------------------------------------------------------------------- */
 
 /* What rank 0 has to know of a rank besides its spans. */
 typedef struct {
@@ -70,7 +73,8 @@ typedef struct {
     double wall;   /* wall_offset */
 } TimelineRank;
 
-/* The wall clock, less seconds_now: the most of several looks, for one that was interrupted between the two clocks sees less. */
+/* The wall clock, less seconds_now: the most of several looks, for one that was interrupted
+   between the two clocks sees less. */
 static inline double wall_offset(void) {
     double offset = 0;
     for (int i = 0; i < 10; i++) {
@@ -129,11 +133,13 @@ static inline int timeline_args(char *out, size_t size, const TimelineRank *r, c
     int n = 0;
     if (s->kind == SPAN_STEP) {
         for (int i = 0; i < OP_CLASSES; i++)
-            n += snprintf(out + n, size - (size_t)n, "%s\"%s operations\":%lld", i ? "," : "", OP_CLASS_NAMES[i], (long long)r->calls[s->number][i]);
+            n += snprintf(out + n, size - (size_t)n, "%s\"%s operations\":%lld", i ? "," : "", OP_CLASS_NAMES[i],
+                          r->calls[s->number][i]);
         return n;
     }
     if (s->layer >= 0) n += snprintf(out, size, "\"layer\":%d,", s->layer);
-    n += snprintf(out + n, size - (size_t)n, "\"block\":\"%s\",\"phase\":\"%s\"", BLOCK_NAMES[s->block], PHASE_NAMES[s->phase]);
+    n += snprintf(out + n, size - (size_t)n, "\"block\":\"%s\",\"phase\":\"%s\"", BLOCK_NAMES[s->block],
+                  PHASE_NAMES[s->phase]);
     if (s->kind == SPAN_OP) n += snprintf(out + n, size - (size_t)n, ",\"flop\":%.0f", s->flop);
     if (s->kind == SPAN_TRANSFER || s->kind == SPAN_WAIT)
         n += snprintf(out + n, size - (size_t)n, ",\"what\":\"%s\",\"ranks\":%d", WHAT_NAMES[s->what], s->ranks);
@@ -141,19 +147,25 @@ static inline int timeline_args(char *out, size_t size, const TimelineRank *r, c
     return n;
 }
 
-/* One span as an event, its time counted from `origin` on its rank's clock. Both ends are rounded to nanoseconds, so what nests still nests. */
-static inline int timeline_event(char *out, size_t size, int rank, const TimelineRank *r, const Span *s, double origin) {
+/* One span as an event, its time counted from `origin` on its rank's clock. Both ends are rounded to
+   nanoseconds, so what nests still nests. */
+static inline int timeline_event(char *out, size_t size, int rank, const TimelineRank *r, const Span *s,
+                                 double origin) {
     const char *const categories[] = {"step", "block", NULL, "wait", "comm"};
     double begin = round(1e9 * (s->begin - origin)), ns = round(1e9 * (s->end - origin)) - begin;
-    int n = snprintf(out, size, ",\n{\"ph\":\"X\",\"pid\":%d,\"tid\":%d,\"ts\":%.3f,\"dur\":%.3f,\"name\":\"%s\",\"cat\":\"%s\",\"args\":{",
-                     timeline_process(rank), s->kind == SPAN_TRANSFER ? TRACK_COMM + s->lane : TRACK_COMPUTE, 1e-3 * begin, 1e-3 * ns, s->name,
-                     s->kind == SPAN_OP ? OP_CLASS_NAMES[s->number] : categories[s->kind]);
+    int n = snprintf(
+        out, size,
+        ",\n{\"ph\":\"X\",\"pid\":%d,\"tid\":%d,\"ts\":%.3f,\"dur\":%.3f,\"name\":\"%s\",\"cat\":\"%s\",\"args\":{",
+        timeline_process(rank), s->kind == SPAN_TRANSFER ? TRACK_COMM + s->lane : TRACK_COMPUTE, 1e-3 * begin,
+        1e-3 * ns, s->name, s->kind == SPAN_OP ? OP_CLASS_NAMES[s->number] : categories[s->kind]);
     n += timeline_args(out + n, size - (size_t)n, r, s);
     return n + snprintf(out + n, size - (size_t)n, "}}");
 }
 
-/* The next spans of every rank, in `all` (ranks, TIMELINE_ROUND), from the first-th on; what was never closed has no end to show. */
-static inline void timeline_round(NewFile *f, const TimelineRank *ranks, int n, const Span *all, i64 first, double origin, char *text) {
+/* The next spans of every rank, in `all` (ranks, TIMELINE_ROUND), from the first-th on; what was
+   never closed has no end to show. */
+static inline void timeline_round(NewFile *f, const TimelineRank *ranks, int n, const Span *all, i64 first,
+                                  double origin, char *text) {
     for (int rank = 0; rank < n; rank++) {
         double shift = timeline_shift(ranks, rank);
         i64 used = 0;
@@ -169,7 +181,8 @@ static inline void timeline_round(NewFile *f, const TimelineRank *ranks, int n, 
 static inline void timeline_write(const Trace *t, Wire world, const char *path) {
     int n = wire_size(world), writes = wire_rank(world) == 0;
     TimelineRank mine = timeline_rank(t), *ranks = (TimelineRank *)host_alloc(sizeof mine * (size_t)n);
-    Span *own = (Span *)host_alloc(sizeof(Span) * TIMELINE_ROUND), *all = (Span *)host_alloc(sizeof(Span) * TIMELINE_ROUND * (size_t)n);
+    Span *own = (Span *)host_alloc(sizeof(Span) * TIMELINE_ROUND),
+         *all = (Span *)host_alloc(sizeof(Span) * TIMELINE_ROUND * (size_t)n);
     char *text = (char *)host_alloc(TIMELINE_EVENT * TIMELINE_ROUND);
     NewFile f;
     wire_share(world, ranks, &mine, sizeof mine);
@@ -181,7 +194,8 @@ static inline void timeline_write(const Trace *t, Wire world, const char *path) 
     }
     if (writes) {
         new_file_open(&f, path);
-        timeline_text(&f, "{\"displayTimeUnit\":\"ms\",\"traceEvents\":[\n{\"ph\":\"M\",\"pid\":1,\"tid\":0,\"name\":\"process_labels\",\"args\":{\"labels\":\"");
+        timeline_text(&f, "{\"displayTimeUnit\":\"ms\",\"traceEvents\":[\n{\"ph\":\"M\",\"pid\":1,\"tid\":0,\"name\":"
+                          "\"process_labels\",\"args\":{\"labels\":\"");
         timeline_text(&f, REAL_NAME);
         timeline_text(&f, "\"}}");
         for (int r = 0; r < n; r++) timeline_names(&f, r, ranks[r].lanes);
@@ -195,8 +209,8 @@ static inline void timeline_write(const Trace *t, Wire world, const char *path) 
     if (writes) {
         timeline_text(&f, "\n]}\n");
         new_file_close(&f);
-        printf("trace    %s: %d steps of %d ranks, %lld spans", path, t->steps, n, (long long)spans);
-        if (left_out) printf("; %lld more found no room", (long long)left_out);
+        printf("trace    %s: %d steps of %d ranks, %lld spans", path, t->steps, n, spans);
+        if (left_out) printf("; %lld more found no room", left_out);
         printf("\n");
         fflush(stdout);
     }

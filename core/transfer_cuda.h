@@ -1,15 +1,22 @@
-/* transfer_cuda.h - transfers of device memory: by NCCL on a stream of its own, or staged through pinned host memory over MPI.
+/* transfer_cuda.h - transfers of device memory: by NCCL on a stream of its own, or staged
+   through pinned host memory over MPI.
 
-   nccl    start   the comm stream waits for what the compute stream has been asked so far, then moves the bytes; an event marks the end
-           wait    the compute stream waits for the event; the host does not                    compute ==ready==> comm ==done==> compute
+   nccl    start   the comm stream waits for what the compute stream has been asked so far, then moves
+           the bytes; an event marks the end
+           wait    the compute stream waits for the event; the host does not
+                   compute ==ready==> comm ==done==> compute
            All groups share the one stream, so every rank launches its collectives in the order of the program.
-           Attention, whose blocks leave none of NCCL's room, starts after the oldest transfer that flies (attention_yield).
-   staged  start   what this rank sends is copied out, once the stream has made it; then the wire starts        device -> pinned -> wire
-           wait    the wire first, then what arrived is copied in, ahead of what the stream does next           wire -> pinned -> device
-           Several ranks can share a GPU, any MPI will do. The host waits for the stream at every start: nothing hides behind own work.
+           Attention, whose blocks leave none of NCCL's room, starts after the oldest
+           transfer that flies (attention_yield).
+   staged  start   what this rank sends is copied out, once the stream has made it; then the wire starts
+                   device -> pinned -> wire
+           wait    the wire first, then what arrived is copied in, ahead of what the stream does next
+                   wire -> pinned -> device
+           Several ranks can share a GPU, any MPI will do. The host waits for the stream at every start:
+           nothing hides behind own work.
 
-   NCCL only copies: all-gather, and all-to-all and ring as grouped send and receive. Sums stay with comm.h, in rank order: NCCL's own
-   reduction of bf16 would round at every hop.                                                                                        */
+   NCCL only copies: all-gather, and all-to-all and ring as grouped send and receive. Sums stay with comm.h, in rank
+   order: NCCL's own reduction of bf16 would round at every hop.                                                      */
 #ifndef ODYSSEUS_TRANSFER_CUDA_H
 #define ODYSSEUS_TRANSFER_CUDA_H
 
@@ -25,7 +32,8 @@
     do { \
         ncclResult_t nccl_result = (call); \
         if (nccl_result != ncclSuccess && nccl_result != ncclInProgress) \
-            FAIL(THIS_RANK, "NCCL: %s: %s; NCCL_DEBUG=INFO says more, --comm mpi does without NCCL", #call, ncclGetErrorString(nccl_result)); \
+            FAIL(THIS_RANK, "NCCL: %s: %s; NCCL_DEBUG=INFO says more, --comm mpi does without NCCL", #call, \
+                ncclGetErrorString(nccl_result)); \
     } while (0)
 #endif
 
@@ -56,7 +64,8 @@ typedef struct {
     int waits, room;
     void *link[LINKS]; /* the communicators; the first is the world's */
     int links;
-    const Transfer *flying[COMM_REQUESTS]; /* those that the compute stream has not been told to wait for, in the order of the comm stream */
+    /* those that the compute stream has not been told to wait for, in the order of the comm stream */
+    const Transfer *flying[COMM_REQUESTS];
     int flights;
 } Links;
 
@@ -85,14 +94,17 @@ static inline void transfer_free(Transfer *t) {
 /* ---- staged ---- */
 
 /* Buffers of at least `bytes`, the first `send_bytes` of `sent` filled from the device. */
-static inline void transfer_stage(Device *dev, Transfer *t, void *to, const void *send, i64 send_bytes, i64 receive_bytes) {
+static inline void transfer_stage(Device *dev, Transfer *t, void *to, const void *send, i64 send_bytes,
+                                  i64 receive_bytes) {
     i64 bytes = i64_max(send_bytes, receive_bytes);
     device_finish(dev); /* an earlier copy out of `received` may be under way */
     if (bytes > t->room) {
         transfer_unpin(t);
         void *sent, *received;
-        if (cudaMallocHost(&sent, (size_t)bytes) != cudaSuccess || cudaMallocHost(&received, (size_t)bytes) != cudaSuccess)
-            FAIL(THIS_RANK, "out of pinned host memory: 2 x %.1f MB to stage a transfer; use fewer ranks on this host", bytes / 1e6);
+        if (cudaMallocHost(&sent, (size_t)bytes) != cudaSuccess ||
+            cudaMallocHost(&received, (size_t)bytes) != cudaSuccess)
+            FAIL(THIS_RANK, "out of pinned host memory: 2 x %.1f MB to stage a transfer; use fewer ranks on this host",
+                 bytes / 1e6);
         t->sent = (char *)sent, t->received = (char *)received, t->room = bytes;
     }
     copy_out_run(dev, t->sent, send, send_bytes);
@@ -173,8 +185,9 @@ static inline double links_exposed(Links *l) {
 
 #ifdef ODYSSEUS_NCCL
 
-/* NCCL's way between the devices of group `c`, in which rank `rank` of the world calls; NULL: there is none. Collective over the world,
-   whose own group comes first: the others are split from it and share its buffers, which is for the one that is split to allow. */
+/* NCCL's way between the devices of group `c`, in which rank `rank` of the world calls; NULL: there is none.
+   Collective over the world, whose own group comes first: the others are split from it and share its buffers, which is
+   for the one that is split to allow. */
 static inline void *link_open(Links *l, const Comm *c, int rank) {
     if (!l->stream || c->size == 1) return NULL;
     if (l->links == LINKS) FAIL(THIS_RANK, "more than %d NCCL communicators", LINKS);
@@ -202,7 +215,9 @@ static inline void links_check(const Links *l) {
         ncclResult_t state = ncclSuccess;
         NCCL_CHECK(ncclCommGetAsyncError((ncclComm_t)l->link[i], &state));
         if (state != ncclSuccess && state != ncclInProgress)
-            FAIL(THIS_RANK, "NCCL failed during a transfer: %s; NCCL_DEBUG=INFO says more, --comm mpi does without NCCL", ncclGetErrorString(state));
+            FAIL(THIS_RANK,
+                 "NCCL failed during a transfer: %s; NCCL_DEBUG=INFO says more, --comm mpi does without NCCL",
+                 ncclGetErrorString(state));
     }
 }
 
@@ -234,7 +249,9 @@ static inline void *link_open(Links *l, const Comm *c, int rank) {
 }
 static inline void link_close(void *link) { (void)link; }
 static inline void links_check(const Links *l) { (void)l; }
-static inline void link_all_gather(Links *l, void *link, void *full, const void *part, i64 bytes) { (void)l, (void)link, (void)full, (void)part, (void)bytes; }
+static inline void link_all_gather(Links *l, void *link, void *full, const void *part, i64 bytes) {
+    (void)l, (void)link, (void)full, (void)part, (void)bytes;
+}
 static inline void link_all_to_all(Links *l, void *link, void *recv, const void *send, i64 bytes, int size) {
     (void)l, (void)link, (void)recv, (void)send, (void)bytes, (void)size;
 }
@@ -246,8 +263,8 @@ static inline void link_ring(Links *l, void *link, void *recv, const void *send,
 
 /* ---- what comm.h calls ---- */
 
-/* `comm`: the user's --comm. A device that is only imagined has no streams. Transfers come first where both streams have work: a product
-   fills the GPU, and what waits for the transfer waits longer. */
+/* `comm`: the user's --comm. A device that is only imagined has no streams. Transfers come first where both streams
+   have work: a product fills the GPU, and what waits for the transfer waits longer. */
 static inline void links_open(Links *l, Device *dev, const char *comm) {
     memset(l, 0, sizeof *l);
     if (!dev->state.stream || !comm || strcmp(comm, "nccl") != 0) return;
@@ -288,7 +305,9 @@ static inline void transfer_poll(Device *dev, Transfer *t) {
 static inline int transfer_pending(Transfer *t) { return t->launched && cudaEventQuery(t->done) == cudaErrorNotReady; }
 
 /* Is the device at it: is all that comes before it done, so that only other ranks can keep it? */
-static inline int transfer_is_under_way(Transfer *t) { return transfer_pending(t) && cudaEventQuery(t->begun) != cudaErrorNotReady; }
+static inline int transfer_is_under_way(Transfer *t) {
+    return transfer_pending(t) && cudaEventQuery(t->begun) != cudaErrorNotReady;
+}
 
 static inline void transfer_wait(Device *dev, Links *l, Transfer *t) {
     if (t->flying) {
@@ -301,7 +320,8 @@ static inline void transfer_wait(Device *dev, Links *l, Transfer *t) {
 }
 
 /* full (size, bytes) = every rank's part; `part` may be its own place in `full` */
-static inline void transfer_all_gather(Device *dev, Links *l, const Comm *g, Transfer *t, void *full, const void *part, i64 bytes) {
+static inline void transfer_all_gather(Device *dev, Links *l, const Comm *g, Transfer *t, void *full, const void *part,
+                                       i64 bytes) {
     if (g->link) {
         transfer_begin(dev, l, t);
         link_all_gather(l, g->link, full, part, bytes);
@@ -313,7 +333,8 @@ static inline void transfer_all_gather(Device *dev, Links *l, const Comm *g, Tra
 }
 
 /* recv (size, bytes): part p is what rank p had for this rank in its send (size, bytes) */
-static inline void transfer_all_to_all(Device *dev, Links *l, const Comm *g, Transfer *t, void *recv, const void *send, i64 bytes) {
+static inline void transfer_all_to_all(Device *dev, Links *l, const Comm *g, Transfer *t, void *recv, const void *send,
+                                       i64 bytes) {
     if (g->link) {
         transfer_begin(dev, l, t);
         link_all_to_all(l, g->link, recv, send, bytes, g->size);
@@ -325,7 +346,8 @@ static inline void transfer_all_to_all(Device *dev, Links *l, const Comm *g, Tra
 }
 
 /* send goes to the next rank of the ring, recv comes from the one before */
-static inline void transfer_ring(Device *dev, Links *l, const Comm *g, Transfer *t, void *recv, const void *send, i64 bytes) {
+static inline void transfer_ring(Device *dev, Links *l, const Comm *g, Transfer *t, void *recv, const void *send,
+                                 i64 bytes) {
     if (g->link) {
         transfer_begin(dev, l, t);
         link_ring(l, g->link, recv, send, bytes, g->rank, g->size);

@@ -71,19 +71,22 @@ static inline void transfer_wait(Device *dev, Links *l, Transfer *t) {
 }
 
 /* full (size, bytes) = every rank's part; `part` may be its own place in `full` */
-static inline void transfer_all_gather(Device *dev, Links *l, const Comm *g, Transfer *t, void *full, const void *part, i64 bytes) {
+static inline void transfer_all_gather(Device *dev, Links *l, const Comm *g, Transfer *t, void *full, const void *part,
+                                       i64 bytes) {
     (void)l;
     wire_all_gather(g->wire, transfer_begin(dev, t), full, part, bytes, g->rank);
 }
 
 /* recv (size, bytes): part p is what rank p had for this rank in its send (size, bytes) */
-static inline void transfer_all_to_all(Device *dev, Links *l, const Comm *g, Transfer *t, void *recv, const void *send, i64 bytes) {
+static inline void transfer_all_to_all(Device *dev, Links *l, const Comm *g, Transfer *t, void *recv, const void *send,
+                                       i64 bytes) {
     (void)l;
     wire_all_to_all(g->wire, transfer_begin(dev, t), recv, send, bytes);
 }
 
 /* send goes to the next rank of the ring, recv comes from the one before */
-static inline void transfer_ring(Device *dev, Links *l, const Comm *g, Transfer *t, void *recv, const void *send, i64 bytes) {
+static inline void transfer_ring(Device *dev, Links *l, const Comm *g, Transfer *t, void *recv, const void *send,
+                                 i64 bytes) {
     (void)l;
     wire_ring(g->wire, transfer_begin(dev, t), recv, send, bytes, g->rank, g->size);
 }

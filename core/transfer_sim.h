@@ -1,17 +1,22 @@
-/* transfer_sim.h - transfers of the simulator: nothing moves, the comm stream's clock goes on by what the links would take.
+/* transfer_sim.h - transfers of the simulator: nothing moves, the comm stream's clock goes
+   on by what the links would take.
 
    start   begins when the comm stream is free, the compute stream has come this far and the host has asked for it
    wait    the compute stream waits for its end; what it waits is exposed
 
-   A group has n ranks, on each of its m nodes k of them; a part is p bytes; a hop takes alpha + p / beta, inside a node or between nodes.
-   Of the ports of a node each rank has its share; where groups of one axis lie differently on the nodes, the worst off sets the pace.
-     all-gather   a ring through all ranks                     (n-1) p / min(beta inside, least k x share)     one node: beta inside
-     all-to-all   everybody to everybody: within the node and out of it at once      max((k-1) p / beta inside, (n - least k) p / share)
-     ring         one hop, as slow as the slowest of the ring        p / beta; a port, or what is left of the ports if more ranks cross
+   A group has n ranks, on each of its m nodes k of them; a part is p bytes; a hop takes alpha + p / beta, inside a node
+   or between nodes. Of the ports of a node each rank has its share; where groups of one axis lie differently on the
+   nodes, the worst off sets the pace.
+     all-gather   a ring through all ranks: (n-1) p / min(beta inside, least k x share); one node: beta inside
+     all-to-all   everybody to everybody, within the node and out of it at once:
+                  max((k-1) p / beta inside, (n - least k) p / share)
+     ring         one hop, as slow as the slowest of the ring: p / beta; a port, or what is left of the ports if more
+                  ranks cross
      latency      of the first two: (n-m) alpha inside + (m-1) alpha between, as the bytes of a ring pass them
    A reduce-scatter is an all-to-all and a sum, an all-reduce that and an all-gather, as in comm.h.
 
-   Where a link cannot move bytes while the rank computes (overlap < 1), the rest of its time is spent on the compute stream at once.  */
+   Where a link cannot move bytes while the rank computes (overlap < 1), the rest of its time is spent on
+   the compute stream at once.                                                                                        */
 #ifndef ODYSSEUS_TRANSFER_SIM_H
 #define ODYSSEUS_TRANSFER_SIM_H
 
@@ -71,7 +76,8 @@ static inline void group_add(GroupPlace *p, i64 base, i64 node, i64 *leaving) {
     i64 nodes = 1, run = 0;
     for (i64 i = 0; i < p->size; i++) {
         i64 after = (i + 1) % p->size;
-        i64 at = (base + i / p->inner * p->stride + i % p->inner) / node, next = (base + after / p->inner * p->stride + after % p->inner) / node;
+        i64 at = (base + i / p->inner * p->stride + i % p->inner) / node,
+            next = (base + after / p->inner * p->stride + after % p->inner) / node;
         run++;
         if (next != at) p->leaving = i64_max(p->leaving, ++leaving[at]);
         if (next == at && after) continue;
@@ -96,7 +102,8 @@ static inline GroupPlace group_look(const Cluster *c, const Comm *g) {
 static inline const GroupPlace *group_place(Device *dev, const Comm *g) {
     DeviceState *s = &dev->state;
     for (int i = 0; i < s->places; i++)
-        if (s->place[i].size == g->size && s->place[i].inner == g->inner && s->place[i].stride == g->stride) return &s->place[i];
+        if (s->place[i].size == g->size && s->place[i].inner == g->inner && s->place[i].stride == g->stride)
+            return &s->place[i];
     if (s->places == GROUP_PLACES) FAIL(THIS_RANK, "more than %d axes", GROUP_PLACES);
     s->place[s->places] = group_look(s->cluster, g);
     return &s->place[s->places++];
@@ -128,32 +135,40 @@ static inline void transfer_wait(Device *dev, Links *l, Transfer *t) {
 }
 
 /* What bytes take within nodes and between them, and the latency of a ring through all ranks. */
-static inline void transfer_group(Device *dev, const Comm *g, Transfer *t, double inside_bytes, double between_bytes, double beta) {
+static inline void transfer_group(Device *dev, const Comm *g, Transfer *t, double inside_bytes, double between_bytes,
+                                  double beta) {
     const Cluster *c = dev->state.cluster;
     i64 nodes = group_place(dev, g)->nodes;
     double latency = (double)(g->size - nodes) * c->inside.alpha + (double)(nodes - 1) * c->between.alpha;
-    double seconds = nodes == 1 ? inside_bytes / c->inside.beta : fmax(inside_bytes / c->inside.beta, between_bytes / beta);
+    double seconds =
+        nodes == 1 ? inside_bytes / c->inside.beta : fmax(inside_bytes / c->inside.beta, between_bytes / beta);
     transfer_begin(dev, t, nodes == 1 ? &c->inside : &c->between, latency + seconds);
 }
 
-static inline void transfer_all_gather(Device *dev, Links *l, const Comm *g, Transfer *t, void *full, const void *part, i64 bytes) {
+static inline void transfer_all_gather(Device *dev, Links *l, const Comm *g, Transfer *t, void *full, const void *part,
+                                       i64 bytes) {
     double sent = (double)(g->size - 1) * (double)bytes;
     (void)l, (void)full, (void)part;
     transfer_group(dev, g, t, sent, sent, (double)group_place(dev, g)->least * port_share(dev->state.cluster));
 }
 
-static inline void transfer_all_to_all(Device *dev, Links *l, const Comm *g, Transfer *t, void *recv, const void *send, i64 bytes) {
+static inline void transfer_all_to_all(Device *dev, Links *l, const Comm *g, Transfer *t, void *recv, const void *send,
+                                       i64 bytes) {
     const GroupPlace *p = group_place(dev, g);
     (void)l, (void)recv, (void)send;
-    transfer_group(dev, g, t, (double)(p->most - 1) * (double)bytes, (double)(g->size - p->least) * (double)bytes, port_share(dev->state.cluster));
+    transfer_group(dev, g, t, (double)(p->most - 1) * (double)bytes, (double)(g->size - p->least) * (double)bytes,
+                   port_share(dev->state.cluster));
 }
 
-static inline void transfer_ring(Device *dev, Links *l, const Comm *g, Transfer *t, void *recv, const void *send, i64 bytes) {
+static inline void transfer_ring(Device *dev, Links *l, const Comm *g, Transfer *t, void *recv, const void *send,
+                                 i64 bytes) {
     const Cluster *c = dev->state.cluster;
     const GroupPlace *p = group_place(dev, g);
     (void)l, (void)recv, (void)send;
     double inside = c->inside.alpha + (double)bytes / c->inside.beta;
-    double between = p->leaving ? c->between.alpha + (double)bytes / (c->between.beta * fmin(1, cluster_ports(c) / (double)p->leaving)) : 0;
+    double between = p->leaving ? c->between.alpha +
+                                      (double)bytes / (c->between.beta * fmin(1, cluster_ports(c) / (double)p->leaving))
+                                : 0;
     transfer_begin(dev, t, between > inside ? &c->between : &c->inside, fmax(inside, between));
 }
 

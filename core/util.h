@@ -18,7 +18,7 @@
 #include <time.h>
 #include <unistd.h>
 
-typedef int64_t i64;
+typedef long long i64;
 
 #define COUNT_OF(array) ((int)(sizeof(array) / sizeof((array)[0])))
 
@@ -53,8 +53,10 @@ static inline void fail_at(FailScope scope, const char *file, int line, const ch
 static inline void fail_at(FailScope scope, const char *file, int line, const char *format, ...) {
     FailState *state = fail_state();
     fflush(stdout); /* what was said before stays said, whoever ends this rank meanwhile */
-    /* Several ranks often find the same thing at once; the lowest speaks first and takes the others down before they repeat it. */
-    if (scope == EVERYONE && state->rank != 0) sleep(3);
+    /* Several ranks often find the same thing at once; the lowest speaks first and takes the others
+       down before they repeat it. */
+    /* whatever signals the launcher sends meanwhile */
+    for (unsigned left = scope == EVERYONE && state->rank != 0 ? 3 : 0; left;) left = sleep(left);
     if (scope == THIS_RANK) usleep(200000u * (unsigned)(state->rank < 10 ? state->rank : 10));
     char text[2048], host[128] = "?";
     va_list args;
@@ -71,11 +73,13 @@ static inline void fail_at(FailScope scope, const char *file, int line, const ch
 
 #define FAIL(scope, ...) fail_at(scope, __FILE__, __LINE__, __VA_ARGS__)
 
-/* At the end of a program: all that was printed has gone where it should, or this is an error. A disk may have been full on the way. */
+/* At the end of a program: all that was printed has gone where it should, or this is an error. A disk
+   may have been full on the way. */
 static inline void output_finish(void) {
     int lost = ferror(stdout);
     errno = 0;
-    if (fflush(stdout) != 0 || lost) FAIL(THIS_RANK, "cannot write to standard output%s%s", errno ? ": " : "", errno ? strerror(errno) : "");
+    if (fflush(stdout) != 0 || lost)
+        FAIL(THIS_RANK, "cannot write to standard output%s%s", errno ? ": " : "", errno ? strerror(errno) : "");
 }
 
 /* A number whose bits depend on all of x's: splitmix64's finaliser. Steele, Lea, Flood 2014. */

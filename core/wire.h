@@ -1,4 +1,5 @@
-/* wire.h - ranks and groups of them: the wire between processes (MPI, or none), and a communicator along axes of the mesh. */
+/* wire.h - ranks and groups of them: the wire between processes (MPI, or none), and a
+   communicator along axes of the mesh. */
 #ifndef ODYSSEUS_WIRE_H
 #define ODYSSEUS_WIRE_H
 
@@ -15,10 +16,13 @@ typedef struct {
     int rank, size;
     Wire wire;
     void *link; /* the backend's own way between devices; NULL: by the wire */
-    i64 world, inner, stride; /* of `world` ranks, member i stands i / inner * stride + i % inner behind member 0: who shares a node with whom */
+    /* of `world` ranks, member i stands i / inner * stride + i % inner behind member 0: who shares a node with whom */
+    i64 world, inner, stride;
 } Comm;
 
 /* The world's rank of member 0 of the group in which the world's `rank` is member c->rank. */
-static inline i64 comm_first(const Comm *c, i64 rank) { return rank - (c->rank / c->inner * c->stride + c->rank % c->inner); }
+static inline i64 comm_first(const Comm *c, i64 rank) {
+    return rank - (c->rank / c->inner * c->stride + c->rank % c->inner);
+}
 
 #endif

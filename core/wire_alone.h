@@ -1,4 +1,5 @@
-/* wire_alone.h - the wire of a program built without MPI: one rank, which has nobody to talk to. The functions are wire_mpi.h's. */
+/* wire_alone.h - the wire of a program built without MPI: one rank, which has nobody to talk to. The
+   functions are wire_mpi.h's. */
 #ifndef ODYSSEUS_WIRE_ALONE_H
 #define ODYSSEUS_WIRE_ALONE_H
 
@@ -21,8 +22,10 @@ static inline Wire wire_none(void) { return 0; }
 static inline Wire wire_start(int *argc, char ***argv) {
     (void)argc, (void)argv;
     if (launcher_ranks() > 1)
-        FAIL(EVERYONE, "%d ranks were started, but this program was built without MPI and is one rank; apt-get install libopenmpi-dev openmpi-bin, "
-                       "then make again", launcher_ranks());
+        FAIL(EVERYONE,
+             "%d ranks were started, but this program was built without MPI and is one rank; apt-get install "
+             "libopenmpi-dev openmpi-bin, then make again",
+             launcher_ranks());
     return 1;
 }
 
@@ -68,7 +71,9 @@ static inline void wire_all_gather(Wire w, WireRequest *r, void *full, const voi
     (void)w, (void)r, (void)rank;
     if (full != part) memcpy(full, part, (size_t)bytes);
 }
-static inline void wire_all_to_all(Wire w, WireRequest *r, void *recv, const void *send, i64 bytes) { wire_all_gather(w, r, recv, send, bytes, 0); }
+static inline void wire_all_to_all(Wire w, WireRequest *r, void *recv, const void *send, i64 bytes) {
+    wire_all_gather(w, r, recv, send, bytes, 0);
+}
 static inline void wire_ring(Wire w, WireRequest *r, void *recv, const void *send, i64 bytes, int rank, int size) {
     (void)size;
     wire_all_gather(w, r, recv, send, bytes, rank);

@@ -1,10 +1,12 @@
 /* wire_mpi.h - the wire under comm.h, as MPI: nonblocking collectives on host memory, bytes in, bytes out.
 
    No reduction is left to MPI (see comm.h), so everything travels as bytes. Counts beyond 2^31 go as one element of a
-   derived type. Whoever waits looks for ranks that stand still (wire_watch.h). MPI_THREAD_FUNNELED: only the thread that walks the model
-   calls in here. Open MPI moves nonblocking collectives only inside its calls, hence wire_test from the kernels.
+   derived type. Whoever waits looks for ranks that stand still (wire_watch.h). MPI_THREAD_FUNNELED: only the
+   thread that walks the model calls in here. Open MPI moves nonblocking collectives only inside its calls,
+   hence wire_test from the kernels.
 
-   A process that no launcher has started is one rank and does without MPI: MPI_COMM_SELF, of which nothing is asked then. */
+   A process that no launcher has started is one rank and does without MPI: MPI_COMM_SELF, of
+   which nothing is asked then. */
 #ifndef ODYSSEUS_WIRE_MPI_H
 #define ODYSSEUS_WIRE_MPI_H
 
@@ -48,16 +50,21 @@ static inline Wire wire_start_mpi(int *argc, char ***argv) {
     MPI_Init_thread(argc, argv, MPI_THREAD_FUNNELED, &provided);
     MPI_Comm_rank(MPI_COMM_WORLD, &fail_state()->rank);
     fail_state()->abort_all = wire_abort;
-    if (provided < MPI_THREAD_FUNNELED) FAIL(EVERYONE, "this MPI gives no MPI_THREAD_FUNNELED; install Open MPI with thread support");
+    if (provided < MPI_THREAD_FUNNELED)
+        FAIL(EVERYONE, "this MPI gives no MPI_THREAD_FUNNELED; install Open MPI with thread support");
     MPI_Comm_size(MPI_COMM_WORLD, &ranks);
     if (ranks == 1 && launcher_ranks() > 1)
-        FAIL(THIS_RANK, "%d ranks were started, but MPI sees one, so each would train alone; start them with the mpirun that belongs to the mpicc "
-                        "that built this program (in Slurm: srun --mpi=pmix)", launcher_ranks());
+        FAIL(THIS_RANK,
+             "%d ranks were started, but MPI sees one, so each would train alone; start them with the mpirun that "
+             "belongs to the mpicc that built this program (in Slurm: srun --mpi=pmix)",
+             launcher_ranks());
     return MPI_COMM_WORLD;
 }
 
 /* The wire between all ranks: MPI's where a launcher has started this process. */
-static inline Wire wire_start(int *argc, char ***argv) { return launcher_found() ? wire_start_mpi(argc, argv) : MPI_COMM_SELF; }
+static inline Wire wire_start(int *argc, char ***argv) {
+    return launcher_found() ? wire_start_mpi(argc, argv) : MPI_COMM_SELF;
+}
 
 /* Watch the ranks of `w`: see wire_watch.h. Collective. */
 static inline void wire_watch(Wire w, double timeout) {
@@ -76,7 +83,8 @@ static inline int wire_size(Wire w) {
     return size;
 }
 
-/* Is it over? Moves it along. A rank alone may ask, too: for the transfers of a world that it imagines, of which none was begun. */
+/* Is it over? Moves it along. A rank alone may ask, too: for the transfers of a world that it
+   imagines, of which none was begun. */
 static inline int wire_test(WireRequest *r) {
     MPI_Status status[2]; /* not MPI_STATUSES_IGNORE: gcc sees an array of no bytes in MPICH's */
     int done = 1;
@@ -84,7 +92,9 @@ static inline int wire_test(WireRequest *r) {
     return done;
 }
 
-static inline void wire_text(char *out, size_t size, const void *what) { snprintf(out, size, "%s", (const char *)what); }
+static inline void wire_text(char *out, size_t size, const void *what) {
+    snprintf(out, size, "%s", (const char *)what);
+}
 
 /* Wait for an exchange outside the steps, of this name. */
 static inline void wire_wait(WireRequest *r, const char *what) {
@@ -111,8 +121,8 @@ static inline void wire_finish(void) {
     if (!wire_alone()) MPI_Finalize();
 }
 
-/* Ranks of one colour form a new communicator, ordered by key. Owner: caller; wire_free. MPI makes it in a call that cannot be watched:
-   the barrier can. */
+/* Ranks of one colour form a new communicator, ordered by key. Owner: caller; wire_free. MPI makes it in a call that
+   cannot be watched: the barrier can. */
 static inline Wire wire_split(Wire w, int colour, int key) {
     Wire out = w;
     if (wire_alone()) return out;
@@ -201,12 +211,13 @@ static inline void wire_tell(Wire w, void *buf, i64 bytes) {
     wire_wait(&r, "word from rank 0");
 }
 
-/* On rank 0: the bitwise or of everybody's buf, which is a collection where every byte has one owner and the others hold zero.
-   For files, outside the training step: not part of the ledger. bytes <= INT_MAX. */
+/* On rank 0: the bitwise or of everybody's buf, which is a collection where every byte has one owner and the others
+   hold zero. For files, outside the training step: not part of the ledger. bytes <= INT_MAX. */
 static inline void wire_collect(Wire w, void *buf, i64 bytes) {
     int rank = wire_rank(w);
     WireRequest r = wire_request_none();
-    if (!wire_alone()) MPI_Ireduce(rank == 0 ? MPI_IN_PLACE : buf, buf, (int)bytes, MPI_BYTE, MPI_BOR, 0, w, &r.request[0]);
+    if (!wire_alone())
+        MPI_Ireduce(rank == 0 ? MPI_IN_PLACE : buf, buf, (int)bytes, MPI_BYTE, MPI_BOR, 0, w, &r.request[0]);
     wire_wait(&r, "the collection of a file");
 }
 

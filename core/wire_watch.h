@@ -1,16 +1,19 @@
 /* wire_watch.h - a rank that stands still: how the others notice, and what they say.
 
-   A rank that has waited --comm-timeout seconds cannot tell one that is gone from one that is slow, so at half of them it asks:
+   A rank that has waited --comm-timeout seconds cannot tell one that is gone from one that is
+   slow, so at half of them it asks:
 
-       this rank   waits ......... asks ....... judges            every other rank answers between two tiles of its work, or out of
+       this rank   waits ......... asks ....... judges            every other rank answers between
+                                                                  two tiles of its work, or out of
        seconds     0               S/2          S                 its own wait, with what it does
 
    judged   silent          a rank is stopped, gone, or hangs in a call: it is named with its host, and the run ends
             all wait long   they wait for each other: the run ends, and one that waits for something else is named
             else            somebody works: slow, and not still. That is said, and it is asked again
 
-   Only time in which this rank has looked counts: who was stopped himself raises no alarm when he goes on. Looking costs one reading of the
-   clock, ten times a second also a question to MPI. One process has one watch, as it has one fail_state.                             */
+   Only time in which this rank has looked counts: who was stopped himself raises no alarm when he goes on.
+   Looking costs one reading of the clock, ten times a second also a question to MPI. One process has one
+   watch, as it has one fail_state.                                                                                   */
 #ifndef ODYSSEUS_WIRE_WATCH_H
 #define ODYSSEUS_WIRE_WATCH_H
 
@@ -91,7 +94,8 @@ static inline void watch_answer(Watch *w, int to, int round) {
 static inline void watch_listen(Watch *w) {
     int there = 0;
     MPI_Status from;
-    for (MPI_Iprobe(MPI_ANY_SOURCE, MPI_ANY_TAG, w->comm, &there, &from); there; MPI_Iprobe(MPI_ANY_SOURCE, MPI_ANY_TAG, w->comm, &there, &from)) {
+    for (MPI_Iprobe(MPI_ANY_SOURCE, MPI_ANY_TAG, w->comm, &there, &from); there;
+         MPI_Iprobe(MPI_ANY_SOURCE, MPI_ANY_TAG, w->comm, &there, &from)) {
         WatchAnswer a;
         int round = 0;
         if (from.MPI_TAG == WATCH_QUESTION) {
@@ -129,20 +133,26 @@ static inline void watch_judge(Watch *w) {
     }
     if (!silent && works >= 0) {
         if (lowest == w->rank)
-            fprintf(stderr, "train_gpt: note: rank %d has waited %.0f s: %s; rank %d on %s answers: %s\n", w->rank, w->waited, mine, works, w->host[works],
-                    w->heard[works].what);
+            fprintf(stderr, "train_gpt: note: rank %d has waited %.0f s: %s; rank %d on %s answers: %s\n", w->rank,
+                    w->waited, mine, works, w->host[works], w->heard[works].what);
         w->waited = w->timeout / 2, w->asked = 0;
         return;
     }
     if (lowest < w->rank) sleep(3); /* that one says it for all */
     if (silent > 1) snprintf(others, sizeof others, ", nor do %d more", silent - 1);
     if (silent)
-        FAIL(THIS_RANK, "%s has not ended after %.1f s (--comm-timeout): rank %d on %s does not answer%s: it is stopped or gone, or hangs", mine, w->waited,
-             first_silent, w->host[first_silent], others);
+        FAIL(THIS_RANK,
+             "%s has not ended after %.1f s (--comm-timeout): rank %d on %s does not answer%s: it is stopped or gone, "
+             "or hangs",
+             mine, w->waited, first_silent, w->host[first_silent], others);
     if (elsewhere >= 0)
-        FAIL(THIS_RANK, "%s has not ended after %.1f s (--comm-timeout): every rank waits, but rank %d on %s for another: %s", mine, w->waited, elsewhere,
-             w->host[elsewhere], w->heard[elsewhere].what);
-    FAIL(THIS_RANK, "%s has not ended after %.1f s (--comm-timeout): every rank answers and waits for it: the link between them is down", mine, w->waited);
+        FAIL(THIS_RANK,
+             "%s has not ended after %.1f s (--comm-timeout): every rank waits, but rank %d on %s for another: %s",
+             mine, w->waited, elsewhere, w->host[elsewhere], w->heard[elsewhere].what);
+    FAIL(THIS_RANK,
+         "%s has not ended after %.1f s (--comm-timeout): every rank answers and waits for it: the link between them "
+         "is down",
+         mine, w->waited);
 }
 
 /* To be called now and then by whoever waits or works, from the thread that may use MPI. */

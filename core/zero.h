@@ -1,25 +1,30 @@
 /* zero.h - who owns which parameter: ZeRO-3 as one component under every scheme.
 
-   One rule: a tensor is split over the head axis or it is not (the scheme says); the ranks that would still hold identical
-   copies - its share group - own one flat chunk of it each. dp, ring, Ulysses and replicated KV heads all fall under it.
+   One rule: a tensor is split over the head axis or it is not (the scheme says); the ranks that would
+   still hold identical copies - its share group - own one flat chunk of it each. dp, ring, Ulysses and
+   replicated KV heads all fall under it.
 
    block l, share group g:   chunk   [ q | k | v | o | biases | norm | pad ]      P elements, padded to S shards
-                             shards  [ rank 0 | rank 1 | ... | rank S-1 ]         each owns one: weights, gradient, moments
+                             shards  [ rank 0 | rank 1 | ... | rank S-1 ]     each owns one: weights, gradient, moments
 
-   A shard has ceil(P/S) elements. Where they travel between GPUs it has as many as fill whole 16 bytes, so that every rank's begins at such
-   a boundary for S = 3, 6, 7 or 24, too: NCCL copies byte by byte what begins elsewhere.
+   A shard has ceil(P/S) elements. Where they travel between GPUs it has as many as fill whole 16 bytes, so that every
+   rank's begins at such a boundary for S = 3, 6, 7 or 24, too: NCCL copies byte by byte what begins elsewhere.
 
    walk       zero_acquire(block)    wait for its gather, point at weights
-              zero_prefetch          start the gather of the next block of the walk, once the block's own exchange is under way
+              zero_prefetch          start the gather of the next block of the walk, once the
+                                     block's own exchange is under way
    backward   zero_grad_begin(block) gradients of the whole block at zero; the walk adds to them
-              zero_grad_end(block)   reduce-scatter starts; its sum lands in this rank's shard while the next block computes
+              zero_grad_end(block)   reduce-scatter starts; its sum lands in this rank's
+                                     shard while the next block computes
 
-   A share group of one rank gathers nothing: weights and gradients are its shard. Gathered weights live in one slot per kind of
-   block (attention, MLP, vocabulary), so the next block never overwrites the one in use and nothing stays gathered longer.
-   A tied head gathers the embedding's chunk again and leaves its gradient in the slot; the embedding's backward reduces both at once.
+   A share group of one rank gathers nothing: weights and gradients are its shard. Gathered weights live in one
+   slot per kind of block (attention, MLP, vocabulary), so the next block never overwrites the one in use and
+   nothing stays gathered longer.
+   A tied head gathers the embedding's chunk again and leaves its gradient in the slot; the embedding's
+   backward reduces both at once.
 
-   traffic of a chunk: all-gather forward, all-gather backward, reduce-scatter: 3 (S-1) shards; embedding and head gather once.
-   Rajbhandari et al. 2019, arXiv:1910.02054                                                               */
+   traffic of a chunk: all-gather forward, all-gather backward, reduce-scatter: 3 (S-1) shards; embedding and head
+   gather once. Rajbhandari et al. 2019, arXiv:1910.02054                                                             */
 #ifndef ODYSSEUS_ZERO_H
 #define ODYSSEUS_ZERO_H
 
@@ -93,8 +98,11 @@ typedef struct {
     accum *dweight[T_ROLES];
 } Zero;
 
-/* What one of S ranks owns of P elements. A CPU's ranks do not mind where a part begins; they compute in accum, GPUs never do. */
-static inline i64 shard_elements(i64 P, i64 S) { return round_up(ceil_div(P, S), real_is_accum() ? 1 : 16 / real_size()); }
+/* What one of S ranks owns of P elements. A CPU's ranks do not mind where a part begins; they
+   compute in accum, GPUs never do. */
+static inline i64 shard_elements(i64 P, i64 S) {
+    return round_up(ceil_div(P, S), real_is_accum() ? 1 : 16 / real_size());
+}
 
 static inline int block_embedding(void) { return 0; }
 static inline int block_attention(int layer) { return 1 + 2 * layer; }
@@ -106,7 +114,8 @@ static inline SlotKind slot_kind(BlockKind kind) {
 }
 
 /* Which ranks hold identical copies of a tensor. */
-static inline ShareGroup share_group(const TensorSpec *spec, int (*splits)(BlockKind), const MeshShape *shape, i64 kv_heads) {
+static inline ShareGroup share_group(const TensorSpec *spec, int (*splits)(BlockKind), const MeshShape *shape,
+                                     i64 kv_heads) {
     if (shape->head == 1 || spec->split == SPLIT_NONE || !splits(spec->block)) return SHARE_WORLD;
     return spec->split == SPLIT_KV_ROWS && kv_heads < shape->head ? SHARE_KV : SHARE_SPLIT;
 }
@@ -117,15 +126,15 @@ static inline const Comm *share_comm(const Mesh *m, ShareGroup share) {
 
 static inline const Comm *chunk_comm(const Zero *z, const Chunk *c) { return share_comm(z->mesh, c->share); }
 
-/* ---- layout ------------------------------------------------------------------------------------------------------- */
+/* ---- layout ------------------------------------------------------------------------------------------------------ */
 
 static inline int share_is_used(const TensorSpec *spec, const Zero *z, BlockKind kind, ShareGroup share) {
     return spec->block == kind && tensor_exists(spec, z->config) &&
            share_group(spec, z->splits, &z->mesh->shape, z->config->kv_heads) == share;
 }
 
-/* Lay out one block: tensors in table order within each share group, one chunk a group. `slot_base`: where the block's chunks
-   begin in its slot. Returns the end in the slot. */
+/* Lay out one block: tensors in table order within each share group, one chunk a group. `slot_base`: where the block's
+   chunks begin in its slot. Returns the end in the slot. */
 static inline i64 zero_layout_block(Zero *z, BlockKind kind, int layer, i64 slot_base) {
     int n;
     const TensorSpec *specs = tensor_specs(z->config->arch, &n);
@@ -142,7 +151,8 @@ static inline i64 zero_layout_block(Zero *z, BlockKind kind, int layer, i64 slot
                 if ((int)specs[i].role != role || !share_is_used(&specs[i], z, kind, share)) continue;
                 Tensor *t = &z->tensor[z->tensors++];
                 t->spec = &specs[i], t->layer = layer, t->chunk = z->chunks, t->offset = c.elements;
-                t->slice = tensor_slice(&specs[i], z->config, share != SHARE_WORLD, z->mesh->head_rank, z->mesh->shape.head);
+                t->slice =
+                    tensor_slice(&specs[i], z->config, share != SHARE_WORLD, z->mesh->head_rank, z->mesh->shape.head);
                 c.elements += t->slice.rows * t->slice.cols;
                 if (tensor_decays(&specs[i])) c.decayed = c.elements;
             }
@@ -159,8 +169,10 @@ static inline i64 zero_layout_block(Zero *z, BlockKind kind, int layer, i64 slot
     return slot_base;
 }
 
-/* Tables and memory of this rank's share of the parameters. `config`, `mesh`, `fabric` outlive it; tables: zero_free. */
-static inline void zero_init(Zero *z, const Config *config, const Mesh *mesh, Fabric *fabric, Arena *arena, int (*splits)(BlockKind), Dtype grad_wire) {
+/* Tables and memory of this rank's share of the parameters. `config`, `mesh`, `fabric`
+   outlive it; tables: zero_free. */
+static inline void zero_init(Zero *z, const Config *config, const Mesh *mesh, Fabric *fabric, Arena *arena,
+                             int (*splits)(BlockKind), Dtype grad_wire) {
     memset(z, 0, sizeof *z);
     z->config = config, z->mesh = mesh, z->fabric = fabric, z->dev = fabric->dev, z->splits = splits;
     z->grad_wire = real_is_accum() ? DTYPE_ACCUM : grad_wire;
@@ -197,7 +209,7 @@ static inline void zero_free(Zero *z) {
     free(z->tensor);
 }
 
-/* ---- weights along the walk ----------------------------------------------------------------------------------------- */
+/* ---- weights along the walk -------------------------------------------------------------------------------------- */
 
 /* Begin a walk: `order` names every block in the order the walk will acquire it, and outlives the walk. */
 static inline void zero_walk(Zero *z, const Use *order, int uses) {
@@ -215,11 +227,13 @@ static inline void zero_gather(Zero *z, Use use) {
     const Block *b = &z->block[use.block];
     Slot *slot = &z->slot[slot_kind(b->kind)];
     const Chunk *c;
-    int layer = trace_layer(z->dev->trace, b->layer), under_way = z->dev->layer; /* its own, not that of the block under way */
+    /* its own, not that of the block under way */
+    int layer = trace_layer(z->dev->trace, b->layer), under_way = z->dev->layer;
     z->dev->layer = b->layer;
     for (int i = 0; (c = block_chunk(z, b, i)) != NULL; i++)
-        slot->gather[i] = comm_all_gather_start(z->fabric, chunk_comm(z, c), tag(b->kind, use.phase, WHAT_PARAMETER),
-                                                slot->weights + c->slot_offset, z->param + c->offset, c->shard, DTYPE_REAL);
+        slot->gather[i] =
+            comm_all_gather_start(z->fabric, chunk_comm(z, c), tag(b->kind, use.phase, WHAT_PARAMETER),
+                                  slot->weights + c->slot_offset, z->param + c->offset, c->shard, DTYPE_REAL);
     trace_layer(z->dev->trace, layer);
     z->dev->layer = under_way;
 }
@@ -234,11 +248,12 @@ static inline void zero_point_weights(Zero *z, const Block *b) {
     }
 }
 
-/* The weights of `block`, gathered, in z->weight[role] until the next acquire. The walk must keep its order. A block that was
-   also the use before is still there and is not gathered twice. */
+/* The weights of `block`, gathered, in z->weight[role] until the next acquire. The walk must keep its order. A block
+   that was also the use before is still there and is not gathered twice. */
 static inline void zero_acquire(Zero *z, int block) {
     int at = z->cursor++;
-    if (at >= z->uses || z->order[at].block != block) FAIL(THIS_RANK, "the walk left its order at use %d (block %d)", at, block);
+    if (at >= z->uses || z->order[at].block != block)
+        FAIL(THIS_RANK, "the walk left its order at use %d (block %d)", at, block);
     const Block *b = &z->block[block];
     Slot *slot = &z->slot[slot_kind(b->kind)];
     part_begin(z->dev, b->kind, b->layer, z->order[at].phase);
@@ -258,9 +273,9 @@ static inline void zero_acquire(Zero *z, int block) {
     }
 }
 
-/* Start the gather of the block after the one acquired last. Transfers keep the order in which they are asked for, so a block calls this
-   once its own entering exchange is under way, which would otherwise stand behind weights that nobody needs yet. A block that does not
-   call it is correct, too: the next acquire gathers, and waits. */
+/* Start the gather of the block after the one acquired last. Transfers keep the order in which they are asked for, so a
+   block calls this once its own entering exchange is under way, which would otherwise stand behind weights that nobody
+   needs yet. A block that does not call it is correct, too: the next acquire gathers, and waits. */
 static inline void zero_prefetch(Zero *z) {
     if (z->cursor >= z->uses || z->started > z->cursor || !z->fabric->overlap) return;
     Use now = z->order[z->cursor - 1], next = z->order[z->cursor];
@@ -269,7 +284,7 @@ static inline void zero_prefetch(Zero *z) {
     z->started = z->cursor + 1;
 }
 
-/* ---- gradients ----------------------------------------------------------------------------------------------------- */
+/* ---- gradients --------------------------------------------------------------------------------------------------- */
 
 static inline void slot_finish_reduce(Zero *z, Slot *slot) {
     for (int i = 0; i < BLOCK_CHUNKS; i++) {
@@ -288,8 +303,8 @@ static inline void zero_point_grads(Zero *z, const Block *b) {
     }
 }
 
-/* Point z->dweight[role] at the block's gradients, to be added to. They start at zero, except that a tied embedding finds what
-   the head left. */
+/* Point z->dweight[role] at the block's gradients, to be added to. They start at zero, except that a tied
+   embedding finds what the head left. */
 static inline void zero_grad_begin(Zero *z, int block) {
     const Block *b = &z->block[block];
     Slot *slot = &z->slot[slot_kind(b->kind)];
@@ -318,11 +333,12 @@ static inline void zero_grad_end(Zero *z, int block) {
         const Comm *share = chunk_comm(z, c);
         i64 at = c->slot_offset;
         if (z->grad_wire == DTYPE_ACCUM || share->size == 1) {
-            slot->reduce[i] = comm_reduce_scatter_start(z->fabric, share, t, z->grad + c->offset, slot->grads + at, (accum *)slot->scratch + at, c->shard,
-                                                        DTYPE_ACCUM, 1);
+            slot->reduce[i] = comm_reduce_scatter_start(z->fabric, share, t, z->grad + c->offset, slot->grads + at,
+                                                        (accum *)slot->scratch + at, c->shard, DTYPE_ACCUM, 1);
         } else {
             convert(z->dev, slot->sent + at, slot->grads + at, share->size * c->shard);
-            slot->reduce[i] = comm_reduce_scatter_real_start(z->fabric, share, t, z->grad + c->offset, slot->sent + at, (real *)slot->scratch + at, c->shard);
+            slot->reduce[i] = comm_reduce_scatter_real_start(z->fabric, share, t, z->grad + c->offset, slot->sent + at,
+                                                             (real *)slot->scratch + at, c->shard);
         }
     }
 }
@@ -341,16 +357,18 @@ static inline void zero_adamw(Zero *z, AdamW a) {
         i64 decayed = i64_min(i64_max(c->decayed - first, 0), c->shard), o = c->offset, rest = o + decayed;
         if (decayed) adamw(z->dev, z->param + o, z->master + o, z->m + o, z->v + o, z->grad + o, decayed, a);
         if (decayed < c->shard)
-            adamw(z->dev, z->param + rest, z->master + rest, z->m + rest, z->v + rest, z->grad + rest, c->shard - decayed, plain);
+            adamw(z->dev, z->param + rest, z->master + rest, z->m + rest, z->v + rest, z->grad + rest,
+                  c->shard - decayed, plain);
     }
 }
 
-/* ---- logical tensors ------------------------------------------------------------------------------------------------ */
+/* ---- logical tensors --------------------------------------------------------------------------------------------- */
 
 /* n elements of a logical tensor from (row, col) on, along the row, that this rank owns at `at` in the flat buffers. */
 typedef void (*RunVisit)(void *context, const Tensor *t, i64 row, i64 col, i64 n, i64 at);
 
-/* This rank's part of tensor `t`, contiguous in the flat buffers: where it begins, in *at, and its elements (0: none). */
+/* This rank's part of tensor `t`, contiguous in the flat buffers: where it begins, in *at,
+   and its elements (0: none). */
 static inline i64 tensor_range(const Zero *z, const Tensor *t, i64 *at) {
     const Chunk *c = &z->chunk[t->chunk];
     i64 begin = chunk_comm(z, c)->rank * c->shard; /* this rank's shard, in the gathered chunk */
@@ -375,23 +393,25 @@ static inline void tensor_part(const Zero *z, const Tensor *t, i64 at, i64 n, Ru
     }
 }
 
-/* Every run of tensor `t` that this rank owns. Over all ranks each element of a logical tensor comes up exactly once: the basis
-   of initialisation, loading, saving and of comparing gradients, whatever the mesh. */
+/* Every run of tensor `t` that this rank owns. Over all ranks each element of a logical tensor comes up exactly once:
+   the basis of initialisation, loading, saving and of comparing gradients, whatever the mesh. */
 static inline void tensor_owned(const Zero *z, const Tensor *t, RunVisit visit, void *context) {
     i64 at, n = tensor_range(z, t, &at);
     tensor_part(z, t, at, n, visit, context);
 }
 
-/* ---- closed form ------------------------------------------------------------------------------------------------------ */
+/* ---- closed form ------------------------------------------------------------------------------------------------- */
 
 /* Elements of a block that share group `share` holds together, from the model's sizes alone. */
-static inline i64 share_elements(const Config *config, const MeshShape *shape, int (*splits)(BlockKind), BlockKind kind, ShareGroup share) {
+static inline i64 share_elements(const Config *config, const MeshShape *shape, int (*splits)(BlockKind), BlockKind kind,
+                                 ShareGroup share) {
     int n;
     const TensorSpec *specs = tensor_specs(config->arch, &n);
     i64 sum = 0;
     for (int i = 0; i < n; i++) {
         const TensorSpec *s = &specs[i];
-        if (s->block != kind || !tensor_exists(s, config) || share_group(s, splits, shape, config->kv_heads) != share) continue;
+        if (s->block != kind || !tensor_exists(s, config) || share_group(s, splits, shape, config->kv_heads) != share)
+            continue;
         i64 all = tensor_size(s->rows, config) * tensor_size(s->cols, config);
         sum += share == SHARE_WORLD ? all : share == SHARE_SPLIT ? all / shape->head : all / config->kv_heads;
     }
@@ -400,7 +420,8 @@ static inline i64 share_elements(const Config *config, const MeshShape *shape, i
 
 /* What ZeRO-3 moves in a step of `micro_steps`: 3 (S-1) shards for each chunk of a layer (recompute
    repeats a block's forward while its weights are there for the backward anyway), AG + RS for embedding and head. */
-static inline void zero_volume(Ledger *l, const Config *config, const Mesh *mesh, int (*splits)(BlockKind), Dtype grad_wire, i64 micro_steps) {
+static inline void zero_volume(Ledger *l, const Config *config, const Mesh *mesh, int (*splits)(BlockKind),
+                               Dtype grad_wire, i64 micro_steps) {
     const BlockKind kinds[4] = {BLOCK_EMBEDDING, BLOCK_ATTENTION, BLOCK_MLP, BLOCK_LM_HEAD};
     for (int k = 0; k < 4; k++)
         for (int g = 0; g < SHARE_GROUPS; g++) {

@@ -47,10 +47,12 @@ static inline void op_end(Device *dev) {
         } \
     } while (0)
 
-/* The step comes to a block of the walk, forward or backward, or to what lies outside (BLOCK_OTHER): for its trace, and for whoever waits. */
+/* The step comes to a block of the walk, forward or backward, or to what lies outside (BLOCK_OTHER): for its
+   trace, and for whoever waits. */
 static inline void part_begin(Device *dev, BlockKind block, int layer, Phase phase) {
     dev->layer = layer;
-    if (dev->trace && !trace_in_part(dev->trace, block, layer, phase)) trace_part(dev->trace, block, layer, phase, device_mark(dev));
+    if (dev->trace && !trace_in_part(dev->trace, block, layer, phase))
+        trace_part(dev->trace, block, layer, phase, device_mark(dev));
 }
 
 /* Count again, `times` times, what `dev` counted (and, as a model, took) since `before`. */
@@ -65,24 +67,28 @@ static inline void device_repeat(Device *dev, const Device *before, i64 times) {
 
 /* ---- matrix products ------------------------------------------------------------------------------------------- */
 
-/* A linear layer's three products. Rows of out and dout begin `ld` elements apart: OC where they are neighbours, more where each shall begin
-   at a whole vector of memory (logits of an odd vocabulary). */
+/* A linear layer's three products. Rows of out and dout begin `ld` elements apart: OC where they are neighbours, more
+   where each shall begin at a whole vector of memory (logits of an odd vocabulary). */
 
 /* out (rows, OC) = inp (rows, IC) weight (OC, IC)^T + bias (OC) (NULL: none) */
-static inline void linear_forward(Device *dev, real *out, i64 ld, const real *inp, const real *weight, const real *bias, i64 rows, i64 IC, i64 OC) {
+static inline void linear_forward(Device *dev, real *out, i64 ld, const real *inp, const real *weight, const real *bias,
+                                  i64 rows, i64 IC, i64 OC) {
     OPERATION(dev, OP_GEMM, 2.0 * rows * IC * OC, real_size() * (1.0 * rows * IC + 1.0 * IC * OC + 1.0 * rows * OC),
               linear_forward_run(dev, out, ld, inp, weight, bias, rows, IC, OC));
 }
 
 /* dinp (rows, IC) = or += dout (rows, OC) weight (OC, IC) */
-static inline void linear_backward_input(Device *dev, real *dinp, const real *dout, i64 ld, const real *weight, i64 rows, i64 IC, i64 OC, int add) {
+static inline void linear_backward_input(Device *dev, real *dinp, const real *dout, i64 ld, const real *weight,
+                                         i64 rows, i64 IC, i64 OC, int add) {
     OPERATION(dev, OP_GEMM, 2.0 * rows * IC * OC, real_size() * (1.0 * rows * IC + 1.0 * IC * OC + 1.0 * rows * OC),
               linear_backward_input_run(dev, dinp, dout, ld, weight, rows, IC, OC, add));
 }
 
 /* dweight (OC, IC) += dout (rows, OC)^T inp (rows, IC) */
-static inline void linear_backward_weight(Device *dev, accum *dweight, const real *inp, const real *dout, i64 ld, i64 rows, i64 IC, i64 OC) {
-    OPERATION(dev, OP_GEMM, 2.0 * rows * IC * OC, real_size() * (1.0 * rows * IC + 1.0 * rows * OC) + 2.0 * accum_size() * IC * OC,
+static inline void linear_backward_weight(Device *dev, accum *dweight, const real *inp, const real *dout, i64 ld,
+                                          i64 rows, i64 IC, i64 OC) {
+    OPERATION(dev, OP_GEMM, 2.0 * rows * IC * OC,
+              real_size() * (1.0 * rows * IC + 1.0 * rows * OC) + 2.0 * accum_size() * IC * OC,
               linear_backward_weight_run(dev, dweight, inp, dout, ld, rows, IC, OC));
 }
 
@@ -93,19 +99,22 @@ static inline void bias_add(Device *dev, real *out, const real *bias, i64 rows, 
 
 /* dbias (C) += sum over rows of dout (rows, C) */
 static inline void bias_backward(Device *dev, accum *dbias, const real *dout, i64 rows, i64 C) {
-    OPERATION(dev, OP_POINTWISE, 1.0 * rows * C, 1.0 * real_size() * rows * C, bias_backward_run(dev, dbias, dout, rows, C));
+    OPERATION(dev, OP_POINTWISE, 1.0 * rows * C, 1.0 * real_size() * rows * C,
+              bias_backward_run(dev, dbias, dout, rows, C));
 }
 
 /* ---- embedding ------------------------------------------------------------------------------------------------- */
 
 /* out (T, B, C) = wte (V, C)[token] + wpe (P, C)[position] (wpe NULL: none); tokens (T, B); T = map.count */
-static inline void embedding_forward(Device *dev, real *out, const int32_t *tokens, TokenMap map, const real *wte, const real *wpe, i64 B, i64 C) {
+static inline void embedding_forward(Device *dev, real *out, const int32_t *tokens, TokenMap map, const real *wte,
+                                     const real *wpe, i64 B, i64 C) {
     OPERATION(dev, OP_EMBEDDING, 1.0 * map.count * B * C, 3.0 * real_size() * map.count * B * C,
               embedding_forward_run(dev, out, tokens, map, wte, wpe, B, C));
 }
 
 /* dwte (V, C)[token] += dout (T, B, C), dwpe (P, C)[position] += dout; in a fixed order whatever the threads */
-static inline void embedding_backward(Device *dev, accum *dwte, accum *dwpe, const real *dout, const int32_t *tokens, TokenMap map, i64 B, i64 C, i64 V) {
+static inline void embedding_backward(Device *dev, accum *dwte, accum *dwpe, const real *dout, const int32_t *tokens,
+                                      TokenMap map, i64 B, i64 C, i64 V) {
     OPERATION(dev, OP_EMBEDDING, 2.0 * map.count * B * C, (real_size() + 4.0 * accum_size()) * map.count * B * C,
               embedding_backward_run(dev, dwte, dwpe, dout, tokens, map, B, C, V));
 }
@@ -114,8 +123,9 @@ static inline void embedding_backward(Device *dev, accum *dwte, accum *dwpe, con
 
 /* The residual add and the norm that follows it, per row of C:
    x = a + delta (delta NULL: x = a and `sum` is not written; else sum = x, which may alias a)
-   NORM_LAYER  out = (x - mean) rstd weight + bias,  rstd = 1/sqrt(var + eps)        Ba et al. 2016, arXiv:1607.06450
-   NORM_RMS    out = x rstd weight,                  rstd = 1/sqrt(mean(x^2) + eps)  Zhang, Sennrich 2019, arXiv:1910.07467
+   NORM_LAYER  out = (x - mean) rstd weight + bias, rstd = 1/sqrt(var + eps)       Ba et al. 2016, arXiv:1607.06450
+   NORM_RMS    out = x rstd weight,                 rstd = 1/sqrt(mean(x^2) + eps)
+               Zhang, Sennrich 2019, arXiv:1910.07467
    mean (NORM_LAYER only) and rstd (rows) are kept for backward. */
 static inline void norm_forward(Device *dev, NormCall n, real *out, real *sum, accum *mean, accum *rstd, const real *a,
                                 const real *delta) {
@@ -148,32 +158,38 @@ static inline void rope_table(Device *dev, accum *table, TokenMap map, const dou
               rope_table_run(dev, table, map, inv_freq, magnitude, head_dim));
 }
 
-/* Rotate queries (table NULL: no rotation; halves i and i + head_dim/2 form a pair, as Hugging Face's Llama) and lay the heads out
-   for `parts` receivers of an all-to-all: in (rows, heads, head_dim) -> out (parts, rows, heads/parts, head_dim). Row r is token r / B
-   of the table. With parts = 1 in place: out == in. */
-static inline void queries_pack(Device *dev, real *out, const real *in, const accum *table, i64 rows, i64 B, i64 heads, i64 head_dim, i64 parts) {
+/* Rotate queries (table NULL: no rotation; halves i and i + head_dim/2 form a pair, as Hugging Face's Llama) and lay
+   the heads out for `parts` receivers of an all-to-all: in (rows, heads, head_dim) -> out (parts, rows, heads/parts,
+   head_dim). Row r is token r / B of the table. With parts = 1 in place: out == in. */
+static inline void queries_pack(Device *dev, real *out, const real *in, const accum *table, i64 rows, i64 B, i64 heads,
+                                i64 head_dim, i64 parts) {
     if (parts == 1 && !table && out == in) return;
     OPERATION(dev, OP_POINTWISE, 3.0 * rows * heads * head_dim, 2.0 * real_size() * rows * heads * head_dim,
               queries_pack_run(dev, out, in, table, rows, B, heads, head_dim, parts));
 }
 
-/* The same for keys, rotated, and values, as they are: in (rows, 2, kv_heads, head_dim) -> out (parts, rows, 2, KHl, head_dim),
-   KHl = max(1, kv_heads/parts): with fewer KV heads than parts, part p gets KV head p*kv_heads/parts. With parts = 1 in place. */
-static inline void kv_pack(Device *dev, real *out, const real *in, const accum *table, i64 rows, i64 B, i64 kv_heads, i64 head_dim, i64 parts) {
+/* The same for keys, rotated, and values, as they are: in (rows, 2, kv_heads, head_dim) -> out (parts, rows, 2,
+   KHl, head_dim), KHl = max(1, kv_heads/parts): with fewer KV heads than parts, part p gets KV head
+   p*kv_heads/parts. With parts = 1 in place. */
+static inline void kv_pack(Device *dev, real *out, const real *in, const accum *table, i64 rows, i64 B, i64 kv_heads,
+                           i64 head_dim, i64 parts) {
     if (parts == 1 && !table && out == in) return;
     OPERATION(dev, OP_POINTWISE, 3.0 * rows * kv_heads * head_dim, 4.0 * real_size() * rows * kv_heads * head_dim,
               kv_pack_run(dev, out, in, table, rows, B, kv_heads, head_dim, parts));
 }
 
-/* The transpose of queries_pack: gradients (parts, rows, heads/parts, head_dim) come back from `parts` senders and are rotated back. */
-static inline void queries_unpack(Device *dev, real *out, const real *in, const accum *table, i64 rows, i64 B, i64 heads, i64 head_dim, i64 parts) {
+/* The transpose of queries_pack: gradients (parts, rows, heads/parts, head_dim) come back from `parts`
+   senders and are rotated back. */
+static inline void queries_unpack(Device *dev, real *out, const real *in, const accum *table, i64 rows, i64 B,
+                                  i64 heads, i64 head_dim, i64 parts) {
     if (parts == 1 && !table && out == in) return;
     OPERATION(dev, OP_POINTWISE, 3.0 * rows * heads * head_dim, 2.0 * real_size() * rows * heads * head_dim,
               queries_unpack_run(dev, out, in, table, rows, B, heads, head_dim, parts));
 }
 
 /* The transpose of kv_pack: KV heads that went to several parts are summed in part order. */
-static inline void kv_unpack(Device *dev, real *out, const real *in, const accum *table, i64 rows, i64 B, i64 kv_heads, i64 head_dim, i64 parts) {
+static inline void kv_unpack(Device *dev, real *out, const real *in, const accum *table, i64 rows, i64 B, i64 kv_heads,
+                             i64 head_dim, i64 parts) {
     if (parts == 1 && !table && out == in) return;
     OPERATION(dev, OP_POINTWISE, 3.0 * rows * kv_heads * head_dim, 4.0 * real_size() * rows * kv_heads * head_dim,
               kv_unpack_run(dev, out, in, table, rows, B, kv_heads, head_dim, parts));
@@ -181,12 +197,14 @@ static inline void kv_unpack(Device *dev, real *out, const real *in, const accum
 
 /* out (rows, parts, width) = in (parts, rows, width): what arrived from `parts` senders becomes rows again */
 static inline void parts_merge(Device *dev, real *out, const real *in, i64 parts, i64 rows, i64 width) {
-    OPERATION(dev, OP_POINTWISE, 0, 2.0 * real_size() * parts * rows * width, parts_merge_run(dev, out, in, parts, rows, width));
+    OPERATION(dev, OP_POINTWISE, 0, 2.0 * real_size() * parts * rows * width,
+              parts_merge_run(dev, out, in, parts, rows, width));
 }
 
 /* out (parts, rows, width) = in (rows, parts, width): the transpose of parts_merge */
 static inline void parts_split(Device *dev, real *out, const real *in, i64 parts, i64 rows, i64 width) {
-    OPERATION(dev, OP_POINTWISE, 0, 2.0 * real_size() * parts * rows * width, parts_split_run(dev, out, in, parts, rows, width));
+    OPERATION(dev, OP_POINTWISE, 0, 2.0 * real_size() * parts * rows * width,
+              parts_split_run(dev, out, in, parts, rows, width));
 }
 
 /* ---- attention --------------------------------------------------------------------------------------------------- */
@@ -196,39 +214,45 @@ typedef struct { double pairs, queries, keys; } AttentionWork;
 
 static inline AttentionWork attention_work(const AttentionCall *c) {
     double batch = (double)c->shape.B;
-    AttentionWork w = {causal_pairs(&c->q_map, &c->kv_map) * batch * (double)c->shape.heads, batch * (double)(c->shape.Tq * c->shape.heads),
+    AttentionWork w = {causal_pairs(&c->q_map, &c->kv_map) * batch * (double)c->shape.heads,
+                       batch * (double)(c->shape.Tq * c->shape.heads),
                        2 * batch * (double)(c->shape.Tk * c->shape.kv_heads)};
     return w;
 }
 
 /* One block of causal attention, S = Q K^T / sqrt(head_dim), masked to kv position <= query position.
-   q (Tq, B, heads, head_dim)  kv (Tk, B, 2, kv_heads, head_dim)  out (Tq, B, heads, head_dim), lse (Tq, B, heads) in accum.
+   q (Tq, B, heads, head_dim)  kv (Tk, B, 2, kv_heads, head_dim)
+   out (Tq, B, heads, head_dim), lse (Tq, B, heads) in accum
    merge = 0: out = softmax(S) V, lse = log sum exp(S); a row that may see nothing gets out 0, lse -inf.
    merge = 1: the new block joins what out and lse hold, as if both had been one softmax. Nothing but tiles is stored:
    O(Tq) memory. Tiles that the mask empties are skipped.
-   rounded: NULL, or where the result goes in real, instead of to out (which only merge then reads): no pass over memory for it. Where
-   real is accum, it is out itself. Dao 2023, arXiv:2307.08691; merge: Liu et al. 2023, arXiv:2310.01889 */
+   rounded: NULL, or where the result goes in real, instead of to out (which only merge then reads): no
+   pass over memory for it. Where real is accum, it is out itself. Dao 2023, arXiv:2307.08691; merge: Liu
+   et al. 2023, arXiv:2310.01889 */
 static inline void attention_forward(Device *dev, accum *out, real *rounded, accum *lse, const real *q, const real *kv,
                                      AttentionCall c) {
     AttentionWork w = attention_work(&c);
-    double HS = (double)c.shape.head_dim, result = (rounded ? real_size() : accum_size()) + (c.merge ? accum_size() : 0);
+    double HS = (double)c.shape.head_dim,
+           result = (rounded ? real_size() : accum_size()) + (c.merge ? accum_size() : 0);
     OPERATION(dev, OP_ATTENTION, 4 * w.pairs * HS, HS * (real_size() * (w.queries + w.keys) + result * w.queries),
               attention_forward_run(dev, out, rounded, lse, q, kv, c));
 }
 
 /* delta (Tq, B, heads) = rowsum(out * dout) over head_dim, for attention_backward */
-static inline void attention_delta(Device *dev, accum *delta, const real *out, const real *dout, i64 rows_heads, i64 head_dim) {
+static inline void attention_delta(Device *dev, accum *delta, const real *out, const real *dout, i64 rows_heads,
+                                   i64 head_dim) {
     OPERATION(dev, OP_ATTENTION, 2.0 * rows_heads * head_dim, 2.0 * real_size() * rows_heads * head_dim,
               attention_delta_run(dev, delta, out, dout, rows_heads, head_dim));
 }
 
-/* Gradients of one block, P recomputed from the final lse of all blocks: dq (Tq, B, heads, head_dim) =, or += where `merge`,
-   dkv (Tk, B, 2, kv_heads, head_dim) =, both accum; dout (Tq, B, heads, head_dim), lse and delta (Tq, B, heads).
-   dq_rounded, dkv_rounded: NULL, or where the result goes in real, instead of to dq (where it is summed all the same) and to dkv (which may
-   be NULL then). Where real is accum, they are those buffers themselves. */
-static inline void attention_backward(Device *dev, accum *dq, real *dq_rounded, accum *dkv, real *dkv_rounded, const real *q,
-                                      const real *kv, const real *dout, const accum *lse, const accum *delta,
-                                      AttentionCall c) {
+/* Gradients of one block, P recomputed from the final lse of all blocks: dq (Tq, B, heads, head_dim)
+   =, or += where `merge`, dkv (Tk, B, 2, kv_heads, head_dim) =, both accum; dout (Tq, B, heads,
+   head_dim), lse and delta (Tq, B, heads).
+   dq_rounded, dkv_rounded: NULL, or where the result goes in real, instead of to dq (where it is summed all the same)
+   and to dkv (which may be NULL then). Where real is accum, they are those buffers themselves. */
+static inline void attention_backward(Device *dev, accum *dq, real *dq_rounded, accum *dkv, real *dkv_rounded,
+                                      const real *q, const real *kv, const real *dout, const accum *lse,
+                                      const accum *delta, AttentionCall c) {
     AttentionWork w = attention_work(&c);
     double HS = (double)c.shape.head_dim, of_kv = dkv_rounded ? real_size() : accum_size();
     double of_q = (dq_rounded ? real_size() : accum_size()) + (c.merge ? accum_size() : 0);
@@ -237,40 +261,46 @@ static inline void attention_backward(Device *dev, accum *dq, real *dq_rounded, 
               attention_backward_run(dev, dq, dq_rounded, dkv, dkv_rounded, q, kv, dout, lse, delta, c));
 }
 
-/* ---- MLP ----------------------------------------------------------------------------------------------------------- */
+/* ---- MLP --------------------------------------------------------------------------------------------------------- */
 
-/* out = gelu(pre), tanh form: x/2 (1 + tanh(sqrt(2/pi)(x + 0.044715 x^3))); n elements. Hendrycks, Gimpel 2016, arXiv:1606.08415 */
+/* out = gelu(pre), tanh form: x/2 (1 + tanh(sqrt(2/pi)(x + 0.044715 x^3))); n elements. Hendrycks,
+   Gimpel 2016, arXiv:1606.08415 */
 static inline void gelu_forward(Device *dev, real *out, const real *pre, i64 n) {
     OPERATION(dev, OP_POINTWISE, 8.0 * n, 2.0 * real_size() * n, gelu_forward_run(dev, out, pre, n));
 }
 
-/* act holds the gradient of gelu(pre) and becomes gelu(pre) again, which the weights behind it need and nobody has kept; dpre is the gradient
-   of pre. Nothing aliases. */
+/* act holds the gradient of gelu(pre) and becomes gelu(pre) again, which the weights behind it need and nobody has
+   kept; dpre is the gradient of pre. Nothing aliases. */
 static inline void gelu_backward(Device *dev, real *dpre, real *act, const real *pre, i64 n) {
     OPERATION(dev, OP_POINTWISE, 14.0 * n, 4.0 * real_size() * n, gelu_backward_run(dev, dpre, act, pre, n));
 }
 
 /* out (rows, I) = silu(gate) up, pre (rows, 2, I) holds gate then up. Shazeer 2020, arXiv:2002.05202 */
 static inline void swiglu_forward(Device *dev, real *out, const real *pre, i64 rows, i64 I) {
-    OPERATION(dev, OP_POINTWISE, 5.0 * rows * I, 3.0 * real_size() * rows * I, swiglu_forward_run(dev, out, pre, rows, I));
+    OPERATION(dev, OP_POINTWISE, 5.0 * rows * I, 3.0 * real_size() * rows * I,
+              swiglu_forward_run(dev, out, pre, rows, I));
 }
 
-/* The same for SwiGLU: act (rows, I) holds its gradient and becomes itself again; dpre (rows, 2, I) from that and pre */
+/* The same for SwiGLU: act (rows, I) holds its gradient and becomes itself again; dpre
+   (rows, 2, I) from that and pre */
 static inline void swiglu_backward(Device *dev, real *dpre, real *act, const real *pre, i64 rows, i64 I) {
-    OPERATION(dev, OP_POINTWISE, 12.0 * rows * I, 6.0 * real_size() * rows * I, swiglu_backward_run(dev, dpre, act, pre, rows, I));
+    OPERATION(dev, OP_POINTWISE, 12.0 * rows * I, 6.0 * real_size() * rows * I,
+              swiglu_backward_run(dev, dpre, act, pre, rows, I));
 }
 
-/* ---- loss ---------------------------------------------------------------------------------------------------------- */
+/* ---- loss -------------------------------------------------------------------------------------------------------- */
 
-/* Softmax cross-entropy of rows of logits (rows, V), `ld` elements apart: *loss_sum += sum over rows of -log softmax(logits)[target], a double, in
-   row order; when `backward`, logits become dlogits = scale (softmax - onehot(target)) in place.
+/* Softmax cross-entropy of rows of logits (rows, V), `ld` elements apart: *loss_sum += sum over rows of
+   -log softmax(logits)[target], a double, in row order; when `backward`, logits become dlogits = scale
+   (softmax - onehot(target)) in place.
    A negative target is ignored: no loss, dlogits 0. */
-static inline void classifier(Device *dev, double *loss_sum, real *logits, i64 ld, const int32_t *targets, accum scale, i64 rows, i64 V, int backward) {
+static inline void classifier(Device *dev, double *loss_sum, real *logits, i64 ld, const int32_t *targets, accum scale,
+                              i64 rows, i64 V, int backward) {
     OPERATION(dev, OP_CLASSIFIER, 5.0 * rows * V, (backward ? 2.0 : 1.0) * real_size() * rows * V,
               classifier_run(dev, loss_sum, logits, ld, targets, scale, rows, V, backward));
 }
 
-/* ---- between host and device ------------------------------------------------------------------------------------------- */
+/* ---- between host and device ------------------------------------------------------------------------------------- */
 
 /* dst (device) = src (host), `bytes` of it, in the order of the operations; src is free on return */
 static inline void copy_in(Device *dev, void *dst, const void *src, i64 bytes) {
@@ -282,7 +312,7 @@ static inline void copy_out(Device *dev, void *dst, const void *src, i64 bytes) 
     OPERATION(dev, OP_POINTWISE, 0, 1.0 * bytes, copy_out_run(dev, dst, src, bytes));
 }
 
-/* ---- flat buffers ---------------------------------------------------------------------------------------------------- */
+/* ---- flat buffers ------------------------------------------------------------------------------------------------ */
 
 /* dst (n) = 0 */
 static inline void zero_fill(Device *dev, void *dst, i64 bytes) {
@@ -295,14 +325,17 @@ static inline void convert(Device *dev, real *dst, const accum *src, i64 n) {
     OPERATION(dev, OP_POINTWISE, 0, 1.0 * (real_size() + accum_size()) * n, convert_run(dev, dst, src, n));
 }
 
-/* dst (n) = or += the sum over p of parts (n_parts, stride)[p][0..n), in part order: the local half of a reduce-scatter.
+/* dst (n) = or += the sum over p of parts (n_parts, stride)[p][0..n), in part order: the
+   local half of a reduce-scatter.
    dst and parts share `type` and do not overlap. */
-static inline void sum_parts(Device *dev, void *dst, const void *parts, i64 n_parts, i64 stride, i64 n, Dtype type, int add) {
+static inline void sum_parts(Device *dev, void *dst, const void *parts, i64 n_parts, i64 stride, i64 n, Dtype type,
+                             int add) {
     OPERATION(dev, OP_POINTWISE, 1.0 * n_parts * n, 1.0 * (n_parts + 1) * n * dtype_size(type),
               sum_parts_run(dev, dst, parts, n_parts, stride, n, type, add));
 }
 
-/* dst (n) += the sum over p of parts (n_parts, stride)[p][0..n), in part order and in accum: gradients that travelled in the compute type */
+/* dst (n) += the sum over p of parts (n_parts, stride)[p][0..n), in part order and in accum: gradients that
+   travelled in the compute type */
 static inline void add_parts(Device *dev, accum *dst, const real *parts, i64 n_parts, i64 stride, i64 n) {
     OPERATION(dev, OP_POINTWISE, 1.0 * n_parts * n, 1.0 * n_parts * n * real_size() + 2.0 * n * accum_size(),
               add_parts_run(dev, dst, parts, n_parts, stride, n));
@@ -313,10 +346,13 @@ static inline void sum_squares(Device *dev, double *out, const accum *g, i64 n) 
     OPERATION(dev, OP_OPTIMIZER, 2.0 * n, 1.0 * accum_size() * n, sum_squares_run(dev, out, g, n));
 }
 
-/* AdamW on n elements of this rank's flat shard: g = grad_scale grad; m, v moments; master -= lr (mhat / (sqrt(vhat) + eps) + weight_decay master);
-   param = master rounded to real (may be the same buffer). Loshchilov, Hutter 2019, arXiv:1711.05101 */
-static inline void adamw(Device *dev, real *param, accum *master, accum *m, accum *v, const accum *grad, i64 n, AdamW a) {
-    OPERATION(dev, OP_OPTIMIZER, 12.0 * n, (7.0 * accum_size() + real_size()) * n, adamw_run(dev, param, master, m, v, grad, n, a));
+/* AdamW on n elements of this rank's flat shard: g = grad_scale grad; m, v moments; master -= lr (mhat /
+   (sqrt(vhat) + eps) + weight_decay master); param = master rounded to real (may be the same buffer). Loshchilov,
+   Hutter 2019, arXiv:1711.05101 */
+static inline void adamw(Device *dev, real *param, accum *master, accum *m, accum *v, const accum *grad, i64 n,
+                         AdamW a) {
+    OPERATION(dev, OP_OPTIMIZER, 12.0 * n, (7.0 * accum_size() + real_size()) * n,
+              adamw_run(dev, param, master, m, v, grad, n, a));
 }
 
 #endif

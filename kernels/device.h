@@ -1,6 +1,7 @@
 /* device.h - a device, as the walk and the operations see it: what they need to run, and what they leave behind.
 
-   Below the list of operations (compute.h), above the types of one backend (types.h): a kernel includes this, and no kernel includes the list. */
+   Below the list of operations (compute.h), above the types of one backend (types.h): a kernel includes this, and
+   no kernel includes the list. */
 #ifndef ODYSSEUS_DEVICE_H
 #define ODYSSEUS_DEVICE_H
 
@@ -40,12 +41,13 @@ typedef enum { NORM_LAYER, NORM_RMS } NormKind;
 /* The shape of one attention call: a block of queries against a block of keys and values. */
 typedef struct {
     i64 B, Tq, Tk;         /* sequences; query and key tokens per sequence in this block */
-    i64 heads, kv_heads;   /* of this rank; heads is a multiple of kv_heads, query head h reads KV head h / (heads / kv_heads) */
+    i64 heads, kv_heads;   /* of this rank; heads is a multiple of kv_heads, query head h reads KV
+                              head h / (heads / kv_heads) */
     i64 head_dim;
 } AttentionShape;
 
-/* One call of attention: the shape, the positions of its queries and keys, and whether it joins what the calls before it left. What a
-   query may see is told here and nowhere else. */
+/* One call of attention: the shape, the positions of its queries and keys, and whether it joins what the calls before
+   it left. What a query may see is told here and nowhere else. */
 typedef struct {
     AttentionShape shape;
     TokenMap q_map, kv_map;

@@ -1,18 +1,22 @@
 /* trace.h - what a rank did and when: spans of time on two tracks, recorded during the first steps of a run (--trace).
 
-   compute   [ step 0 [ layer 3 mlp backward [ linear_backward_weight ] [ wait all_gather ] ... ] ]      a span lies in the one opened before it
-   comm      [ all_gather ] [ reduce_scatter ]       from a transfer's start until it is over; lanes, where several fly at once
+   compute   [ step 0 [ layer 3 mlp backward [ linear_backward_weight ] [ wait all_gather ] ... ] ]
+             a span lies in the one opened before it
+   comm      [ all_gather ] [ reduce_scatter ]
+             from a transfer's start until it is over; lanes, where several fly at once
 
-   A span begins and ends with a mark: a moment as the backend knows it, taken without making anybody wait. Once the step is over and the
-   device has passed its marks, they become seconds. A backend brings
-     types.h    Mark           CPU: seconds of the host's clock; CUDA: an event in a stream; simulator: seconds of its modelled clock
+   A span begins and ends with a mark: a moment as the backend knows it, taken without making anybody wait. Once the
+   step is over and the device has passed its marks, they become seconds. A backend brings
+     types.h    Mark           CPU: seconds of the host's clock; CUDA: an event in a stream;
+                               simulator: seconds of its modelled clock
      device.h   marks_begin    the device is idle: marks taken before are not asked for any more
                 device_mark    now, in the order of what the device has been asked to do
                 mark_seconds   when that was, on a clock of this rank
      comm_*.h   Transfer has the marks `began` and `ended`, the second known after transfer_wait
-   compute.h opens a span for every operation, comm.h for every transfer and every wait, the walk names the parts of the step.
+   compute.h opens a span for every operation, comm.h for every transfer and every wait, the
+   walk names the parts of the step.
 
-   Memory is bounded: spans that find no room are counted and left out. core/timeline.h writes the file.                                  */
+   Memory is bounded: spans that find no room are counted and left out. core/timeline.h writes the file.              */
 #ifndef ODYSSEUS_TRACE_H
 #define ODYSSEUS_TRACE_H
 
@@ -88,7 +92,8 @@ static inline int trace_in_part(const Trace *t, BlockKind block, int layer, Phas
     return t->part && t->block == block && t->layer == layer && t->phase == phase;
 }
 
-/* What is opened from here on belongs to `layer`, as when the next block's weights are asked for; returns whose it was. NULL: no trace. */
+/* What is opened from here on belongs to `layer`, as when the next block's weights are asked for; returns
+   whose it was. NULL: no trace. */
 static inline int trace_layer(Trace *t, int layer) {
     if (!t) return -1;
     int before = t->layer;

@@ -6,11 +6,14 @@
 
 typedef enum { DTYPE_REAL, DTYPE_ACCUM, DTYPE_F64, DTYPES } Dtype;
 
-typedef enum { OP_GEMM, OP_ATTENTION, OP_NORM, OP_POINTWISE, OP_EMBEDDING, OP_CLASSIFIER, OP_OPTIMIZER, OP_CLASSES } OpClass;
-static const char *const OP_CLASS_NAMES[OP_CLASSES] = {"gemm", "attention", "norm", "pointwise", "embedding", "classifier", "optimizer"};
+typedef enum {
+    OP_GEMM, OP_ATTENTION, OP_NORM, OP_POINTWISE, OP_EMBEDDING, OP_CLASSIFIER, OP_OPTIMIZER, OP_CLASSES
+} OpClass;
+static const char *const OP_CLASS_NAMES[OP_CLASSES] = {
+    "gemm", "attention", "norm", "pointwise", "embedding", "classifier", "optimizer"};
 
-/* The backend's types: real, accum, their sizes in bytes as real_size() and accum_size() (a model of a device is told them at its start),
-   REAL_NAME, DeviceState, real_from, real_value, logits_bytes, Mark (trace.h). */
+/* The backend's types: real, accum, their sizes in bytes as real_size() and accum_size() (a model of a device is told
+   them at its start), REAL_NAME, DeviceState, real_from, real_value, logits_bytes, Mark (trace.h). */
 #ifdef ODYSSEUS_CUDA
 #include "cuda/types.h"
 #elif defined ODYSSEUS_SIM

@@ -1,17 +1,21 @@
 #!/usr/bin/env bash
-# llama2_7b_8xa100.sh - Llama-2-7B on 8 A100-80GB: each cell of the original Odysseus benchmark, and one table beside its figures.
+# llama2_7b_8xa100.sh - Llama-2-7B on 8 A100-80GB: each cell of the original Odysseus benchmark, and
+# one table beside its figures.
 #
-#   4 lengths x 5 schemes = 20 cells; a cell: 10 steps of one sequence, of which the last 7 (steps 3..9) are timed, as it did
+#   4 lengths x 5 schemes = 20 cells; a cell: 10 steps of one sequence, of which the last 7 (steps 3..9) are timed, as
+#   it did
 #   FLOP a step = L (6 x 6.6e9 parameters + 6 x 32 layers x 4096 x L)
 #
 #       L      tokens of 10 steps     FLOP a step    at 40% of 8 x 312 TFLOP/s
 #       16K         163,840            0.86e15          0.86 s a step
 #       32K         327,680            2.14e15          2.15 s
 #       64K         655,360            5.98e15          5.99 s
-#       96K         983,040           11.50e15         11.5  s         together 5 x 205 s = 17 minutes, and the start of each cell
+#       96K         983,040           11.50e15         11.5  s
 #
-# Memory of each cell: by the program's --dry-run, at the start (DRY_RUN=1 stops after it). A cell that does not fit is recorded as
-# such, and the others go on. Run it again to continue: cells that have finished are not repeated.
+#   together 5 x 205 s = 17 minutes, and the start of each cell
+#
+# Memory of each cell: by the program's --dry-run, at the start (DRY_RUN=1 stops after it). A cell that does not fit is
+# recorded as such, and the others go on. Run it again to continue: cells that have finished are not repeated.
 #
 #   LENGTHS="16K 32K"  SCHEMES="ring odysseus"   some cells only                FORCE=1   repeat these, finished or not
 #   DATA="GLOB"        token shards [random tokens: the work is the same, the losses mean nothing]
@@ -56,8 +60,10 @@ name() { if [[ $(($1 % 1024)) -eq 0 ]]; then say "$(($1 / 1024))K"; else say "$1
 
 # ---- the arithmetic
 
-say "$MODEL on $NP ranks of $PROGRAM, $STEPS steps of one sequence, of which steps 3..$((STEPS - 1)) are timed${FLAGS:+; $FLAGS}"
-say "memory by --dry-run --world $NP, for what the schemes allocate; time if $NP ranks reach MFU=$MFU of PEAK_TFLOPS=$PEAK_TFLOPS each"
+say "$MODEL on $NP ranks of $PROGRAM, $STEPS steps of one sequence, of which steps 3..$((STEPS - 1)) are" \
+    "timed${FLAGS:+; $FLAGS}"
+say "memory by --dry-run --world $NP, for what the schemes allocate; time if $NP ranks reach MFU=$MFU of" \
+    "PEAK_TFLOPS=$PEAK_TFLOPS each"
 printf '%8s %-9s %12s %14s %12s %14s\n' L scheme "FLOP a step" "GB a rank" "s a step" "s, $STEPS steps"
 total=0
 for length in "${lengths[@]}"; do
@@ -67,12 +73,17 @@ for length in "${lengths[@]}"; do
             printf '%8s %-9s refused: %s\n' "$(name "$length")" "$scheme" "$plan_why"
             continue
         fi
-        awk -v f="$plan_flop" -v mb="$plan_mb" -v gpu="$GPU_GB" -v t="$plan_seconds" -v s="$STEPS" -v l="$(name "$length")" -v scheme="$scheme" \
-            'BEGIN { printf "%8s %-9s %12.3g %12.2f %14.3g %14.3g%s\n", l, scheme, f, mb / 1e3, t, t * s, (mb / 1e3 > gpu ? "   more than " gpu " GB" : "") }'
+        awk -v f="$plan_flop" -v mb="$plan_mb" -v gpu="$GPU_GB" -v t="$plan_seconds" -v s="$STEPS" \
+            -v l="$(name "$length")" -v scheme="$scheme" \
+            'BEGIN {
+                printf "%8s %-9s %12.3g %12.2f %14.3g %14.3g", l, scheme, f, mb / 1e3, t, t * s
+                print (mb / 1e3 > gpu ? "   more than " gpu " GB" : "")
+            }'
         total=$(awk -v t="$plan_seconds" -v s="$STEPS" -v sum="$total" 'BEGIN { print sum + t * s }')
     done
 done
-awk -v t="$total" -v n="$((${#lengths[@]} * ${#schemes[@]}))" 'BEGIN { printf "%d cells: %.3g minutes in steps, if all fit\n", n, t / 60 }'
+awk -v t="$total" -v n="$((${#lengths[@]} * ${#schemes[@]}))" \
+    'BEGIN { printf "%d cells: %.3g minutes in steps, if all fit\n", n, t / 60 }'
 [[ ${DRY_RUN:-0} == 0 ]] || exit 0
 
 # ---- data, and whether OUT is of the same runs
@@ -80,7 +91,8 @@ awk -v t="$total" -v n="$((${#lengths[@]} * ${#schemes[@]}))" 'BEGIN { printf "%
 these="NP=$NP STEPS=$STEPS MODEL=$MODEL PROGRAM=$PROGRAM FLAGS=${FLAGS:-} DATA=$DATA"
 mkdir -p "$OUT/cells" || die "OUT=$OUT: cannot make the directory"
 [[ -e $OUT/settings ]] || say "$these" >"$OUT/settings"
-[[ $(<"$OUT/settings") == "$these" ]] || die "OUT=$OUT holds cells of other settings ($(<"$OUT/settings")); choose another OUT"
+[[ $(<"$OUT/settings") == "$these" ]] ||
+    die "OUT=$OUT holds cells of other settings ($(<"$OUT/settings")); choose another OUT"
 if [[ -z $DATA ]]; then
     DATA=$OUT/random_$longest.bin
     say "no DATA=: random tokens; the work is the same, the losses mean nothing"
@@ -105,7 +117,8 @@ run_cell() { # LENGTH SCHEME: into $OUT/cells; its file `result`, written last, 
     cell_flags "$1" "$2"
     result=ok
     run_ranks "$NP" "$PROGRAM" "${cell[@]}" --train "$DATA" --out "$directory/run" >"$directory/log.txt" 2>&1 ||
-        result=$(grep -m 1 '^train_gpt: error: ' "$directory/log.txt" || grep . "$directory/log.txt" | tail -n 1 || say "failed without a word")
+        result=$(grep -m 1 '^train_gpt: error: ' "$directory/log.txt" || grep . "$directory/log.txt" | tail -n 1 ||
+        say "failed without a word")
     result=${result#train_gpt: error: }
     say "$result" >"$directory/result"
 }
@@ -114,7 +127,8 @@ n=0
 for length in "${lengths[@]}"; do
     for scheme in "${schemes[@]}"; do
         n=$((n + 1)) at=$SECONDS label="[$n/$((${#lengths[@]} * ${#schemes[@]}))] $(name "$length") $scheme"
-        if [[ $FORCE == 0 && -e $OUT/cells/$length-$scheme/result && $(<"$OUT/cells/$length-$scheme/result") == ok ]]; then
+        if [[ $FORCE == 0 && -e $OUT/cells/$length-$scheme/result &&
+            $(<"$OUT/cells/$length-$scheme/result") == ok ]]; then
             say "$label: finished before"
             continue
         fi

@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # quickstart.sh - from a fresh clone to loss curves that coincide.
 #
-#   packages -> build -> text to byte shards -> one rank, then each scheme on 4 ranks -> one table
+#   packages -> build -> text to byte shards -> one rank, then each scheme on 4 ranks -> one table -> the end of the
+#   last run again, from its checkpoint, under another scheme on fewer ranks -> text from what it has trained
 #
-# 150 steps x 8 sequences x 256 tokens = 307,200 tokens a run, six runs of a 0.85M-parameter Llama on the same data from the same
-# weights: one to two minutes on two cores. Where there is a GPU and the CUDA toolkit, ./train_gpt runs on it; PROGRAM=./train_gpt_cpu
-# asks for the CPU all the same.
+# 150 steps x 8 sequences x 256 tokens = 307,200 tokens a run, six runs of a 0.85M-parameter Llama on the same data from
+# the same weights: one to two minutes on two cores. Where there is a GPU and the CUDA toolkit, ./train_gpt runs on it;
+# PROGRAM=./train_gpt_cpu asks for the CPU all the same.
 set -euo pipefail
 # shellcheck source=scripts/common.sh
 source "$(dirname "$0")/common.sh"
@@ -74,15 +75,18 @@ else # bf16 keeps 8 bits: curves of different schemes drift apart by roundings
 fi
 
 own_text() { # sources and documents of this repository; in a copy without git, of this directory
-    { git -c safe.directory="$PWD" ls-files -- '*.c' '*.h' '*.cu' '*.md' '*.sh' '*.py' Makefile 2>/dev/null | while read -r file; do
+    { git -c safe.directory="$PWD" ls-files -- '*.c' '*.h' '*.cu' '*.md' '*.sh' '*.py' Makefile 2>/dev/null |
+        while read -r file; do
         [[ ! -f $file ]] || say "$file"
     done; } || true
 }
+own=0
 if [[ ${#text[@]} -eq 0 ]]; then
+    own=1
     mapfile -t text < <(own_text)
     if [[ ${#text[@]} -eq 0 ]]; then
-        mapfile -t text < <(find . \( -name build -o -name runs -o -name '.?*' \) -prune -o -type f \( -name '*.[ch]' -o -name '*.cu' -o -name '*.md' \
-            -o -name '*.sh' -o -name '*.py' -o -name Makefile \) -print | LC_ALL=C sort)
+        mapfile -t text < <(find . \( -name build -o -name runs -o -name '.?*' \) -prune -o -type f \( -name '*.[ch]' \
+            -o -name '*.cu' -o -name '*.md' -o -name '*.sh' -o -name '*.py' -o -name Makefile \) -print | LC_ALL=C sort)
     fi
     say "text: ${#text[@]} sources and documents of this repository"
 fi
@@ -96,7 +100,8 @@ names=$(list_schemes "$program")
 mapfile -t schemes <<<"$names"
 runs=$((1 + ${#schemes[@]}))
 for scheme in "${schemes[@]}"; do # better refused now than after the first run
-    if ! reason=$("$program" --dry-run --world "$ranks" --sp "$scheme" --seq-len 256 --batch 8 --micro-batch 4 2>&1 >/dev/null); then
+    if ! reason=$("$program" --dry-run --world "$ranks" --sp "$scheme" --seq-len 256 --batch 8 --micro-batch 4 2>&1 \
+        >/dev/null); then
         reason=${reason#*train_gpt: error: }
         die "--ranks $ranks: ${reason%%$'\n'*}"
     fi
@@ -104,7 +109,8 @@ done
 milliseconds() { say $((${EPOCHREALTIME/[.,]/} / 1000)); }
 began=$(milliseconds)
 
-# Lines of one run on stdin -> its progress; RUN of $runs, NAME. On a terminal one line that is rewritten, in a log every fifth of the steps.
+# Lines of one run on stdin -> its progress; RUN of $runs, NAME. On a terminal one line that is rewritten, in a
+# log every fifth of the steps.
 show_progress() {
     local run=$1 name=$2 line step done_ left every=$((steps / 5 > 0 ? steps / 5 : 1))
     while IFS= read -r line; do
@@ -119,21 +125,60 @@ show_progress() {
     [[ ! -t 1 ]] || printf '\n'
 }
 
-# A rate at which training does not amplify rounding: at 3e-3 some texts grew 1e-9 between two schemes to 4e-3, at 1e-3 it stays below 1e-7.
+# A rate at which training does not amplify rounding: at 3e-3 some texts grew 1e-9 between two schemes to 4e-3,
+# at 1e-3 it stays below 1e-7.
+flags=(--model tiny-llama --train "$out/data/train_*.bin" --val "$out/data/val_*.bin" --seq-len 256 --batch 8
+    --micro-batch 4 --steps "$steps"
+    --lr 1e-3 --warmup 10 --seed 42 "${more[@]}")
 train() { # RUN NAME RANKS [FLAGS...]
     local run=$1 name=$2 ranks=$3 log=$out/logs/$2.txt
     shift 3
-    if ! run_ranks "$ranks" "$program" --model tiny-llama --train "$out/data/train_*.bin" --val "$out/data/val_*.bin" --seq-len 256 --batch 8 \
-        --micro-batch 4 --steps "$steps" --lr 1e-3 --warmup 10 --seed 42 --out "$out/$name" "${more[@]}" "$@" 2>&1 | tee "$log" | show_progress "$run" "$name"; then
+    if ! run_ranks "$ranks" "$program" "${flags[@]}" --out "$out/$name" "$@" 2>&1 | tee "$log" |
+        show_progress "$run" "$name"; then
         grep -v '^step' "$log" | tail -n 5 >&2
         die "the run '$name' on $ranks ranks failed; all it said is in $log"
     fi
 }
 
-say "training tiny-llama, $steps steps of 8 sequences of 256 bytes: on one rank, then under ${#schemes[@]} schemes on $ranks ranks; $where"
+say "training tiny-llama, $steps steps of 8 sequences of 256 bytes: on one rank, then under ${#schemes[@]} schemes" \
+    "on $ranks ranks; $where"
 train 1 single 1
-for i in "${!schemes[@]}"; do train $((i + 2)) "${schemes[i]}" "$ranks" --sp "${schemes[i]}"; done
+saved=$((steps - (steps + 9) / 10)) # the last run is saved where its last tenth begins, and at its end
+for i in "${!schemes[@]}"; do
+    keep=()
+    [[ $i -lt $((runs - 2)) ]] || keep=(--save-every $((saved > 0 ? saved : steps)))
+    train $((i + 2)) "${schemes[i]}" "$ranks" --sp "${schemes[i]}" "${keep[@]}"
+done
 
 say
 python3 scripts/compare.py "${tolerance[@]}" "$out/single" "${schemes[@]/#/$out/}"
+
+# ---- resumed elsewhere
+
+last=${schemes[-1]}
+if [[ $saved -gt 0 ]]; then
+    other=${schemes[-2]} fewer=$(((ranks + 1) / 2))
+    if ! run_ranks "$fewer" "$program" "${flags[@]}" --sp "$other" --out "$out/resumed" \
+        --resume "$out/$last/checkpoints/$(printf 'step-%08d' "$saved")" >"$out/logs/resumed.txt" 2>&1; then
+        grep -v '^step' "$out/logs/resumed.txt" | tail -n 5 >&2
+        die "the resumed run on $fewer ranks failed; all it said is in $out/logs/resumed.txt"
+    fi
+    verdict=$(python3 scripts/compare.py --brief "${tolerance[@]}" "$out/$last" "$out/resumed") || die "$verdict"
+    say "resumed  $last, saved on $ranks ranks after step $saved, went on under $other on $fewer: $verdict"
+fi
+
+# ---- text from the last run's checkpoint, on one rank
+
+prompt="The " log=$out/logs/sample.txt
+[[ $own -eq 0 ]] || prompt="static inline "
+sample=("$program" --model "$out/$last/checkpoints/$(printf 'step-%08d' "$steps")" --eval-only --seq-len 256
+    --sample-tokens 200 --temperature 0.5)
+say
+say "${sample[*]} --sample \"$prompt\""
+if ! run_ranks 1 "${sample[@]}" "${more[@]}" --sample "$prompt" >"$log" 2>&1; then
+    tail -n 5 "$log" >&2
+    die "sampling failed; all it said is in $log"
+fi
+sed -n '/^sample   /,$p' "$log" | sed '1s/^sample   /    /; 2,$s/^/    /'
+
 say "runs, logs and data are in $out; scripts/compare.sh prints this table again"

@@ -1,22 +1,26 @@
 #!/usr/bin/env bash
-# run_forever.sh COMMAND [FLAGS...] - run a training, and after a crash again from the last whole checkpoint, until it ends with exit code 0.
+# run_forever.sh COMMAND [FLAGS...] - run a training, and after a crash again from the last whole checkpoint,
+# until it ends with exit code 0.
 #
 #   bash scripts/run_forever.sh mpirun -np 8 ./train_gpt --train "data/*.bin" --out runs/a --save-every 500 --keep 3
-#   NP=8 bash scripts/run_forever.sh ./train_gpt ...      the ranks started as the other scripts start them (LAUNCHER=srun, HOSTFILE=FILE)
+#   NP=8 bash scripts/run_forever.sh ./train_gpt ...
+#       the ranks started as the other scripts start them (LAUNCHER=srun, HOSTFILE=FILE)
 #
-# COMMAND has --out or --save, and --save-every. --resume is added where a checkpoint is there. After CRASHES=3 crashes one after another without a
-# new checkpoint it gives up, with the exit code of the last. Between a crash and the next start it waits PAUSE=10 seconds.
-# SIGTERM, SIGINT and SIGUSR1 are passed on as SIGUSR1, on which the training saves and stops; then nothing is started again. In a Slurm job
-# SIGUSR1 is the notice that time is up: with REQUEUE=1 the job goes back into the queue (scripts/slurm.sbatch).
-# A crash before the first checkpoint leaves a run directory that no run can go on from: it is renamed to DIR.crash-1, ... - only if this very script
-# began it.
+# COMMAND has --out or --save, and --save-every. --resume is added where a checkpoint is there. After CRASHES=3 crashes
+# one after another without a new checkpoint it gives up, with the exit code of the last. Between a crash and the next
+# start it waits PAUSE=10 seconds. SIGTERM, SIGINT and SIGUSR1 are passed on as SIGUSR1, on which the training saves and
+# stops; then nothing is started again. In a Slurm job SIGUSR1 is the notice that time is up: with REQUEUE=1 the job
+# goes back into the queue (scripts/slurm.sbatch).
+# A crash before the first checkpoint leaves a run directory that no run can go on from: it is renamed to DIR.crash-1,
+# ... - only if this very script began it.
 set -euo pipefail
 # shellcheck source=scripts/common.sh
 source "$(dirname "$0")/common.sh"
 cd "$here"
 
 limit=${CRASHES:-3} pause=${PAUSE:-10}
-[[ $# -gt 0 ]] || die "no command; e.g. bash scripts/run_forever.sh mpirun -np 8 ./train_gpt --out runs/a --save-every 500 ..."
+[[ $# -gt 0 ]] || die "no command; e.g. bash scripts/run_forever.sh mpirun -np 8 ./train_gpt --out runs/a" \
+    "--save-every 500 ..."
 out='' save='' saves='' resumes=''
 arguments=("$@")
 for ((i = 0; i < $#; i++)); do
@@ -30,7 +34,8 @@ done
 [[ -n $out$save ]] || die "the command has neither --out DIR nor --save DIR, so there is nowhere to go on from"
 [[ -n $saves ]] || die "the command has no --save-every N: every crash would begin anew"
 save=${save:-$out/checkpoints}
-[[ -n $out && -e $out/metrics.jsonl ]] && ours='' || ours=1 # does the run directory begin with this script?
+# does the run directory begin with this script, or did with an earlier start of this very job?
+[[ -n $out && -e $out/metrics.jsonl && ${SLURM_RESTART_COUNT:-0} -eq 0 ]] && ours='' || ours=1
 
 newest() { # name of the newest checkpoint, whole or not; "": none
     local names=("$save"/step-????????*)
@@ -76,14 +81,15 @@ while :; do
     if [[ $code -eq 0 || -n $told ]]; then
         if [[ $code -eq 0 && $told == USR1 && ${REQUEUE-} == 1 && -n ${SLURM_JOB_ID-} ]]; then
             say "run_forever.sh: time is up; the job goes back into the queue"
-            scontrol requeue "$SLURM_JOB_ID"
+            scontrol requeue "$SLURM_JOB_ID" || say "run_forever.sh: it does not; submit it again, and it goes on"
         fi
         exit "$code"
     fi
     crashes=$((crashes + 1))
     [[ $(newest) == "$before" ]] || crashes=1
     say "run_forever.sh: exit code $code; newest checkpoint: $(newest || true)${before:+, before: $before}"
-    [[ $crashes -lt $limit ]] || die "gave up after $crashes crashes without a new checkpoint; the last had exit code $code"
+    [[ $crashes -lt $limit ]] ||
+        die "gave up after $crashes crashes without a new checkpoint; the last had exit code $code"
     if [[ -z $(newest) && -n $ours && -n $out && -e $out/metrics.jsonl ]]; then
         attempt=$((attempt + 1))
         while [[ -e $out.crash-$attempt ]]; do attempt=$((attempt + 1)); done

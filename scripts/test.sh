@@ -1,19 +1,22 @@
 #!/usr/bin/env bash
-# test.sh [--long] [WORD...] - build and run every test, or those whose name contains a WORD; the last line is "N passed, N failed".
+# test.sh [--long] [WORD...] - build and run every test, or those whose name contains a WORD; the last
+# line is "N passed, N failed".
 #
-# Tests speak TAP: each `ok` or `not ok` line is one check, counted here. A test that crashes, runs out of time, prints no check or fewer
-# than it announced counts as one failed, besides. --long adds what takes many minutes more: the referee under the address and
-# undefined-behaviour sanitizers, the planted faults, every reader fuzzed for 20 minutes, aarch64 under qemu, and both commands from bare Debians (as
-# root), on one core and on a busy machine. Outputs: build/log; results: dev/test/LONG.md.
+# Tests speak TAP: each `ok` or `not ok` line is one check, counted here. A test that crashes, runs out of time, prints
+# no check or fewer than it announced counts as one failed, besides. --long adds what takes many minutes more: the
+# referee under the address and undefined-behaviour sanitizers, the planted faults, every reader fuzzed for 20 minutes,
+# aarch64 under qemu, and both commands from bare Debians (as root), on one core and on a busy machine. Outputs:
+# build/log; results: dev/test/LONG.md.
 set -euo pipefail
 # shellcheck source=scripts/common.sh
 source "$(dirname "$0")/common.sh"
 export WERROR=1 # a warning is an error here, and only here
 
-# What to run: the name, on how many ranks (alone: without mpirun), the most seconds that two cores take, and its arguments; what runs ten
-# times as long, on one slow and busy core, has hung. Programs are
-# dev/test/NAME.c in fp32 and fp64 (build/NAME_fp32, ...) or over the simulator (build/NAME_sim), dev/test/NAME.cu under the CUDA emulator
-# (build/NAME_emu; _emuasan: with sanitizers), scripts dev/test/NAME.sh. Every dev/test/test_* must be here.
+# What to run: the name, on how many ranks (alone: without mpirun), the most seconds that two cores take, and its
+# arguments; what runs ten times as long, on one slow and busy core, has hung. Programs are
+# dev/test/NAME.c in fp32 and fp64 (build/NAME_fp32, ...) or over the simulator (build/NAME_sim), dev/test/NAME.cu
+# under the CUDA emulator (build/NAME_emu; _emuasan: with sanitizers), scripts dev/test/NAME.sh. Every
+# dev/test/test_* must be here.
 RUNS='
 check-cxx               alone  120
 test_positions_fp32     alone   60
@@ -34,6 +37,9 @@ test_comm_fp64              4  120
 test_comm_fp64              8  240
 test_log_fp32           alone   60
 test_data_fp32          alone   60
+test_dataset.sh         alone   60
+test_prepare.sh         alone   60
+test_tokenizer_fp32     alone   60
 test_peak.sh            alone  120
 test_gradients_fp64         1  300
 test_fixtures_fp32          1  120
@@ -53,6 +59,8 @@ test_resume.sh          alone  300
 kill.sh                 alone  300 10
 test_schemes_fp64          12  900
 test_schemes_fp32           4  600
+test_sample_fp64            4  120
+test_sample_fp32            2  120
 test_cli.sh             alone  300
 test_judge.sh           alone  300
 test_stops.sh           alone 1200
@@ -125,7 +133,8 @@ for line in "${lines[@]}"; do
     case ${line%% *} in
     *_fp32 | *_fp64 | *_sim | *_asan | *_emu | *_emuasan) targets+=("build/${line%% *}") ;;
     test_gpu_check.sh) targets+=(build/bench_cuda_emu) ;;
-    test_bare_gpu.sh) for file in dev/test/test_cuda_*.cu; do targets+=("build/$(basename "$file" .cu)_emu"); done && targets+=(build/bench_cuda_emu) ;;
+    test_bare_gpu.sh) for file in dev/test/test_cuda_*.cu; do targets+=("build/$(basename "$file" .cu)_emu"); done &&
+        targets+=(build/bench_cuda_emu) ;;
     esac
 done
 mapfile -t targets < <(printf '%s\n' "${targets[@]}" | sort -u)
@@ -134,7 +143,8 @@ say "building ${#targets[@]} programs"
 began=$SECONDS
 export ASAN_OPTIONS=detect_leaks=0 # MPI keeps what it has until the process ends
 export OMP_WAIT_POLICY=passive # threads that spin take the cores from other ranks
-export OMPI_MCA_pml=ob1 OMPI_MCA_ess_singleton_isolated=1 # a program without mpirun then starts in 0.05 s instead of 0.35: no daemon, no networks
+# a program without mpirun then starts in 0.05 s instead of 0.35: no daemon, no networks
+export OMPI_MCA_pml=ob1 OMPI_MCA_ess_singleton_isolated=1
 passed=0 failed=0
 if ! make -k -s -j "$(nproc)" "${targets[@]}" >build/log/make.txt 2>&1; then
     failed=1 # besides what is missing below: an older binary must not pass for what does not build any more
@@ -160,7 +170,11 @@ run_test() { # NAME RANKS SECONDS [ARGS...]; output on stdout
 }
 
 check_cxx() {
-    if make -s check-cxx; then say "ok 1 - the sources are C++20, too"; else say "not ok 1 - the sources are not C++20"; fi
+    if make -s check-cxx; then
+        say "ok 1 - the sources are C++20, too"
+    else
+        say "not ok 1 - the sources are not C++20"
+    fi
 }
 
 judge() { # LOG CODE: sets good, bad (checks) and why (empty, or what is wrong besides)

@@ -1,7 +1,7 @@
 /* forecast.h - one configuration on one cluster: the program walks a step, the clocks say how long.
 
-   All ranks wait for each other in every block, so the slowest sets the pace: the ring rank that attends the most. The others have
-   the same shapes, memory and traffic.                                                                                            */
+   All ranks wait for each other in every block, so the slowest sets the pace: the ring rank that attends the most. The
+   others have the same shapes, memory and traffic.                                                                   */
 #ifndef ODYSSEUS_SIM_FORECAST_H
 #define ODYSSEUS_SIM_FORECAST_H
 
@@ -62,7 +62,8 @@ static void forecast_collect(Forecast *f, Trainer *t) {
         f->exposed += s->comm_exposed[i];
     }
     ledger_visit(&m->ledger, forecast_traffic, f);
-    double tokens = (double)t->options.batch * (double)t->options.L, peaks = t->peak.flops * (double)t->options.shape.world;
+    double tokens = (double)t->options.batch * (double)t->options.L,
+           peaks = t->peak.flops * (double)t->options.shape.world;
     f->tokens_per_s = tokens / f->seconds;
     f->mfu_causal = f->tokens_per_s * flop_per_token(&t->options, 1) / peaks;
     f->mfu_full = f->tokens_per_s * flop_per_token(&t->options, 0) / peaks;
@@ -76,7 +77,8 @@ static void forecast_step(Forecast *f, Trainer *t, int traced) {
     f->rank = slowest_ring_rank(&t->options, &f->imbalance) * (int)t->options.shape.head;
     model_init(m, &t->options, wire_none(), 1, f->rank);
     trainer_plan(t);
-    f->memory = m->arena.peak, f->available = cluster_memory(t->options.place.cluster, mesh_links(t->options.shape, t->options.config.kv_heads));
+    f->memory = m->arena.peak,
+    f->available = cluster_memory(t->options.place.cluster, mesh_links(t->options.shape, t->options.config.kv_heads));
     ledger_reset(&m->ledger);
     device_init(&m->dev, &t->options.place, 1);
     m->dev.state.host = t->options.place.cluster->step;

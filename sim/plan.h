@@ -1,7 +1,8 @@
 /* plan.h - many configurations of one model on one cluster: which way to run it, and how long a sequence may be.
 
-   --plan      scheme x (dp x ring x head) x layout x micro-batch, as far as they multiply up to the world; what flags say is kept
-   --max-seq   per scheme, on the mesh that the flags give                                                                        */
+   --plan      scheme x (dp x ring x head) x layout x micro-batch, as far as they multiply up to
+               the world; what flags say is kept
+   --max-seq   per scheme, on the mesh that the flags give                                                            */
 #ifndef ODYSSEUS_SIM_PLAN_H
 #define ODYSSEUS_SIM_PLAN_H
 
@@ -30,7 +31,7 @@ static void *plan_grow(void *array, i64 used, i64 *room, size_t size) {
     if (used < *room) return array;
     *room = *room ? 2 * *room : 256;
     array = realloc(array, (size_t)*room * size);
-    if (!array) FAIL(THIS_RANK, "out of host memory for %lld plans", (long long)*room);
+    if (!array) FAIL(THIS_RANK, "out of host memory for %lld plans", *room);
     return array;
 }
 
@@ -95,16 +96,16 @@ static void plan_progress(i64 done, i64 all) {
     static double last = 0;
     if (!isatty(2) || (done < all && seconds_now() - last < 0.2)) return;
     last = seconds_now();
-    fprintf(stderr, done < all ? "\rplanning %lld of %lld" : "\r\033[K", (long long)done, (long long)all);
+    fprintf(stderr, done < all ? "\rplanning %lld of %lld" : "\r\033[K", done, all);
 }
 
 static void print_candidate(i64 place, const Candidate *c) {
     const ModelOptions *o = &c->o;
     char time[32];
-    printf("%4lld  %-9s %5lld %5lld %5lld  %-10s %6lld %10s %12.0f %6.1f%% %8.1f%% %9.2f%s\n", (long long)place, o->scheme->name, (long long)o->shape.dp,
-           (long long)o->shape.ring, (long long)o->shape.head, o->shape.ring > 1 ? RING_LAYOUT_NAMES[o->layout] : "-", (long long)o->B,
-           time_text(time, c->f.seconds), c->f.tokens_per_s, 100 * c->f.mfu_causal, 100 * c->f.exposed / c->f.seconds, (double)c->f.memory.used / 1e9,
-           forecast_fits(&c->f) ? "" : "  does not fit");
+    printf("%4lld  %-9s %5lld %5lld %5lld  %-10s %6lld %10s %12.0f %6.1f%% %8.1f%% %9.2f%s\n", place, o->scheme->name,
+           o->shape.dp, o->shape.ring, o->shape.head, o->shape.ring > 1 ? RING_LAYOUT_NAMES[o->layout] : "-", o->B,
+           time_text(time, c->f.seconds), c->f.tokens_per_s, 100 * c->f.mfu_causal, 100 * c->f.exposed / c->f.seconds,
+           (double)c->f.memory.used / 1e9, forecast_fits(&c->f) ? "" : "  does not fit");
 }
 
 #define PLAN_ROWS 20 /* printed; --json has all */
@@ -112,21 +113,25 @@ static void print_candidate(i64 place, const Candidate *c) {
 static void print_plans(const Plan *p, const Trainer *t) {
     i64 fit = 0;
     while (fit < p->candidates && forecast_fits(&p->candidate[fit].f)) fit++;
-    printf("plans    %lld can run, %lld of them fit, %lld are refused; the best %lld:\n\n", (long long)p->candidates, (long long)fit, (long long)p->refusals,
-           (long long)i64_min(PLAN_ROWS, p->candidates));
-    printf("      sp           dp  ring  head  layout      micro       step        tok/s     mfu   exposed   GB/rank\n");
+    printf("plans    %lld can run, %lld of them fit, %lld are refused; the best %lld:\n\n", p->candidates, fit,
+           p->refusals, i64_min(PLAN_ROWS, p->candidates));
+    printf(
+        "      sp           dp  ring  head  layout      micro       step        tok/s     mfu   exposed   GB/rank\n");
     for (i64 i = 0; i < i64_min(PLAN_ROWS, p->candidates); i++) print_candidate(i + 1, &p->candidate[i]);
     if (p->candidates > PLAN_ROWS)
-        printf("      ... and %lld more%s\n", (long long)(p->candidates - PLAN_ROWS), t->settings->json ? "" : "; --json FILE has all");
+        printf("      ... and %lld more%s\n", p->candidates - PLAN_ROWS,
+               t->settings->json ? "" : "; --json FILE has all");
     if (p->refusals) printf("\nrefused\n");
     for (i64 i = 0; i < p->refusals; i++) {
         const MeshShape *s = &p->refusal[i].o.shape;
-        printf("  %-9s %5lld %5lld %5lld  %s\n", p->refusal[i].o.scheme->name, (long long)s->dp, (long long)s->ring, (long long)s->head, p->refusal[i].why);
+        printf("  %-9s %5lld %5lld %5lld  %s\n", p->refusal[i].o.scheme->name, s->dp, s->ring, s->head,
+               p->refusal[i].why);
     }
 }
 
 static cJSON *json_plans(const Plan *p) {
-    cJSON *json = cJSON_CreateObject(), *rows = cJSON_AddArrayToObject(json, "plans"), *refused = cJSON_AddArrayToObject(json, "refused");
+    cJSON *json = cJSON_CreateObject(), *rows = cJSON_AddArrayToObject(json, "plans"),
+          *refused = cJSON_AddArrayToObject(json, "refused");
     for (i64 i = 0; i < p->candidates; i++) {
         cJSON *row = cJSON_CreateObject();
         json_options(row, &p->candidate[i].o, &p->candidate[i].f);
@@ -143,13 +148,17 @@ static cJSON *json_plans(const Plan *p) {
 
 /* Nothing fits: the closest, and what it lacks. */
 static void plan_fail(const Plan *p) {
-    if (!p->candidates) FAIL(EVERYONE, "--plan: no scheme and mesh can run this; the first reason: %s", p->refusals ? p->refusal[0].why : "no mesh");
+    if (!p->candidates)
+        FAIL(EVERYONE, "--plan: no scheme and mesh can run this; the first reason: %s",
+             p->refusals ? p->refusal[0].why : "no mesh");
     const Candidate *c = &p->candidate[0];
     char fits[256], advice[512];
     fit_text(fits, sizeof fits, &c->f);
     memory_advice(&c->o, c->f.available, options_bytes, advice, sizeof advice);
-    FAIL(EVERYONE, "--plan: nothing fits. Closest is --sp %s --dp %lld --ring %lld --ring-layout %s --micro-batch %lld, which %s. There, %s", c->o.scheme->name,
-         (long long)c->o.shape.dp, (long long)c->o.shape.ring, RING_LAYOUT_NAMES[c->o.layout], (long long)c->o.B, fits, advice);
+    FAIL(EVERYONE,
+         "--plan: nothing fits. Closest is --sp %s --dp %lld --ring %lld --ring-layout %s --micro-batch %lld, which "
+         "%s. There, %s",
+         c->o.scheme->name, c->o.shape.dp, c->o.shape.ring, RING_LAYOUT_NAMES[c->o.layout], c->o.B, fits, advice);
 }
 
 /* --plan: `base` holds what the flags say. */
@@ -176,7 +185,7 @@ static void plan_all(const ModelOptions *base, const Settings *s, const FlagsGiv
     free(p.refusal);
 }
 
-/* ---- how long a sequence may be -------------------------------------------------------------------------------------------------- */
+/* ---- how long a sequence may be ---------------------------------------------------------------------------------- */
 
 /* The mesh that the flags leave to a scheme. */
 static MeshShape scheme_shape(const Scheme *scheme, const Settings *s, const FlagsGiven *given) {
@@ -187,8 +196,8 @@ static MeshShape scheme_shape(const Scheme *scheme, const Settings *s, const Fla
     return m;
 }
 
-/* What keeps the sequence from being longer than in `c`: the category of memory that grows most with it, or that the model has no more
-   positions (what else refuses long sequences does so far beyond any memory). */
+/* What keeps the sequence from being longer than in `c`: the category of memory that grows most with it, or that the
+   model has no more positions (what else refuses long sequences does so far beyond any memory). */
 static const char *longest_stop(const Candidate *c, const Settings *s, const Cluster *cluster) {
     Trainer *t = (Trainer *)host_alloc(sizeof(Trainer));
     ModelOptions o = c->o;
@@ -210,7 +219,8 @@ static const char *longest_stop(const Candidate *c, const Settings *s, const Clu
 }
 
 /* --max-seq: the longest sequence of one scheme, forecast there; or why there is none. */
-static cJSON *longest_row(const ModelOptions *base, const Scheme *scheme, const Settings *s, const FlagsGiven *given, const Cluster *cluster) {
+static cJSON *longest_row(const ModelOptions *base, const Scheme *scheme, const Settings *s, const FlagsGiven *given,
+                          const Cluster *cluster) {
     Candidate c;
     Trainer *t = (Trainer *)host_alloc(sizeof(Trainer));
     cJSON *row = cJSON_CreateObject();
@@ -225,17 +235,18 @@ static cJSON *longest_row(const ModelOptions *base, const Scheme *scheme, const 
         ModelOptions shortest = c.o;
         shortest.L = sequence_unit(&shortest);
         double need = (double)options_bytes(&shortest), room = (double)available;
-        snprintf(why, sizeof why, "the shortest sequence needs %.2f GB, %.2f GB more than the %.2f GB there are", need / 1e9, (need - room) / 1e9, room / 1e9);
+        snprintf(why, sizeof why, "the shortest sequence needs %.2f GB, %.2f GB more than the %.2f GB there are",
+                 need / 1e9, (need - room) / 1e9, room / 1e9);
         cJSON_AddNumberToObject(row, "lacks_bytes", need - room);
     }
-    printf("%-9s %5lld %5lld %5lld ", scheme->name, (long long)c.o.shape.dp, (long long)c.o.shape.ring, (long long)c.o.shape.head);
+    printf("%-9s %5lld %5lld %5lld ", scheme->name, c.o.shape.dp, c.o.shape.ring, c.o.shape.head);
     if (c.o.L) {
         forecast_open(t, &c.o, s, cluster);
         forecast_step(&c.f, t, 0);
         model_free(&t->model);
         const char *stop = longest_stop(&c, s, cluster);
-        printf("%14lld %9.2f %11s %12.0f %6.1f%%  %s\n", (long long)c.o.L, (double)c.f.memory.used / 1e9, time_text(time, c.f.seconds), c.f.tokens_per_s,
-               100 * c.f.mfu_causal, stop);
+        printf("%14lld %9.2f %11s %12.0f %6.1f%%  %s\n", c.o.L, (double)c.f.memory.used / 1e9,
+               time_text(time, c.f.seconds), c.f.tokens_per_s, 100 * c.f.mfu_causal, stop);
         json_options(row, &c.o, &c.f);
         cJSON_AddStringToObject(row, "stopped_by", stop);
     } else {
@@ -267,11 +278,14 @@ static void longest_all(const ModelOptions *base, const Settings *s, const Flags
     cJSON *json = cJSON_CreateObject(), *rows = cJSON_AddArrayToObject(json, "longest");
     forecast_open(t, base, s, cluster);
     print_model(t);
-    printf("longest  sequences whose arena fits into %.2f GB a rank of %s, less %.2f GB a communicator, %lld ranks, micro-batch %lld\n\n",
-           (double)cluster_memory(cluster, 0) / 1e9, cluster->name, cluster->communicator / 1e9, (long long)base->shape.world, (long long)base->B);
+    printf("longest  sequences whose arena fits into %.2f GB a rank of %s, less %.2f GB a communicator, %lld ranks, "
+           "micro-batch %lld\n\n",
+           (double)cluster_memory(cluster, 0) / 1e9, cluster->name, cluster->communicator / 1e9, base->shape.world,
+           base->B);
     printf("sp           dp  ring  head        seq-len   GB/rank        step        tok/s     mfu  stopped by\n");
     for (int i = 0; i < COUNT_OF(SCHEMES); i++)
-        if (!flag_given(given, "sp") || SCHEMES[i] == base->scheme) cJSON_AddItemToArray(rows, longest_row(base, SCHEMES[i], s, given, cluster));
+        if (!flag_given(given, "sp") || SCHEMES[i] == base->scheme)
+            cJSON_AddItemToArray(rows, longest_row(base, SCHEMES[i], s, given, cluster));
     char closest[1024];
     int any = longest_any(rows, closest, sizeof closest);
     report_write(s->json, json);

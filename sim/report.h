@@ -25,8 +25,11 @@ static void fit_text(char *out, size_t size, const Forecast *f) {
     double used = (double)f->memory.used / 1e9, available = (double)f->available / 1e9;
     if (forecast_fits(f)) snprintf(out, size, "fits: %.2f GB of %.2f GB that a rank's arena can have", used, available);
     else
-        snprintf(out, size, "does not fit: %.2f GB, %.2f GB more than the %.2f GB that a rank's arena can have; the most goes to %s (%.2f GB)", used,
-                 used - available, available, MEM_NAMES[memory_largest(&f->memory)], (double)f->memory.by_category[memory_largest(&f->memory)] / 1e9);
+        snprintf(out, size,
+                 "does not fit: %.2f GB, %.2f GB more than the %.2f GB that a rank's arena can have; the most goes to "
+                 "%s (%.2f GB)",
+                 used, used - available, available, MEM_NAMES[memory_largest(&f->memory)],
+                 (double)f->memory.by_category[memory_largest(&f->memory)] / 1e9);
 }
 
 static void print_op_classes(const Forecast *f) {
@@ -34,7 +37,7 @@ static void print_op_classes(const Forecast *f) {
     for (int i = 0; i < OP_CLASSES; i++) {
         char time[32];
         if (!f->op_calls[i]) continue;
-        printf("  %-12s %12lld %12s %8.1f%%", OP_CLASS_NAMES[i], (long long)f->op_calls[i], time_text(time, f->op_seconds[i]),
+        printf("  %-12s %12lld %12s %8.1f%%", OP_CLASS_NAMES[i], f->op_calls[i], time_text(time, f->op_seconds[i]),
                100 * f->op_seconds[i] / f->seconds);
         if (i == OP_GEMM || i == OP_ATTENTION) printf(" %12.2f %12s\n", f->op_flop[i] / f->op_seconds[i] / 1e12, "");
         else printf(" %12s %12.1f\n", "", f->op_bytes[i] / f->op_seconds[i] / 1e9);
@@ -46,11 +49,13 @@ static void print_comm(const Forecast *f) {
     for (int i = 0; i < COMM_OPS; i++) {
         char time[32], exposed[32];
         if (!f->comm_calls[i]) continue;
-        printf("  %-14s %10lld %12s %9s %18.3f\n", COMM_OP_NAMES[i], (long long)f->comm_calls[i], time_text(time, f->comm_seconds[i]),
-               time_text(exposed, f->comm_exposed[i]), (double)f->comm_bytes[i] / 1e6);
+        printf("  %-14s %10lld %12s %9s %18.3f\n", COMM_OP_NAMES[i], f->comm_calls[i],
+               time_text(time, f->comm_seconds[i]), time_text(exposed, f->comm_exposed[i]),
+               (double)f->comm_bytes[i] / 1e6);
     }
     char exposed[32];
-    printf("  %-14s %10s %12s %9s   %.1f%% of the step\n", "exposed in all", "", "", time_text(exposed, f->exposed), 100 * f->exposed / f->seconds);
+    printf("  %-14s %10s %12s %9s   %.1f%% of the step\n", "exposed in all", "", "", time_text(exposed, f->exposed),
+           100 * f->exposed / f->seconds);
 }
 
 /* What is neither computing nor waiting for bytes: the compute stream waits for the host. */
@@ -66,24 +71,28 @@ static void print_forecast(const Forecast *f, const Trainer *t) {
     const Cluster *c = t->options.place.cluster;
     char time[32], fits[256];
     print_model(t), print_mesh(t);
-    printf("cluster  %s: %lld ranks on %lld nodes, peak %.4g TFLOP/s a rank in %s, overlap %s\n", c->name, (long long)o->shape.world,
-           (long long)ceil_div(o->shape.world, (i64)c->ranks_per_node), t->peak.flops / 1e12, REAL_NAME, t->settings->overlap);
+    printf("cluster  %s: %lld ranks on %lld nodes, peak %.4g TFLOP/s a rank in %s, overlap %s\n", c->name,
+           o->shape.world, ceil_div(o->shape.world, (i64)c->ranks_per_node), t->peak.flops / 1e12, REAL_NAME,
+           t->settings->overlap);
     if (f->imbalance > 1.001)
-        printf("slowest  rank %d (ring rank %d): its attention is %.2f times the mean; the others wait\n", f->rank, (int)(f->rank / o->shape.head),
-               f->imbalance);
+        printf("slowest  rank %d (ring rank %d): its attention is %.2f times the mean; the others wait\n", f->rank,
+               (int)(f->rank / o->shape.head), f->imbalance);
     fit_text(fits, sizeof fits, f);
-    printf("step     %s | %.0f tok/s | %.4g tok/s a rank | mfu %.1f%% causal, %.1f%% full\n", time_text(time, f->seconds), f->tokens_per_s,
-           f->tokens_per_s / (double)o->shape.world, 100 * f->mfu_causal, 100 * f->mfu_full);
+    printf("step     %s | %.0f tok/s | %.4g tok/s a rank | mfu %.1f%% causal, %.1f%% full\n",
+           time_text(time, f->seconds), f->tokens_per_s, f->tokens_per_s / (double)o->shape.world, 100 * f->mfu_causal,
+           100 * f->mfu_full);
     printf("memory   %s\n", fits);
     print_op_classes(f);
-    if (host_share(f) > 1e-3 * f->seconds) printf("  %-12s %12s %12s %8.1f%%\n", "host's pace", "", time_text(time, host_share(f)), 100 * host_share(f) / f->seconds);
+    if (host_share(f) > 1e-3 * f->seconds)
+        printf("  %-12s %12s %12s %8.1f%%\n", "host's pace", "", time_text(time, host_share(f)),
+               100 * host_share(f) / f->seconds);
     if (o->shape.world > 1) print_comm(f);
     printf("\n");
     arena_print(stdout, &t->model.arena);
     ledger_print(stdout, &t->model.ledger);
 }
 
-/* ---- JSON --------------------------------------------------------------------------------------------------------------------- */
+/* ---- JSON -------------------------------------------------------------------------------------------------------- */
 
 /* Write `json` (and free it) to the file that --json names, if it does. */
 static void report_write(const char *path, cJSON *json) {
@@ -127,7 +136,8 @@ static cJSON *json_forecast(const Forecast *f, const Trainer *t) {
     cJSON_AddNumberToObject(json, "slowest_rank", f->rank);
     cJSON_AddNumberToObject(json, "imbalance", f->imbalance);
     cJSON_AddNumberToObject(json, "host_ms", 1e3 * host_share(f));
-    cJSON *ops = cJSON_AddObjectToObject(json, "computing"), *comm = cJSON_AddObjectToObject(json, "communicating"), *memory;
+    cJSON *ops = cJSON_AddObjectToObject(json, "computing"), *comm = cJSON_AddObjectToObject(json, "communicating"),
+          *memory;
     for (int i = 0; i < OP_CLASSES; i++) {
         cJSON *row = cJSON_AddObjectToObject(ops, OP_CLASS_NAMES[i]);
         cJSON_AddNumberToObject(row, "calls", (double)f->op_calls[i]);
@@ -143,7 +153,8 @@ static cJSON *json_forecast(const Forecast *f, const Trainer *t) {
         cJSON_AddNumberToObject(row, "bytes", (double)f->comm_bytes[i]);
     }
     memory = cJSON_AddObjectToObject(json, "memory");
-    for (int c = 0; c < MEM_CATEGORIES; c++) cJSON_AddNumberToObject(memory, MEM_NAMES[c], (double)f->memory.by_category[c]);
+    for (int c = 0; c < MEM_CATEGORIES; c++)
+        cJSON_AddNumberToObject(memory, MEM_NAMES[c], (double)f->memory.by_category[c]);
     cJSON_AddItemToObject(json, "comm", ledger_json(&t->model.ledger));
     return json;
 }

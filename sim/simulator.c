@@ -1,28 +1,32 @@
 /* simulator.c - train_gpt_sim: the trainer on a machine nobody has.
 
-   It is the program itself, train_gpt.cu, over a backend that computes nothing: the same walk, arena, ledger and schedule run, and
-   modelled clocks go on. One process stands for one rank of any world; where ranks differ it is the slowest.
+   It is the program itself, train_gpt.cu, over a backend that computes nothing: the same walk, arena,
+   ledger and schedule run, and modelled clocks go on. One process stands for one rank of any world; where
+   ranks differ it is the slowest.
 
-   train_gpt_sim --cluster C --world N [the trainer's flags]       one forecast: time, what it is spent on, memory, traffic
+   train_gpt_sim --cluster C --world N [the trainer's flags]       one forecast: time and its parts, memory, traffic
                  ... --plan        every scheme, mesh, layout and micro-batch
                  ... --max-seq     the longest sequence of every scheme
                  --calibrate       measure this machine
 
    forecast.h   one configuration -> Forecast                      report.h   Forecast -> text and JSON
-   plan.h       many configurations, and how long a sequence may be                                                               */
+   plan.h       many configurations, and how long a sequence may be                                                   */
 #include "plan.h"
 
 /* Measure this machine: dev/sim/calibrate.sh runs the CPU program's own operations and writes the cluster file. */
 static inline void calibrate(const Settings *s) {
     char directory[2560], script[4096], ranks[32], file[4096];
     long cores = sysconf(_SC_NPROCESSORS_ONLN);
-    if (s->plan || s->max_seq || s->dry_run) FAIL(EVERYONE, "--calibrate measures and stops; leave out --plan, --max-seq and --dry-run");
-    if (s->dtype && strcmp(s->dtype, "bf16") == 0) FAIL(EVERYONE, "--calibrate --dtype bf16: the CPU programs compute in fp32 and fp64");
+    if (s->plan || s->max_seq || s->dry_run)
+        FAIL(EVERYONE, "--calibrate measures and stops; leave out --plan, --max-seq and --dry-run");
+    if (s->dtype && strcmp(s->dtype, "bf16") == 0)
+        FAIL(EVERYONE, "--calibrate --dtype bf16: the CPU programs compute in fp32 and fp64");
     cluster_directory(directory, sizeof directory);
     snprintf(script, sizeof script, "%s/../../../dev/sim/calibrate.sh", directory);
     snprintf(file, sizeof file, "%s/this-machine.cluster", directory);
     snprintf(ranks, sizeof ranks, "%ld", s->world ? (long)s->world : cores);
-    if (access(script, R_OK) != 0) FAIL(EVERYONE, "--calibrate: no %s; run the program where it was built, in the repository", script);
+    if (access(script, R_OK) != 0)
+        FAIL(EVERYONE, "--calibrate: no %s; run the program where it was built, in the repository", script);
     printf("measuring this machine with %s ranks, for %s\n", ranks, file);
     fflush(stdout);
     execlp("bash", "bash", script, ranks, s->dtype ? s->dtype : "fp32", file, (char *)NULL);
@@ -34,14 +38,17 @@ static void take_cluster(const Cluster *c, Settings *s) {
     SimProgram *program = sim_program();
     program->gpu = cluster_says(c->device, "gpu");
     for (int d = 0; d < SIM_DTYPE_COUNT; d++)
-        if (s->dtype ? strcmp(SIM_DTYPES[d].name, s->dtype) == 0 : cluster_says(c->dtype, SIM_DTYPES[d].name)) program->dtype = d;
+        if (s->dtype ? strcmp(SIM_DTYPES[d].name, s->dtype) == 0 : cluster_says(c->dtype, SIM_DTYPES[d].name))
+            program->dtype = d;
     if (program->gpu && strncmp(REAL_NAME, "bf16", 4) != 0)
         FAIL(EVERYONE, "--dtype %s: train_gpt computes in bf16 on GPUs; fp32 and fp64 are of CPU clusters", REAL_NAME);
     if (!program->gpu && strcmp(REAL_NAME, "bf16") == 0)
         FAIL(EVERYONE, "--dtype bf16: the CPU programs compute in fp32 and fp64; %s is a cluster of CPUs", c->name);
-    if (device_peak_of(c) <= 0) FAIL(EVERYONE, "--dtype %s: cluster %s gives no peak in it (%s)", REAL_NAME, c->name, c->path);
+    if (device_peak_of(c) <= 0)
+        FAIL(EVERYONE, "--dtype %s: cluster %s gives no peak in it (%s)", REAL_NAME, c->name, c->path);
     const char *comm = program->gpu ? "nccl" : "mpi";
-    if (s->comm && strcmp(s->comm, comm) != 0) FAIL(EVERYONE, "--comm %s is not modelled on %s; its links are those of --comm %s", s->comm, c->name, comm);
+    if (s->comm && strcmp(s->comm, comm) != 0)
+        FAIL(EVERYONE, "--comm %s is not modelled on %s; its links are those of --comm %s", s->comm, c->name, comm);
     if (!s->grad_comm) s->grad_comm = cluster_says(c->grad_comm, "bf16") ? "bf16" : "fp32";
 }
 
@@ -49,16 +56,23 @@ static void take_cluster(const Cluster *c, Settings *s) {
 static void refuse_flags(const Settings *s, const FlagsGiven *given) {
     if (s->threads) FAIL(EVERYONE, "--threads: the ranks of a cluster are as its file says; leave it out");
     if (s->init_only || s->dump_grads || s->out)
-        FAIL(EVERYONE, "--init-only, --dump-grads and --out need numbers, and the simulator computes none; leave them out");
+        FAIL(EVERYONE,
+             "--init-only, --dump-grads and --out need numbers, and the simulator computes none; leave them out");
     if (s->save || s->save_every || s->keep || s->keep_every || s->resume || s->max_hours > 0)
-        FAIL(EVERYONE, "--save, --save-every, --keep, --keep-every, --resume and --max-hours need numbers, and the simulator computes none; leave them out");
-    if (s->world > 65536) FAIL(EVERYONE, "--world %lld: the simulator takes up to 65536 ranks", (long long)s->world);
+        FAIL(EVERYONE, "--save, --save-every, --keep, --keep-every, --resume and --max-hours need numbers, and the "
+                       "simulator computes none; leave them out");
+    if (s->world > 65536) FAIL(EVERYONE, "--world %lld: the simulator takes up to 65536 ranks", s->world);
     if (!s->world) FAIL(EVERYONE, "--world N is missing: the ranks of the modelled world");
-    if ((s->plan != 0) + (s->max_seq != 0) + (s->dry_run != 0) > 1) FAIL(EVERYONE, "--plan, --max-seq and --dry-run exclude each other; keep one");
-    if (s->max_seq && flag_given(given, "seq-len")) FAIL(EVERYONE, "--max-seq looks for the --seq-len; leave one of them out");
-    if (s->json && s->dry_run) FAIL(EVERYONE, "--json goes with a forecast, --plan or --max-seq; --dry-run prints only");
-    if (s->trace && (s->dry_run || s->plan || s->max_seq)) FAIL(EVERYONE, "--trace shows one forecast; leave out --plan, --max-seq and --dry-run");
-    if (s->json && !path_is_taken(s->json)) check_writable(s, "json", s->json); /* a forecast takes milliseconds: its file may be written again */
+    if ((s->plan != 0) + (s->max_seq != 0) + (s->dry_run != 0) > 1)
+        FAIL(EVERYONE, "--plan, --max-seq and --dry-run exclude each other; keep one");
+    if (s->max_seq && flag_given(given, "seq-len"))
+        FAIL(EVERYONE, "--max-seq looks for the --seq-len; leave one of them out");
+    if (s->json && s->dry_run)
+        FAIL(EVERYONE, "--json goes with a forecast, --plan or --max-seq; --dry-run prints only");
+    if (s->trace && (s->dry_run || s->plan || s->max_seq))
+        FAIL(EVERYONE, "--trace shows one forecast; leave out --plan, --max-seq and --dry-run");
+    /* a forecast takes milliseconds: its file may be written again */
+    if (s->json && !path_is_taken(s->json)) check_writable(s, "json", s->json);
     if (s->trace) check_writable(s, "trace", s->trace);
 }
 
@@ -82,8 +96,8 @@ static inline void simulate(Settings *s, const FlagsGiven *given, Wire alone) {
         if (s->trace) trace_init(&t->trace, 1);
         forecast_step(&f, t, s->trace != NULL);
         if (f.mfu_causal > 1)
-            FAIL(EVERYONE, "--peak-tflops %g: the forecast runs at %.2f times that; the cluster's peak is %g", s->peak_tflops, f.mfu_causal,
-                 device_peak_of(cluster) / 1e12);
+            FAIL(EVERYONE, "--peak-tflops %g: the forecast runs at %.2f times that; the cluster's peak is %g",
+                 s->peak_tflops, f.mfu_causal, device_peak_of(cluster) / 1e12);
         if (s->trace) timeline_write(&t->trace, alone, s->trace);
         trace_free(&t->trace);
         if (s->dry_run) print_model(t), print_mesh(t), print_plan(t);
@@ -99,11 +113,15 @@ int main(int argc, char **argv) {
     Settings settings;
     FlagsGiven given;
     if (launcher_ranks() > 1)
-        FAIL(EVERYONE, "%d ranks were started; the simulator is one process for a world of any size: leave mpirun out", launcher_ranks());
+        FAIL(EVERYONE, "%d ranks were started; the simulator is one process for a world of any size: leave mpirun out",
+             launcher_ranks());
     Wire alone = wire_start(&argc, &argv);
     flags_parse(&settings, &given, argc, argv);
-    if (settings.help) print_help("train_gpt_sim - what a training of train_gpt would take on a machine that is described in a file: nothing is computed",
-                                  "./train_gpt_sim --cluster NAME --world N [flags]; flags of data, learning and output have no effect");
+    if (settings.help)
+        print_help(
+            "train_gpt_sim - what a training of train_gpt would take on a machine that is described in a file: nothing "
+            "is computed",
+            "./train_gpt_sim --cluster NAME --world N [flags]; flags of data, learning and output have no effect");
     else if (settings.calibrate) calibrate(&settings);
     else simulate(&settings, &given, alone);
     wire_finish();

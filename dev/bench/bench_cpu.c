@@ -1,4 +1,5 @@
-/* bench_cpu.c - what this machine's cores do at best, and what the kernels get of it: FMA loop, products at models' shapes, attention.
+/* bench_cpu.c - what this machine's cores do at best, and what the kernels get of it: FMA loop,
+   products at models' shapes, attention.
 
    Prints `name value unit` lines for cpu.sh: the median of several rounds each, on all threads, random data. fp32. */
 #include "../../kernels/compute.h"
@@ -18,9 +19,10 @@ static double median(double *values, int n) {
 }
 
 static real *numbers(i64 n, uint64_t seed) {
-    size_t bytes = (size_t)round_up(n * (i64)sizeof(real), (i64)2 << 20); /* huge pages, as the trainer's arena asks for */
+    /* huge pages, as the trainer's arena asks for */
+    size_t bytes = (size_t)round_up(n * (i64)sizeof(real), (i64)2 << 20);
     real *p = (real *)aligned_alloc((size_t)2 << 20, bytes);
-    if (!p) FAIL(THIS_RANK, "out of memory: %lld numbers", (long long)n);
+    if (!p) FAIL(THIS_RANK, "out of memory: %lld numbers", n);
     madvise(p, bytes, MADV_HUGEPAGE);
     for (i64 i = 0; i < n; i++) {
         seed = seed * 6364136223846793005ull + 1442695040888963407ull;
@@ -40,13 +42,18 @@ static double fma_peak(int threads) {
 /* The products of a step: columns in, columns out, how often. The last is the head. */
 typedef i64 Shapes[5][3];
 static const Shapes GPT2_124M = {{768, 768, 24}, {768, 1536, 12}, {768, 3072, 12}, {3072, 768, 12}, {768, 50257, 1}};
-static const Shapes LLAMA_1B = {{2048, 2048, 32}, {2048, 2048, 16}, {2048, 16384, 16}, {8192, 2048, 16}, {2048, 32000, 1}};
+static const Shapes LLAMA_1B = {{2048, 2048, 32},
+                                {2048, 2048, 16},
+                                {2048, 16384, 16},
+                                {8192, 2048, 16},
+                                {2048, 32000, 1}};
 
 /* FLOP/s of the products of one step on `rows` tokens: forward, input and weight gradients, layers and head. */
 static double products_rate(const Shapes shapes, i64 rows) {
     double seconds = 0, flop = 0;
     for (int s = 0; s < 5; s++) {
-        i64 IC = shapes[s][0], OC = shapes[s][1], n = s == 4 ? i64_min(rows, 256) : rows; /* the head goes in chunks of rows */
+        /* the head goes in chunks of rows */
+        i64 IC = shapes[s][0], OC = shapes[s][1], n = s == 4 ? i64_min(rows, 256) : rows;
         real *x = numbers(n * IC, 1), *w = numbers(IC * OC, 2), *y = numbers(n * OC, 3);
         accum *dw = (accum *)numbers(IC * OC, 4);
         double times[ROUNDS];
@@ -72,7 +79,8 @@ static double attention_rate(i64 T, i64 heads, i64 kv_heads, i64 HS) {
     TokenMap map = token_map(RING_CONTIGUOUS, T, 1, 0);
     i64 nq = T * heads * HS, nkv = T * 2 * kv_heads * HS;
     real *q = numbers(nq, 1), *kv = numbers(nkv, 2), *dout = numbers(nq, 3);
-    accum *out = (accum *)numbers(nq, 4), *lse = (accum *)numbers(T * heads, 5), *delta = (accum *)numbers(T * heads, 6);
+    accum *out = (accum *)numbers(nq, 4), *lse = (accum *)numbers(T * heads, 5),
+          *delta = (accum *)numbers(T * heads, 6);
     accum *dq = (accum *)numbers(nq, 7), *dkv = (accum *)numbers(nkv, 8);
     double times[ROUNDS];
     for (int r = -1; r < ROUNDS; r++) {

@@ -1,14 +1,17 @@
 /* bench_cuda.cu - what this GPU does at best, and what each kernel gets of it. Prints one JSON object a line.
 
-     build/bench_cuda [--toy] [WORD...]     only the groups whose name contains a WORD; --toy: tiny sizes, for memcheck and the emulator
+     build/bench_cuda [--toy] [WORD...]     only the groups whose name contains a WORD; --toy: tiny
+                                            sizes, for memcheck and the emulator
 
-   ceilings first   a copy from device memory to device memory, bytes read + written; a bf16 product of 8192 x 8192 x 8192
+   ceilings first   a copy from device memory to device memory, bytes read + written; a
+                    bf16 product of 8192 x 8192 x 8192
    then kernels     attention in TFLOP/s, bound: the product's rate; all others in GB/s, bound: the copy's
    name, value, unit, bound, ratio = value / bound, ms: the median, spread: (90th - 10th percentile) / median
 
-   The bytes of a kernel are the fewest it must move: every input read once, every output written once. Data are random; a kernel goes through
-   sets of buffers in turn which together exceed the L2 four times. Events stand between calls that are all queued at once, so the
-   gap between launches is hidden as it is in a step. Attention is timed as the model calls it: bf16 in, bf16 out, backward with its delta. */
+   The bytes of a kernel are the fewest it must move: every input read once, every output written once. Data are random;
+   a kernel goes through sets of buffers in turn which together exceed the L2 four times. Events stand between calls
+   that are all queued at once, so the gap between launches is hidden as it is in a step. Attention is timed as the
+   model calls it: bf16 in, bf16 out, backward with its delta. */
 #include "../../kernels/compute.h"
 
 #define SETS 8 /* of buffers, at most */
@@ -48,7 +51,8 @@ static double uniform(void) { /* in [0, 1) */
     return (double)(random_state >> 11) * 0x1p-53;
 }
 
-/* `bytes` of random bf16 between low and high. Read as fp32 they are random between them too: a bf16 is the upper half of one. */
+/* `bytes` of random bf16 between low and high. Read as fp32 they are random between them too: a
+   bf16 is the upper half of one. */
 static void *numbers(i64 bytes, double low, double high) {
     const i64 drawn = 1048583; /* a prime: repetitions do not fall in with rows */
     i64 done = i64_min(bytes, 2 * drawn);
@@ -69,12 +73,14 @@ typedef struct { real *set[SETS]; } Reals;
 typedef struct { accum *set[SETS]; } Accums;
 static Reals reals(int sets, i64 n) {
     Reals x;
-    for (int i = 0; i < SETS; i++) x.set[i] = i < sets ? (real *)numbers(n * (i64)sizeof(real), -0.5, 0.5) : x.set[i % sets];
+    for (int i = 0; i < SETS; i++)
+        x.set[i] = i < sets ? (real *)numbers(n * (i64)sizeof(real), -0.5, 0.5) : x.set[i % sets];
     return x;
 }
 static Accums accums(int sets, i64 n, double low, double high) {
     Accums x;
-    for (int i = 0; i < SETS; i++) x.set[i] = i < sets ? (accum *)numbers(n * (i64)sizeof(accum), low, high) : x.set[i % sets];
+    for (int i = 0; i < SETS; i++)
+        x.set[i] = i < sets ? (accum *)numbers(n * (i64)sizeof(accum), low, high) : x.set[i % sets];
     return x;
 }
 
@@ -123,8 +129,9 @@ template <class F> static Timing measure(F run, int sets) {
 }
 
 static void report(const char *name, double rate, double bound, double unit, const char *unit_name, Timing t) {
-    printf("{\"name\": \"%s\", \"value\": %.5g, \"unit\": \"%s\", \"bound\": %.5g, \"ratio\": %.4g, \"ms\": %.4g, \"spread\": %.2g}\n", name,
-           rate / unit, unit_name, bound / unit, rate / bound, t.ms, t.spread);
+    printf("{\"name\": \"%s\", \"value\": %.5g, \"unit\": \"%s\", \"bound\": %.5g, \"ratio\": %.4g, \"ms\": %.4g, "
+           "\"spread\": %.2g}\n",
+           name, rate / unit, unit_name, bound / unit, rate / bound, t.ms, t.spread);
     fflush(stdout);
 }
 
@@ -153,7 +160,9 @@ static void bench_ceilings(void) {
 
     begin(1, 1, 1, NO_ATTENTION);
     void *from = numbers(bytes, -0.5, 0.5), *to = device_take(bytes);
-    t = measure([&](int) { CUDA_CHECK(cudaMemcpyAsync(to, from, (size_t)bytes, cudaMemcpyDeviceToDevice, dev.state.stream)); }, 1);
+    t = measure(
+        [&](int) { CUDA_CHECK(cudaMemcpyAsync(to, from, (size_t)bytes, cudaMemcpyDeviceToDevice, dev.state.stream)); },
+        1);
     copy_rate = 2e3 * (double)bytes / t.ms;
     report("copy", copy_rate, copy_rate, 1e9, "GB/s", t);
 }
@@ -162,21 +171,31 @@ static void bench_ceilings(void) {
 
 static void bench_products(void) {
     const struct { const char *name; i64 rows, IC, OC; } layers[] = {
-        {"gpt2_qkv", 32768, 768, 2304}, {"gpt2_proj", 32768, 768, 768}, {"gpt2_up", 32768, 768, 3072}, {"gpt2_down", 32768, 3072, 768},
-        {"gpt2_head", 2560, 768, 50257}, {"llama_qkv", 16384, 2048, 4096}, {"llama_up", 16384, 2048, 16384}, {"llama_down", 16384, 8192, 2048},
-        {"llama_head", 4096, 2048, 32000}};
+        {"gpt2_qkv", 32768, 768, 2304}, {"gpt2_proj", 32768, 768, 768}, {"gpt2_up", 32768, 768, 3072},
+        {"gpt2_down", 32768, 3072, 768}, {"gpt2_head", 2560, 768, 50257}, {"llama_qkv", 16384, 2048, 4096},
+        {"llama_up", 16384, 2048, 16384}, {"llama_down", 16384, 8192, 2048}, {"llama_head", 4096, 2048, 32000}};
     for (int k = 0; k < (toy ? 1 : COUNT_OF(layers)); k++) {
-        i64 rows = toy ? 37 : layers[k].rows, IC = toy ? 72 : layers[k].IC, OC = toy ? 64 : layers[k].OC, ld = round_up(OC, 64);
+        i64 rows = toy ? 37 : layers[k].rows, IC = toy ? 72 : layers[k].IC, OC = toy ? 64 : layers[k].OC,
+            ld = round_up(OC, 64);
         begin(rows, i64_max(IC, OC), 1, NO_ATTENTION);
         int sets = sets_for(2.0 * (double)(rows * (IC + OC)));
         Reals x = reals(sets, rows * IC), w = reals(sets, OC * IC), y = reals(sets, rows * ld), bias = reals(1, OC);
         Accums dw = accums(sets, OC * IC, -0.5, 0.5);
         double flop = 2.0 * (double)rows * (double)IC * (double)OC;
         char name[64];
-        const struct { const char *what; Timing t; } phases[] = {
-            {"forward", measure([&](int i) { linear_forward(&dev, y.set[i], ld, x.set[i], w.set[i], bias.set[0], rows, IC, OC); }, sets)},
-            {"backward_input", measure([&](int i) { linear_backward_input(&dev, x.set[i], y.set[i], ld, w.set[i], rows, IC, OC, 0); }, sets)},
-            {"backward_weight", measure([&](int i) { linear_backward_weight(&dev, dw.set[i], x.set[i], y.set[i], ld, rows, IC, OC); }, sets)}};
+        const struct {
+            const char *what;
+            Timing t;
+        } phases[] = {
+            {"forward",
+             measure([&](int i) { linear_forward(&dev, y.set[i], ld, x.set[i], w.set[i], bias.set[0], rows, IC, OC); },
+                     sets)},
+            {"backward_input",
+             measure([&](int i) { linear_backward_input(&dev, x.set[i], y.set[i], ld, w.set[i], rows, IC, OC, 0); },
+                     sets)},
+            {"backward_weight",
+             measure([&](int i) { linear_backward_weight(&dev, dw.set[i], x.set[i], y.set[i], ld, rows, IC, OC); },
+                     sets)}};
         for (int i = 0; i < COUNT_OF(phases); i++) {
             snprintf(name, sizeof name, "%s_%s", layers[k].name, phases[i].what);
             report(name, 1e3 * flop / phases[i].t.ms, product_rate, 1e12, "TFLOP/s", phases[i].t);
@@ -184,9 +203,9 @@ static void bench_products(void) {
     }
 }
 
-/* ---- attention: 16K tokens of width 2048, causal ---- */
+/* ---- attention: 16K tokens of width 2048, causal; on sm_90 by the kernels of sm_80, too: names that end in _sm80 - */
 
-static void bench_attention_shape(i64 head_dim, i64 L) {
+static void bench_attention_shape(i64 head_dim, i64 L, const char *path) {
     AttentionShape s = {toy ? 2 : 16384 / L, L, L, toy ? 2 : 2048 / head_dim, 0, head_dim};
     s.kv_heads = s.heads;
     TokenMap map = token_map(RING_CONTIGUOUS, L, 1, 0);
@@ -194,25 +213,34 @@ static void bench_attention_shape(i64 head_dim, i64 L) {
     double pairs = causal_pairs(&map, &map) * (double)(s.B * s.heads), d = (double)head_dim;
     char name[64];
     begin(L * s.B, s.heads * head_dim, 1, s);
-    Reals q = reals(2, n), kv = reals(2, 2 * n), dout = reals(2, n), out = reals(2, n), dq = reals(2, n), dkv = reals(2, 2 * n);
+    Reals q = reals(2, n), kv = reals(2, 2 * n), dout = reals(2, n);
+    Reals out = reals(2, n), dq = reals(2, n), dkv = reals(2, 2 * n);
     Accums lse = accums(2, rows, 0, 0), delta = accums(2, rows, 0, 0), dq_sum = accums(2, n, 0, 0);
     Timing t = measure([&](int i) { attention_forward(&dev, NULL, out.set[i], lse.set[i], q.set[i], kv.set[i],
                                                       attention_call(s, map, map, 0)); }, 2);
-    snprintf(name, sizeof name, "attention_forward_d%lld_L%lld", (long long)head_dim, (long long)L);
+    snprintf(name, sizeof name, "attention_forward_d%lld_L%lld%s", head_dim, L, path);
     report(name, 4e3 * pairs * d / t.ms, product_rate, 1e12, "TFLOP/s", t);
     t = measure([&](int i) {
         attention_delta(&dev, delta.set[i], out.set[i], dout.set[i], rows, head_dim);
         attention_backward(&dev, dq_sum.set[i], dq.set[i], NULL, dkv.set[i], q.set[i], kv.set[i], dout.set[i],
                            lse.set[i], delta.set[i], attention_call(s, map, map, 0));
     }, 2);
-    snprintf(name, sizeof name, "attention_backward_d%lld_L%lld", (long long)head_dim, (long long)L);
+    snprintf(name, sizeof name, "attention_backward_d%lld_L%lld%s", head_dim, L, path);
     report(name, 10e3 * pairs * d / t.ms, product_rate, 1e12, "TFLOP/s", t);
 }
 
 static void bench_attention(void) {
     const i64 lengths[] = {2048, 4096, 8192, 16384};
+    int wgmma = dev.state.wgmma;
     for (i64 head_dim = 128; head_dim >= 64; head_dim /= 2)
-        for (int i = 0; i < (toy ? 1 : COUNT_OF(lengths)); i++) bench_attention_shape(head_dim, toy ? 72 : lengths[i]);
+        for (int i = 0; i < (toy ? 1 : COUNT_OF(lengths)); i++) {
+            i64 L = toy ? 72 : lengths[i];
+            bench_attention_shape(head_dim, L, "");
+            if (!wgmma) continue;
+            dev.state.wgmma = 0;
+            bench_attention_shape(head_dim, L, "_sm80");
+            dev.state.wgmma = wgmma;
+        }
 }
 
 /* ---- kernels that move bytes ---- */
@@ -222,7 +250,8 @@ static void bench_norm_width(NormKind kind, i64 C, const char *forward, const ch
     int sets = sets_for(8.0 * (double)n), layer = kind == NORM_LAYER;
     begin(rows, C, 1, NO_ATTENTION);
     Reals x = reals(sets, n), delta = reals(sets, n), out = reals(sets, n), weight = reals(1, C), bias = reals(1, C);
-    Accums mean = accums(1, rows, -0.5, 0.5), rstd = accums(1, rows, 0.5, 1), dweight = accums(1, C, -0.5, 0.5), dbias = accums(1, C, -0.5, 0.5);
+    Accums mean = accums(1, rows, -0.5, 0.5), rstd = accums(1, rows, 0.5, 1), dweight = accums(1, C, -0.5, 0.5),
+           dbias = accums(1, C, -0.5, 0.5);
     accum *mean_p = layer ? mean.set[0] : NULL, *dbias_p = layer ? dbias.set[0] : NULL;
     real *bias_p = layer ? bias.set[0] : NULL;
     bandwidth(forward, 8.0 * (double)n, sets, [&](int i) { /* reads x, delta; writes x, out */
@@ -247,10 +276,13 @@ static void bench_mlp(void) {
     begin(rows, 2 * I, 1, NO_ATTENTION);
     int sets = sets_for(6.0 * (double)n);
     Reals pre = reals(sets, 2 * n), out = reals(sets, n), dpre = reals(sets, 2 * n);
-    bandwidth("swiglu_forward", 6.0 * (double)n, sets, [&](int i) { swiglu_forward(&dev, out.set[i], pre.set[i], rows, I); });
-    bandwidth("swiglu_backward", 12.0 * (double)n, sets, [&](int i) { swiglu_backward(&dev, dpre.set[i], out.set[i], pre.set[i], rows, I); });
+    bandwidth("swiglu_forward", 6.0 * (double)n, sets,
+              [&](int i) { swiglu_forward(&dev, out.set[i], pre.set[i], rows, I); });
+    bandwidth("swiglu_backward", 12.0 * (double)n, sets,
+              [&](int i) { swiglu_backward(&dev, dpre.set[i], out.set[i], pre.set[i], rows, I); });
     bandwidth("gelu_forward", 4.0 * (double)n, sets, [&](int i) { gelu_forward(&dev, out.set[i], pre.set[i], n); });
-    bandwidth("gelu_backward", 8.0 * (double)n, sets, [&](int i) { gelu_backward(&dev, dpre.set[i], out.set[i], pre.set[i], n); });
+    bandwidth("gelu_backward", 8.0 * (double)n, sets,
+              [&](int i) { gelu_backward(&dev, dpre.set[i], out.set[i], pre.set[i], n); });
     accum *dbias = accums(1, I, -0.5, 0.5).set[0];
     bandwidth("bias_backward", 2.0 * (double)n, sets, [&](int i) { bias_backward(&dev, dbias, out.set[i], rows, I); });
 }
@@ -266,10 +298,14 @@ static void bench_rope(void) {
     rope_table(&dev, table, token_map(RING_CONTIGUOUS, rows, 1, 0), inv_freq, 1, HS);
     Reals in = reals(sets, 2 * n), out = reals(sets, 2 * n);
     double q_bytes = 4.0 * (double)n + table_bytes, kv_bytes = 8.0 * (double)n + table_bytes;
-    bandwidth("rope_pack_queries", q_bytes, sets, [&](int i) { queries_pack(&dev, out.set[i], in.set[i], table, rows, 1, heads, HS, parts); });
-    bandwidth("rope_unpack_queries", q_bytes, sets, [&](int i) { queries_unpack(&dev, out.set[i], in.set[i], table, rows, 1, heads, HS, parts); });
-    bandwidth("rope_pack_kv", kv_bytes, sets, [&](int i) { kv_pack(&dev, out.set[i], in.set[i], table, rows, 1, heads, HS, parts); });
-    bandwidth("rope_unpack_kv", kv_bytes, sets, [&](int i) { kv_unpack(&dev, out.set[i], in.set[i], table, rows, 1, heads, HS, parts); });
+    bandwidth("rope_pack_queries", q_bytes, sets,
+              [&](int i) { queries_pack(&dev, out.set[i], in.set[i], table, rows, 1, heads, HS, parts); });
+    bandwidth("rope_unpack_queries", q_bytes, sets,
+              [&](int i) { queries_unpack(&dev, out.set[i], in.set[i], table, rows, 1, heads, HS, parts); });
+    bandwidth("rope_pack_kv", kv_bytes, sets,
+              [&](int i) { kv_pack(&dev, out.set[i], in.set[i], table, rows, 1, heads, HS, parts); });
+    bandwidth("rope_unpack_kv", kv_bytes, sets,
+              [&](int i) { kv_unpack(&dev, out.set[i], in.set[i], table, rows, 1, heads, HS, parts); });
     device_finish(&dev);
     free(inv_freq);
 }
@@ -301,8 +337,9 @@ static void bench_classifier(void) {
         int32_t *targets = tokens_like_text(rows, V, &distinct);
         double *loss = (double *)device_take(8);
         zero_fill(&dev, loss, 8);
-        snprintf(name, sizeof name, "classifier_%lld", (long long)vocab[k]);
-        bandwidth(name, 4.0 * (double)(rows * V), sets, [&](int i) { classifier(&dev, loss, logits.set[i], ld, targets, 1, rows, V, 1); });
+        snprintf(name, sizeof name, "classifier_%lld", vocab[k]);
+        bandwidth(name, 4.0 * (double)(rows * V), sets,
+                  [&](int i) { classifier(&dev, loss, logits.set[i], ld, targets, 1, rows, V, 1); });
     }
 }
 
@@ -314,7 +351,8 @@ static void bench_embedding(void) {
     Reals out = reals(sets, rows * C), wte = reals(sets, V * C), wpe = reals(sets, T * C);
     Accums dwte = accums(sets, V * C, -0.5, 0.5), dwpe = accums(sets, T * C, -0.5, 0.5);
     int32_t *tokens = tokens_like_text(rows, V, &distinct);
-    double read = (double)(C * (distinct + T)), stream = 2.0 * (double)(rows * C); /* elements of the tables; bytes of the stream */
+    /* elements of the tables; bytes of the stream */
+    double read = (double)(C * (distinct + T)), stream = 2.0 * (double)(rows * C);
     bandwidth("embedding_forward", stream + 2 * read, sets, [&](int i) {
         embedding_forward(&dev, out.set[i], tokens, map, wte.set[i], wpe.set[i], B, C);
     });
@@ -327,12 +365,14 @@ static void bench_optimizer(void) {
     i64 n = toy ? 1003 : (i64)1 << 26;
     begin(1, 8, 1, NO_ATTENTION);
     Reals param = reals(2, n);
-    Accums master = accums(2, n, -0.5, 0.5), m = accums(2, n, -0.5, 0.5), v = accums(2, n, 0, 0.5), grad = accums(2, n, -0.5, 0.5);
+    Accums master = accums(2, n, -0.5, 0.5), m = accums(2, n, -0.5, 0.5), v = accums(2, n, 0, 0.5),
+           grad = accums(2, n, -0.5, 0.5);
     double *sum = (double *)device_take(8);
     zero_fill(&dev, sum, 8);
     AdamW a = {1e-4, 0.9, 0.95, 1e-8, 0.1, 1, 10};
     /* reads gradient, master, m, v; writes master, m, v in fp32 and the weights in bf16 */
-    bandwidth("adamw", 30.0 * (double)n, 2, [&](int i) { adamw(&dev, param.set[i], master.set[i], m.set[i], v.set[i], grad.set[i], n, a); });
+    bandwidth("adamw", 30.0 * (double)n, 2,
+              [&](int i) { adamw(&dev, param.set[i], master.set[i], m.set[i], v.set[i], grad.set[i], n, a); });
     bandwidth("gradient_norm", 4.0 * (double)n, 2, [&](int i) { sum_squares(&dev, sum, grad.set[i], n); });
     bandwidth("convert", 6.0 * (double)n, 2, [&](int i) { convert(&dev, param.set[i], master.set[i], n); });
 }
@@ -340,14 +380,16 @@ static void bench_optimizer(void) {
 static const struct {
     const char *name;
     void (*run)(void);
-} GROUPS[] = {{"products", bench_products}, {"attention", bench_attention}, {"norm", bench_norm}, {"mlp", bench_mlp}, {"rope", bench_rope},
-              {"classifier", bench_classifier}, {"embedding", bench_embedding}, {"optimizer", bench_optimizer}};
+} GROUPS[] = {{"products", bench_products}, {"attention", bench_attention}, {"norm", bench_norm}, {"mlp", bench_mlp},
+              {"rope", bench_rope}, {"classifier", bench_classifier}, {"embedding", bench_embedding},
+              {"optimizer", bench_optimizer}};
 
 int main(int argc, char **argv) {
     int words = 0, l2 = 0;
     for (int i = 1; i < argc; i++) {
         if (strcmp(argv[i], "--toy") == 0) toy = 1;
-        else if (argv[i][0] == '-') FAIL(EVERYONE, "unknown argument '%s'; --toy, or words that select groups", argv[i]);
+        else if (argv[i][0] == '-')
+            FAIL(EVERYONE, "unknown argument '%s'; --toy, or words that select groups", argv[i]);
         else words++;
     }
     place = device_place(0, 1, 0);

@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
-# cpu.sh [OUT.md] - what the CPU trainer gets out of this machine, as ratios measured in one run: FMA peak, products, attention, whole steps of
-# GPT-2 124M in fp32 beside PyTorch's (PYTHON=... with torch in it), and ranks of one thread against one rank of all threads, per scheme.
+# cpu.sh [OUT.md] - what the CPU trainer gets out of this machine, as ratios measured in one run: FMA peak, products,
+# attention, whole steps of GPT-2 124M in fp32 beside PyTorch's (PYTHON=... with torch in it), and ranks of one thread
+# against one rank of all threads, per scheme.
 #
-# Where the machine has AVX-512, all but the last is measured twice: for it, and for AVX2 (OPT="-O3 -march=x86-64-v3") against that one's peak.
-# Medians. FLOP of a step = (6 parameters + 6 layers d T) a token, causal. Floor: FLOP over the FMA peak. Ten minutes on two cores.
+# Where the machine has AVX-512, all but the last is measured twice: for it, and for AVX2 (OPT="-O3 -march=x86-64-v3")
+# against that one's peak. Medians. FLOP of a step = (6 parameters + 6 layers d T) a token, causal. Floor: FLOP over the
+# FMA peak. Ten minutes on two cores.
 set -euo pipefail
 report=${1:-}
 [[ -z $report || $report == /* ]] || report=$PWD/$report
@@ -15,13 +17,14 @@ trap 'rm -rf "$work"' EXIT
 cores=$(nproc)
 python3 dev/data/text_to_shards.py --out "$work/data" --val-fraction 0.1 core/*.h ./*.h train_gpt.cu >/dev/null
 
-# median over the steps after the first two: step MARCH NAME RANKS FLAGS... -> name, tokens/s, GFLOP/s, ms in $work/MARCH/steps
+# median over the steps after the first two: step MARCH NAME RANKS FLAGS... -> name, tokens/s,
+# GFLOP/s, ms in $work/MARCH/steps
 step() {
     local march=$1 name=$2 ranks=$3
     shift 3
     say "measuring $name ($march)"
-    run_ranks "$ranks" "$work/$march/train_gpt_cpu" --train "$work/data/train_*.bin" --out "$work/$march/run-$name" --peak-tflops 1000 --selfcheck off \
-        "$@" >"$work/log" 2>&1 || die "$name failed: $(grep -m 1 error "$work/log")"
+    run_ranks "$ranks" "$work/$march/train_gpt_cpu" --train "$work/data/train_*.bin" --out "$work/$march/run-$name" \
+        --peak-tflops 1000 --selfcheck off "$@" >"$work/log" 2>&1 || die "$name failed: $(grep -m 1 error "$work/log")"
     python3 - "$work/$march/run-$name" "$name" >>"$work/$march/steps" <<'PY'
 import json, statistics, sys
 rows = [json.loads(l) for l in open(sys.argv[1] + "/metrics.jsonl")][2:]
@@ -40,11 +43,14 @@ for march in "${marches[@]}"; do
 done
 shapes=("4 64" "4 256" "1 1024")
 torch=
-"$python" -c 'import torch' 2>/dev/null || torch="SKIP PyTorch: $python has no module torch (PYTHON=... names one that has)"
+"$python" -c 'import torch' 2>/dev/null ||
+    torch="SKIP PyTorch: $python has no module torch (PYTHON=... names one that has)"
 [[ -z $torch ]] || say "$torch"
 for shape in "${shapes[@]}"; do # ours and PyTorch's in turn, so that both meet the same machine
     read -r B T <<<"$shape"
-    for march in "${marches[@]}"; do step "$march" "B$B-T$T" 1 --model gpt2-124m --steps 7 --seq-len "$T" --batch "$B" --micro-batch "$B"; done
+    for march in "${marches[@]}"; do
+        step "$march" "B$B-T$T" 1 --model gpt2-124m --steps 7 --seq-len "$T" --batch "$B" --micro-batch "$B"
+    done
     [[ -z $torch ]] || continue
     say "measuring B$B-T$T (PyTorch)"
     "$python" dev/bench/torch_peer.py step gpt2-124m --cpu --batch "$B" --length "$T" --steps 7 >>"$work/torch.jsonl"
@@ -55,9 +61,12 @@ for march in "${marches[@]}"; do
 done
 long=(--model tiny-llama --layers 4 --dim 512 --heads 8 --kv-heads 4 --ffn 1408 --seq-len 4096 --batch 1 --steps 9)
 step native one-rank 1 "${long[@]}" --threads "$cores"
-for scheme in $(list_schemes "$work/native/train_gpt_cpu"); do step native "$cores-ranks-$scheme" "$cores" "${long[@]}" --sp "$scheme" --threads 1; done
+for scheme in $(list_schemes "$work/native/train_gpt_cpu"); do
+    step native "$cores-ranks-$scheme" "$cores" "${long[@]}" --sp "$scheme" --threads 1
+done
 
-python3 - "$work" "$(git rev-parse --short HEAD 2>/dev/null || echo '?')" "${marches[@]}" <<'PY' | tee ${report:+"$report"}
+python3 - "$work" "$(git rev-parse --short HEAD 2>/dev/null || echo '?')" "${marches[@]}" \
+    <<'PY' | tee ${report:+"$report"}
 import datetime, json, os, platform, sys
 work, commit, marches = sys.argv[1], sys.argv[2], sys.argv[3:]
 info = open("/proc/cpuinfo").read() if os.path.exists("/proc/cpuinfo") else ""
@@ -68,16 +77,20 @@ if os.path.exists(f"{work}/torch.jsonl"):
     rows = [json.loads(l) for l in open(f"{work}/torch.jsonl")]
     torch = {r["name"].split("_", 2)[2].replace("_", "-"): r["value"] for r in rows if r["name"].startswith("step")}
     version = next(r["version"] for r in rows if r["name"] == "torch")
-labels = {"products_256": "products, GPT-2 124M's shapes, 256 rows", "products_1024": "products, GPT-2 124M's shapes, 1024 rows",
-          "products_llama_1024": "products, Llama-1B's shapes, 1024 rows", "attention_1024_d64": "attention fwd+bwd, T 1024, 12 heads of 64",
-          "attention_4096_d64": "attention fwd+bwd, T 4096, 12 heads of 64", "attention_4096_d128_gqa": "attention fwd+bwd, T 4096, 8 heads of 128, 2 KV"}
+labels = {"products_256": "products, GPT-2 124M's shapes, 256 rows",
+          "products_1024": "products, GPT-2 124M's shapes, 1024 rows",
+          "products_llama_1024": "products, Llama-1B's shapes, 1024 rows",
+          "attention_1024_d64": "attention fwd+bwd, T 1024, 12 heads of 64",
+          "attention_4096_d64": "attention fwd+bwd, T 4096, 12 heads of 64",
+          "attention_4096_d128_gqa": "attention fwd+bwd, T 4096, 8 heads of 128, 2 KV"}
 steps = {}
 for march in marches:
     k = {w[0]: float(w[1]) for w in (l.split() for l in open(f"{work}/{march}/kernels"))}
     steps[march] = {w[0]: [float(x) for x in w[1:]] for w in (l.split() for l in open(f"{work}/{march}/steps"))}
     peak = k["fma_peak"]
     print(f"\n{name} ({sets}), -march={march}, {int(k['threads'])} threads, commit {commit}, {datetime.date.today()}\n")
-    print("| fp32 | GFLOP/s | of FMA peak | tokens/s | ms a step |" + (f" PyTorch {version} | ours / PyTorch |" if torch else ""))
+    print("| fp32 | GFLOP/s | of FMA peak | tokens/s | ms a step |" + (f" PyTorch {version} | ours / PyTorch |" if torch
+                                                                       else ""))
     print("|---|---|---|---|---|" + ("---|---|" if torch else ""))
     print(f"| FMA loop, all cores | {peak:.0f} | 1 | | |" + (" | |" if torch else ""))
     for key, label in labels.items():

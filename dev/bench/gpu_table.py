@@ -1,10 +1,13 @@
 #!/usr/bin/env python3
-"""gpu_table.py [WORK FOLDER] - the table of dev/gpu_check.sh: from what it left in WORK, into FOLDER/results.json and results.md, and printed.
+"""gpu_table.py [WORK FOLDER] - the table of dev/gpu_check.sh: from what it left in WORK, into
+FOLDER/results.json and results.md, and printed.
 
 WORK/machine.json    what it ran on          WORK/steps.tsv    name, state, seconds, note of every step
-WORK/*.jsonl         figures, an object a line with `name`: of build/bench_cuda (bench), torch_peer.py (torch), the trainer (train)
+WORK/*.jsonl         figures, an object a line with `name`: of build/bench_cuda (bench),
+                     torch_peer.py (torch), the trainer (train)
 
-Without arguments: the same table with the roofline bound of three GPUs, and 'not measured' wherever a figure would stand.
+Without arguments: the same table with the roofline bound of three GPUs, and 'not measured'
+wherever a figure would stand.
 Exit code 1 if a step has FAILED. A target that was missed is marked, and fails nothing.
 """
 import glob
@@ -23,9 +26,11 @@ KERNELS = [
     ("norm_rms_forward", "residual + RMSNorm, forward", 0.85), ("norm_rms_backward", "RMSNorm, backward", 0.85),
     ("norm_layer_forward", "residual + LayerNorm, forward", 0.85), ("norm_layer_backward", "LayerNorm, backward", 0.85),
     ("swiglu_forward", "SwiGLU, forward", 0.85), ("swiglu_backward", "SwiGLU, backward", 0.85),
-    ("gelu_forward", "GELU, forward", ""), ("gelu_backward", "GELU, backward", ""), ("bias_backward", "bias gradient", ""),
+    ("gelu_forward", "GELU, forward", ""), ("gelu_backward", "GELU, backward", ""),
+    ("bias_backward", "bias gradient", ""),
     ("rope_pack_queries", "RoPE + packing, queries", 0.85), ("rope_pack_kv", "RoPE + packing, keys and values", 0.85),
-    ("rope_unpack_queries", "RoPE + unpacking, queries", 0.85), ("rope_unpack_kv", "RoPE + unpacking, keys and values", 0.85),
+    ("rope_unpack_queries", "RoPE + unpacking, queries", 0.85),
+    ("rope_unpack_kv", "RoPE + unpacking, keys and values", 0.85),
     ("classifier_32000", "classifier, 32000 words", 0.85), ("classifier_50257", "classifier, 50257 words", 0.85),
     ("adamw", "AdamW", 0.85), ("gradient_norm", "gradient norm", ""), ("convert", "fp32 to bf16", ""),
     ("embedding_forward", "embedding, forward", ""), ("embedding_backward", "embedding, backward", ""),
@@ -33,7 +38,8 @@ KERNELS = [
 # name, what the table calls it, FLOP a token: 6 parameters + 6 layers d L
 STEPS = [
     ("step_gpt2-124m", "step of GPT-2 124M, 64 x 1024", 6 * (12 * 12 * 768**2 + 50257 * 768) + 6 * 12 * 768 * 1024),
-    ("step_llama-1b", "step of a 1B Llama, 4 x 8192", 6 * (16 * (3 * 2048**2 + 3 * 2048 * 8192) + 32000 * 2048) + 6 * 16 * 2048 * 8192),
+    ("step_llama-1b", "step of a 1B Llama, 4 x 8192", 6 * (16 * (3 * 2048**2 + 3 * 2048 * 8192) + 32000 * 2048)
+     + 6 * 16 * 2048 * 8192),
 ]
 
 
@@ -43,7 +49,8 @@ def number(x):
 
 def row(what, ours, peer, ratio, target):
     """`ratio` a number or None; `target` the least one, or ''."""
-    goal = target if isinstance(target, str) else f">= {target:.2f}" + (" MISSED" if ratio is not None and ratio < target else "")
+    goal = target if isinstance(target, str) else \
+        f">= {target:.2f}" + (" MISSED" if ratio is not None and ratio < target else "")
     return [what, ours, peer, NO if ratio is None else f"{ratio:.3f}", goal]
 
 
@@ -56,7 +63,8 @@ def table(gpu, bench, torch, train):
     over = lambda a, b: a / b if a and b else None
     rows = []
     for name, what, unit, bound in (("copy", "device copy, read + written", "GB/s", bounds(lambda flop, byte: byte)),
-                                    ("product_forward", "bf16 product, 8192 cubed", "TFLOP/s", bounds(lambda flop, byte: flop))):
+                                    ("product_forward", "bf16 product, 8192 cubed", "TFLOP/s",
+                                     bounds(lambda flop, byte: flop))):
         got = value(bench, name)
         stated = next((rates for key, rates in ROOFLINES.items() if gpu and DRIVER_NAMES[key] in gpu), (None, None))
         peak = stated[1 if unit == "GB/s" else 0]
@@ -67,7 +75,10 @@ def table(gpu, bench, torch, train):
             for L in LENGTHS:
                 name = f"attention_{phase}_d{d}_L{L}"
                 ours, flash, cudnn = value(bench, name), value(torch, name + "_flash"), value(torch, name + "_cudnn")
-                peer = f"FlashAttention-2 {number(flash)}" + (f"; cuDNN {number(cudnn)} ({ours / cudnn:.2f})" if ours and cudnn else "")
+                sm80 = value(bench, name + "_sm80")
+                peer = f"FlashAttention-2 {number(flash)}"
+                if ours and cudnn: peer += f"; cuDNN {number(cudnn)} ({ours / cudnn:.2f})"
+                peer += f"; our kernel for sm_80 {number(sm80)}" if sm80 else ""
                 if not gpu:
                     peer = "at most " + bounds(lambda flop, byte: flop)
                 target = 1.0 if gpu and ("H100" in gpu or "H200" in gpu) else 0.95 if gpu else ">= 0.95, Hopper 1.00"
@@ -86,7 +97,8 @@ def table(gpu, bench, torch, train):
         ours = train.get(name, {})
         used, arena = ours.get("memory_used"), ours.get("memory_arena")
         mib = lambda n: number(n and n / 2**20)
-        rows.append(row(f"memory of that {what.split(',')[0]}, MiB", mib(used), f"arena {mib(arena)}", over(used, arena), "arena + CUDA context"))
+        rows.append(row(f"memory of that {what.split(',')[0]}, MiB", mib(used), f"arena {mib(arena)}",
+                        over(used, arena), "arena + CUDA context"))
     return rows
 
 
@@ -118,11 +130,13 @@ def main(work, folder):
     found = {os.path.basename(p)[:-6]: figures(p) for p in sorted(glob.glob(f"{work}/*.jsonl"))}
     rows = table(machine["gpu"], found.get("bench", {}), found.get("torch", {}), found.get("train", {}))
     checks = [["step", "state", "seconds", "what it said"]] + steps
-    title = f"{machine['gpu']}, driver {machine['driver']}, toolkit {machine['toolkit']}, commit {machine['commit']}, {machine['date']}"
+    title = (f"{machine['gpu']}, driver {machine['driver']}, toolkit {machine['toolkit']}, commit {machine['commit']}, "
+             f"{machine['date']}")
     os.makedirs(folder, exist_ok=True)
     with open(f"{folder}/results.json", "w") as f:
         named = lambda head, lines: [dict(zip(head, line)) for line in lines]
-        json.dump({"machine": machine, "steps": named(checks[0], steps), "figures": found, "table": named(HEAD, rows)}, f, indent=1)
+        json.dump({"machine": machine, "steps": named(checks[0], steps), "figures": found, "table": named(HEAD, rows)},
+                  f, indent=1)
         f.write("\n")
     with open(f"{folder}/results.md", "w") as f:
         f.write(f"# {title}\n\nBy dev/gpu_check.sh: medians, random data, ratios within this one run.\n\n")

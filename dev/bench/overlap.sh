@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
-# overlap.sh [RATE [WORD]] - how much of the traffic hides behind computing, over a slow link: two ranks of one thread over TCP on the loopback of a
-# network namespace of this script's own, limited to RATE (default 2gbit) by a token bucket. Needs root and iproute2, else SKIP. WORD: only
-# the cases whose name holds it. LENGTH and LAYERS make the long cases smaller for a busy machine.
+# overlap.sh [RATE [WORD]] - how much of the traffic hides behind computing, over a slow link: two ranks of one thread
+# over TCP on the loopback of a network namespace of this script's own, limited to RATE (default 2gbit) by a token
+# bucket. Needs root and iproute2, else SKIP. WORD: only the cases whose name holds it. LENGTH and LAYERS make the long
+# cases smaller for a busy machine.
 #
-# For each case the exposed time (comm_exposed_ms: what the walk waits for) with --overlap on against off, medians of the steps after the
-# first two. Sequences are long enough for computing to cover the transfers; what cannot hide is the first gather and the last reduction.
+# For each case the exposed time (comm_exposed_ms: what the walk waits for) with --overlap on against off, medians of
+# the steps after the first two. Sequences are long enough for computing to cover the transfers; what cannot hide is the
+# first gather and the last reduction.
 set -euo pipefail
 rate=${1:-2gbit} only=${2:-} LENGTH=${LENGTH:-8192} LAYERS=${LAYERS:-6}
 source "$(dirname "$0")/../../scripts/common.sh"
@@ -30,9 +32,10 @@ case_() { # NAME FLAGS...
     [[ $name == *"$only"* ]] || return 0
     shift
     for overlap in off on; do
-        ip netns exec "$space" mpirun --allow-run-as-root --bind-to none --mca btl tcp,self --mca btl_tcp_if_include lo --mca oob_tcp_if_include lo \
-            -np 2 ./train_gpt_cpu --train "$work/data/train_*.bin" --threads 1 --steps 6 --selfcheck off --overlap $overlap --out "$work/$name-$overlap" \
-            "$@" >"$work/log" 2>&1 || die "$name failed: $(grep -m 1 error "$work/log")"
+        ip netns exec "$space" mpirun --allow-run-as-root --bind-to none --mca btl tcp,self \
+            --mca btl_tcp_if_include lo --mca oob_tcp_if_include lo -np 2 ./train_gpt_cpu \
+            --train "$work/data/train_*.bin" --threads 1 --steps 6 --selfcheck off --overlap $overlap \
+            --out "$work/$name-$overlap" "$@" >"$work/log" 2>&1 || die "$name failed: $(grep -m 1 error "$work/log")"
     done
     python3 - "$work/$name" "$name" <<'PY'
 import json, statistics, sys
@@ -40,7 +43,8 @@ def read(way):
     rows = [json.loads(l) for l in open(f"{sys.argv[1]}-{way}/metrics.jsonl")][2:]
     return [statistics.median(r[k] for r in rows) for k in ("step_ms", "comm_exposed_ms", "comm_bytes")]
 off, on = read("off"), read("on")
-print(f"| {sys.argv[2]} | {off[2] / 1e6:.1f} | {off[0]:.0f} | {off[1]:.0f} | {on[0]:.0f} | {on[1]:.0f} | {1 - on[1] / off[1]:.0%} |")
+print(f"| {sys.argv[2]} | {off[2] / 1e6:.1f} | {off[0]:.0f} | {off[1]:.0f} | {on[0]:.0f} | {on[1]:.0f} | "
+      f"{1 - on[1] / off[1]:.0%} |")
 PY
 }
 

@@ -1,12 +1,15 @@
 #!/usr/bin/env python3
-"""torch_peer.py attention | step MODEL [--toy | --cpu] - PyTorch at the work that our kernels and trainer do. JSON lines.
+"""torch_peer.py attention | step MODEL [--toy | --cpu] - PyTorch at the work that our
+kernels and trainer do. JSON lines.
 
 For dev/gpu_check.sh, and with --cpu for dev/bench/cpu.sh.
 
-attention   scaled_dot_product_attention, causal, forward and backward, with its FlashAttention-2 and its cuDNN backend: 16K tokens of
-            width 2048 in heads of 128 and 64, as build/bench_cuda runs them. Events between queued calls, medians
-step        whole training steps of MODEL (gpt2-124m, llama-1b): torch.compile, SDPA, autocast to bf16 over fp32 weights, fused AdamW,
-            clipping, random tokens; tokens/s from the median step, after those in which it compiles
+attention   scaled_dot_product_attention, causal, forward and backward, with its FlashAttention-2 and its
+            cuDNN backend: 16K tokens of width 2048 in heads of 128 and 64, as build/bench_cuda runs them.
+            Events between queued calls, medians
+step        whole training steps of MODEL (gpt2-124m, llama-1b): torch.compile, SDPA, autocast to bf16
+            over fp32 weights, fused AdamW, clipping, random tokens; tokens/s from the median step,
+            after those in which it compiles
 --cpu       the step in fp32 on the CPU, eager, with SDPA and fused AdamW: --batch sequences of --length tokens at once
 --toy       tiny, on the CPU if there is no GPU, uncompiled: to see that it runs
 
@@ -30,11 +33,12 @@ def emit(**row):
     print(json.dumps(row), flush=True)
 
 
-# ---- attention ----------------------------------------------------------------------------------------------------------------
+# ---- attention -------------------------------------------------------------------------------------------------------
 
 
 def median_ms(run, sets=2):
-    """As in bench_cuda.cu: all calls are queued, events stand between them; warm-up, then as many rounds as take some 0.15 s."""
+    """As in bench_cuda.cu: all calls are queued, events stand between them; warm-up, then as many
+    rounds as take some 0.15 s."""
     if DEVICE == "cpu":
         begin = time.perf_counter()
         run(0)
@@ -57,7 +61,8 @@ def attention(toy):
     for head_dim in (128, 64):
         for L in (72,) if toy else (2048, 4096, 8192, 16384):
             shape = (2, 2, L, head_dim) if toy else (16384 // L, 2048 // head_dim, L, head_dim)
-            q, k, v = ([torch.randn(shape, device=DEVICE, dtype=torch.bfloat16, requires_grad=True) for _ in range(2)] for _ in range(3))
+            q, k, v = ([torch.randn(shape, device=DEVICE, dtype=torch.bfloat16, requires_grad=True) for _ in range(2)]
+                       for _ in range(3))
             dout = [torch.randn(shape, device=DEVICE, dtype=torch.bfloat16) for _ in range(2)]
             flop = shape[0] * shape[1] * L * (L + 1) / 2 * head_dim * 1e-9  # GFLOP per ms is TFLOP/s
             for peer, backend in backends.items():
@@ -68,7 +73,8 @@ def attention(toy):
                         with torch.no_grad():
                             forward = median_ms(attend)
                         out = [attend(i) for i in range(2)]
-                        backward = median_ms(lambda i: torch.autograd.grad(out[i], (q[i], k[i], v[i]), dout[i], retain_graph=True))
+                        backward = median_ms(
+                            lambda i: torch.autograd.grad(out[i], (q[i], k[i], v[i]), dout[i], retain_graph=True))
                         both = median_ms(lambda i: torch.autograd.grad(attend(i), (q[i], k[i], v[i]), dout[i]))
                 except RuntimeError as e:
                     emit(name=f"attention_{where}", missing=str(e).strip().splitlines()[-1][:200])
@@ -77,7 +83,7 @@ def attention(toy):
                     emit(name=f"attention_{what}_{where}", value=count * flop / ms, unit="TFLOP/s", ms=ms)
 
 
-# ---- whole steps ----------------------------------------------------------------------------------------------------------------
+# ---- whole steps -----------------------------------------------------------------------------------------------------
 
 
 class RMSNorm(nn.Module):
@@ -90,7 +96,8 @@ class RMSNorm(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm attention and MLP; `llama`: RMSNorm, rotary embedding, grouped KV heads, SwiGLU, no biases; else GPT-2."""
+    """Pre-norm attention and MLP; `llama`: RMSNorm, rotary embedding, grouped KV heads,
+    SwiGLU, no biases; else GPT-2."""
 
     def __init__(self, dim, heads, kv_heads, ffn, llama):
         super().__init__()
@@ -104,7 +111,8 @@ class Block(nn.Module):
 
     def attend(self, x, rotation):
         B, T, C = x.shape
-        q, k, v = self.qkv(x).view(B, T, -1, self.head_dim).transpose(1, 2).split([self.heads, self.kv_heads, self.kv_heads], dim=1)
+        heads = self.qkv(x).view(B, T, -1, self.head_dim).transpose(1, 2)
+        q, k, v = heads.split([self.heads, self.kv_heads, self.kv_heads], dim=1)
         if self.llama:
             q, k = rotate(q, rotation), rotate(k, rotation)
         out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=self.heads != self.kv_heads)
@@ -156,8 +164,8 @@ class Model(nn.Module):
         return F.cross_entropy(self.head(self.norm(x)).flatten(0, 1), targets.flatten())
 
 
-# layers, width, heads, KV heads, MLP width, vocabulary (GPT-2's is padded to a multiple of 64, which is faster), length, llama;
-# sequences in a step. The trainer's flags for the same stand in gpu_check.sh
+# layers, width, heads, KV heads, MLP width, vocabulary (GPT-2's is padded to a multiple of 64, which is faster),
+# length, llama; sequences in a step. The trainer's flags for the same stand in gpu_check.sh
 MODELS = {
     "gpt2-124m": ((12, 768, 12, 12, 3072, 50304, 1024, False), 64),
     "llama-1b": ((16, 2048, 16, 8, 8192, 32000, 8192, True), 4),
@@ -199,7 +207,8 @@ def step(name, micro, steps, toy, cpu):
         raise SystemExit(f"torch_peer.py: error: the loss of {name} is not finite: {losses}")
     ms = 1e3 * statistics.median(times[len(times) // 3 :])
     memory = torch.cuda.max_memory_allocated() if DEVICE == "cuda" else 0
-    emit(name=f"step_{name}" + (f"_B{batch}_T{length}" if cpu else ""), value=1e3 * batch * length / ms, unit="tokens/s", ms=ms, memory=memory, first_loss=losses[0], last_loss=losses[-1])
+    emit(name=f"step_{name}" + (f"_B{batch}_T{length}" if cpu else ""), value=1e3 * batch * length / ms,
+         unit="tokens/s", ms=ms, memory=memory, first_loss=losses[0], last_loss=losses[-1])
 
 
 def main():
@@ -226,7 +235,8 @@ def main():
     if arguments.what == "attention":
         attention(arguments.toy)
     else:
-        step(arguments.model, arguments.micro, arguments.steps, arguments.toy, (arguments.batch, arguments.length) if arguments.cpu else None)
+        step(arguments.model, arguments.micro, arguments.steps, arguments.toy,
+             (arguments.batch, arguments.length) if arguments.cpu else None)
 
 
 if __name__ == "__main__":

@@ -1,23 +1,25 @@
-/* emu.h - a CUDA block on the CPU: the kernels of kernels/cuda run unchanged, thread by thread, and what the hardware forgives shows.
+/* emu.h - a CUDA block on the CPU: the kernels of kernels/cuda run unchanged, thread by thread, and
+   what the hardware forgives shows.
 
    LAUNCH(kernel, grid, block, shared, stream, args...)
       -> a queue per stream (runtime.h): work runs when something waits for it, so a missing event shows as old data
-      -> blocks of the grid in an order of the seed's, a few at a time: one on each of the CPU's threads, but no more than half of
-         the grid; the threads of a block are fibers of one CPU thread
+      -> blocks of the grid in an order of the seed's, a few at a time: one on each of the CPU's threads, but no more
+         than half of the grid; the threads of a block are fibers of one CPU thread
 
-   fiber      runs until it meets the others: __syncthreads, or a warp operation (shuffle, vote, mma, ldmatrix), where the last lane
-              to come computes for all 32
-   schedule   the order in which fibers run is a function of a seed (emu_schedule, or EMU_SEED): 0 ascending, 1 descending, else another
-              permutation every round; a warp runs ahead as far as it can, or (odd seeds beyond 1) threads take turns. A missing barrier
-              gives other results under another seed
+   fiber      runs until it meets the others: __syncthreads, or a warp operation (shuffle, vote, mma, ldmatrix), where
+              the last lane to come computes for all 32
+   schedule   the order in which fibers run is a function of a seed (emu_schedule, or EMU_SEED): 0 ascending, 1
+              descending, else another permutation every round; a warp runs ahead as far as it can, or (odd seeds beyond
+              1) threads take turns. A missing barrier gives other results under another seed
    poison     shared memory starts as 0xff (NaN in bf16 and fp32); what cp.async brings lands only when it is waited for
-   reports    a barrier or warp operation that some threads do not reach, with the file:line where each waits; copies never waited for;
-              an ldmatrix whose rows share banks
-   sanitizer  built with -fsanitize=address,undefined every array of shared memory has red zones around it, a copy under way is poisoned
-              until it lands, and a misaligned vector access is an error: out of bounds, too early and misaligned come with file:line
+   reports    a barrier or warp operation that some threads do not reach, with the file:line where each waits; copies
+              never waited for; an ldmatrix whose rows share banks
+   sanitizer  built with -fsanitize=address,undefined every array of shared memory has red zones around it, a copy under
+              way is poisoned until it lands, and a misaligned vector access is an error: out of bounds, too early and
+              misaligned come with file:line
 
-   Not modelled: memory order between blocks (they see each other's writes at once) and time. A block may wait only for blocks that
-   have started before it; which those are, blockIdx does not tell.                                                               */
+   Not modelled: memory order between blocks (they see each other's writes at once) and time. A block may wait only for
+   blocks that have started before it; which those are, blockIdx does not tell.                                       */
 #ifndef ODYSSEUS_EMU_H
 #define ODYSSEUS_EMU_H
 
@@ -44,7 +46,7 @@
 #define EMU_UNPOISON(p, n) ((void)(p), (void)(n))
 #endif
 
-/* ---- the language ------------------------------------------------------------------------------------------------------------- */
+/* ---- the language ------------------------------------------------------------------------------------------------ */
 
 #define __global__ static
 #define __device__
@@ -69,7 +71,7 @@ static inline float2 make_float2(float x, float y) { return {x, y}; }
 static inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 static inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
 
-/* ---- fibers ------------------------------------------------------------------------------------------------------------------- */
+/* ---- fibers ------------------------------------------------------------------------------------------------------ */
 
 struct EmuWhere {
     const char *file;
@@ -78,14 +80,16 @@ struct EmuWhere {
 /* Written as the last parameter of an operation: the place it was called from. */
 #define EMU_HERE const char *file = __builtin_FILE(), int line = __builtin_LINE()
 
-/* The last four: on a phase of an mbarrier, a named barrier, registers, and an asynchronous operation that takes its time (ptx_hopper.h). */
+/* The last four: on a phase of an mbarrier, a named barrier, registers, and an asynchronous operation that
+   takes its time (ptx_hopper.h). */
 enum EmuState : uint8_t { EMU_READY, EMU_BARRIER, EMU_WARP, EMU_DONE, EMU_PHASE, EMU_NAMED, EMU_REGISTERS, EMU_ASLEEP };
 
 /* A copy to shared memory that has not landed. */
 struct EmuCopy {
     void *to;
     const void *from;
-    int bytes, valid, group; /* bytes of shared memory, of which `valid` come from global memory and the rest becomes 0 */
+    /* bytes of shared memory, of which `valid` come from global memory and the rest becomes 0 */
+    int bytes, valid, group;
     EmuWhere where;
 };
 
@@ -130,7 +134,8 @@ struct EmuBlock {
     struct EmuAsync *async; /* NULL: no thread has come to an instruction of ptx_hopper.h */
 };
 
-enum { EMU_SHARED = 232448, EMU_STACK = 256 << 10, EMU_REDZONE = 256 }; /* shared: the most that a block of any GPU may have */
+/* shared: the most that a block of any GPU may have */
+enum { EMU_SHARED = 232448, EMU_STACK = 256 << 10, EMU_REDZONE = 256 };
 
 static inline long emu_setting(const char *name, long otherwise) {
     const char *value = getenv(name);
@@ -165,10 +170,12 @@ static inline void emu_schedule(int seed) { emu_seed() = seed; }
     _exit(99);
 }
 
-/* emu_switch(save, load): keep what the calling convention asks a function to keep on this stack, its top in *save, and go on where the
-   stack `load` was left. EMU_FRAME words lie there, of which EMU_RETURN says where to go on: emu_begins makes the first ones. */
+/* emu_switch(save, load): keep what the calling convention asks a function to keep on this stack, its top in *save,
+   and go on where the stack `load` was left. EMU_FRAME words lie there, of which EMU_RETURN says where to go on:
+   emu_begins makes the first ones. */
 #if defined(__x86_64__) && !defined(EMU_UCONTEXT)
-enum { EMU_FRAME = 8, EMU_RETURN = 6 }; /* six registers, the return address, and one that keeps the alignment that a call leaves */
+/* six registers, the return address, and one that keeps the alignment that a call leaves */
+enum { EMU_FRAME = 8, EMU_RETURN = 6 };
 __asm__(".text\n.weak emu_switch\n.type emu_switch,@function\nemu_switch:\n"
         "pushq %rbp\npushq %rbx\npushq %r12\npushq %r13\npushq %r14\npushq %r15\n"
         "movq %rsp,(%rdi)\nmovq %rsi,%rsp\n"
@@ -178,10 +185,12 @@ __asm__(".text\n.weak emu_switch\n.type emu_switch,@function\nemu_switch:\n"
 enum { EMU_FRAME = 20, EMU_RETURN = 11 }; /* x19 to x28, the frame pointer x29, the return address x30, d8 to d15 */
 __asm__(".text\n.weak emu_switch\n.type emu_switch,%function\nemu_switch:\n"
         "sub sp,sp,#160\n"
-        "stp x19,x20,[sp]\nstp x21,x22,[sp,#16]\nstp x23,x24,[sp,#32]\nstp x25,x26,[sp,#48]\nstp x27,x28,[sp,#64]\nstp x29,x30,[sp,#80]\n"
+        "stp x19,x20,[sp]\nstp x21,x22,[sp,#16]\nstp x23,x24,[sp,#32]\nstp x25,x26,[sp,#48]\nstp x27,x28,[sp,#64]\n"
+        "stp x29,x30,[sp,#80]\n"
         "stp d8,d9,[sp,#96]\nstp d10,d11,[sp,#112]\nstp d12,d13,[sp,#128]\nstp d14,d15,[sp,#144]\n"
         "mov x9,sp\nstr x9,[x0]\nmov sp,x1\n"
-        "ldp x19,x20,[sp]\nldp x21,x22,[sp,#16]\nldp x23,x24,[sp,#32]\nldp x25,x26,[sp,#48]\nldp x27,x28,[sp,#64]\nldp x29,x30,[sp,#80]\n"
+        "ldp x19,x20,[sp]\nldp x21,x22,[sp,#16]\nldp x23,x24,[sp,#32]\nldp x25,x26,[sp,#48]\nldp x27,x28,[sp,#64]\n"
+        "ldp x29,x30,[sp,#80]\n"
         "ldp d8,d9,[sp,#96]\nldp d10,d11,[sp,#112]\nldp d12,d13,[sp,#128]\nldp d14,d15,[sp,#144]\n"
         "add sp,sp,#160\nret\n"
         ".size emu_switch,.-emu_switch\n");
@@ -189,7 +198,8 @@ __asm__(".text\n.weak emu_switch\n.type emu_switch,%function\nemu_switch:\n"
 #define EMU_UCONTEXT 1
 #endif
 
-#if defined(EMU_UCONTEXT) /* any other processor: the C library's switch, which calls the kernel twice; a stack is known by its context */
+/* any other processor: the C library's switch, which calls the kernel twice; a stack is known by its context */
+#if defined(EMU_UCONTEXT)
 #include <ucontext.h>
 static inline void emu_switch(void **save, void *load) {
     ucontext_t here;
@@ -238,7 +248,8 @@ static inline void emu_entry(void) {
 
 static inline void emu_prepare(EmuFiber *f) {
     if (!f->stack) {
-        f->stack = (char *)mmap(nullptr, EMU_STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        f->stack = (char *)mmap(nullptr, EMU_STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
+                                -1, 0);
         if (f->stack == MAP_FAILED) emu_fail("no memory for stacks", {__FILE__, __LINE__});
     }
     EMU_UNPOISON(f->stack, EMU_STACK); /* the last block's thread was left inside emu_entry */
@@ -266,7 +277,8 @@ static inline void emu_release_barrier(EmuBlock *b) {
     }
     for (int i = 0; i < b->threads; i++) {
         const EmuFiber &f = b->fibers[(size_t)i];
-        if (f.state == EMU_DONE) emu_fail("threads wait at this barrier that others, which have returned, never reach", first->where);
+        if (f.state == EMU_DONE)
+            emu_fail("threads wait at this barrier that others, which have returned, never reach", first->where);
         if (f.where.line != first->where.line || f.where.file != first->where.file) {
             fprintf(stderr, "emulator: thread %d waits at %s:%d\n", f.linear, f.where.file, f.where.line);
             emu_fail("threads of a block wait at different barriers", first->where);
@@ -284,8 +296,8 @@ static inline int emu_resume(EmuBlock *b, int i) {
     return 1;
 }
 
-/* One round over the block in `order`. Odd seeds beyond 1 give every thread one turn; the others let a warp run as far as it can before
-   the next one: it gets ahead of its block up to the next barrier. */
+/* One round over the block in `order`. Odd seeds beyond 1 give every thread one turn; the others let a warp run as far
+   as it can before the next one: it gets ahead of its block up to the next barrier. */
 static inline int emu_round(EmuBlock *b, const std::vector<int> &order, int seed) {
     int n = b->threads, ran = 0, alone = seed < 2 || seed % 2 == 0;
     for (int i = 0; i < n; i++) {
@@ -303,12 +315,14 @@ static inline int emu_round(EmuBlock *b, const std::vector<int> &order, int seed
 static inline void emu_run_block(EmuBlock *b) {
     int n = b->threads, seed = emu_seed(), live = n;
     std::vector<int> order((size_t)n);
-    b->random = 0x9e3779b97f4a7c15ull * (uint64_t)(seed + 1) ^ (b->index.x + 77773ull * b->index.y + 7919ull * b->index.z + 1);
+    b->random =
+        0x9e3779b97f4a7c15ull * (uint64_t)(seed + 1) ^ (b->index.x + 77773ull * b->index.y + 7919ull * b->index.z + 1);
     for (int i = 0; i < n; i++) order[(size_t)i] = seed == 1 ? n - 1 - i : i;
     for (int i = 0; i < n; i++) emu_prepare(&b->fibers[(size_t)i]);
     while (live) {
         if (seed > 1)
-            for (int i = n - 1; i > 0; i--) std::swap(order[(size_t)i], order[emu_random(&b->random) % (uint64_t)(i + 1)]);
+            for (int i = n - 1; i > 0; i--)
+                std::swap(order[(size_t)i], order[emu_random(&b->random) % (uint64_t)(i + 1)]);
         int ran = emu_round(b, order, seed);
         live = 0;
         for (int i = 0; i < n; i++) live += b->fibers[(size_t)i].state != EMU_DONE;
@@ -318,7 +332,7 @@ static inline void emu_run_block(EmuBlock *b) {
     if (b->async) emu_async_end(b);
 }
 
-/* ---- shared memory -------------------------------------------------------------------------------------------------------------- */
+/* ---- shared memory ----------------------------------------------------------------------------------------------- */
 
 /* At a multiple of `alignment`, or, of 128, at no multiple of more. */
 static inline void *emu_shared_place(size_t bytes, size_t alignment) {
@@ -329,7 +343,8 @@ static inline void *emu_shared_place(size_t bytes, size_t alignment) {
 #if !defined(__SANITIZE_ADDRESS__)
     zone = 0;
 #endif
-    if (at + bytes + zone > EMU_SHARED + 64 * EMU_REDZONE) emu_fail("a block wants more shared memory than there is", {b->kernel, 0});
+    if (at + bytes + zone > EMU_SHARED + 64 * EMU_REDZONE)
+        emu_fail("a block wants more shared memory than there is", {b->kernel, 0});
     b->shared_used = at + bytes + zone;
     EMU_UNPOISON(b->shared + at, bytes);
     memset(b->shared + at, 0xff, bytes);
@@ -365,7 +380,7 @@ static inline void emu_shared_reset(EmuBlock *b) {
     b->async = nullptr;
 }
 
-/* ---- what a thread sees ----------------------------------------------------------------------------------------------------------- */
+/* ---- what a thread sees ------------------------------------------------------------------------------------------ */
 
 #define threadIdx (emu_self()->thread)
 #define blockIdx (emu_block()->index)
@@ -413,9 +428,13 @@ template <class T> struct EmuShuffle {
 };
 template <class T> static inline T emu_shuffle(T value, int from, EmuWhere where) {
     EmuShuffle<T> s = {value, value, from};
-    emu_warp(&s, [](void **a) {
-        for (int i = 0; i < 32; i++) ((EmuShuffle<T> *)a[i])->out = ((EmuShuffle<T> *)a[((EmuShuffle<T> *)a[i])->from])->in;
-    }, where);
+    emu_warp(
+        &s,
+        [](void **a) {
+            for (int i = 0; i < 32; i++)
+                ((EmuShuffle<T> *)a[i])->out = ((EmuShuffle<T> *)a[((EmuShuffle<T> *)a[i])->from])->in;
+        },
+        where);
     return s.out;
 }
 static inline int emu_lane(void) { return emu_self()->linear % 32; }
@@ -449,7 +468,9 @@ static inline unsigned __ballot_sync(unsigned mask, int predicate, EMU_HERE) {
     return v.out;
 }
 static inline int __any_sync(unsigned mask, int p, EMU_HERE) { return __ballot_sync(mask, p, file, line) != 0; }
-static inline int __all_sync(unsigned mask, int p, EMU_HERE) { return __ballot_sync(mask, p, file, line) == 0xffffffffu; }
+static inline int __all_sync(unsigned mask, int p, EMU_HERE) {
+    return __ballot_sync(mask, p, file, line) == 0xffffffffu;
+}
 
 /* Blocks run on several CPU threads, so these are real ones. */
 template <class T> static inline T atomicAdd(T *p, T v) {
@@ -486,7 +507,7 @@ static inline int __clz(int x) { return x ? __builtin_clz((unsigned)x) : 32; }
 template <class T> static inline T min(T a, T b) { return a < b ? a : b; }
 template <class T> static inline T max(T a, T b) { return a > b ? a : b; }
 
-/* ---- a grid ------------------------------------------------------------------------------------------------------------------------ */
+/* ---- a grid ------------------------------------------------------------------------------------------------------ */
 
 /* A CPU thread's block with its stacks, kept for the next launch. */
 static inline EmuBlock *emu_worker(void) {
@@ -498,7 +519,8 @@ static inline EmuBlock *emu_worker(void) {
     return mine;
 }
 
-static inline void emu_begin(EmuBlock *b, const char *kernel, dim3 grid, dim3 block, size_t dynamic, const std::function<void()> *body) {
+static inline void emu_begin(EmuBlock *b, const char *kernel, dim3 grid, dim3 block, size_t dynamic,
+                             const std::function<void()> *body) {
     unsigned n = block.x * block.y * block.z;
     b->kernel = kernel, b->grid = grid, b->block = block, b->dynamic_bytes = dynamic, b->body = body;
     if (b->fibers.size() < n) b->fibers.resize(n);
@@ -510,8 +532,8 @@ static inline void emu_begin(EmuBlock *b, const char *kernel, dim3 grid, dim3 bl
     }
 }
 
-/* What the launch gave, the block's static arrays and a KB of the system's must fit into 48 KB, or be asked for; and what a block may
-   have, the first two must fit into together. */
+/* What the launch gave, the block's static arrays and a KB of the system's must fit into 48 KB, or be asked for; and
+   what a block may have, the first two must fit into together. */
 static inline void emu_check_asked(const EmuBlock *b, size_t asked, EmuWhere where) {
     size_t all = b->dynamic_bytes;
     for (const EmuShared &a : b->arrays)
@@ -522,8 +544,8 @@ static inline void emu_check_asked(const EmuBlock *b, size_t asked, EmuWhere whe
         emu_fail("static and dynamic shared memory are more than a block of this GPU has", where);
 }
 
-/* Blocks that wait for each other through counters in global memory (ptx.h). When all that run have looked in vain since a counter last
-   changed, none will ever go on. */
+/* Blocks that wait for each other through counters in global memory (ptx.h). When all that run have looked in vain
+   since a counter last changed, none will ever go on. */
 struct EmuTurns {
     std::mutex lock;
     int running, stuck; /* blocks; those that have looked in vain since the last change */
@@ -534,7 +556,8 @@ static inline EmuTurns &emu_turns(void) {
     return turns;
 }
 
-/* The order in which blocks start: each as far from the last one as the golden ratio takes it, the first where the seed says. */
+/* The order in which blocks start: each as far from the last one as the golden ratio takes it,
+   the first where the seed says. */
 struct EmuOrder {
     uint64_t blocks, step, first;
 };
@@ -555,10 +578,13 @@ static inline std::vector<uint64_t> &emu_only(void) {
 }
 
 /* Run a grid to its end. `asked`: dynamic shared memory that the kernel was allowed. */
-static inline void emu_grid(const char *kernel, dim3 grid, dim3 block, size_t dynamic, size_t asked, const std::function<void()> &body, EmuWhere where) {
+static inline void emu_grid(const char *kernel, dim3 grid, dim3 block, size_t dynamic, size_t asked,
+                            const std::function<void()> &body, EmuWhere where) {
     unsigned threads = block.x * block.y * block.z;
-    if (threads == 0 || threads > 1024 || threads % 32 != 0) emu_fail("a block must have 32, 64, ... 1024 threads", where);
-    if (grid.x == 0 || grid.y == 0 || grid.z == 0 || grid.y > 65535 || grid.z > 65535) emu_fail("an empty grid, or one of more than 65535 in y or z", where);
+    if (threads == 0 || threads > 1024 || threads % 32 != 0)
+        emu_fail("a block must have 32, 64, ... 1024 threads", where);
+    if (grid.x == 0 || grid.y == 0 || grid.z == 0 || grid.y > 65535 || grid.z > 65535)
+        emu_fail("an empty grid, or one of more than 65535 in y or z", where);
     if (dynamic > (size_t)emu_shared_most()) emu_fail("more shared memory than a block of this GPU has", where);
     EmuOrder order = emu_order((uint64_t)grid.x * grid.y * grid.z);
     const std::vector<uint64_t> &only = emu_only();
@@ -575,7 +601,8 @@ static inline void emu_grid(const char *kernel, dim3 grid, dim3 block, size_t dy
         if (omp_get_thread_num() < residents) {
             for (uint64_t turn; (turn = next++) < blocks;) {
                 uint64_t i = only.empty() ? emu_ordered(order, turn) : only[turn];
-                b->index = dim3((unsigned)(i % grid.x), (unsigned)(i / grid.x % grid.y), (unsigned)(i / grid.x / grid.y));
+                b->index =
+                    dim3((unsigned)(i % grid.x), (unsigned)(i / grid.x % grid.y), (unsigned)(i / grid.x / grid.y));
                 emu_shared_reset(b);
                 emu_run_block(b);
                 emu_check_asked(b, asked, where);

@@ -1,8 +1,10 @@
-/* nccl.h - the part of NCCL that core/transfer_cuda.h uses, on the CPU: calls go into the stream's queue and run there, over MPI.
+/* nccl.h - the part of NCCL that core/transfer_cuda.h uses, on the CPU: calls go into the stream's
+   queue and run there, over MPI.
 
-   A queue runs when something waits for it, so a collective that somebody forgot to order behind its inputs sends old data.
-   EMU_NCCL makes this rank fail: init (a communicator), call, later (found only by asking), hang (transfers that never end).
-   A communicator takes EMU_NCCL_MEMORY MB of the GPU when it is first used, and fails where there are not so many.                */
+   A queue runs when something waits for it, so a collective that somebody forgot to order behind its inputs
+   sends old data. EMU_NCCL makes this rank fail: init (a communicator), call, later (found only by asking),
+   hang (transfers that never end).
+   A communicator takes EMU_NCCL_MEMORY MB of the GPU when it is first used, and fails where there are not so many.   */
 #ifndef ODYSSEUS_EMU_NCCL_H
 #define ODYSSEUS_EMU_NCCL_H
 
@@ -25,15 +27,23 @@ typedef struct EmuNccl {
     int used;
 } *ncclComm_t;
 
-static inline const char *ncclGetErrorString(ncclResult_t r) { return r == ncclSuccess ? "no error" : r == ncclUnhandledCudaError ? "unhandled cuda error" : "unhandled system error"; }
-static inline bool emu_nccl_fails(const char *where) { return getenv("EMU_NCCL") && strcmp(getenv("EMU_NCCL"), where) == 0; }
+static inline const char *ncclGetErrorString(ncclResult_t r) {
+    return r == ncclSuccess              ? "no error"
+           : r == ncclUnhandledCudaError ? "unhandled cuda error"
+                                         : "unhandled system error";
+}
+static inline bool emu_nccl_fails(const char *where) {
+    return getenv("EMU_NCCL") && strcmp(getenv("EMU_NCCL"), where) == 0;
+}
 
-/* The ranks that present the same id are the world: the program makes one communicator so, and splits the others from it. */
+/* The ranks that present the same id are the world: the program makes one communicator so,
+   and splits the others from it. */
 static inline ncclResult_t ncclGetUniqueId(ncclUniqueId *id) {
     memset(id, 1, sizeof *id);
     return ncclSuccess;
 }
-static inline ncclResult_t ncclCommInitRankConfig(ncclComm_t *out, int size, ncclUniqueId id, int rank, ncclConfig_t *config) {
+static inline ncclResult_t ncclCommInitRankConfig(ncclComm_t *out, int size, ncclUniqueId id, int rank,
+                                                  ncclConfig_t *config) {
     int ranks, self;
     MPI_Comm_size(MPI_COMM_WORLD, &ranks), MPI_Comm_rank(MPI_COMM_WORLD, &self);
     if (emu_nccl_fails("init") || size != ranks || rank != self || id.internal[0] != 1) return ncclSystemError;
@@ -43,7 +53,8 @@ static inline ncclResult_t ncclCommInitRankConfig(ncclComm_t *out, int size, ncc
 }
 /* NCCL reads what the parent was made with, and says nothing: buffers are then not shared. Here it is an error. */
 static inline ncclResult_t ncclCommSplit(ncclComm_t c, int color, int key, ncclComm_t *out, ncclConfig_t *config) {
-    if (config->splitShare && !c->shares) emu_fail("this communicator shall share its parent's buffers, which was made not to", {__FILE__, __LINE__});
+    if (config->splitShare && !c->shares)
+        emu_fail("this communicator shall share its parent's buffers, which was made not to", {__FILE__, __LINE__});
     *out = new EmuNccl{MPI_COMM_NULL, config->splitShare, 0};
     MPI_Comm_split(c->comm, color, key, &(*out)->comm);
     return ncclSuccess;
@@ -71,7 +82,8 @@ static inline void emu_nccl_aligned(const void *p) {
     if ((uintptr_t)p % 16) emu_fail("NCCL is fast from and to multiples of 16 bytes only", {__FILE__, __LINE__});
 }
 
-static inline ncclResult_t ncclAllGather(const void *part, void *full, size_t count, ncclDataType_t, ncclComm_t c, cudaStream_t s) {
+static inline ncclResult_t ncclAllGather(const void *part, void *full, size_t count, ncclDataType_t, ncclComm_t c,
+                                         cudaStream_t s) {
     MPI_Comm comm = c->comm;
     if (emu_nccl_fails("call")) return ncclSystemError;
     if (!emu_nccl_connect(c)) return ncclUnhandledCudaError;
@@ -112,7 +124,9 @@ static inline ncclResult_t emu_nccl_add(int send, void *at, size_t count, int pe
 static inline ncclResult_t ncclSend(const void *p, size_t n, ncclDataType_t, int peer, ncclComm_t c, cudaStream_t s) {
     return emu_nccl_add(1, (void *)p, n, peer, c, s);
 }
-static inline ncclResult_t ncclRecv(void *p, size_t n, ncclDataType_t, int peer, ncclComm_t c, cudaStream_t s) { return emu_nccl_add(0, p, n, peer, c, s); }
+static inline ncclResult_t ncclRecv(void *p, size_t n, ncclDataType_t, int peer, ncclComm_t c, cudaStream_t s) {
+    return emu_nccl_add(0, p, n, peer, c, s);
+}
 static inline ncclResult_t ncclGroupEnd(void) {
     EmuNcclGroup g = emu_nccl_group();
     if (!emu_nccl_connect(g.comm)) return ncclUnhandledCudaError;

@@ -1,8 +1,10 @@
-/* ptx.h - the twins of kernels/cuda/ptx.h on the CPU: the same functions, with what each PTX instruction means written out.
+/* ptx.h - the twins of kernels/cuda/ptx.h on the CPU: the same functions, with what each PTX
+   instruction means written out.
 
    Fragments of mma.m16n8k16 (PTX ISA, "Matrix fragments for mma.m16n8k16"), lane l, g = l / 4, t = l % 4:
-     A (16 x 16)  register r holds row g + 8 (r % 2), columns 2t + 8 (r / 2) and the next      B (16 x 8)  register r: column g, rows 2t + 8r and the next
-     C (16 x 8)   value i: row g + 8 (i / 2), column 2t + i % 2                                                                                     */
+     A (16 x 16)  register r holds row g + 8 (r % 2), columns 2t + 8 (r / 2) and the next
+     B (16 x 8)   register r: column g, rows 2t + 8r and the next
+     C (16 x 8)   value i: row g + 8 (i / 2), column 2t + i % 2                                                       */
 #ifndef ODYSSEUS_EMU_PTX_H
 #define ODYSSEUS_EMU_PTX_H
 
@@ -14,9 +16,10 @@ static inline float emu_bf16(unsigned bits) { return __uint_as_float(bits << 16)
 
 /* ---- sums of tensor cores: d[n] += a[0] b[0][n] + ... + a[15] b[15][n] ----
 
-   As found on an A100 and an H100 (Fasi, Higham, Mikaitis, Pranesh 2021, doi 10.7717/peerj-cs.330; Khattak, Mikaitis 2025,
-   arXiv:2512.07004): products are exact. Eight of them (H100: 16) and the sum so far are brought to the largest of their exponents, a
-   product's being the sum of its factors', and cut off 1 bit (2) below fp32's last. The sum of that is exact, and cut off to fp32. */
+   As found on an A100 and an H100 (Fasi, Higham, Mikaitis, Pranesh 2021, doi 10.7717/peerj-cs.330; Khattak, Mikaitis
+   2025, arXiv:2512.07004): products are exact. Eight of them (H100: 16) and the sum so far are brought to the largest
+   of their exponents, a product's being the sum of its factors', and cut off 1 bit (2) below fp32's last. The sum of
+   that is exact, and cut off to fp32. */
 
 typedef float EmuFloats __attribute__((vector_size(32), aligned(4), may_alias));
 typedef int32_t EmuInts __attribute__((vector_size(32)));
@@ -64,7 +67,8 @@ template <int COLUMNS> static inline void emu_tensor_sum(float *d, const float *
             all *= __builtin_convertvector(unit, EmuDoubles);
             all = (EmuDoubles)((EmuLongs)all & ~(uint64_t)0x1fffffff);
             EmuFloats cut = __builtin_convertvector(all, EmuFloats);
-            sum = (EmuFloats)((EmuWords)plain & 0x7f800000u) < INFINITY ? cut : plain; /* infinities and NaN stay what they are */
+            /* infinities and NaN stay what they are */
+            sum = (EmuFloats)((EmuWords)plain & 0x7f800000u) < INFINITY ? cut : plain;
         }
         *(EmuFloats *)(d + c) = sum;
     }
@@ -107,12 +111,14 @@ struct EmuLdmatrix {
     uintptr_t at; /* where the row came from */
     EmuWhere where;
 };
-/* Eight rows are read at once if they lie in eight different groups of four banks; if not, the hardware takes turns: right, but slow. */
+/* Eight rows are read at once if they lie in eight different groups of four banks; if not, the hardware
+   takes turns: right, but slow. */
 static inline void emu_banks(void **arg, int first) {
     for (int i = first; i < first + 8; i++)
         for (int j = first; j < i; j++) {
             const EmuLdmatrix *a = (EmuLdmatrix *)arg[i], *b = (EmuLdmatrix *)arg[j];
-            if (a->at != b->at && a->at / 16 % 8 == b->at / 16 % 8) emu_fail("rows of this ldmatrix lie in the same banks of shared memory", a->where);
+            if (a->at != b->at && a->at / 16 % 8 == b->at / 16 % 8)
+                emu_fail("rows of this ldmatrix lie in the same banks of shared memory", a->where);
         }
 }
 template <bool TRANSPOSED> static inline void emu_ldmatrix_all(void **arg) {
@@ -128,20 +134,25 @@ template <bool TRANSPOSED> static inline void emu_ldmatrix_all(void **arg) {
     }
 }
 /* Each lane reads its own row first, so that a sanitizer names the line; then the lanes trade. */
-template <bool TRANSPOSED> static inline __attribute__((always_inline)) void emu_ldmatrix(uint32_t r[4], const void *row, EmuWhere where) {
+template <bool TRANSPOSED>
+static inline __attribute__((always_inline)) void emu_ldmatrix(uint32_t r[4], const void *row, EmuWhere where) {
     if ((uintptr_t)row % 16) emu_fail("ldmatrix reads rows of 16 bytes, aligned to 16", where);
     uint4 mine = *(const uint4 *)row;
     EmuLdmatrix m = {r, (const char *)&mine, (uintptr_t)row, where};
     emu_warp(&m, emu_ldmatrix_all<TRANSPOSED>, where);
 }
 static inline void ldmatrix_x4(uint32_t r[4], const void *row, EMU_HERE) { emu_ldmatrix<false>(r, row, {file, line}); }
-static inline void ldmatrix_x4_trans(uint32_t r[4], const void *row, EMU_HERE) { emu_ldmatrix<true>(r, row, {file, line}); }
+static inline void ldmatrix_x4_trans(uint32_t r[4], const void *row, EMU_HERE) {
+    emu_ldmatrix<true>(r, row, {file, line});
+}
 
 static inline void cp_async_16(void *shared, const void *global, bool valid, EMU_HERE) {
     EmuFiber *f = emu_self();
     const EmuBlock *b = emu_block();
-    if ((uintptr_t)shared % 16 || (valid && (uintptr_t)global % 16)) emu_fail("cp.async of 16 bytes, aligned to 16", {file, line});
-    if ((char *)shared < b->shared || (char *)shared + 16 > b->shared + b->shared_used) emu_fail("cp.async to a place outside shared memory", {file, line});
+    if ((uintptr_t)shared % 16 || (valid && (uintptr_t)global % 16))
+        emu_fail("cp.async of 16 bytes, aligned to 16", {file, line});
+    if ((char *)shared < b->shared || (char *)shared + 16 > b->shared + b->shared_used)
+        emu_fail("cp.async to a place outside shared memory", {file, line});
     *(volatile uint64_t *)shared = ~0ull; /* a red zone says so here */
     memset(shared, 0xff, 16);
     EMU_POISON(shared, 16);
@@ -164,8 +175,9 @@ template <int N> static inline void cp_async_wait(void) {
     f->copies.resize(kept);
 }
 
-/* As far from the exact value as the PTX ISA allows, this way or that by the bits of x: ex2.approx by up to 2 ulp, lg2.approx by up to
-   2^-22, of the value or, for x in (0.5, 2), absolutely. Subnormal numbers count as 0. 2^0 is 1 and log2 1 is 0, as on every GPU. */
+/* As far from the exact value as the PTX ISA allows, this way or that by the bits of x: ex2.approx by up to 2 ulp,
+   lg2.approx by up to 2^-22, of the value or, for x in (0.5, 2), absolutely. Subnormal numbers count as 0. 2^0 is 1 and
+   log2 1 is 0, as on every GPU. */
 static inline float emu_flushed(float x) { return fabsf(x) < 0x1p-126f ? copysignf(0, x) : x; }
 static inline uint32_t emu_hash(float x) { return __float_as_uint(x) * 0x9e3779b1u >> 16; }
 static inline float fast_exp2(float x) {

@@ -1,17 +1,20 @@
-/* runtime.h - the CUDA runtime calls that the program uses, on the CPU. A device is this process: its memory is host memory.
+/* runtime.h - the CUDA runtime calls that the program uses, on the CPU. A device is this
+   process: its memory is host memory.
 
    Streams are queues. When they run is a function of EMU_STREAMS (emu_streams_run):
-     0    late: nothing in a queue runs until the host waits for it, or work that is waited for needs it through an event. Work that
-          forgot to wait for an event meets data that is not there yet, whatever the order of the calls
-     1    the first stream late, all others at once: work that overwrites what the first stream still has to read does so
+     0    late: nothing in a queue runs until the host waits for it, or work that is waited for needs it through an
+          event. Work that forgot to wait for an event meets data that is not there yet, whatever the order of the calls
+     1    the first stream late, all others at once: work that overwrites what the first
+          stream still has to read does so
      2 .. each call runs its stream, or does not, by a coin of that number
-   A query whether work is done may find it under way, a few times in a row. A copy that the host makes waits for no stream that was
-   made cudaStreamNonBlocking.
+   A query whether work is done may find it under way, a few times in a row. A copy that the host makes waits for no
+   stream that was made cudaStreamNonBlocking.
    cudaMalloc poisons with 0xff, and is an allocation of its own: an address sanitizer sees one element too many.
 
-   The environment says what this host has, and what goes wrong: EMU_DEVICES GPUs of EMU_ARCH (86: sm_86) with EMU_MEMORY MB free, EMU_DRIVER
-   the driver's CUDA version (11080; 0: no driver), EMU_NCCL (nccl.h). EMU_BUSY: whoever only looks finds work done no sooner than so many
-   seconds after it was asked for. The kernels count as built for EMU_BUILT (80) and what comes after. */
+   The environment says what this host has, and what goes wrong: EMU_DEVICES GPUs of EMU_ARCH (86: sm_86) with
+   EMU_MEMORY MB free, EMU_DRIVER the driver's CUDA version (11080; 0: no driver), EMU_NCCL (nccl.h). EMU_BUSY: whoever
+   only looks finds work done no sooner than so many seconds after it was asked for. The kernels count as built for
+   EMU_BUILT (80) and what comes after. */
 #ifndef ODYSSEUS_EMU_RUNTIME_H
 #define ODYSSEUS_EMU_RUNTIME_H
 
@@ -21,10 +24,12 @@
 #include <time.h>
 
 typedef enum {
-    cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorMemoryAllocation = 2, cudaErrorInsufficientDriver = 35, cudaErrorNoKernelImageForDevice = 209,
-    cudaErrorNotReady = 600
+    cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorMemoryAllocation = 2, cudaErrorInsufficientDriver = 35,
+    cudaErrorNoKernelImageForDevice = 209, cudaErrorNotReady = 600
 } cudaError_t;
-typedef enum { cudaMemcpyHostToHost, cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice, cudaMemcpyDefault } cudaMemcpyKind;
+typedef enum {
+    cudaMemcpyHostToHost, cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice, cudaMemcpyDefault
+} cudaMemcpyKind;
 enum { cudaStreamNonBlocking = 1, cudaEventDisableTiming = 2, cudaEventDefault = 0, cudaHostAllocDefault = 0 };
 typedef enum { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 } cudaFuncAttribute;
 
@@ -48,7 +53,10 @@ typedef struct EmuStream *cudaStream_t;
 typedef struct EmuEvent *cudaEvent_t;
 
 static inline const char *cudaGetErrorString(cudaError_t e) {
-    return e == cudaSuccess ? "no error" : e == cudaErrorMemoryAllocation ? "out of memory" : e == cudaErrorNotReady ? "not ready" : "invalid argument";
+    return e == cudaSuccess                 ? "no error"
+           : e == cudaErrorMemoryAllocation ? "out of memory"
+           : e == cudaErrorNotReady         ? "not ready"
+                                            : "invalid argument";
 }
 static inline cudaError_t cudaGetLastError(void) { return cudaSuccess; }
 static inline cudaError_t cudaPeekAtLastError(void) { return cudaSuccess; }
@@ -105,7 +113,8 @@ static inline bool emu_runs_early(const EmuStream *s) {
     int mode = emu_streams_mode();
     return mode == 1 ? s->index > 1 : mode > 1 && emu_coin(&state);
 }
-/* Shall work that is asked for be under way still? By a coin of its own: how often one asks may be up to the time it takes. */
+/* Shall work that is asked for be under way still? By a coin of its own: how often one asks may
+   be up to the time it takes. */
 static inline bool emu_not_ready(void) {
     static uint64_t state;
     return emu_coin(&state);
@@ -125,8 +134,12 @@ static inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t *s, unsigned fl
     emu_streams().push_back(*s);
     return cudaSuccess;
 }
-static inline cudaError_t cudaDeviceGetStreamPriorityRange(int *lowest, int *highest) { return *lowest = *highest = 0, cudaSuccess; }
-static inline cudaError_t cudaStreamCreateWithPriority(cudaStream_t *s, unsigned flags, int) { return cudaStreamCreateWithFlags(s, flags); }
+static inline cudaError_t cudaDeviceGetStreamPriorityRange(int *lowest, int *highest) {
+    return *lowest = *highest = 0, cudaSuccess;
+}
+static inline cudaError_t cudaStreamCreateWithPriority(cudaStream_t *s, unsigned flags, int) {
+    return cudaStreamCreateWithFlags(s, flags);
+}
 static inline cudaError_t cudaStreamSynchronize(cudaStream_t s) {
     emu_drain(emu_stream(s), nullptr);
     return cudaSuccess;
@@ -165,7 +178,8 @@ static inline cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t s) {
         point->done = 1;
     };
     e->point = point;
-    if (emu_stream(s)->queue.empty() && !emu_stream(s)->running) reach(); /* a stream with nothing to do is there already */
+    /* a stream with nothing to do is there already */
+    if (emu_stream(s)->queue.empty() && !emu_stream(s)->running) reach();
     else emu_enqueue(s, reach);
     return cudaSuccess;
 }
@@ -175,7 +189,8 @@ static inline cudaError_t cudaEventSynchronize(cudaEvent_t e) {
 }
 static inline cudaError_t cudaEventQuery(cudaEvent_t e) {
     EmuPoint *p = e->point.get();
-    return p && (p->hangs || emu_busy(p->asked) || (!p->done && emu_not_ready())) ? cudaErrorNotReady : cudaEventSynchronize(e);
+    return p && (p->hangs || emu_busy(p->asked) || (!p->done && emu_not_ready())) ? cudaErrorNotReady
+                                                                                  : cudaEventSynchronize(e);
 }
 static inline cudaError_t cudaStreamWaitEvent(cudaStream_t s, cudaEvent_t e, unsigned flags) {
     (void)flags;
@@ -215,7 +230,8 @@ static inline cudaError_t cudaFreeHost(void *p) {
 }
 
 /* Host memory of an asynchronous copy must be pinned and stay as it is until the copy is done. */
-static inline cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t bytes, cudaMemcpyKind kind, cudaStream_t s) {
+static inline cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t bytes, cudaMemcpyKind kind,
+                                          cudaStream_t s) {
     (void)kind;
     if (bytes) emu_enqueue(s, [=] { memmove(dst, src, bytes); });
     return cudaSuccess;
@@ -241,7 +257,9 @@ template <class F> static inline cudaError_t cudaFuncSetAttribute(F kernel, cuda
     return emu_asked()[(const void *)kernel] = (size_t)bytes, cudaSuccess;
 }
 enum { EMU_CUDA = 12000 }; /* the runtime's version */
-static inline cudaError_t cudaDriverGetVersion(int *v) { return *v = (int)emu_setting("EMU_DRIVER", EMU_CUDA), cudaSuccess; }
+static inline cudaError_t cudaDriverGetVersion(int *v) {
+    return *v = (int)emu_setting("EMU_DRIVER", EMU_CUDA), cudaSuccess;
+}
 static inline cudaError_t cudaRuntimeGetVersion(int *v) { return *v = EMU_CUDA, cudaSuccess; }
 static inline cudaError_t cudaGetDeviceCount(int *n) {
     *n = (int)emu_setting("EMU_DEVICES", 64);
@@ -258,13 +276,17 @@ typedef struct {
 } cudaDeviceProp;
 static inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int device) {
     memset(p, 0, sizeof *p);
-    memset(p->uuid.bytes, (int)emu_setting("EMU_UUID", 1 + device), sizeof p->uuid.bytes); /* EMU_UUID: what this process sees is another GPU than what others do */
+    /* EMU_UUID: what this process sees is another GPU than what others do */
+    memset(p->uuid.bytes, (int)emu_setting("EMU_UUID", 1 + device), sizeof p->uuid.bytes);
     snprintf(p->name, sizeof p->name, "emulated GPU");
-    p->major = (int)emu_setting("EMU_ARCH", 80) / 10, p->minor = (int)emu_setting("EMU_ARCH", 80) % 10, p->multiProcessorCount = 4;
+    p->major = (int)emu_setting("EMU_ARCH", 80) / 10, p->minor = (int)emu_setting("EMU_ARCH", 80) % 10,
+    p->multiProcessorCount = 4;
     p->totalGlobalMem = (size_t)8 << 30;
     return cudaSuccess;
 }
-typedef enum { cudaDevAttrClockRate = 13, cudaDevAttrL2CacheSize = 38, cudaDevAttrMaxSharedMemoryPerBlockOptin = 97 } cudaDeviceAttr;
+typedef enum {
+    cudaDevAttrClockRate = 13, cudaDevAttrL2CacheSize = 38, cudaDevAttrMaxSharedMemoryPerBlockOptin = 97
+} cudaDeviceAttr;
 static inline cudaError_t cudaDeviceGetAttribute(int *value, cudaDeviceAttr what, int) {
     *value = what == cudaDevAttrClockRate ? 1410000 : what == cudaDevAttrL2CacheSize ? 40 << 20 : emu_shared_most();
     return cudaSuccess;
@@ -275,7 +297,9 @@ static inline size_t &emu_taken(void) {
     return taken;
 }
 static inline size_t emu_memory(void) { return (size_t)emu_setting("EMU_MEMORY", 8192) * 1000000; }
-static inline bool emu_take(size_t bytes) { return emu_taken() + bytes <= emu_memory() && (emu_taken() += bytes, true); }
+static inline bool emu_take(size_t bytes) {
+    return emu_taken() + bytes <= emu_memory() && (emu_taken() += bytes, true);
+}
 static inline cudaError_t cudaMemGetInfo(size_t *available, size_t *total) {
     *total = emu_memory(), *available = *total - emu_taken();
     return cudaSuccess;
@@ -295,7 +319,8 @@ template <class F> static inline cudaError_t cudaFuncGetAttributes(cudaFuncAttri
         SHARED_ASK(kernel, shared); \
         size_t launch_asked = emu_asked()[(const void *)(kernel)]; \
         auto launch_body = [=]() { emu_call(kernel, __VA_ARGS__); }; \
-        emu_enqueue((stream), [=]() { emu_grid(#kernel, launch_grid, launch_block, launch_shared, launch_asked, launch_body, {__FILE__, __LINE__}); }); \
+        emu_enqueue((stream), [=]() { emu_grid(#kernel, launch_grid, launch_block, launch_shared, launch_asked, \
+            launch_body, {__FILE__, __LINE__}); }); \
     } while (0)
 template <class... P, class... A> static inline void emu_call(void (*kernel)(P...), A... args) { kernel((P)args...); }
 

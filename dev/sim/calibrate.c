@@ -1,8 +1,9 @@
 /* calibrate.c - the figures of a cluster file for this machine, measured: mpirun -np N build/calibrate_fp32 > FILE
 
-   All ranks do the same at the same time, as in training: they share the memory's bandwidth and the links. Rates are those of the
-   program's own operations, counted as compute.h counts them; the median of several rounds, the mean of the ranks.
-   Some ten seconds on two cores. train_gpt_sim --calibrate runs it (dev/sim/calibrate.sh).                                          */
+   All ranks do the same at the same time, as in training: they share the memory's bandwidth and the links.
+   Rates are those of the program's own operations, counted as compute.h counts them; the median of several
+   rounds, the mean of the ranks.
+   Some ten seconds on two cores. train_gpt_sim --calibrate runs it (dev/sim/calibrate.sh).                           */
 #include "../../core/mesh.h"
 #include "../../kernels/flags.h"
 
@@ -41,7 +42,7 @@ static double mean(Bench *b, double value) {
 static real *numbers(Bench *b, i64 n) {
     real *p = b->pool + b->next;
     b->next = round_up(b->next + n, 64);
-    if (b->next > b->size) FAIL(THIS_RANK, "calibrate: the pool of %lld numbers is too small", (long long)b->size);
+    if (b->next > b->size) FAIL(THIS_RANK, "calibrate: the pool of %lld numbers is too small", b->size);
     return p;
 }
 
@@ -63,7 +64,8 @@ static i64 calls_counted(const Device *dev) {
     return sum;
 }
 
-/* What `run` reaches at size n: FLOP/s (of = flop_counted) or bytes/s, and the size of its calls. Small work is repeated. */
+/* What `run` reaches at size n: FLOP/s (of = flop_counted) or bytes/s, and the size of its
+   calls. Small work is repeated. */
 static Point probe(Bench *b, void (*run)(Bench *, i64), i64 n, double (*of)(const Device *)) {
     double times[ROUNDS];
     int repeat = 1;
@@ -83,7 +85,7 @@ static Point probe(Bench *b, void (*run)(Bench *, i64), i64 n, double (*of)(cons
     return p;
 }
 
-/* ---- operations, at size n ------------------------------------------------------------------------------------------------------ */
+/* ---- operations, at size n --------------------------------------------------------------------------------------- */
 
 static void run_gemm(Bench *b, i64 n) { /* (2n, n) x (n, n) */
     real *x = numbers(b, 2 * n * n), *w = numbers(b, n * n), *y = numbers(b, 2 * n * n), *dw = numbers(b, n * n);
@@ -111,14 +113,16 @@ static void run_attention_backward(Bench *b, i64 T) { run_attention(b, T, 1); }
 enum { WIDTH = 512, WORDS = 8192 };
 
 static void run_norm(Bench *b, i64 rows) {
-    real *x = numbers(b, rows * WIDTH), *y = numbers(b, rows * WIDTH), *out = numbers(b, rows * WIDTH), *w = numbers(b, WIDTH);
+    real *x = numbers(b, rows * WIDTH), *y = numbers(b, rows * WIDTH), *out = numbers(b, rows * WIDTH),
+         *w = numbers(b, WIDTH);
     accum *mean_ = (accum *)numbers(b, rows), *rstd = (accum *)numbers(b, rows), *dw = (accum *)numbers(b, WIDTH);
     norm_forward(&b->dev, norm_call(NORM_RMS, w, NULL, rows, WIDTH, 1e-5), out, x, mean_, rstd, x, y);
     norm_recompute(&b->dev, norm_call(NORM_RMS, w, NULL, rows, WIDTH, 1e-5), out, mean_, rstd, x);
     norm_backward(&b->dev, norm_call(NORM_RMS, w, NULL, rows, WIDTH, 1e-5), y, dw, NULL, out, mean_, rstd, x, 0, rows);
 }
 
-static void run_pointwise(Bench *b, i64 rows) { /* a block's: SwiGLU there and back, rotations, sums of two parts, zeros */
+/* a block's: SwiGLU there and back, rotations, sums of two parts, zeros */
+static void run_pointwise(Bench *b, i64 rows) {
     real *pre = numbers(b, 2 * rows * WIDTH), *dpre = numbers(b, 2 * rows * WIDTH), *out = numbers(b, rows * WIDTH);
     accum *table = (accum *)numbers(b, rows * HEAD_DIM);
     swiglu_forward(&b->dev, out, pre, rows, WIDTH);
@@ -148,7 +152,8 @@ static void run_classifier(Bench *b, i64 rows) {
 }
 
 static void run_optimizer(Bench *b, i64 n) {
-    accum *w = (accum *)numbers(b, n), *m = (accum *)numbers(b, n), *v = (accum *)numbers(b, n), *g = (accum *)numbers(b, n);
+    accum *w = (accum *)numbers(b, n), *m = (accum *)numbers(b, n), *v = (accum *)numbers(b, n),
+          *g = (accum *)numbers(b, n);
     AdamW a = {1e-3, 0.9, 0.95, 1e-8, 0.1, 1, 1};
     double sum = 0;
     zero_fill(&b->dev, v, n * accum_size()); /* nothing negative under the root */
@@ -161,7 +166,7 @@ static void run_copy(Bench *b, i64 n) {
     parts_merge(&b->dev, to, from, 1, n / WIDTH, WIDTH);
 }
 
-/* ---- links ---------------------------------------------------------------------------------------------------------------------- */
+/* ---- links ------------------------------------------------------------------------------------------------------- */
 
 enum { TILE = 256 }; /* rows of a product between two looks at the transfer */
 
@@ -171,10 +176,14 @@ static double gather_seconds(Bench *b, i64 n, i64 rows) {
     const i64 C = 512;
     for (int r = -2; r < 2 * ROUNDS; r++) {
         b->next = 0;
-        real *full = numbers(b, n * b->mesh.world.size), *part = numbers(b, n), *x = numbers(b, TILE * C), *y = numbers(b, TILE * C), *w = numbers(b, C * C);
+        real *full = numbers(b, n * b->mesh.world.size), *part = numbers(b, n), *x = numbers(b, TILE * C),
+             *y = numbers(b, TILE * C), *w = numbers(b, C * C);
         wire_barrier(b->mesh.world.wire);
         double begin = seconds_now();
-        Request *flying = n ? comm_all_gather_start(&b->fabric, &b->mesh.world, tag(BLOCK_OTHER, PHASE_FORWARD, WHAT_CONTROL), full, part, n, DTYPE_REAL) : NULL;
+        Request *flying =
+            n ? comm_all_gather_start(&b->fabric, &b->mesh.world, tag(BLOCK_OTHER, PHASE_FORWARD, WHAT_CONTROL), full,
+                                      part, n, DTYPE_REAL)
+              : NULL;
         for (i64 at = 0; at < rows; at += TILE) linear_forward(&b->dev, y, C, x, w, NULL, TILE, C, C);
         comm_wait(&b->fabric, flying);
         if (r >= 0) times[r] = seconds_now() - begin;
@@ -189,7 +198,8 @@ static void print_links(Bench *b, const char *how) {
         double hops = b->mesh.world.size - 1, part = 2e6;
         alpha = gather_seconds(b, 64, 0) / hops;
         double alone = gather_seconds(b, (i64)part, 0);
-        beta = part * (double)sizeof(real) / fmax(alone / hops - alpha, 0.1 * alone / hops); /* on a busy machine alpha may be anything */
+        /* on a busy machine alpha may be anything */
+        beta = part * (double)sizeof(real) / fmax(alone / hops - alpha, 0.1 * alone / hops);
         double rows_per_s = 4096 / gather_seconds(b, 0, 4096);
         i64 rows = i64_min(1 << 20, round_up((i64)(1.5 * alone * rows_per_s), TILE));
         double computing = gather_seconds(b, 0, rows);
@@ -200,7 +210,7 @@ static void print_links(Bench *b, const char *how) {
     printf("between             alpha=%.3g beta=%.4g overlap=%.2f  # the same: one node\n", alpha, beta, overlap);
 }
 
-/* ---- the file ------------------------------------------------------------------------------------------------------------------- */
+/* ---- the file ---------------------------------------------------------------------------------------------------- */
 
 typedef struct {
     const char *name;
@@ -237,7 +247,8 @@ static void print_rows(Bench *b, double peak, double fma, const char *how) {
     printf("bandwidth           %.4g  # %s: the fastest operation on memory, which may be a cache\n", bandwidth, how);
     for (int r = 0; r < COUNT_OF(ROWS); r++) {
         printf("%-19s", ROWS[r].name);
-        for (int i = 0; ROWS[r].at[i]; i++) printf(" %.3g=%.4f", points[r][i].size, points[r][i].rate / (ROWS[r].flop ? fmax(peak, fma) : bandwidth));
+        for (int i = 0; ROWS[r].at[i]; i++)
+            printf(" %.3g=%.4f", points[r][i].size, points[r][i].rate / (ROWS[r].flop ? fmax(peak, fma) : bandwidth));
         printf("  # %s\n", how);
     }
 }
@@ -274,10 +285,14 @@ int main(int argc, char **argv) {
     snprintf(how, sizeof how, "measured %s, %d ranks of %d threads at once", date, locals, place.threads);
     double peak = mean(b, device_peak(&place)), memory = (double)device_memory_available();
     if (b->mesh.rank == 0) {
-        printf("# this-machine - %d cores, %d ranks of %d threads, %s\n\n", place.cores, locals, place.threads, REAL_NAME);
+        printf("# this-machine - %d cores, %d ranks of %d threads, %s\n\n", place.cores, locals, place.threads,
+               REAL_NAME);
         printf("device              cpu  # this program\ndtype               %s  # this program\n", REAL_NAME);
-        printf("memory              %.4g  # available when measured, a rank's share\nreserved            0  # the arena is the process\n", memory / locals);
-        printf("launch              0  # in the curves: an operation is a call\nranks-per-node      %d  # one host\n", locals);
+        printf("memory              %.4g  # available when measured, a rank's share\nreserved            0  # the "
+               "arena is the process\n",
+               memory / locals);
+        printf("launch              0  # in the curves: an operation is a call\nranks-per-node      %d  # one host\n",
+               locals);
     }
     print_rows(b, peak, 0, how);
     print_links(b, how);

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# calibrate.sh RANKS PRECISION FILE - measure this machine with RANKS ranks (each with its share of the cores), in fp32 or fp64, and write the
-# cluster file. train_gpt_sim --calibrate runs it for kernels/sim/clusters/this-machine.cluster. Some ten seconds; a machine that is busy
-# with something else is measured as a slow one.
+# calibrate.sh RANKS PRECISION FILE - measure this machine with RANKS ranks (each with its share of the cores), in fp32
+# or fp64, and write the cluster file. train_gpt_sim --calibrate runs it for kernels/sim/clusters/this-machine.cluster.
+# Some ten seconds; a machine that is busy with something else is measured as a slow one.
 
 set -euo pipefail
 source "$(dirname "$0")/../../scripts/common.sh"

@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
-# validate.sh - the simulator against the original's benchmark, Llama-2-7B on 8 A100-80GB: measured | forecast | ratio; then what this program
-# would do on that machine. A few seconds, no GPU. Exit code 1 if a forecast is further off than it may be, or the order is another.
+# validate.sh - the simulator against the original's benchmark, Llama-2-7B on 8 A100-80GB: measured | forecast | ratio;
+# then what this program would do on that machine. A few seconds, no GPU. Exit code 1 if a forecast is further off than
+# it may be, or the order is another.
 #
-#   the original    cluster a100-80gb-nvlink-original, --overlap off, 7 steps: three constants fitted, the same for all cells
-#                   Ulysses, Odysseus (ZeRO3MLP), TP-SP within 15%; Ring within 30%; these three in the measured order, row by row
+#   the original    cluster a100-80gb-nvlink-original, --overlap off, 7 steps: three constants fitted, the same for all
+#                   cells. Ulysses, Odysseus (ZeRO3MLP), TP-SP within 15%; Ring within 30%; these three in the measured
+#                   order, row by row
 #   ours            cluster a100-80gb-nvlink, overlap on, fp32 master weights: what fits in 80 GB, how long it takes
 set -euo pipefail
 source "$(dirname "$0")/../../scripts/common.sh"
@@ -28,7 +30,8 @@ faults = []
 def forecast(cluster, length, scheme, *flags):
     with tempfile.TemporaryDirectory() as folder:
         out = os.path.join(folder, "forecast.json")
-        subprocess.run(["./train_gpt_sim", "--cluster", cluster, "--world", "8", "--model", "llama2-7b", "--seq-len", str(1024 * length), "--batch", "1",
+        subprocess.run(["./train_gpt_sim", "--cluster", cluster, "--world", "8", "--model", "llama2-7b", "--seq-len",
+                        str(1024 * length), "--batch", "1",
                         "--sp", scheme, "--json", out, *flags], check=True, stdout=subprocess.DEVNULL)
         with open(out, encoding="utf-8") as file:
             return json.load(file)
@@ -44,13 +47,15 @@ def table(rows):
 def the_original():
     rows, seconds = [["L", "scheme", "measured s", "forecast s", "ratio"]], {}
     for length, scheme in itertools.product((16, 32, 64), PUBLISHED):
-        seconds[length, scheme] = 7 * forecast("a100-80gb-nvlink-original", length, scheme, "--overlap", "off")["step_ms"] / 1e3
+        seconds[length, scheme] = 7 * forecast("a100-80gb-nvlink-original", length, scheme, "--overlap",
+                                               "off")["step_ms"] / 1e3
         cell = PUBLISHED[scheme][length]
         ratio = seconds[length, scheme] / cell[0] if cell else None
         off = ratio is not None and abs(ratio - 1) > BOUNDS[scheme]
         if off:
             faults.append(f"{scheme} at {length}K: forecast {ratio:.2f} of measured")
-        rows.append([f"{length}K", scheme, f"{cell[0]:.2f}" if cell else "OOM", f"{seconds[length, scheme]:.2f}", (f"{ratio:.2f}" if cell else "-") + " OFF" * off])
+        rows.append([f"{length}K", scheme, f"{cell[0]:.2f}" if cell else "OOM", f"{seconds[length, scheme]:.2f}",
+                     (f"{ratio:.2f}" if cell else "-") + " OFF" * off])
     table(rows)
     for length in (16, 32, 64):
         known = [s for s in ORDERED if PUBLISHED[s][length]]
@@ -66,19 +71,24 @@ def ours():
     for length, scheme in itertools.product((16, 32, 64, 96), ("tp", *PUBLISHED)):
         f = forecast("a100-80gb-nvlink", length, scheme)
         cell = PUBLISHED.get(scheme, {}).get(length, "")
-        rows.append([f"{length}K", scheme, f"{7 * f['step_ms'] / 1e3:.2f}", f"{f['mem_bytes'] / 1e9:.1f}" + " no room" * (not f["fits"]),
-                     f"{f['tokens_per_s']:,.0f}", f"{100 * f['mfu_causal']:.1f}%", f"{100 * f['comm_exposed_ms'] / f['step_ms']:.1f}%",
+        rows.append([f"{length}K", scheme, f"{7 * f['step_ms'] / 1e3:.2f}", f"{f['mem_bytes'] / 1e9:.1f}"
+                     + " no room" * (not f["fits"]),
+                     f"{f['tokens_per_s']:,.0f}", f"{100 * f['mfu_causal']:.1f}%",
+                     f"{100 * f['comm_exposed_ms'] / f['step_ms']:.1f}%",
                      *((f"{cell[0]:.2f}", f"{cell[1]:.1f}") if cell else ("-", "-") if cell == "" else ("OOM", "OOM"))])
         if f["fits"] == ((scheme, length) == NO_ROOM):
-            faults.append(f"{scheme} at {length}K " + ("fits, the list of what does not is out of date" if f["fits"] else "does not fit in 80 GB"))
+            faults.append(f"{scheme} at {length}K " + ("fits, the list of what does not is out of date" if f["fits"]
+                                                       else "does not fit in 80 GB"))
     table(rows)
 
 
 print("The original's benchmark: Llama-2-7B on 8 A100-80GB, 7 steps, zigzag ring\n")
 the_original()
-print("\nThis program on that machine, overlap on: forecasts with the attainable rates of the cluster file, not measurements\n")
+print("\nThis program on that machine, overlap on: forecasts with the attainable rates of the cluster file, not "
+      "measurements\n")
 ours()
-print("\nGB (10^9 bytes): ours the arena with fp32 gradients, moments and master weights; the original's what PyTorch allocated, all in bf16.")
+print("\nGB (10^9 bytes): ours the arena with fp32 gradients, moments and master weights; the original's what PyTorch "
+      "allocated, all in bf16.")
 if faults:
     print("\nOFF: " + "; ".join(faults))
 sys.exit(bool(faults))

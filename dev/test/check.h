@@ -1,4 +1,5 @@
-/* check.h - the smallest TAP: each check prints `ok` or `not ok`, a failed one says the figures; scripts/test.sh counts the lines. */
+/* check.h - the smallest TAP: each check prints `ok` or `not ok`, a failed one says the figures;
+   scripts/test.sh counts the lines. */
 #ifndef ODYSSEUS_CHECK_H
 #define ODYSSEUS_CHECK_H
 
@@ -15,7 +16,8 @@ static inline Checks *checks(void) {
     return &state;
 }
 
-static inline int check_at(const char *file, int line, int condition, const char *format, ...) __attribute__((format(printf, 4, 5)));
+static inline int check_at(const char *file, int line, int condition, const char *format, ...)
+    __attribute__((format(printf, 4, 5)));
 
 /* One check; the text says what was expected and what was seen. Returns the condition. */
 static inline int check_at(const char *file, int line, int condition, const char *format, ...) {
@@ -43,7 +45,8 @@ static inline int checks_done(void) {
     return c->failed ? 1 : 0;
 }
 
-/* What FAIL ends must be a child: run `attempt` in one, its stderr in out; returns its wait status. No MPI before it. */
+/* What FAIL ends must be a child: run `attempt` in one, its stderr in out; returns its
+   wait status. No MPI before it. */
 static inline int run_child(void (*attempt)(const char *path), const char *path, char *out, size_t size) {
     int ends[2];
     fflush(NULL);
@@ -70,10 +73,12 @@ static inline int run_child(void (*attempt)(const char *path), const char *path,
 /* It stopped as an error should: exit code 1 and one line. */
 static inline int is_one_error(int status, const char *text) {
     const char *newline = strchr(text, '\n');
-    return WIFEXITED(status) && WEXITSTATUS(status) == 1 && strncmp(text, "train_gpt: error: ", 18) == 0 && newline && newline[1] == 0;
+    return WIFEXITED(status) && WEXITSTATUS(status) == 1 && strncmp(text, "train_gpt: error: ", 18) == 0 && newline &&
+           newline[1] == 0;
 }
 
-/* max |a - b| / max |b|: the design's distance of two tensors; 0 for two zero tensors, infinity if either holds a NaN. */
+/* max |a - b| / max |b|: the design's distance of two tensors; 0 for two zero tensors,
+   infinity if either holds a NaN. */
 static inline double relative_distance(const double *a, const double *b, i64 n) {
     double diff = 0, size = 0;
     for (i64 i = 0; i < n; i++) {

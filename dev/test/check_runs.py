@@ -1,18 +1,20 @@
 #!/usr/bin/env python3
-"""check_runs.py DIR - TAP for the runs of the CUDA program that test_emu.sh (or dev/gpu_check.sh) left in DIR, against the fp64 referee.
+"""check_runs.py DIR - TAP for the runs of the CUDA program that test_emu.sh (or dev/gpu_check.sh) left in
+DIR, against the fp64 referee.
 
 DIR/MODEL/referee/          one rank, fp64: metrics.jsonl, grads.safetensors
 DIR/MODEL/single/           the CUDA program on one rank
 DIR/MODEL/SCHEME-.../       the same on several; `again` is a repetition of the last of them
 
-Bounds. bf16 keeps 8 significant bits: a rounding takes away up to 2^-8 of a number, 1.7e-3 of a tensor in norm. A gradient has passed
-some 30 roundings (2 layers, forward and backward) of either sign: as a random walk sqrt(30) x 1.7e-3 = 9e-3 in norm, so 1e-2 for the
-whole gradient. A single tensor may be off by more where its gradient is a small difference: that of queries and keys is
-P (dP - delta), with dP near delta while attention is still even; 2e-2. The loss averages over all tokens, and its first order cancels:
-2e-3. Two schemes round at other places (partial sums of tensor parallelism, P under another running maximum in the ring), so they
-differ as two independent walks would, sqrt(2) x 9e-3; ulysses rounds where one rank does. Under the emulator, whose products sum alike for
-any number of rows, it agrees to 1e-7 (with KV heads that are replicated it sums their gradients in bf16 parts, and does not); on a GPU
-cuBLASLt takes another algorithm for fewer rows, and it differs as any two schemes do.
+Bounds. bf16 keeps 8 significant bits: a rounding takes away up to 2^-8 of a number, 1.7e-3 of a tensor in norm. A
+gradient has passed some 30 roundings (2 layers, forward and backward) of either sign: as a random walk sqrt(30) x
+1.7e-3 = 9e-3 in norm, so 1e-2 for the whole gradient. A single tensor may be off by more where its gradient is a small
+difference: that of queries and keys is P (dP - delta), with dP near delta while attention is still even; 2e-2. The loss
+averages over all tokens, and its first order cancels: 2e-3. Two schemes round at other places (partial sums of tensor
+parallelism, P under another running maximum in the ring), so they differ as two independent walks would, sqrt(2) x
+9e-3; ulysses rounds where one rank does. Under the emulator, whose products sum alike for any number of rows, it agrees
+to 1e-7 (with KV heads that are replicated it sums their gradients in bf16 parts, and does not); on a GPU cuBLASLt takes
+another algorithm for fewer rows, and it differs as any two schemes do.
 """
 import array
 import json
@@ -23,7 +25,8 @@ import sys
 
 WHOLE, TENSOR, LOSS, BETWEEN, NORM, SAME = 1e-2, 2e-2, 2e-3, 1.3e-2, 1e-2, 1e-6
 
-SAME_ROUNDINGS = ("gpt2 ulysses-2", "gpt2 ulysses-4", "gpt2 ulysses-staged-2", "llama ulysses-2", "llama ulysses-staged-2")
+SAME_ROUNDINGS = ("gpt2 ulysses-2", "gpt2 ulysses-4", "gpt2 ulysses-staged-2", "llama ulysses-2",
+                  "llama ulysses-staged-2")
 
 
 def between(what, log):
@@ -77,7 +80,8 @@ def distance(a, b):
 
 
 def significant(reference):
-    """Tensors whose gradient is not zero up to rounding: GPT-2's key bias moves no probability, its exact gradient is 0."""
+    """Tensors whose gradient is not zero up to rounding: GPT-2's key bias moves no
+    probability, its exact gradient is 0."""
     total = math.sqrt(sum(v * v for t in reference.values() for v in t))
     return {name for name, t in reference.items() if math.sqrt(sum(v * v for v in t)) > 1e-4 * total}
 
@@ -91,7 +95,8 @@ def key_bias(name, values):
 
 
 def worst(grads, reference, names):
-    return max((distance(key_bias(n, grads[n]), key_bias(n, reference[n])) if n in grads else math.inf, n) for n in names)
+    return max((distance(key_bias(n, grads[n]), key_bias(n, reference[n])) if n in grads else math.inf, n)
+               for n in names)
 
 
 def overall(grads, reference):
@@ -111,9 +116,11 @@ def check_case(tap, what, directory, referee, single, names):
     d, name = worst(grads, referee["grads"], names)
     whole = overall(grads, referee["grads"])
     tap.ok(whole <= WHOLE and d <= TENSOR and set(grads) == set(referee["grads"]),
-           f"{what}: gradient within {whole:.2e} of fp64 (at most {WHOLE:g}), each tensor within {d:.2e} (at most {TENSOR:g}; {name})")
+           f"{what}: gradient within {whole:.2e} of fp64 (at most {WHOLE:g}), each tensor within {d:.2e} (at most "
+           f"{TENSOR:g}; {name})")
     d = max((abs(a["loss"] - b["loss"]) / b["loss"] for a, b in zip(metrics, referee["metrics"])), default=math.inf)
-    tap.ok(len(metrics) == len(referee["metrics"]) and d <= LOSS, f"{what}: {len(metrics)} losses within {d:.2e} of fp64 (at most {LOSS:g})")
+    tap.ok(len(metrics) == len(referee["metrics"]) and d <= LOSS,
+           f"{what}: {len(metrics)} losses within {d:.2e} of fp64 (at most {LOSS:g})")
     d = abs(metrics[0]["grad_norm"] / referee["metrics"][0]["grad_norm"] - 1)
     tap.ok(d <= NORM, f"{what}: gradient norm within {d:.2e} of fp64 (at most {NORM:g})")
     if single:
@@ -121,7 +128,8 @@ def check_case(tap, what, directory, referee, single, names):
         tap.ok(d <= bound, f"{what}: gradient within {d:.2e} of one rank's (at most {bound:g})")
     rows = json.load(open(f"{directory}/comm.json"))
     off = [r for r in rows if r["bytes"] != r["expected_bytes"]]
-    tap.ok(not off, f"{what}: {sum(r['bytes'] for r in rows)} bytes sent, every row of the ledger as its closed form" + (f": {off[0]}" if off else ""))
+    tap.ok(not off, f"{what}: {sum(r['bytes'] for r in rows)} bytes sent, every row of the ledger as its closed form"
+           + (f": {off[0]}" if off else ""))
 
 
 def main(root):
@@ -137,7 +145,8 @@ def main(root):
         for case in ["single"] + cases:
             directory = f"{root}/{model}/{case}"
             if not os.path.exists(f"{directory}/grads.safetensors"):
-                tap.ok(False, f"{model} {case}: the run failed: {open(directory + '/log').read().strip()[-300:] if os.path.exists(directory + '/log') else ''}")
+                said = open(directory + "/log").read().strip() if os.path.exists(directory + "/log") else ""
+                tap.ok(False, f"{model} {case}: the run failed: {said[-300:]}")
                 continue
             check_case(tap, f"{model} {case}", directory, referee, single, names)
             if case == "single":
@@ -145,10 +154,11 @@ def main(root):
         if os.path.isdir(f"{root}/{model}/again"):
             with open(f"{root}/{model}/again/of") as f:
                 of = f.read().strip()
-            if not os.path.exists(f"{root}/{model}/again/grads.safetensors") or not os.path.exists(f"{root}/{model}/{of}/grads.safetensors"):
+            if not all(os.path.exists(f"{root}/{model}/{c}/grads.safetensors") for c in ("again", of)):
                 tap.ok(False, f"{model}: {of} twice gives the same bits: a run failed")
                 continue
-            same = [[{k: m[k] for k in ("loss", "grad_norm")} for m in lines(f"{root}/{model}/{c}/metrics.jsonl")] for c in ("again", of)]
+            same = [[{k: m[k] for k in ("loss", "grad_norm")} for m in lines(f"{root}/{model}/{c}/metrics.jsonl")]
+                    for c in ("again", of)]
             bits = [open(f"{root}/{model}/{c}/grads.safetensors", "rb").read() for c in ("again", of)]
             tap.ok(same[0] == same[1] and bits[0] == bits[1], f"{model}: {of} twice gives the same bits")
     print(f"1..{tap.n}")

@@ -1,6 +1,8 @@
-"""check_trace.py TRACE COMM_JSON RANKS STEPS LAYERS - is the timeline of --trace what a viewer takes, and does it hold all of the steps?
+"""check_trace.py TRACE COMM_JSON RANKS STEPS LAYERS - is the timeline of --trace what a viewer takes, and
+does it hold all of the steps?
 
-Prints what is wrong, a line each; exit code 0: nothing. Times are compared in whole nanoseconds, which the file holds exactly.
+Prints what is wrong, a line each; exit code 0: nothing. Times are compared in whole
+nanoseconds, which the file holds exactly.
 """
 import collections, json, sys
 
@@ -38,7 +40,8 @@ def check_format():
         check(names.get((r + 1, 1, "thread_name")) == "compute", f"rank {r} has no compute track")
         check(names.get((r + 1, 2, "thread_name")) == ("comm" if ranks > 1 else None), f"rank {r}: its comm track")
     for e in events:
-        if e["ph"] == "X": check((e["pid"], e["tid"], "thread_name") in names, f"{e['name']} is on a track without a name")
+        if e["ph"] == "X": check((e["pid"], e["tid"], "thread_name") in names,
+                                 f"{e['name']} is on a track without a name")
 
 
 def check_nesting(where, track):
@@ -46,16 +49,19 @@ def check_nesting(where, track):
     around = []
     for s in track:
         while around and around[-1].end <= s.begin: around.pop()
-        check(s.begin <= s.end and (not around or around[-1].holds(s)), f"{where}: {s.name} at {s.begin} ns crosses {around[-1].name if around else 'itself'}")
+        check(s.begin <= s.end and (not around or around[-1].holds(s)),
+              f"{where}: {s.name} at {s.begin} ns crosses {around[-1].name if around else 'itself'}")
         around.append(s)
 
 
 def check_operations(where, step, ops, parts):
     counted = collections.Counter(s.category for s in ops)
     for c in CLASSES:
-        check(counted[c] == step.args[f"{c} operations"], f"{where}: {counted[c]} {c} operations, the device counted {step.args[f'{c} operations']}")
+        check(counted[c] == step.args[f"{c} operations"],
+              f"{where}: {counted[c]} {c} operations, the device counted {step.args[f'{c} operations']}")
     micro = sum(p.name == "embedding forward" for p in parts)
-    products = 15 * layers * micro + 3 * counted["classifier"]  # q, kv, output, up (and gate), down: forward, and twice backward; the head in chunks
+    # q, kv, output, up (and gate), down: forward, and twice backward; the head in chunks
+    products = 15 * layers * micro + 3 * counted["classifier"]
     check(counted["gemm"] == products, f"{where}: {counted['gemm']} products, the model has {products}")
     for s in ops:
         place = {k: v for k, v in s.args.items() if k not in ("flop", "bytes")}
@@ -65,13 +71,17 @@ def check_operations(where, step, ops, parts):
 
 
 def check_parts(where, step, parts, leaves):
-    expected = {f"layer {l} {b} {p}" for l in range(layers) for b in ("attention", "mlp") for p in ("forward", "backward")}
+    expected = {f"layer {l} {b} {p}" for l in range(layers) for b in ("attention", "mlp")
+                for p in ("forward", "backward")}
     expected |= {"data", "embedding forward", "embedding backward", "head forward", "head backward", "optimizer"}
-    check({p.name for p in parts} == expected, f"{where}: {({p.name for p in parts}) ^ expected} should or should not be a part")
-    check(sum(s.length() for s in leaves) <= sum(p.length() for p in parts) <= step.length(), f"{where}: more time than the step has")
+    check({p.name for p in parts} == expected,
+          f"{where}: {({p.name for p in parts}) ^ expected} should or should not be a part")
+    check(sum(s.length() for s in leaves) <= sum(p.length() for p in parts) <= step.length(),
+          f"{where}: more time than the step has")
     for l in range(layers):
         for b in ("attention", "mlp"):
-            check(any(s.args.get("layer") == l and s.args["block"] == b and s.category in CLASSES for s in leaves), f"{where}: layer {l} {b} is empty")
+            check(any(s.args.get("layer") == l and s.args["block"] == b and s.category in CLASSES for s in leaves),
+                  f"{where}: layer {l} {b} is empty")
 
 
 def check_collectives(where, rank, spans):
@@ -80,16 +90,21 @@ def check_collectives(where, rank, spans):
     for s in spans:
         if s.category == "comm": begun[s.key()] += 1; sent[s.key()] += s.args["bytes"]
         if s.category == "wait": waited[s.key()] += 1
-        if s.category in ("comm", "wait"): check(2 <= s.args["ranks"] <= ranks, f"{where}: {s.name} over {s.args['ranks']} ranks")
+        if s.category in ("comm", "wait"):
+            check(2 <= s.args["ranks"] <= ranks, f"{where}: {s.name} over {s.args['ranks']} ranks")
     for b in ("attention", "mlp"):  # weights are asked for while another layer computes, yet belong to their own
-        of = collections.Counter(s.args.get("layer") for s in spans if s.category == "comm" and s.args["block"] == b and s.args["what"] == "parameter")
-        check(not of or [of[l] for l in range(layers)] == [of.total() // layers] * layers, f"{where}: weights of {b} by layer: {dict(of)}")
-    for k in begun.keys() | waited.keys(): check(begun[k] and waited[k] >= begun[k], f"{where}: {begun[k]} {k}, {waited[k]} waits")
+        of = collections.Counter(s.args.get("layer") for s in spans if s.category == "comm" and s.args["block"] == b
+                                 and s.args["what"] == "parameter")
+        check(not of or [of[l] for l in range(layers)] == [of.total() // layers] * layers,
+              f"{where}: weights of {b} by layer: {dict(of)}")
+    for k in begun.keys() | waited.keys():
+        check(begun[k] and waited[k] >= begun[k], f"{where}: {begun[k]} {k}, {waited[k]} waits")
     if rank: return  # the ledger is rank 0's
     rows = {(row["op"], row["block"], row["phase"], row["what"]): row for row in ledger if row["calls"]}
     for k in rows.keys() | begun.keys():
         row = rows.get(k, {"calls": 0, "bytes": 0})
-        check(begun[k] == row["calls"] and sent[k] == row["bytes"], f"{where}: {begun[k]} {k} of {sent[k]} bytes, the ledger has {row['calls']} of {row['bytes']}")
+        check(begun[k] == row["calls"] and sent[k] == row["bytes"],
+              f"{where}: {begun[k]} {k} of {sent[k]} bytes, the ledger has {row['calls']} of {row['bytes']}")
 
 
 check_format()
@@ -100,7 +115,8 @@ for s in spans: tracks[s.rank, s.track].append(s)
 for (rank, number), track in tracks.items():
     check_nesting(f"rank {rank}, track {number}", track)
     if number == 1: continue
-    for a, b in zip(track, track[1:]): check(a.end <= b.begin, f"rank {rank}, track {number}: {a.name} and {b.name} at {b.begin} ns on one lane")
+    for a, b in zip(track, track[1:]):
+        check(a.end <= b.begin, f"rank {rank}, track {number}: {a.name} and {b.name} at {b.begin} ns on one lane")
 
 for i in range(steps):  # clocks that agree: ranks wait for each other, so a step of one meets that of every other
     same = [s for s in spans if s.name == f"step {i}"]

@@ -1,17 +1,18 @@
-/* cuda_support.h - device buffers for the tests of CUDA kernels: on a GPU with nvcc, in the emulator with any other compiler.
+/* cuda_support.h - device buffers for the tests of CUDA kernels: on a GPU with nvcc, in the
+   emulator with any other compiler.
 
    host doubles --upload_real, upload_accum--> device --kernel--> device --download_real, download_accum--> host doubles
 
-   An upload rounds the host's doubles in place to what the device gets: the reference reads the very numbers the kernel reads, so that
-   only the kernel's own rounding differs. Outputs that are overwritten start as unset (0xff: NaN in every type); a buffer is an
-   allocation of its own, so an address sanitizer or memcheck sees one element too many. release_all() at the end of a case.
+   An upload rounds the host's doubles in place to what the device gets: the reference reads the very numbers the kernel
+   reads, so that only the kernel's own rounding differs. Outputs that are overwritten start as unset (0xff: NaN in
+   every type); a buffer is an allocation of its own, so an address sanitizer or memcheck sees one element too many.
+   release_all() at the end of a case.
 
    Distances: norm_distance ||a-b|| / ||b||, and relative_distance max|a-b| / max|b| of check.h. bf16 keeps 8
-   bits, so one rounding is off by at most 2^-8 of the value; over many values of any size by about 1.7e-3 in the norm.       */
+   bits, so one rounding is off by at most 2^-8 of the value; over many values of any size
+   by about 1.7e-3 in the norm.                                                                                       */
 #ifndef ODYSSEUS_TEST_CUDA_SUPPORT_H
 #define ODYSSEUS_TEST_CUDA_SUPPORT_H
-
-#define WATCHDOG_SECONDS 60 /* no barrier of a kernel is waited for longer, even under a sanitizer: it ends with an error */
 
 #include "../../kernels/compute.h"
 #include "check.h"
@@ -56,7 +57,8 @@ static inline void release_all(void) {
 static inline void *upload_bytes(const void *src, i64 bytes) {
     void *p = device_take(bytes);
     if (bytes > 0) CUDA_CHECK(cudaMemcpy(p, src, (size_t)bytes, cudaMemcpyHostToDevice));
-    CUDA_CHECK(cudaDeviceSynchronize()); /* the copy may return before it has ended, and the tests' stream does not wait for it */
+    /* the copy may return before it has ended, and the tests' stream does not wait for it */
+    CUDA_CHECK(cudaDeviceSynchronize());
     return p;
 }
 static inline void *download_bytes(const void *src, i64 bytes) {
@@ -116,7 +118,7 @@ static inline double *download_accum(const accum *x, i64 n) {
 }
 static inline double *download_f64(const double *x, i64 n) { return (double *)download_bytes(x, n * 8); }
 
-/* ---- comparison --------------------------------------------------------------------------------------------------- */
+/* ---- comparison -------------------------------------------------------------------------------------------------- */
 
 /* ||a - b|| / ||b||; 0 for two zero tensors, infinity if a holds what is not a number. */
 static inline double norm_distance(const double *a, const double *b, i64 n) {
@@ -130,26 +132,28 @@ static inline double norm_distance(const double *a, const double *b, i64 n) {
 }
 
 /* Both distances at once: the norm's bound, and the largest element's. */
-static inline int check_close(const double *got, const double *want, i64 n, double bound, double bound_max, const char *format, ...)
-    __attribute__((format(printf, 6, 7)));
-static inline int check_close(const double *got, const double *want, i64 n, double bound, double bound_max, const char *format, ...) {
+static inline int check_close(const double *got, const double *want, i64 n, double bound, double bound_max,
+                              const char *format, ...) __attribute__((format(printf, 6, 7)));
+static inline int check_close(const double *got, const double *want, i64 n, double bound, double bound_max,
+                              const char *format, ...) {
     char name[256];
     va_list args;
     va_start(args, format);
     vsnprintf(name, sizeof name, format, args);
     va_end(args);
     double distance = norm_distance(got, want, n), worst = relative_distance(got, want, n);
-    return check(distance <= bound && worst <= bound_max, "%s: distance %.2g, at most %.2g; largest %.2g, at most %.2g", name, distance, bound, worst,
-                 bound_max);
+    return check(distance <= bound && worst <= bound_max, "%s: distance %.2g, at most %.2g; largest %.2g, at most %.2g",
+                 name, distance, bound, worst, bound_max);
 }
 
 static inline int same_bits(const void *a, const void *b, i64 bytes) { /* two buffers of the device */
     return bytes == 0 || memcmp(download_bytes(a, bytes), download_bytes(b, bytes), (size_t)bytes) == 0;
 }
 
-/* ---- the device ----------------------------------------------------------------------------------------------------- */
+/* ---- the device -------------------------------------------------------------------------------------------------- */
 
-/* The orders in which the emulator runs a block's threads: ascending, descending, shuffled. A GPU has its own; there they change nothing. */
+/* The orders in which the emulator runs a block's threads: ascending, descending, shuffled. A GPU has its
+   own; there they change nothing. */
 static const int SCHEDULES[3] = {0, 1, 7};
 static inline void set_schedule(int seed) {
     CUDA_CHECK(cudaDeviceSynchronize()); /* what is queued still runs under the old one */
@@ -188,8 +192,8 @@ static inline Device test_device(i64 scratch_bytes) {
 #define ON_GPU 0
 #endif
 
-/* Has this device wgmma? A Hopper has, and so has the emulator: there it is a failure if the program was built without those kernels, not something
-   to skip. */
+/* Has this device wgmma? A Hopper has, and so has the emulator: there it is a failure if the program was built without
+   those kernels, not something to skip. */
 static inline int need_wgmma(void) {
     cudaDeviceProp p;
     CUDA_CHECK(cudaGetDeviceProperties(&p, 0));
@@ -200,7 +204,8 @@ static inline int need_wgmma(void) {
     return has;
 }
 
-/* A kernel that hangs shall not hang the test: after so many seconds it ends. The emulator, whose time is the machine's, finds such waits itself. */
+/* A kernel that hangs shall not hang the test: after so many seconds it ends. The emulator, whose time is the
+   machine's, finds such waits itself. */
 static inline void watch_device(unsigned seconds) {
     if (ON_GPU) alarm(seconds);
 }
@@ -211,7 +216,8 @@ static inline void need_device(void) {
 #ifndef __CUDACC__
     setenv("EMU_ARCH", "90", 0); /* a Hopper has every path; training under the emulator has an sm_80's */
 #endif
-    if (cudaGetDeviceCount(&n) != cudaSuccess || n < 1) FAIL(EVERYONE, "no CUDA device; without one, the same test under the emulator is build/NAME_emu");
+    if (cudaGetDeviceCount(&n) != cudaSuccess || n < 1)
+        FAIL(EVERYONE, "no CUDA device; without one, the same test under the emulator is build/NAME_emu");
 }
 
 #endif

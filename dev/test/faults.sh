@@ -1,11 +1,15 @@
 #!/usr/bin/env bash
-# faults.sh - a check that cannot fail is none: plant one fault at a time in a copy of the sources and see the tests fail.
+# faults.sh - a check that cannot fail is none: plant one fault at a time in a copy of the
+# sources and see the tests fail.
 #
-#   fault    file, a sed expression that must change it, the test that must then fail, its ranks (alone: without mpirun) and arguments
+#   fault    file, a sed expression that must change it, the test that must then fail, its ranks (alone: without
+#            mpirun) and arguments
 #   emulated the same for a kernel of kernels/cuda and its test under the emulator
 #   caught   the same for the program itself: the error with which it must stop, ranks, flags
-#   trained  the same for the CUDA program under the emulator, in an environment (dev/emu/runtime.h): it ends otherwise than without
-# faults.sh WORDS: only those whose name holds WORDS. Prints TAP, a line a fault. Takes some fifteen minutes on two cores; scripts/test.sh --long runs it.
+#   trained  the same for the CUDA program under the emulator, in an environment (dev/emu/runtime.h): it ends
+#            otherwise than without
+# faults.sh WORDS: only those whose name holds WORDS. Prints TAP, a line a fault. Takes some fifteen minutes on two
+# cores; scripts/test.sh --long runs it.
 set -uo pipefail
 cd "$(dirname "$0")/../.."
 source scripts/common.sh
@@ -29,10 +33,13 @@ plant() { # plant WHAT FILE SED SOURCE PROGRAM: a copy of the sources with the f
         return 1
     fi
     # the fault may leave something unused: no -Werror here
-    local compile=(mpicc -x c -std=c11 -O2 $arch -ffp-contract=fast -fopenmp -fno-math-errno -D_GNU_SOURCE -DODYSSEUS_FP64 -w)
-    [[ $source != dev/test/*.cu && $program != *_emu ]] || compile=(mpicxx -x c++ -std=c++20 -I"$copy/dev/emu" -O1 $arch -fopenmp -D_GNU_SOURCE -DODYSSEUS_CUDA
+    local compile=(mpicc -x c -std=c11 -O2 $arch -ffp-contract=fast -fopenmp -fno-math-errno -D_GNU_SOURCE
+        -DODYSSEUS_FP64 -w)
+    [[ $source != dev/test/*.cu && $program != *_emu ]] ||
+        compile=(mpicxx -x c++ -std=c++20 -I"$copy/dev/emu" -O1 $arch -fopenmp -D_GNU_SOURCE -DODYSSEUS_CUDA
         -DODYSSEUS_HOPPER -DODYSSEUS_NCCL -DOMPI_SKIP_MPICXX -DMPICH_SKIP_MPICXX -w)
-    [[ $source != */test_simulator.c ]] || compile=(gcc -x c -std=c11 -O2 -fopenmp -D_GNU_SOURCE -DODYSSEUS_SIM -DODYSSEUS_NO_MPI -w)
+    [[ $source != */test_simulator.c ]] ||
+        compile=(gcc -x c -std=c11 -O2 -fopenmp -D_GNU_SOURCE -DODYSSEUS_SIM -DODYSSEUS_NO_MPI -w)
     if ! "${compile[@]}" "$copy/$source" -o "$copy/$program" -lcjson -lm 2>"$copy/log"; then
         echo "not ok $n - $what: does not compile: $(head -n 1 "$copy/log")"
         failed=$((failed + 1))
@@ -44,7 +51,8 @@ caught() { # caught WHAT FILE SED PATTERN RANKS FLAGS...
     local what=$1 file=$2 expression=$3 pattern=$4 ranks=$5
     shift 5
     plant "$what" "$file" "$expression" train_gpt.cu train_gpt || return
-    if ! run_ranks -t 600 "$ranks" "$copy/train_gpt" --train "$data/train_*.bin" --seq-len 64 --steps 2 "$@" >"$copy/log" 2>&1 &&
+    if ! run_ranks -t 600 "$ranks" "$copy/train_gpt" --train "$data/train_*.bin" --seq-len 64 --steps 2 "$@" \
+        >"$copy/log" 2>&1 &&
         grep -qE "^train_gpt: error: .*$pattern" "$copy/log"; then
         echo "ok $n - $what: $(grep -m 1 -oE "$pattern.*" "$copy/log" | cut -c 1-110)"
     else
@@ -58,8 +66,8 @@ outcome() { # outcome PROGRAM SETTINGS RANKS FLAGS...: the losses of two steps, 
     shift 3
     rm -rf "$out"
     # shellcheck disable=SC2086
-    if run_ranks -t 600 "$ranks" env $settings "$program" --layers 2 --dim 64 --heads 4 --ffn 256 --train "$data/train_*.bin" \
-        --seq-len 48 --batch 4 --steps 2 --out "$out" "$@" >"$copy/log" 2>&1; then
+    if run_ranks -t 600 "$ranks" env $settings "$program" --layers 2 --dim 64 --heads 4 --ffn 256 \
+        --train "$data/train_*.bin" --seq-len 48 --batch 4 --steps 2 --out "$out" "$@" >"$copy/log" 2>&1; then
         grep -oE '"loss": *[^,]*' "$out/metrics.jsonl" | tr '\n' ' '
     else
         grep -m 1 -oE '^emulator: .*|error: .*' "$copy/log" | cut -c 1-150
@@ -87,7 +95,8 @@ emulated() { # emulated WHAT FILE SED TEST [ARGS...]
     plant "$what" "$file" "$expression" "dev/test/$test.cu" "$test" || return
     timeout 300 "$copy/$test" "$@" >"$copy/log" 2>&1 || code=$?
     if [ $code -ne 0 ]; then
-        echo "ok $n - $what: $test fails $(grep -c '^not ok' "$copy/log") checks$(grep -m 1 '^emulator' "$copy/log" | sed 's/^/; /' | cut -c 1-120)"
+        echo "ok $n - $what: $test fails $(grep -c '^not ok' "$copy/log")" \
+            "checks$(grep -m 1 '^emulator' "$copy/log" | sed 's/^/; /' | cut -c 1-120)"
     else
         echo "not ok $n - $what: $test did not see it"
         failed=$((failed + 1))
@@ -111,156 +120,422 @@ fault() { # fault WHAT FILE SED TEST RANKS [ARGS...]
 
 S="test_schemes 4 1 2 4"
 # each rank's targets from the tokens it holds itself, as a trainer that rolls its part by one
-SHIFTED='s/^( *)(dataset_column\(d, sequence, \&m->own_map, 1, targets, b, m->B\);)/\1\2 for (i64 i = 0; i < m->T_own; i++) targets[i * m->B + b] = tokens[(m->own_first + (i + 1) % m->T_own) * m->B + b];/'
+SHIFTED='s/^( *dataset_targets\(d, sequence, \&m->own_map, 1, .*, targets, b, m->B\);)/\1 @loop/;
+    s/@loop/for (i64 i = 0; i < m->T_own; i++) targets[i * m->B + b] = @token;/;
+    s/@token/tokens[(m->own_first + (i + 1) % m->T_own) * m->B + b]/'
 # shellcheck disable=SC2086
 {
-fault 'ring: blocks are not merged' ring.h '0,/visitor_map\(m, hop\), hop > 0\)/s//visitor_map(m, hop), 0)/' $S
-fault 'ring: query gradients of earlier blocks are lost' ring.h 's/(attention_shape\(m\), m->ring_map, visitor_map\(m, hop\)), hop > 0/\1, 0/' $S
-fault 'ring: a share that nobody made is sent on' ring.h 's/^ +else zero_fill\(.*$//' $S
-fault 'ring: the exchange is skipped' ring.h '0,/kv = arriving;/s//kv = s->kv;/' $S
-fault 'ring: gradients never come home' ring.h 's/^    sum_parts\(\&m->dev, h->dkv_sum.*$//' $S
-fault 'ring: visitors taken for their neighbours' core/blocks.h 's/ring_rank - turn \+ R/ring_rank - turn + 1 + R/' $S
-fault 'zigzag: second chunk shifted' core/positions.h 's/2 \* ranks - 1 - rank/2 * ranks - 2 - rank/' $S
-fault 'stripe: contiguous instead' core/positions.h 's/layout == RING_CONTIGUOUS\)/layout != RING_ZIGZAG)/' test_positions 1
-fault 'tp: bias gradient over all tokens on every rank' tpsp.h 's/dstream \+ m->own_first \* m->B \* m->config.dim, own_rows\(m\)/dstream, stream_rows(m)/' $S
-fault 'tp: norm gradient over all tokens on every rank' train_gpt.cu 's/m->own_first \* m->B, own_rows\(m\)\);/0, stream_rows(m));/' $S
-fault 'tpsp: bias added before the sum, on every rank' tpsp.h 's/heads_attention_forward\(m, s, partial, .*\);/& if (m->zero.weight[T_O_BIAS]) bias_add(\&m->dev, partial, m->zero.weight[T_O_BIAS], ring_rows(m), m->config.dim);/; s/tp_bias\(m, T_O_BIAS, out\);//' $S
-fault 'tpsp: reduce-scatter forgotten in backward' tpsp.h '0,/= tp_leave\(m, t, dxn, partial\);/s//= NULL;/' $S
-fault 'tpsp: the sum leaves before keys and values have added to it' tpsp.h 's/^    HeadsBackward h = .*/    Request *leaving = NULL;\n&/; s/^    project_q_backward_input.*/&\n    leaving = tp_leave(m, t, dxn, partial);/; 0,/Request \*leaving = tp_leave.*/s///' $S
-fault 'tpsp: weight gradients before their input has arrived' tpsp.h 's/^    tp_arrived\(m, \&all\);//; s/mlp_body_backward_weight\(m, dpre, tp_arrived\(m, \&all\)/mlp_body_backward_weight(m, dpre, all.rows/; s/^    comm_wait\(\&m->fabric, leaving\);/    tp_arrived(m, \&all);\n&/' $S
-fault 'all-reduce: what the others have summed does not arrive' core/comm.h 's/if \(r->group \&\& !f->dev->plan\)/if (r->group \&\& f->dev->plan)/' test_comm 4
-fault 'ulysses: KV copies not added up' kernels/cpu/heads.h 's/\+= /= /g' $S
-fault 'replicated KV counted by every replica' core/zero.h 's/ \? SHARE_KV : SHARE_SPLIT/ ? SHARE_SPLIT : SHARE_SPLIT/' $S
-fault 'tied embedding forgets the head' core/zero.h 's/int continues = .*;/int continues = 0;/' $S
-fault 'targets are their own tokens' train_gpt.cu 's/\&m->own_map, 1, targets/\&m->own_map, 0, targets/' test_fixtures 1
-fault 'targets shifted after the split' train_gpt.cu "$SHIFTED" $S
-fault 'loss averaged over this rank only' train_gpt.cu 's/^    comm_sum_control\(.*\&counted, 1\);//' $S
-fault 'gradients scaled by ranks' train_gpt.cu 's/scale = \(accum\)\(1\.0 \//scale = (accum)(1.0 * t->options.shape.world \//' $S
-fault 'ignored targets counted' train_gpt.cu 's/ignore_token >= 0 \&\&/ignore_token >= 1000 \&\&/' test_gradients 1
-fault 'micro-batches read the same sequences' train_gpt.cu 's/\(micro \* m->mesh/(0 * micro * m->mesh/' $S
-fault 'recompute skips the norm' train_gpt.cu 's/if \(m->recompute\) block_forward\(m, kind, l, s->x, NULL, dxn\);//' $S
-fault 'ledger counts its own part' core/comm.h '0,/COMM_ALL_GATHER, t, \(c->size - 1\)/s//COMM_ALL_GATHER, t, (c->size)/' $S
-fault 'closed form of the ring forgotten' train_gpt.cu 's/^    m->context->volume\(.*//' $S
-fault 'closed form without the repeated forward' train_gpt.cu 's/if \(m->recompute\) ledger_expect_repeat.*//' $S
-fault 'closed form of ulysses off' ulysses.h 's/2 \* c->dim \/ N/c->dim \/ N/' $S
-fault 'arena: a buffer the plan does not see' train_gpt.cu 's/if \(!m->dev\.plan\) load_micro_batch/if (!m->dev.plan) take_real(m, MEM_WORKSPACE, 1 << 20); if (!m->dev.plan) load_micro_batch/' $S
-fault 'memory: the sequence named is one step too long' core/fit.h 's/return fits \* unit;/return fails * unit;/' test_memory 1
-fault 'memory: a run of several micro-steps needs more than its plan' train_gpt.cu 's/^        model_walk\(m, scale\);/        take_real(m, MEM_WORKSPACE, 1024);\n&/' test_memory 1
-fault 'a refusal offers what cannot work' core/scheme.h 's/if \(works\(c, v\)\) \*below = v;/*below = v;/' test_schemes 6 6
-fault 'zigzag work unbalanced' core/positions.h 's/layout == RING_CONTIGUOUS\)/layout != RING_STRIPE)/' $S
-fault 'collectives: wrong part summed' core/comm.h 's/char \*own = .*;/char *own = (char *)buf;/' test_comm 4
-fault 'collectives: reduce-scatter forgets one rank' core/comm.h 's/r->n_parts = c->size, r->type = r->sum_type = type, r->add/r->n_parts = c->size - 1, r->type = r->sum_type = type, r->add/' test_comm 4
-fault 'collectives: control sum loses its last value' core/comm.h 's/i64 chunk = ceil_div\(n, c->size\), all/i64 chunk = n \/ c->size, all/' test_comm 4
-fault 'large types lay their rest over the start' core/wire_mpi.h 's/\(MPI_Aint\)\(bytes \/ big \* big\)/(MPI_Aint)0/' test_comm 1
-fault 'watch: a rank that works is taken for one that stands still' core/wire_watch.h 's/if \(!silent \&\& works >= 0\)/if (0)/' test_comm 3
-fault 'watch: nobody answers' core/wire_watch.h 's/^ +watch_answer\(w, from.MPI_SOURCE, round\);//' test_comm 3
-fault 'warmup one step late' core/schedule.h 's/\(double\)\(step \+ 1\) \/ \(double\)s->warmup/(double)step \/ (double)s->warmup/' test_fixtures 1
-fault 'schedule: wsd decays from the warmup on' core/schedule.h 's/stable \? s->steps - s->decay_steps : s->warmup/s->warmup/' test_schedule 1
-fault 'schedule: a decay one step early' core/schedule.h 's/\(double\)\(step - from\)/(double)(step + 1 - from)/' test_schedule 1
-fault 'spike: one counts in full' core/spike.h 's/off = bound \* sqrt\(w->variance\);/(void)off;/' test_schedule 1
-fault 'spike: a level that stays is never the rule' core/spike.h 's/^    w->mean \+= share \* off;/    if (off < bound * sqrt(w->variance)) w->mean += share * off;/' test_schedule 1
-fault 'decay on norms and biases' core/tensors.h 's/return spec->cols != SIZE_1;/return 1;/' test_fixtures 1
-fault 'clipping by the squared norm' train_gpt.cu 's/s->grad_clip \/ norm : 1/s->grad_clip \/ (norm * norm) : 1/' test_fixtures 1
-fault 'Llama 3 frequencies not stretched' core/config.h 's/if \(wavelength > low\) f \/= s->factor;/if (wavelength > low) f \/= 1;/' test_fixtures 1
-fault 'c_attn parts swapped' core/tensors.h 's/HF_TRANSPOSED, 1, 3/HF_TRANSPOSED, 2, 3/' test_fixtures 1
-fault 'products: the first piece of k does not add' kernels/cpu/gemm.h 's/add \|\| k > 0\)/k > 0)/' test_kernels 1
-fault 'products: a tile at the edge loses a column' kernels/cpu/gemm.h 's/j < columns; j\+\+\) c\[/j < columns - 1; j++) c[/' test_kernels 1
-fault 'products: a last panel is not filled up' kernels/cpu/gemm.h 's/= i < rows \? from\[i \* ld \+ k\] : 0;/= from[0];/' test_kernels 1
-fault 'attention: a query sees one key too many' kernels/cpu/attention.h 's/seen\[c \+ i\] <= j/seen[c + i] < j/' test_kernels 1
-fault 'attention: keys begin at a panel of queries too late' kernels/cpu/attention.h 's/panel_seen\(seen, i\) <= j\)/panel_seen(seen, i) <= j + 1)/' test_kernels 1
-fault 'attention: what a product reads beyond is not cleared' kernels/cpu/attention.h 's/^( +for .*\) )memset\(s \+ j \* PAIR_STEP.*/\1(void)s;/' test_kernels 1
-fault 'attention scaled by another root' kernels/cpu/attention.h 's/sqrt/cbrt/' test_fixtures 1
-fault 'final norm bias gradient dropped' train_gpt.cu 's/dx \+ own, g\[T_NORM\], g\[T_NORM_BIAS\], xn/dx + own, g[T_NORM], NULL, xn/' test_gradients 1
-fault 'positions of the embedding gradient' train_gpt.cu 's/z->dweight\[T_WPE\], dx/NULL, dx/' test_gradients 1
-fault 'a measured peak stops a run' kernels/cpu/device.h '/^static inline int device_peak_is_stated/,/^}/s/return 0;/return 1;/' test_host 1
-fault 'a peak that was given stops nothing' core/rate.h 's/s->peak_tflops > 0 \|\|/s->peak_tflops > 1e12 ||/' test_host 1
-fault 'the page cache counts as used' core/cgroup.h 's/\{"inactive_file ", "active_file ",/{NULL, NULL,/' test_host 1
-fault 'only the own group limits' core/cgroup.h 's/if \(strlen\(g.group\) <= strlen\(g.mount\) \|\| !slash\) break;/break;/' test_host 1
-fault 'a group outside the namespace is looked for beside the mount' core/cgroup.h 's/ \&\& !strstr\(path, "\/\.\."\)//' test_host 1
-fault 'a group that begins with the same letters' core/cgroup.h 's/ \&\& \(path\[n\] == .\/. \|\| path\[n\] == 0\)//' test_host 1
-fault 'v1 is not looked at' core/cgroup.h 's/k < 2; k\+\+/k < 1; k++/' test_host 1
-fault 'a part of a core gives no thread' kernels/cpu/device.h 's/ceil\(given\)/floor(given)/' test_host 1
-fault 'OpenMP may give less when the host is busy' kernels/cpu/device.h 's/^    omp_set_dynamic\(0\);.*//' test_host 1
-fault 'a team is taken for granted' kernels/cpu/device.h 's/^    granted = omp_get_num_threads\(\);/    granted = threads;/' test_host 1
-fault 'a rank of a launcher goes alone' core/launcher.h 's/"PMI_", "PMI2_", //' test_host 1
+fault 'ring: blocks are not merged' ring.h \
+    '0,/visitor_map\(m, hop\), hop > 0\)/s//visitor_map(m, hop), 0)/' $S
+fault 'ring: query gradients of earlier blocks are lost' ring.h \
+    's/(attention_shape\(m\), m->ring_map, visitor_map\(m, hop\)), hop > 0/\1, 0/' $S
+fault 'ring: a share that nobody made is sent on' ring.h \
+    's/^ +else zero_fill\(.*$//' $S
+fault 'ring: the exchange is skipped' ring.h \
+    '0,/kv = arriving;/s//kv = s->kv;/' $S
+fault 'ring: gradients never come home' ring.h \
+    's/^    sum_parts\(\&m->dev, h->dkv_sum.*$//' $S
+fault 'ring: visitors taken for their neighbours' core/blocks.h \
+    's/ring_rank - turn \+ R/ring_rank - turn + 1 + R/' $S
+fault 'zigzag: second chunk shifted' core/positions.h \
+    's/2 \* ranks - 1 - rank/2 * ranks - 2 - rank/' $S
+fault 'stripe: contiguous instead' core/positions.h \
+    's/layout == RING_CONTIGUOUS\)/layout != RING_ZIGZAG)/' test_positions 1
+fault 'tp: bias gradient over all tokens on every rank' tpsp.h \
+    's/dstream \+ m->own_first \* m->B \* m->config.dim, own_rows\(m\)/dstream, stream_rows(m)/' $S
+fault 'tp: norm gradient over all tokens on every rank' train_gpt.cu \
+    's/m->own_first \* m->B, own_rows\(m\)\);/0, stream_rows(m));/' $S
+fault 'tpsp: bias added before the sum, on every rank' tpsp.h \
+    's/heads_attention_forward\(m, s, partial, .*\);/& real *o = m->zero.weight[T_O_BIAS]; @early/;
+     s/@early/if (o) bias_add(\&m->dev, partial, o, ring_rows(m), m->config.dim);/;
+     s/tp_bias\(m, T_O_BIAS, out\);//' $S
+fault 'tpsp: reduce-scatter forgotten in backward' tpsp.h \
+    '0,/= tp_leave\(m, t, dxn, partial\);/s//= NULL;/' $S
+fault 'tpsp: the sum leaves before keys and values have added to it' tpsp.h \
+    's/^    HeadsBackward h = .*/    Request *leaving = NULL;\n&/;
+     s/^    project_q_backward_input.*/&\n    leaving = tp_leave(m, t, dxn, partial);/;
+     0,/Request \*leaving = tp_leave.*/s///' $S
+fault 'tpsp: weight gradients before their input has arrived' tpsp.h \
+    's/^    tp_arrived\(m, \&all\);//;
+     s/mlp_body_backward_weight\(m, dpre, tp_arrived\(m, \&all\)/mlp_body_backward_weight(m, dpre, all.rows/;
+     s/^    comm_wait\(\&m->fabric, leaving\);/    tp_arrived(m, \&all);\n&/' $S
+fault 'all-reduce: what the others have summed does not arrive' core/comm.h \
+    's/if \(r->group \&\& !f->dev->plan\)/if (r->group \&\& f->dev->plan)/' test_comm 4
+fault 'ulysses: KV copies not added up' kernels/cpu/heads.h \
+    's/\+= /= /g' $S
+fault 'replicated KV counted by every replica' core/zero.h \
+    's/ \? SHARE_KV : SHARE_SPLIT/ ? SHARE_SPLIT : SHARE_SPLIT/' $S
+fault 'tied embedding forgets the head' core/zero.h \
+    's/int continues = .*;/int continues = 0;/' $S
+fault 'targets are their own tokens' train_gpt.cu \
+    's/(dataset_targets\(d, sequence, \&m->own_map, )1/\10/' test_fixtures 1
+fault 'targets shifted after the split' train_gpt.cu \
+    "$SHIFTED" $S
+fault 'loss averaged over this rank only' train_gpt.cu \
+    's/^    comm_sum_control\(.*\&counted, 1\);//' $S
+fault 'gradients scaled by ranks' train_gpt.cu \
+    's/scale = \(accum\)\(1\.0 \//scale = (accum)(1.0 * t->options.shape.world \//' $S
+fault 'ignored targets counted' core/data.h \
+    's/if \(column\[j \* B\] == ignored\)/if (0)/' test_gradients 1
+fault 'micro-batches read the same sequences' train_gpt.cu \
+    's/\(micro \* m->mesh/(0 * micro * m->mesh/' $S
+fault 'recompute skips the norm' train_gpt.cu \
+    's/if \(m->recompute\) block_forward\(m, kind, l, s->x, NULL, dxn\);//' $S
+fault 'ledger counts its own part' core/comm.h \
+    '0,/COMM_ALL_GATHER, t, \(c->size - 1\)/s//COMM_ALL_GATHER, t, (c->size)/' $S
+fault 'closed form of the ring forgotten' train_gpt.cu \
+    's/^    m->context->volume\(.*//' $S
+fault 'closed form without the repeated forward' train_gpt.cu \
+    's/if \(m->recompute\) ledger_expect_repeat.*//' $S
+fault 'closed form of ulysses off' ulysses.h \
+    's/2 \* c->dim \/ N/c->dim \/ N/' $S
+fault 'arena: a buffer the plan does not see' train_gpt.cu \
+    's/(if \(!m->dev\.plan\)) load_micro_batch/\1 take_real(m, MEM_WORKSPACE, 1 << 20); &/' $S
+fault 'memory: the sequence named is one step too long' core/fit.h \
+    's/return fits \* unit;/return fails * unit;/' test_memory 1
+fault 'memory: a run of several micro-steps needs more than its plan' train_gpt.cu \
+    's/^        model_walk\(m, scale\);/        take_real(m, MEM_WORKSPACE, 1024);\n&/' test_memory 1
+fault 'a refusal offers what cannot work' core/scheme.h \
+    's/if \(works\(c, v\)\) \*below = v;/*below = v;/' test_schemes 6 6
+fault 'zigzag work unbalanced' core/positions.h \
+    's/layout == RING_CONTIGUOUS\)/layout != RING_STRIPE)/' $S
+fault 'collectives: wrong part summed' core/comm.h \
+    's/char \*own = .*;/char *own = (char *)buf;/' test_comm 4
+fault 'collectives: reduce-scatter forgets one rank' core/comm.h \
+    '/r->n_parts = c->size, r->type = r->sum_type = type,$/{N;s/c->size(.*r->add)/c->size - 1\1/}' test_comm 4
+fault 'collectives: control sum loses its last value' core/comm.h \
+    's/i64 chunk = ceil_div\(n, c->size\), all/i64 chunk = n \/ c->size, all/' test_comm 4
+fault 'large types lay their rest over the start' core/wire_mpi.h \
+    's/\(MPI_Aint\)\(bytes \/ big \* big\)/(MPI_Aint)0/' test_comm 1
+fault 'watch: a rank that works is taken for one that stands still' core/wire_watch.h \
+    's/if \(!silent \&\& works >= 0\)/if (0)/' test_comm 3
+fault 'watch: nobody answers' core/wire_watch.h \
+    's/^ +watch_answer\(w, from.MPI_SOURCE, round\);//' test_comm 3
+fault 'warmup one step late' core/schedule.h \
+    's/\(double\)\(step \+ 1\) \/ \(double\)s->warmup/(double)step \/ (double)s->warmup/' test_fixtures 1
+fault 'sample: keys of another place' core/sample.h \
+    's/return before \+ off \/ run->stride;/return off \/ run->stride;/' test_sample 4
+fault 'sample: the parts of a ring weighed alike' core/sample.h \
+    's/value \+= exp\(.* - top\) \/ sum/value += 1.0 \/ R/' test_sample 4
+fault 'sample: keys of the first head everywhere' core/sample.h \
+    's/kv_row = split \? 0 : .*;/kv_row = 0;/' test_sample 4
+fault 'sample: a layer without a cache of its own' train_gpt.cu \
+    's/m->recompute \&\& m->samples/0/' test_sample 4
+fault 'sample: top-p keeps one token too many' core/sample.h \
+    's/kept < top_p \* sum/kept - (n ? all[n - 1].weight : 0) < top_p * sum/' test_sample 1
+fault 'tokenizer: digits by four' core/tokenizer.h \
+    's/PIECES_LLAMA3 \? 3/PIECES_LLAMA3 ? 4/' test_tokenizer alone
+fault 'tokenizer: no capitals in contractions' core/tokenizer.h \
+    's/n - i, newer\)/n - i, 0)/' test_tokenizer alone
+fault 'tokenizer: the leftmost merge first' core/tokenizer.h \
+    's/a->m.rank != b->m.rank/0/' test_tokenizer alone
+fault 'tokenizer: of added tokens the shortest' core/tokenizer.h \
+    's/\]\)\.n < w->n|\.n < w->n; at--/.n > w->n; at--/' test_tokenizer alone
+fault 'tokenizer: words do not go before merges' core/tokenizer.h \
+    's/t->tries_whole \?/0 ?/' test_tokenizer alone
+fault 'schedule: wsd decays from the warmup on' core/schedule.h \
+    's/stable \? s->steps - s->decay_steps : s->warmup/s->warmup/' test_schedule 1
+fault 'schedule: a decay one step early' core/schedule.h \
+    's/\(double\)\(step - from\)/(double)(step + 1 - from)/' test_schedule 1
+fault 'spike: one counts in full' core/spike.h \
+    's/off = bound \* sqrt\(w->variance\);/(void)off;/' test_schedule 1
+fault 'spike: a level that stays is never the rule' core/spike.h \
+    's/^    w->mean \+= share \* off;/    if (off < bound * sqrt(w->variance)) w->mean += share * off;/' test_schedule 1
+fault 'decay on norms and biases' core/tensors.h \
+    's/return spec->cols != SIZE_1;/return 1;/' test_fixtures 1
+fault 'clipping by the squared norm' train_gpt.cu \
+    's/s->grad_clip \/ norm : 1/s->grad_clip \/ (norm * norm) : 1/' test_fixtures 1
+fault 'Llama 3 frequencies not stretched' core/config.h \
+    's/if \(wavelength > low\) f \/= s->factor;/if (wavelength > low) f \/= 1;/' test_fixtures 1
+fault 'c_attn parts swapped' core/tensors.h \
+    's/HF_TRANSPOSED, 1, 3/HF_TRANSPOSED, 2, 3/' test_fixtures 1
+fault 'products: the first piece of k does not add' kernels/cpu/gemm.h \
+    's/add \|\| k > 0\)/k > 0)/' test_kernels 1
+fault 'products: a tile at the edge loses a column' kernels/cpu/gemm.h \
+    's/j < columns; j\+\+\) c\[/j < columns - 1; j++) c[/' test_kernels 1
+fault 'products: a last panel is not filled up' kernels/cpu/gemm.h \
+    's/= i < rows \? from\[i \* ld \+ k\] : 0;/= from[0];/' test_kernels 1
+fault 'attention: a query sees one key too many' kernels/cpu/attention.h \
+    's/seen\[c \+ i\] <= j/seen[c + i] < j/' test_kernels 1
+fault 'attention: keys begin at a panel of queries too late' kernels/cpu/attention.h \
+    's/panel_seen\(seen, i\) <= j\)/panel_seen(seen, i) <= j + 1)/' test_kernels 1
+fault 'attention: what a product reads beyond is not cleared' kernels/cpu/attention.h \
+    's/^( +for .*\) )memset\(s \+ j \* PAIR_STEP.*/\1(void)s;/' test_kernels 1
+fault 'attention scaled by another root' kernels/cpu/attention.h \
+    's/sqrt/cbrt/' test_fixtures 1
+fault 'final norm bias gradient dropped' train_gpt.cu \
+    's/dx \+ own, g\[T_NORM\], g\[T_NORM_BIAS\], xn/dx + own, g[T_NORM], NULL, xn/' test_gradients 1
+fault 'positions of the embedding gradient' train_gpt.cu \
+    's/z->dweight\[T_WPE\], dx/NULL, dx/' test_gradients 1
+fault 'a measured peak stops a run' kernels/cpu/device.h \
+    '/^static inline int device_peak_is_stated/,/^}/s/return 0;/return 1;/' test_host 1
+fault 'a peak that was given stops nothing' core/rate.h \
+    's/s->peak_tflops > 0 \|\|/s->peak_tflops > 1e12 ||/' test_host 1
+fault 'the page cache counts as used' core/cgroup.h \
+    's/\{"inactive_file ", "active_file ",/{NULL, NULL,/' test_host 1
+fault 'only the own group limits' core/cgroup.h \
+    's/if \(strlen\(g.group\) <= strlen\(g.mount\) \|\| !slash\) break;/break;/' test_host 1
+fault 'a group outside the namespace is looked for beside the mount' core/cgroup.h \
+    's/ \&\& !strstr\(path, "\/\.\."\)//' test_host 1
+fault 'a group that begins with the same letters' core/cgroup.h \
+    's/ \&\& \(path\[n\] == .\/. \|\| path\[n\] == 0\)//' test_host 1
+fault 'v1 is not looked at' core/cgroup.h \
+    's/k < 2; k\+\+/k < 1; k++/' test_host 1
+fault 'a part of a core gives no thread' kernels/cpu/device.h \
+    's/ceil\(given\)/floor(given)/' test_host 1
+fault 'OpenMP may give less when the host is busy' kernels/cpu/device.h \
+    's/^    omp_set_dynamic\(0\);.*//' test_host 1
+fault 'a team is taken for granted' kernels/cpu/device.h \
+    's/^    granted = omp_get_num_threads\(\);/    granted = threads;/' test_host 1
+fault 'a rank of a launcher goes alone' core/launcher.h \
+    's/"PMI_", "PMI2_", //' test_host 1
 hopper=kernels/cuda/attention_hopper_forward.cuh
-fault 'checkpoint: files are not on disk before the manifest' core/save.h 's/if \(!troubled\(t\) \&\& fsync\(fd\) != 0\)/if (0)/' test_save alone
-fault 'checkpoint: the directory is not on disk before its name' core/save.h 's/if \(!troubled\(t\)\) sync_directory\(partial, t\);//' test_save alone
-fault 'checkpoint: the name is not on disk' core/save.h 's/if \(!troubled\(t\)\) sync_directory\(s->dir, t\);//' test_save alone
-fault 'checkpoint: what failed is left lying' core/save.h 's/^        remove_directory\(partial\);//' test_save alone
-fault 'checkpoint: what a crash left is in the way' core/save.h 's/^    remove_leftovers\(s\);//' test_save alone
-fault 'checkpoint: a torn one is in the way' core/save.h 's/if \(!troubled\(t\)\) set_aside\(path, t\);//' test_save alone
-fault 'checkpoint: deleted under its name' core/save.h 's/if \(rename\(path, deleted\) != 0 \|\| !remove_directory\(deleted\)\)/if (!remove_directory(path))/' test_save alone
-fault 'checkpoint: --keep counts torn ones' core/save.h 's/kept \+= v->whole;/kept++;/' test_save alone
-fault 'checkpoint: --keep deletes torn ones' core/save.h 's/if \(!v->whole \|\| kept <= s->keep/if (kept <= s->keep/' test_save alone
-fault 'checkpoint: a transposed piece one row too long' core/save.h 's/b = row_b - \(c > col_b\)/b = row_b/' test_save alone
-fault 'checkpoint: sums are not compared' core/manifest.h 's/if \(sum != m->file\[i\]\.sum\)/if (0)/' test_save alone
-fault 'checkpoint: sizes are not compared' core/manifest.h 's/\(i64\)st\.st_size != f->bytes/0/' test_save alone
-fault 'checkpoint: a sum that does not know the place' core/manifest.h 's/sum_key\(\(uint64_t\)\(word \/ SUM_BLOCK\)/sum_key((uint64_t)0/' test_save alone
-fault 'checkpoint: a newer version is read' core/manifest.h 's/else if \(version > MANIFEST_VERSION\)/else if (0)/' test_save alone
-fault 'resume: the oldest is taken' core/manifest.h 's/return x < y \? 1 : x > y \? -1 : 0;/return x < y ? -1 : x > y ? 1 : 0;/' test_save alone
-fault 'resume: a newer whole one is passed over' core/resume.h 's/^    if \(resume_newest\(world, s, s->dir/    if (0 \&\& resume_newest(world, s, s->dir/' test_save alone
-fault 'resume: moments exchanged' core/resume.h 's/flat = k == \(int\)SAVED_M \?/flat = k == (int)SAVED_V ?/' test_save alone
-fault 'resume: a tensor is held at once' core/checkpoint.h 's/i64_min\(n, CHECKPOINT_PIECE\) \* sizeof/n * sizeof/' test_save alone
-fault 'shuffle: every epoch alike' core/data.h 's/ \^ \(uint64_t\)epoch\)/)/' test_data alone
-fault 'shuffle: too few rounds' core/data.h 's/round < 6/round < 2/' test_data alone
-fault 'shuffle: past the end' core/data.h 's/while \(x >= \(uint64_t\)n\)/while (x > (uint64_t)n)/' test_data alone
-fault 'metrics: a value is added behind the line that waits' core/log.h 's/if \(log->wait\) log->wait\[.*$/if (log->wait) ;/' test_log alone
-fault 'metrics: a line that was written in part is written behind that part' core/log.h 's/if \(part < 0\) return 0;/if (part < 0) { log->end += done; return 0; }/' test_log alone
-emulated 'hopper: scores are read before their product is waited for' $hopper 's/wgmma_wait<1>/wgmma_wait<2>/' test_cuda_attention small forward wgmma
-emulated 'hopper: copies wait for the wrong phase of a stage' $hopper 's/(parity = ring_parity<STAGES>\(n\)) \^ 1/\1/' test_cuda_attention small forward wgmma
-emulated 'hopper: no fence before the products' $hopper 's/^( *)wgmma_fence\(\);/\1/' test_cuda_attention small forward wgmma
-emulated 'hopper: V is given back before it was read' $hopper 's/wgmma_wait<0>\(\);/wgmma_wait<1>();/' test_cuda_attention small forward wgmma
-emulated 'hopper: the largest score of a row is not shared by its lanes' $hopper 's/__shfl_xor_sync\(0xffffffffu, x, 2\)/x/' test_cuda_attention small forward wgmma
-emulated 'hopper: a group of KV heads reads the first' $hopper 's/\) \/ a.group;/) * 0;/' test_cuda_attention small forward wgmma
-emulated 'cuda: 48 KB of shared memory are not asked for' kernels/cuda/cuda.h 's/> 32 \* 1024\)/> 48 * 1024)/' test_cuda_attention small sm_80
-emulated 'cuda: a barrier is missing' kernels/cuda/attention_forward.cuh 's@__syncthreads\(\); /\* V\(j\).*@@' test_cuda_attention small sm_80
-emulated 'cuda: another swizzle on one side' kernels/cuda/attention_backward.cuh 's/int first = swizzle<COLS>\(row, col\);/int first = swizzle<COLS>(row + 1, col) - COLS;/' test_cuda_attention small sm_80
-emulated 'cuda: rows not swizzled: right, but in the same banks' kernels/cuda/attention.cuh 's/\(\(\(col >> 3\) \^ \(row \& 7\)\) << 3\)/(col >> 3 << 3)/' test_cuda_attention small sm_80
-emulated 'cuda: a copy is not waited for' kernels/cuda/attention_forward.cuh 's/cp_async_wait<0>\(\);//' test_cuda_attention small sm_80
-emulated 'cuda: what was summed does not shrink with the base' kernels/cuda/attention_forward.cuh 's/sum\[m\]\[half\] \*= shrink;//' test_cuda_attention small sm_80
-emulated 'cuda: a base that is never raised' kernels/cuda/attention_forward.cuh 's/top\[m\]\[half\] \+ 8;/top[m][half] + 1e9f;/' test_cuda_attention small sm_80
-emulated 'cuda: a sum of gradients rounded before its last turn' kernels/cuda/attention_backward.cuh 's/step->last \&\& a.dq_rounded/a.dq_rounded/' test_cuda_attention small sm_80
-emulated 'cuda: queries that see nothing keep what was there' kernels/cuda/attention_backward.cuh 's/i < steps\[n % STEPS\].h/i < 0/' test_cuda_attention small sm_80
-emulated 'cuda: attention takes all registers before a transfer has begun' kernels/cuda/attention.cuh 's/if \(dev->state.transfer\)/if (0)/' test_cuda_attention small
-emulated 'transfers: attention waits for the newest to begin, and so for the older to end' core/transfer_cuda.h '/flights\+\+\] = t;/{n;s/l->flying\[0\]/t/}' test_transfers
-emulated 'transfers: what waits behind work counts as under way' core/transfer_cuda.h 's/ && cudaEventQuery\(t->begun\) != cudaErrorNotReady//' test_transfers
-fault 'zero: a share is rounded up on a CPU, too' core/zero.h 's/real_is_accum\(\) \? 1 :/0 ? 1 :/' test_memory 1
-fault 'zero: a share begins anywhere, between GPUs, too' core/zero.h 's/real_is_accum\(\) \? 1 :/1 ? 1 :/' test_simulator 1
-fault 'zero: the closed form knows no 16 bytes' core/zero.h 's/\(S - 1\) \* shard_elements/(S - 1) * ceil_div/' test_simulator 1
-emulated 'cuda: a tail one short' kernels/cuda/reduce.cuh 's/i < left \? bf16_float/i < left - 1 ? bf16_float/' test_cuda_ops
-emulated 'cuda: the order of sums in dq not kept' kernels/cuda/attention_backward.cuh 's/counter_wait\(/if (0) counter_wait(/' test_cuda_attention sm_80
-emulated 'cuda: blocks that trust blockIdx to be the order of starts' kernels/cuda/attention_backward.cuh 's/\*ticket = atomicAdd\(a.tickets, 1\);/*ticket = (int)blockIdx.x;/' test_cuda_attention small sm_80
-emulated 'hopper: static arrays beside all the dynamic shared memory' $hopper 's/^    T t = T::make\(\);/&\n    SHARED(float, more, 9216);\n    more[threadIdx.x] = 0;/' test_cuda_attention small forward wgmma
-emulated 'cuda: keys at an offset of 32 bits' kernels/cuda/attention_forward.cuh 's/\(i64\)next.first \* a.kv_step/next.first * a.kv_step/' test_cuda_attention small sm_80
-emulated 'cuda: results at an offset of 32 bits' kernels/cuda/attention_forward.cuh 's/\(i64\)tile.first \* a.rows \+ head, tile.count/(unsigned)(tile.first * a.rows + head) * (unsigned)a.head_dim \/ (unsigned)a.head_dim, tile.count/' test_cuda_attention small sm_80
-emulated 'cuda: queries at an offset of 32 bits, backward' kernels/cuda/attention_backward.cuh 's/from \+ s->row \* a.head_dim/from + (unsigned)s->row * a.head_dim/' test_cuda_attention small sm_80
-emulated 'hopper: another swizzle than the copy has' kernels/cuda/attention_hopper.cuh 's/wgmma_descriptor\(tile, 16, 1024, 1\)/wgmma_descriptor(tile, 16, 1024, 2)/' test_cuda_attention small forward wgmma
-emulated 'hopper: an mbarrier that the copies do not know' kernels/cuda/attention_hopper_forward.cuh 's/mbarrier_init_fence\(\);//' test_cuda_attention small forward wgmma
-trained 'cuda: a transfer overwrites what is still read' core/transfer_cuda.h 's/^ *CUDA_CHECK\(cudaStreamWaitEvent\(l->stream, l->ready, 0\)\);//' EMU_STREAMS=1 4 --sp tpsp
-trained 'cuda: the host takes work under way for done' kernels/cuda/device.h 's/while \(\(state = cudaStreamQuery\(dev->state.stream\)\) == cudaErrorNotReady\).*/if ((state = cudaStreamQuery(dev->state.stream)) == cudaErrorNotReady) state = cudaSuccess;/' EMU_STREAMS=0 2 --sp ulysses
-trained 'nccl: shards that begin anywhere' core/zero.h 's/( c\.shard = .*);$/\1 | 1;/' EMU_STREAMS=0 2 --sp ulysses
-trained 'nccl: a world that lets no group share its buffers' core/transfer_cuda.h 's/^( *)NCCL_CHECK\(ncclCommInitRankConfig/\1config.splitShare = 0;\n&/' EMU_STREAMS=0 4 --sp ulysses --ring 2
-trained 'nccl: memory is counted before NCCL has taken its own' train_gpt.cu '/^ *mesh_try\(.*\);$/{h;d};/^ *check_memory\(&t->model, .*\);$/{G}' 'EMU_MEMORY=700 EMU_NCCL_MEMORY=150' 2 --sp ulysses
-emulated 'emulator: streams that only run late' dev/emu/runtime.h 's/if \(emu_runs_early\(s\)\) emu_drain\(s, nullptr\);//' test_emulator
-emulated 'emulator: work that is always done when asked for' dev/emu/runtime.h '/bool emu_not_ready/,/^}/s/return emu_coin.*;/return false;/' test_emulator
-emulated 'emulator: a copy of the host that waits for all streams' dev/emu/runtime.h 's/if \(s->blocking\) emu_drain/emu_drain/' test_emulator
-emulated 'emulator: blocks in the order of blockIdx' dev/emu/emu.h 's/only\.empty\(\) \? emu_ordered\(order, turn\)/only.empty() ? turn/' test_emulator
-emulated 'emulator: static and dynamic shared memory apart' dev/emu/emu.h 's/if \(all > \(size_t\)emu_shared_most\(\)\)/if (0)/' test_emulator
-emulated 'emulator: sums alike whatever the shape' dev/emu/cublasLt.h 's/int64_t first = k \? .* : 0;/int64_t first = 0;/' test_cuda_gemm
-emulated 'emulator: tensor cores that round' dev/emu/ptx.h 's/^ *all = \(EmuDoubles\)\(\(EmuLongs\)all \& .*;//' test_emulator
-emulated 'emulator: tensor cores that keep all bits of a term' dev/emu/ptx.h 's/bits = hopper \? 25 : 24;/bits = 27;/' test_emulator
-emulated 'emulator: exact powers' dev/emu/ptx.h 's/ - 2 \+ emu_hash\(x\) % 5\)/)/' test_emulator
-caught 'self-check: attention exchange skipped' ring.h '0,/kv = arriving;/s//kv = s->kv;/' 'self-check: token [0-9]+ of sequence 0 reached [0-9]+ of the' 4 --sp ring --selfcheck on
-caught 'self-check: a hop of the ring is lost, and the layers above make up for it' ring.h '0,/if \(visitor_seen\(m, hop\)\)/s//if (visitor_seen(m, hop) \&\& hop != 2)/' 'self-check: token [0-9]+ of sequence 0 reached [0-9]+ of the' 4 --sp ring --ring-layout contiguous
-caught 'self-check: one sender of an all-to-all is lost' ulysses.h '0,/^    m->context->forward\(m, s\);/s//    zero_fill(\&m->dev, s->kv, ulysses_kv_part(m) * real_size());\n&/' 'self-check: token [0-9]+ of sequence 0 reached [0-9]+ of the' 4 --sp ulysses
-caught 'self-check: a norm looks at the next row' kernels/cpu/norm.h 's/x, row_mean, rstd\[r\], weight/x, row_mean, rstd[r] * (1 + (delta || r + 1 == rows ? 0 : x[C])), weight/' 'self-check: changing token [0-9]+ of sequence 0 moved position' 1 --selfcheck on
-caught 'self-check: all-gather into attention skipped' tpsp.h 's/e\.gathered, x, own_rows/e.gathered, e.gathered, own_rows/' 'self-check: token [0-9]+ of sequence 0 reached 0 of the' 4 --selfcheck on
-caught 'self-check: the mask lets a token see its successor' kernels/cpu/attention.h 's/kv->run.stride \+ 1\)/kv->run.stride + 2)/' 'self-check: changing token [0-9]+ of sequence 0 moved position' 1 --selfcheck on
-caught 'self-check: labels shifted after the split' train_gpt.cu "$SHIFTED" 'self-check: the targets are not the next tokens' 4 --selfcheck on
-caught 'self-check: a rank plans another branch' ulysses.h 's/if \(head->size == 1\) \{/if (head->size == 1 || (m->mesh.rank == 2 \&\& s == \&m->attention[1])) {/' 'self-check: the ranks do not plan the same step: as collective [0-9]+, rank 2 has .*\((attention|mlp),' 4 --sp ulysses
-caught 'schedule: a rank takes another branch in the run' ulysses.h 's/if \(head->size == 1\) \{/if (head->size == 1 || (m->mesh.rank == 2 \&\& !m->dev.plan)) {/' 'this rank has taken another branch than the plan .rank 2' 4 --sp ulysses --selfcheck off
-caught 'a rate above the peak' core/rate.h 's/double peak = p->flops/double peak = 1e-9 * p->flops/' 'times the peak' 2 --peak-tflops 1
+fault 'checkpoint: files are not on disk before the manifest' core/save.h \
+    's/if \(!troubled\(t\) \&\& fsync\(fd\) != 0\)/if (0)/' test_save alone
+fault 'checkpoint: the directory is not on disk before its name' core/save.h \
+    's/if \(!troubled\(t\)\) sync_directory\(partial, t\);//' test_save alone
+fault 'checkpoint: the name is not on disk' core/save.h \
+    's/if \(!troubled\(t\)\) sync_directory\(s->dir, t\);//' test_save alone
+fault 'checkpoint: what failed is left lying' core/save.h \
+    's/^        remove_directory\(g->partial\);//' test_save alone
+fault 'checkpoint: what a crash left is in the way' core/save.h \
+    's/^    remove_leftovers\(s\);//' test_save alone
+fault 'checkpoint: a torn one is in the way' core/save.h \
+    's/if \(!troubled\(t\)\) set_aside\(path, t\);//' test_save alone
+fault 'checkpoint: deleted under its name' core/save.h \
+    's/if \(rename\(path, deleted\) != 0 \|\| !remove_directory\(deleted\)\)/if (!remove_directory(path))/' \
+    test_save alone
+fault 'checkpoint: --keep counts torn ones' core/save.h \
+    's/kept \+= v->whole;/kept++;/' test_save alone
+fault 'checkpoint: --keep deletes torn ones' core/save.h \
+    's/if \(!v->whole \|\| kept <= s->keep/if (kept <= s->keep/' test_save alone
+fault 'checkpoint: a transposed piece one row too long' core/save.h \
+    's/b = row_b - \(c > col_b\)/b = row_b/' test_save alone
+fault 'checkpoint: sums are not compared' core/manifest.h \
+    's/if \(sum != m->file\[i\]\.sum\)/if (0)/' test_save alone
+fault 'checkpoint: sizes are not compared' core/manifest.h \
+    's/\(i64\)st\.st_size != f->bytes/0/' test_save alone
+fault 'checkpoint: a sum that does not know the place' core/manifest.h \
+    's/sum_key\(\(uint64_t\)\(word \/ SUM_BLOCK\)/sum_key((uint64_t)0/' test_save alone
+fault 'checkpoint: a newer version is read' core/manifest.h \
+    's/else if \(version > MANIFEST_VERSION\)/else if (0)/' test_save alone
+fault 'resume: the oldest is taken' core/manifest.h \
+    's/return x < y \? 1 : x > y \? -1 : 0;/return x < y ? -1 : x > y ? 1 : 0;/' test_save alone
+fault 'resume: a newer whole one is passed over' core/resume.h \
+    's/^    if \(resume_newest\(world, s, s->dir/    if (0 \&\& resume_newest(world, s, s->dir/' test_save alone
+fault 'checkpoint: a header is trusted unread' core/manifest.h \
+    's/if \(f->head \&\& file_part_sum/if (0 \&\& file_part_sum/' test_save alone
+fault 'checkpoint: what was loaded is not compared' core/resume.h \
+    's/if \(part\[i\]\.sum \+ f->head_sum != f->sum\)/if (0)/' test_save alone
+fault 'checkpoint: read on over a gap' core/save.h \
+    's/int whole = p->row_step == 1 .*;/int whole = 1;/' test_save alone
+fault 'checkpoint: read twice' core/manifest.h \
+    's/^        if \(loads \&\& m->file\[i\]\.head\) continue;//' test_save alone
+fault 'checkpoint, aside: the thread reads what training goes on with' core/save.h \
+    's/\*flat = w->aside\[s->kind\] \? /*flat = 0 ? /' test_save alone
+fault 'checkpoint, aside: the copy of v is that of m' core/save.h \
+    's/saved_flat\(z, \(SavedKind\)k\), flat \*/saved_flat(z, k == SAVED_V ? SAVED_M : (SavedKind)k), flat */' \
+    test_save alone
+fault 'resume: moments exchanged' core/resume.h \
+    's/\{z->master, z->m, z->v\}/{z->master, z->v, z->m}/' test_save alone
+fault 'resume: all is held at once' core/resume.h \
+    's/\(size_t\)i64_min\(CHECKPOINT_PIECE, z->flat\)/(size_t)z->flat/' test_save alone
+fault 'model: a tensor is held at once' core/checkpoint.h \
+    's/i64_min\(n, CHECKPOINT_PIECE\) \* sizeof/n * sizeof/' test_save alone
+fault 'shuffle: every epoch alike' core/data.h \
+    's/ \^ \(uint64_t\)epoch\)/)/' test_data alone
+fault 'shuffle: too few rounds' core/data.h \
+    's/round < 6/round < 2/' test_data alone
+fault 'shuffle: past the end' core/data.h \
+    's/while \(x >= \(uint64_t\)n\)/while (x > (uint64_t)n)/' test_data alone
+fault 'mask: of the tokens, not of the targets' core/data.h \
+    's/(dataset_mask\(d, sequence, run->first) \+ shift/\1/' test_data alone
+fault 'mask: strides are not followed' core/data.h 's/if \(!mask\[i \* stride\]\)/if (!mask[i])/' test_data alone
+fault 'mask: of another sequence' core/data.h \
+    '/^static inline void dataset_mask/,/^}/s/i64 token = \(sequence - s->first\)/i64 token = (sequence)*0/' \
+    test_data alone
+fault 'mask: taken for a shard' core/data.h 's/exact \|\| !is_mask\(found.gl_pathv\[i\]\)/1/' test_data alone
+fault 'mask: what is ignored by name counts under a mask' core/data.h \
+    's/if \(column\[j \* B\] == ignored\)/if (!d->masked \&\& column[j * B] == ignored)/' test_data alone
+fault 'metrics: a value is added behind the line that waits' core/log.h \
+    's/if \(log->wait\) log->wait\[.*$/if (log->wait) ;/' test_log alone
+fault 'metrics: a line that was written in part is written behind that part' core/log.h \
+    's/if \(part < 0\) return 0;/if (part < 0) { log->end += done; return 0; }/' test_log alone
+emulated 'hopper: scores are read before their product is waited for' $hopper \
+    's/wgmma_wait<1>/wgmma_wait<2>/' test_cuda_attention small forward wgmma
+emulated 'hopper: copies wait for the wrong phase of a stage' $hopper \
+    's/(parity = ring_parity<STAGES>\(n\)) \^ 1/\1/' test_cuda_attention small forward wgmma
+emulated 'hopper: no fence before the products' $hopper \
+    's/^( *)wgmma_fence\(\);/\1/' test_cuda_attention small forward wgmma
+emulated 'hopper: V is given back before it was read' $hopper \
+    's/wgmma_wait<0>\(\);/wgmma_wait<1>();/' test_cuda_attention small forward wgmma
+emulated 'hopper: the largest score of a row is not shared by its lanes' $hopper \
+    's/__shfl_xor_sync\(0xffffffffu, x, 2\)/x/' test_cuda_attention small forward wgmma
+emulated 'hopper: a group of KV heads reads the first' $hopper \
+    's/\) \/ a.group;/) * 0;/' test_cuda_attention small forward wgmma
+emulated 'hopper: a stage is free when the first warp is done with it' $hopper \
+    's/(mbarrier_init\(t.k_empty \+ i, )T::WARPS/\11/' test_cuda_attention small forward wgmma
+emulated 'hopper: a stage is filled before it is free' $hopper \
+    's/mbarrier_wait\(t.v_empty \+ s, parity\);//' test_cuda_attention small forward wgmma
+emulated 'hopper: strides of a descriptor exchanged' kernels/cuda/attention_hopper.cuh \
+    's/ROWS \* 128, 1024, 1\)/1024, ROWS * 128, 1)/' test_cuda_attention small forward wgmma
+emulated 'hopper: out does not shrink with the base' $hopper \
+    's/if \(grown\) shrink_rows\(out, shrink\);//' test_cuda_attention small forward wgmma
+emulated 'hopper: the second group masks as the first' $hopper \
+    's/first = tile.position \+ 64 \* group \* tile.stride;/first = tile_last(tile);/' \
+    test_cuda_attention small forward wgmma
+hopper=kernels/cuda/attention_hopper_backward.cuh
+emulated 'hopper: a KV heads copies wait for the wrong phase of a stage' $hopper \
+    's/(parity = ring_parity<T::STAGES>\(n\)) \^ 1;/\1;/' test_cuda_attention small wgmma
+emulated 'hopper: Q is filled before it is free' $hopper \
+    's/mbarrier_wait\(t.empty \+ stage, parity\);//' test_cuda_attention small wgmma
+emulated 'hopper: Q is given back before it was read' $hopper \
+    's@wgmma_wait<0>\(\); /\* dK@wgmma_wait<2>(); /* dK@' test_cuda_attention small wgmma
+emulated 'hopper: Q is free when the first warp is done with it' $hopper \
+    's/(mbarrier_init\(t.empty \+ i, )32 \* T::WARPS/\132/' test_cuda_attention small wgmma
+emulated 'hopper: products wait for the wrong phase of dO' $hopper \
+    's/mbarrier_wait\(t.dout_full \+ stage, parity\);/mbarrier_wait(t.dout_full + stage, parity ^ 1);/' \
+    test_cuda_attention small wgmma
+emulated 'hopper: dP is read before it was waited for' $hopper \
+    's@wgmma_wait<0>\(\); ( *)/\* dP@wgmma_wait<1>();\1/* dP@' test_cuda_attention small wgmma
+emulated 'hopper: dQ is read before it was waited for' $hopper \
+    's@wgmma_wait<2>\(\); /\* dQ@wgmma_wait<3>(); /* dQ@' test_cuda_attention small wgmma
+emulated 'hopper: no fence before the products, backward' $hopper \
+    's/^( *)wgmma_fence\(\);/\1/' test_cuda_attention small wgmma
+emulated 'hopper: a wrong descriptor of dS' $hopper \
+    's/da \+ across_step\(key\)/da + down_step<BN>(key)/' test_cuda_attention small wgmma
+emulated 'hopper: dS over the dS before' $hopper \
+    's/bf16 \*ds = t.ds \+ stage \* BM \* BN;/bf16 *ds = t.ds;/' test_cuda_attention small wgmma
+emulated 'hopper: dS without its proxy fence' $hopper \
+    '/ds_store<BN/,/named_barrier_sync/s/proxy_fence\(\);//' test_cuda_attention small wgmma
+emulated 'hopper: dS is not waited for' $hopper \
+    's/named_barrier_sync\(DS_WRITTEN, [^)]*\);//' test_cuda_attention small wgmma
+emulated 'hopper: dQ without its proxy fence' $hopper \
+    '/dq_store<BM/,/warp_arrive/s/proxy_fence\(\);//' test_cuda_attention small wgmma
+emulated 'hopper: dQ over the dQ before' $hopper \
+    's/mbarrier_wait\(t.dq_empty \+ stage.*//' test_cuda_attention small wgmma
+emulated 'hopper: a turn ends before its sum is there' $hopper \
+    's/bulk_wait<0>\(\);//' test_cuda_attention small wgmma
+emulated 'hopper: a sum does not wait for its turn' $hopper \
+    's/^( *)counter_wait\(turn, b.j\);/\1/' test_cuda_attention wgmma
+emulated 'hopper: the last turn does not wait' $hopper \
+    's/counter_wait\(turn_of\(a, b.head \+ h, i\), b.j\)/(void)0/' test_cuda_attention wgmma
+emulated 'hopper: the first turn adds to nothing' $hopper \
+    's/if \(b.j == 0 \&\& !a.add\) tma_store/if (0) tma_store/' test_cuda_attention small wgmma
+emulated 'hopper: blocks that trust blockIdx' $hopper \
+    's/backward_block<BM, BN>\(p.a, atomicAdd\(p.a.tickets, 1\)\)/backward_block<BM, BN>(p.a, (int)blockIdx.x)/' \
+    test_cuda_attention small wgmma
+emulated 'cuda: 48 KB of shared memory are not asked for' kernels/cuda/cuda.h \
+    's/> 32 \* 1024\)/> 48 * 1024)/' test_cuda_attention small sm_80
+emulated 'cuda: a barrier is missing' kernels/cuda/attention_forward.cuh \
+    's@__syncthreads\(\); /\* V\(j\).*@@' test_cuda_attention small sm_80
+emulated 'cuda: another swizzle on one side' kernels/cuda/attention_backward.cuh \
+    's/int first = swizzle<COLS>\(row, col\);/int first = swizzle<COLS>(row + 1, col) - COLS;/' \
+    test_cuda_attention small sm_80
+emulated 'cuda: rows not swizzled: right, but in the same banks' kernels/cuda/attention.cuh \
+    's/\(\(\(col >> 3\) \^ \(row \& 7\)\) << 3\)/(col >> 3 << 3)/' test_cuda_attention small sm_80
+emulated 'cuda: a copy is not waited for' kernels/cuda/attention_forward.cuh \
+    's/cp_async_wait<0>\(\);//' test_cuda_attention small sm_80
+emulated 'cuda: what was summed does not shrink with the base' kernels/cuda/attention_forward.cuh \
+    's/sum\[m\]\[half\] \*= shrink;//' test_cuda_attention small sm_80
+emulated 'cuda: a base that is never raised' kernels/cuda/attention_forward.cuh \
+    's/top\[m\]\[half\] \+ 8;/top[m][half] + 1e9f;/' test_cuda_attention small sm_80
+emulated 'cuda: a sum of gradients rounded before its last turn' kernels/cuda/attention_backward.cuh \
+    's/step->last \&\& a.dq_rounded/a.dq_rounded/' test_cuda_attention small sm_80
+emulated 'cuda: queries that see nothing keep what was there' kernels/cuda/attention_backward.cuh \
+    's/i < steps\[n % STEPS\].h/i < 0/' test_cuda_attention small sm_80
+emulated 'cuda: attention takes all registers before a transfer has begun' kernels/cuda/attention.cuh \
+    's/if \(dev->state.transfer\)/if (0)/' test_cuda_attention small
+emulated 'transfers: attention waits for the newest to begin, and so for the older to end' core/transfer_cuda.h \
+    '/flights\+\+\] = t;/{n;s/l->flying\[0\]/t/}' test_transfers
+emulated 'transfers: what waits behind work counts as under way' core/transfer_cuda.h \
+    's/ && cudaEventQuery\(t->begun\) != cudaErrorNotReady//' test_transfers
+fault 'zero: a share is rounded up on a CPU, too' core/zero.h \
+    's/real_is_accum\(\) \? 1 :/0 ? 1 :/' test_memory 1
+fault 'zero: a share begins anywhere, between GPUs, too' core/zero.h \
+    's/real_is_accum\(\) \? 1 :/1 ? 1 :/' test_simulator 1
+fault 'zero: the closed form knows no 16 bytes' core/zero.h \
+    's/\(S - 1\) \* shard_elements/(S - 1) * ceil_div/' test_simulator 1
+emulated 'cuda: a tail one short' kernels/cuda/reduce.cuh \
+    's/i < left \? bf16_float/i < left - 1 ? bf16_float/' test_cuda_ops
+emulated 'cuda: the order of sums in dq not kept' kernels/cuda/attention_backward.cuh \
+    's/counter_wait\(/if (0) counter_wait(/' test_cuda_attention sm_80
+emulated 'cuda: blocks that trust blockIdx to be the order of starts' kernels/cuda/attention_backward.cuh \
+    's/\*ticket = atomicAdd\(a.tickets, 1\);/*ticket = (int)blockIdx.x;/' test_cuda_attention small sm_80
+emulated 'hopper: static arrays beside all the dynamic shared memory' $hopper \
+    's/^    T t = T::make\(\);/&\n    SHARED(float, more, 9216);\n    more[threadIdx.x] = 0;/' \
+    test_cuda_attention small forward wgmma
+emulated 'cuda: keys at an offset of 32 bits' kernels/cuda/attention_forward.cuh \
+    's/\(i64\)next.first \* a.kv_step/next.first * a.kv_step/' test_cuda_attention small sm_80
+emulated 'cuda: results at an offset of 32 bits' kernels/cuda/attention_forward.cuh \
+    's/\(i64\)(tile.first \* a.rows \+ head), tile.count/(unsigned)(\1) * (unsigned)@head, tile.count/;
+     s/@head/a.head_dim \/ (unsigned)a.head_dim/' test_cuda_attention small sm_80
+emulated 'cuda: queries at an offset of 32 bits, backward' kernels/cuda/attention_backward.cuh \
+    's/from \+ s->row \* a.head_dim/from + (unsigned)s->row * a.head_dim/' test_cuda_attention small sm_80
+emulated 'hopper: another swizzle than the copy has' kernels/cuda/attention_hopper.cuh \
+    's/wgmma_descriptor\(tile, 16, 1024, 1\)/wgmma_descriptor(tile, 16, 1024, 2)/' \
+    test_cuda_attention small forward wgmma
+emulated 'hopper: an mbarrier that the copies do not know' kernels/cuda/attention_hopper_forward.cuh \
+    's/mbarrier_init_fence\(\);//' test_cuda_attention small forward wgmma
+trained 'cuda: a transfer overwrites what is still read' core/transfer_cuda.h \
+    's/^ *CUDA_CHECK\(cudaStreamWaitEvent\(l->stream, l->ready, 0\)\);//' EMU_STREAMS=1 4 --sp tpsp
+trained 'cuda: the host takes work under way for done' kernels/cuda/device.h \
+    's/while \(\((state = cudaStreamQuery\(dev->state.stream\))\) == cudaErrorNotReady\).*/if ((\1) == @not/;
+     s/@not/cudaErrorNotReady) state = cudaSuccess;/' \
+    EMU_STREAMS=0 2 --sp ulysses
+trained 'nccl: shards that begin anywhere' core/zero.h \
+    's/( c\.shard = .*);$/\1 | 1;/' EMU_STREAMS=0 2 --sp ulysses
+trained 'nccl: a world that lets no group share its buffers' core/transfer_cuda.h \
+    's/^( *)NCCL_CHECK\(ncclCommInitRankConfig/\1config.splitShare = 0;\n&/' EMU_STREAMS=0 4 --sp ulysses --ring 2
+trained 'nccl: memory is counted before NCCL has taken its own' train_gpt.cu \
+    '/^ *mesh_try\(.*\);$/{h;d};/^ *check_memory\(&t->model, .*\);$/{G}' \
+    'EMU_MEMORY=700 EMU_NCCL_MEMORY=150' 2 --sp ulysses
+emulated 'emulator: streams that only run late' dev/emu/runtime.h \
+    's/if \(emu_runs_early\(s\)\) emu_drain\(s, nullptr\);//' test_emulator
+emulated 'emulator: work that is always done when asked for' dev/emu/runtime.h \
+    '/bool emu_not_ready/,/^}/s/return emu_coin.*;/return false;/' test_emulator
+emulated 'emulator: a copy of the host that waits for all streams' dev/emu/runtime.h \
+    's/if \(s->blocking\) emu_drain/emu_drain/' test_emulator
+emulated 'emulator: blocks in the order of blockIdx' dev/emu/emu.h \
+    's/only\.empty\(\) \? emu_ordered\(order, turn\)/only.empty() ? turn/' test_emulator
+emulated 'emulator: static and dynamic shared memory apart' dev/emu/emu.h \
+    's/if \(all > \(size_t\)emu_shared_most\(\)\)/if (0)/' test_emulator
+emulated 'emulator: sums alike whatever the shape' dev/emu/cublasLt.h \
+    's/int64_t first = k \? .* : 0;/int64_t first = 0;/' test_cuda_gemm
+emulated 'emulator: tensor cores that round' dev/emu/ptx.h \
+    's/^ *all = \(EmuDoubles\)\(\(EmuLongs\)all \& .*;//' test_emulator
+emulated 'emulator: tensor cores that keep all bits of a term' dev/emu/ptx.h \
+    's/bits = hopper \? 25 : 24;/bits = 27;/' test_emulator
+emulated 'emulator: exact powers' dev/emu/ptx.h \
+    's/ - 2 \+ emu_hash\(x\) % 5\)/)/' test_emulator
+caught 'self-check: attention exchange skipped' ring.h \
+    '0,/kv = arriving;/s//kv = s->kv;/' \
+    'self-check: token [0-9]+ of sequence 0 reached [0-9]+ of the' 4 --sp ring --selfcheck on
+caught 'self-check: a hop of the ring is lost, and the layers above make up for it' ring.h \
+    '0,/if \(visitor_seen\(m, hop\)\)/s//if (visitor_seen(m, hop) \&\& hop != 2)/' \
+    'self-check: token [0-9]+ of sequence 0 reached [0-9]+ of the' 4 --sp ring --ring-layout contiguous
+caught 'self-check: one sender of an all-to-all is lost' ulysses.h \
+    '0,/^    m->context->forward\(m, s\);/s//    zero_fill(\&m->dev, s->kv, ulysses_kv_part(m) * real_size());\n&/' \
+    'self-check: token [0-9]+ of sequence 0 reached [0-9]+ of the' 4 --sp ulysses
+caught 'self-check: a norm looks at the next row' kernels/cpu/norm.h \
+    's/(x, row_mean, rstd\[r\])(, n.weight)/\1 * (1 + (delta || r + 1 == rows ? 0 : x[C]))\2/' \
+    'self-check: changing token [0-9]+ of sequence 0 moved position' 1 --selfcheck on
+caught 'self-check: all-gather into attention skipped' tpsp.h \
+    's/e\.gathered, x, own_rows/e.gathered, e.gathered, own_rows/' \
+    'self-check: token [0-9]+ of sequence 0 reached 0 of the' 4 --selfcheck on
+caught 'self-check: the mask lets a token see its successor' kernels/cpu/attention.h \
+    's/kv->run.stride \+ 1\)/kv->run.stride + 2)/' \
+    'self-check: changing token [0-9]+ of sequence 0 moved position' 1 --selfcheck on
+caught 'self-check: labels shifted after the split' train_gpt.cu \
+    "$SHIFTED" 'self-check: the targets are not the next tokens' 4 --selfcheck on
+caught 'self-check: a rank plans another branch' ulysses.h \
+    's/if \(head->size == 1\) \{/if (head->size == 1 || (m->mesh.rank == 2 \&\& s == \&m->attention[1])) {/' \
+    'the ranks do not plan the same step: as collective [0-9]+, rank 2 has .*\((attention|mlp),' 4 --sp ulysses
+caught 'schedule: a rank takes another branch in the run' ulysses.h \
+    's/if \(head->size == 1\) \{/if (head->size == 1 || (m->mesh.rank == 2 \&\& !m->dev.plan)) {/' \
+    'this rank has taken another branch than the plan .rank 2' 4 --sp ulysses --selfcheck off
+caught 'a rate above the peak' core/rate.h \
+    's/double peak = p->flops/double peak = 1e-9 * p->flops/' 'times the peak' 2 --peak-tflops 1
 }
 echo "1..$n"
 exit $((failed > 0))

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# loads.sh [CASE...] - the README's two commands, whole, where another machine's conditions are forced on this one. TAP, a line a command.
+# loads.sh [CASE...] - the README's two commands, whole, where another machine's conditions are forced on
+# this one. TAP, a line a command.
 #
 #   avx2       built for x86-64-v3
 #   one-core   on one core
@@ -14,9 +15,11 @@ trap 'kill "${loops[@]}" 2>/dev/null; rm -rf "$work"' EXIT
 run() { # CASE [COMMAND WORDS before bash...]
     local case=$1 copy=build/loads/$1 code
     shift
-    set -- env -u OMP_WAIT_POLICY -u OMPI_MCA_pml -u OMPI_MCA_ess_singleton_isolated -u ASAN_OPTIONS "$@" # scripts/test.sh's own
+    # scripts/test.sh's own
+    set -- env -u OMP_WAIT_POLICY -u OMPI_MCA_pml -u OMPI_MCA_ess_singleton_isolated -u ASAN_OPTIONS "$@"
     rm -rf "$copy"
-    git -c safe.directory='*' clone -q --no-hardlinks . "$copy" >"$work/out" 2>&1 || { ok 1 "$case: a clone" && return; }
+    git -c safe.directory='*' clone -q --no-hardlinks . "$copy" >"$work/out" 2>&1 || { ok 1 "$case: a clone" &&
+        return; }
     (cd "$copy" && "$@" bash scripts/quickstart.sh) >"$work/out" 2>&1
     code=$?
     cp "$work/out" "$copy/quickstart.txt"

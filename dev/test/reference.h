@@ -1,15 +1,17 @@
-/* reference.h - operations of kernels/compute.h in double and in straight loops, for the tests of every backend's kernels.
+/* reference.h - operations of kernels/compute.h in double and in straight loops, for the
+   tests of every backend's kernels.
 
-   Arguments stand in compute.h's order, without a device; shapes are those stated there. What an operation adds to (weight gradients, dx of
-   a norm) is added to here, too. Gradients are proved by finite differences in test_kernels.c. Attention has a reference in each
-   suite: the shapes that are of interest differ.                                                                                  */
+   Arguments stand in compute.h's order, without a device; shapes are those stated there. What an operation adds to
+   (weight gradients, dx of a norm) is added to here, too. Gradients are proved by finite differences in test_kernels.c.
+   Attention has a reference in each suite: the shapes that are of interest differ.                                   */
 #ifndef ODYSSEUS_TEST_REFERENCE_H
 #define ODYSSEUS_TEST_REFERENCE_H
 
 #include "../../kernels/device.h"
 
 /* out = inp weight^T + bias (NULL: none) */
-static inline void reference_linear(double *out, const double *inp, const double *weight, const double *bias, i64 rows, i64 IC, i64 OC) {
+static inline void reference_linear(double *out, const double *inp, const double *weight, const double *bias, i64 rows,
+                                    i64 IC, i64 OC) {
     for (i64 r = 0; r < rows; r++)
         for (i64 o = 0; o < OC; o++) {
             double sum = 0;
@@ -19,8 +21,8 @@ static inline void reference_linear(double *out, const double *inp, const double
 }
 
 /* dinp += dout weight, dweight += dout^T inp */
-static inline void reference_linear_backward(double *dinp, double *dweight, const double *dout, const double *inp, const double *weight, i64 rows,
-                                             i64 IC, i64 OC) {
+static inline void reference_linear_backward(double *dinp, double *dweight, const double *dout, const double *inp,
+                                             const double *weight, i64 rows, i64 IC, i64 OC) {
     for (i64 r = 0; r < rows; r++)
         for (i64 o = 0; o < OC; o++)
             for (i64 i = 0; i < IC; i++) {
@@ -30,8 +32,9 @@ static inline void reference_linear_backward(double *dinp, double *dweight, cons
 }
 
 /* out = wte[token] + wpe[position] (NULL: none); their gradients += dout */
-static inline void reference_embedding(double *out, double *dwte, double *dwpe, const double *dout, const int32_t *tokens, TokenMap map,
-                                       const double *wte, const double *wpe, i64 B, i64 C) {
+static inline void reference_embedding(double *out, double *dwte, double *dwpe, const double *dout,
+                                       const int32_t *tokens, TokenMap map, const double *wte, const double *wpe, i64 B,
+                                       i64 C) {
     for (i64 r = 0; r < map.count * B; r++)
         for (i64 c = 0; c < C; c++) {
             i64 w = tokens[r] * C + c, p = token_position(&map, r / B) * C + c;
@@ -41,8 +44,8 @@ static inline void reference_embedding(double *out, double *dwte, double *dwpe, 
         }
 }
 
-static inline void reference_norm(NormKind kind, double *out, double *mean, double *rstd, const double *x, const double *weight, const double *bias,
-                                  i64 rows, i64 C, double eps) {
+static inline void reference_norm(NormKind kind, double *out, double *mean, double *rstd, const double *x,
+                                  const double *weight, const double *bias, i64 rows, i64 C, double eps) {
     for (i64 r = 0; r < rows; r++) {
         const double *row = x + r * C;
         double m = 0, v = 0;
@@ -54,8 +57,9 @@ static inline void reference_norm(NormKind kind, double *out, double *mean, doub
 }
 
 /* dx += for every row, dweight and dbias += over rows w_first .. w_first + w_rows - 1 */
-static inline void reference_norm_backward(NormKind kind, double *dx, double *dweight, double *dbias, const double *dout, const double *mean,
-                                           const double *rstd, const double *x, const double *weight, i64 rows, i64 C, i64 w_first, i64 w_rows) {
+static inline void reference_norm_backward(NormKind kind, double *dx, double *dweight, double *dbias,
+                                           const double *dout, const double *mean, const double *rstd, const double *x,
+                                           const double *weight, i64 rows, i64 C, i64 w_first, i64 w_rows) {
     for (i64 r = 0; r < rows; r++) {
         const double *row = x + r * C, *d = dout + r * C;
         double of_mean = 0, of_rstd = 0, m = mean[r], s = rstd[r];
@@ -80,8 +84,9 @@ static inline void reference_rope_table(double *table, TokenMap map, const doubl
 }
 
 /* queries_pack and kv_pack, and their transposes: dq, dkv += what of dq_in, dkv_in comes back to where it went from. */
-static inline void reference_heads(double *q_out, double *kv_out, double *dq, double *dkv, const double *q, const double *kv, const double *dq_in,
-                                   const double *dkv_in, const double *table, i64 rows, i64 B, i64 heads, i64 kv_heads, i64 HS, i64 parts) {
+static inline void reference_heads(double *q_out, double *kv_out, double *dq, double *dkv, const double *q,
+                                   const double *kv, const double *dq_in, const double *dkv_in, const double *table,
+                                   i64 rows, i64 B, i64 heads, i64 kv_heads, i64 HS, i64 parts) {
     i64 half = HS / 2, ql = heads / parts, kl = i64_max(1, kv_heads / parts);
     for (i64 p = 0; p < parts; p++)
         for (i64 r = 0; r < rows; r++)
@@ -106,7 +111,9 @@ static inline void reference_heads(double *q_out, double *kv_out, double *dq, do
             }
 }
 
-static inline double reference_gelu(double x) { return x / 2 * (1 + tanh(sqrt(2 / acos(-1)) * (x + 0.044715 * x * x * x))); }
+static inline double reference_gelu(double x) {
+    return x / 2 * (1 + tanh(sqrt(2 / acos(-1)) * (x + 0.044715 * x * x * x)));
+}
 
 static inline double reference_gelu_slope(double x) {
     double u = sqrt(2 / acos(-1)) * (x + 0.044715 * x * x * x), t = tanh(u);
@@ -124,7 +131,8 @@ static inline void reference_swiglu(double *out, double *dpre, const double *dou
 }
 
 /* dlogits (rows, V), 0 where the target is ignored; returns the sum of the losses */
-static inline double reference_classifier(double *dlogits, const double *logits, const int32_t *targets, double scale, i64 rows, i64 V) {
+static inline double reference_classifier(double *dlogits, const double *logits, const int32_t *targets, double scale,
+                                          i64 rows, i64 V) {
     double loss = 0;
     for (i64 r = 0; r < rows; r++) {
         const double *row = logits + r * V;

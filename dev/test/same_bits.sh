@@ -1,11 +1,14 @@
 #!/usr/bin/env bash
-# same_bits.sh BEFORE AFTER - do two checkouts of this repository, both built, compute and count the same? For changes that move code only.
+# same_bits.sh BEFORE AFTER - do two checkouts of this repository, both built, compute and count the same? For
+# changes that move code only.
 #
-# A dozen runs in each: all schemes and hybrids, both architectures, the CPU program, the referee and the emulated CUDA program; of each the
-# gradients of the first step, the metrics but for times, and the ledger; dry runs and the simulator's tables; --help. Files are compared
-# byte by byte. Prints a line a comparison and `N the same, N different`; exit code 1 where one is. Some five minutes on two cores.
+# A dozen runs in each: all schemes and hybrids, both architectures, the CPU program, the referee and the emulated CUDA
+# program; of each the gradients of the first step, the metrics but for times, and the ledger; dry runs and the
+# simulator's tables; --help. Files are compared byte by byte. Prints a line a comparison and `N the same, N different`;
+# exit code 1 where one is. Some five minutes on two cores.
 set -euo pipefail
-[[ $# -eq 2 && -x $1/train_gpt_fp64 && -x $2/train_gpt_fp64 ]] || { echo "usage: same_bits.sh BEFORE AFTER: two checkouts after make" >&2; exit 1; }
+[[ $# -eq 2 && -x $1/train_gpt_fp64 &&
+    -x $2/train_gpt_fp64 ]] || { echo "usage: same_bits.sh BEFORE AFTER: two checkouts after make" >&2; exit 1; }
 before=$(cd "$1" && pwd) after=$(cd "$2" && pwd)
 source "$(dirname "$0")/../../scripts/common.sh"
 work=$(mktemp -d)
@@ -19,9 +22,11 @@ run() { # PROGRAM RANKS NAME FLAGS...: in both checkouts
     [[ $program == train_gpt_emu ]] || set -- "$@" --threads 1
     for tree in before after; do
         mkdir -p "$work/$tree/$name"
-        run_ranks "$ranks" "${!tree}/$program" --train "$work/data/train_*.bin" --steps 3 --lr 3e-3 --peak-tflops 1000 --out "$work/$tree/$name/run" \
-            --dump-grads "$work/$tree/$name/gradients.safetensors" "$@" >"$work/$tree/$name/log" 2>&1 || die "$name in ${!tree}: $(tail -n 1 "$work/$tree/$name/log")"
-        grep -oE '"(step|tokens|loss|grad_norm|lr|mem_bytes|comm_bytes|val_loss)": [^,}]*' "$work/$tree/$name/run/metrics.jsonl" >"$work/$tree/$name/metrics"
+        run_ranks "$ranks" "${!tree}/$program" --train "$work/data/train_*.bin" --steps 3 --lr 3e-3 --peak-tflops 1000 \
+            --out "$work/$tree/$name/run" --dump-grads "$work/$tree/$name/gradients.safetensors" "$@" \
+            >"$work/$tree/$name/log" 2>&1 || die "$name in ${!tree}: $(tail -n 1 "$work/$tree/$name/log")"
+        grep -oE '"(step|tokens|loss|grad_norm|lr|mem_bytes|comm_bytes|val_loss)": [^,}]*' \
+            "$work/$tree/$name/run/metrics.jsonl" >"$work/$tree/$name/metrics"
         mv "$work/$tree/$name/run/comm.json" "$work/$tree/$name/ledger"
         rm -rf "$work/$tree/$name/run" "$work/$tree/$name/log"
     done

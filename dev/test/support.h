@@ -1,7 +1,8 @@
-/* support.h - what the tests of the whole trainer share: small shards on disk, a trainer on any split of the world, and the
-   logical gradients of one run, to compare another run with.
+/* support.h - what the tests of the whole trainer share: small shards on disk, a trainer on any split of the world, and
+   the logical gradients of one run, to compare another run with.
 
-   A test includes train_gpt.cu without its main and drives the trainer's own functions, so nothing is tested but what runs. */
+   A test includes train_gpt.cu without its main and drives the trainer's own functions, so
+   nothing is tested but what runs. */
 #ifndef ODYSSEUS_TEST_SUPPORT_H
 #define ODYSSEUS_TEST_SUPPORT_H
 
@@ -9,20 +10,22 @@
 #include "../../train_gpt.cu"
 #include "check.h"
 
-/* Write `n` tokens as a uint16 shard; for files the tests read back at once. */
-static inline void write_shard(const char *path, const int32_t *tokens, i64 n) {
+/* Write `n` tokens as a uint16 shard, or (`mask`) as bytes of a mask; for files the tests read back at once. */
+static inline void write_tokens(const char *path, int mask, const int32_t *tokens, i64 n) {
     int32_t header[256];
     memset(header, 0, sizeof header);
-    header[0] = 20240520, header[1] = 1, header[2] = (int32_t)n;
+    header[0] = mask ? 20261126 : 20240520, header[1] = 1, header[2] = (int32_t)n;
     FILE *f = fopen(path, "wb");
     if (!f) FAIL(THIS_RANK, "cannot write %s", path);
     fwrite(header, 4, 256, f);
     for (i64 i = 0; i < n; i++) {
         uint16_t t = (uint16_t)tokens[i];
-        fwrite(&t, 2, 1, f);
+        fwrite(&t, mask ? 1 : 2, 1, f);
     }
     fclose(f);
 }
+
+static inline void write_shard(const char *path, const int32_t *tokens, i64 n) { write_tokens(path, 0, tokens, n); }
 
 /* A directory that all ranks know, made by rank 0. */
 static inline void test_directory(char out[256], const char *name, Wire world) {
@@ -44,7 +47,8 @@ static inline void test_remove(const char *directory, Wire world) {
     if (system(command) != 0) printf("# could not remove %s\n", directory);
 }
 
-/* A trainer over `world` (collective), planned, committed, with weights from the seed or from settings->model, ready for step 0. */
+/* A trainer over `world` (collective), planned, committed, with weights from the seed or from
+   settings->model, ready for step 0. */
 static inline void trainer_start(Trainer *t, const ModelOptions *o, const Settings *s, Wire world) {
     memset(t, 0, sizeof *t);
     t->settings = s, t->options = *o;
@@ -62,7 +66,7 @@ static inline void trainer_stop(Trainer *t) {
     dataset_close(&t->train);
 }
 
-/* ---- logical tensors ------------------------------------------------------------------------------------------------------ */
+/* ---- logical tensors --------------------------------------------------------------------------------------------- */
 
 /* Every HF tensor of a model in one array of doubles: element `index` of tensor i stands at at[i] + index. */
 typedef struct {
@@ -143,11 +147,14 @@ static inline void logical_compare_run(void *context, const Tensor *t, i64 row, 
     v->seen[which] += (double)n;
 }
 
-/* The largest relative distance, over HF tensors, of this world's `flat` from the reference: max|a-b| / max|b| of each tensor, over all
-   ranks; infinity if any element has no owner or several. `worst` names the tensor. Collective over `world`. */
-static inline double logical_distance(Logical *reference, const Zero *z, const accum *device_flat, Wire world, char worst[HF_NAME_MAX]) {
+/* The largest relative distance, over HF tensors, of this world's `flat` from the reference: max|a-b| /
+   max|b| of each tensor, over all ranks; infinity if any element has no owner or several. `worst` names the
+   tensor. Collective over `world`. */
+static inline double logical_distance(Logical *reference, const Zero *z, const accum *device_flat, Wire world,
+                                      char worst[HF_NAME_MAX]) {
     accum *flat = flat_out(z, device_flat);
-    double *diff = (double *)host_alloc(sizeof(double) * 2 * (size_t)reference->n), *seen = diff + reference->n, result = 0;
+    double *diff = (double *)host_alloc(sizeof(double) * 2 * (size_t)reference->n), *seen = diff + reference->n,
+           result = 0;
     LogicalVisit v = {reference, z, flat, diff, seen};
     for (int i = 0; i < z->tensors; i++) tensor_owned(z, &z->tensor[i], logical_compare_run, &v);
     MPI_Allreduce(MPI_IN_PLACE, diff, reference->n, MPI_DOUBLE, MPI_MAX, world);

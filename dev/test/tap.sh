@@ -1,7 +1,8 @@
 # shellcheck shell=bash
 # tap.sh - sourced by dev/test/test_*.sh: go to the repository's root, a folder $work that is gone at the end, and TAP.
 #
-#   ok STATUS TEXT      one check: passed where STATUS is 0; else the end of $work/out, where the command checked has written, says why
+#   ok STATUS TEXT      one check: passed where STATUS is 0; else the end of $work/out, where the command checked has
+#                       written, says why
 #   schemes_of PROGRAM  the array `schemes`: those of its --help
 #   all_schemes FILE    does this output of quickstart.sh hold the table, a row for one rank and for each scheme?
 #   checks_done         the plan, at the end; its status is that of the script
@@ -13,8 +14,8 @@ n=0 failed=0
 
 ok() {
     n=$((n + 1))
-    if [[ $1 -eq 0 ]]; then say "ok $n - $2"; else
-        say "not ok $n - $2"
+    if [[ $1 -eq 0 ]]; then say "ok $n - ${*:2}"; else
+        say "not ok $n - ${*:2}"
         failed=$((failed + 1))
         sed 's/^/# /' "$work/out" 2>/dev/null | tail -n 14
     fi

@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
-# test_bare_gpu.sh - dev/gpu_check.sh on a bare machine with a GPU: no MPI, no cJSON, no network. Then with cJSON alone, then with its --pack.
+# test_bare_gpu.sh - dev/gpu_check.sh on a bare machine with a GPU: no MPI, no cJSON, no network. Then with cJSON
+# alone, then with its --pack.
 #
-# The machine is this one, in a mount namespace with a layer over /usr where what the pack carries is deleted. Where that is not allowed (or BARE=paths), a PATH
-# without MPI's programs and headers that are errors do it: less thorough, and said. The GPU is imaginary: nvidia-smi is a script, and so is nvcc,
-# which compiles the program for the emulator; the kernels' tests and benchmark are those that scripts/test.sh has built for it.
+# The machine is this one, in a mount namespace with a layer over /usr where what the pack carries is deleted. Where
+# that is not allowed (or BARE=paths), a PATH without MPI's programs and headers that are errors do it: less thorough,
+# and said. The GPU is imaginary: nvidia-smi is a script, and so is nvcc, which compiles the program for the emulator;
+# the kernels' tests and benchmark are those that scripts/test.sh has built for it.
 set -uo pipefail
 # shellcheck source=dev/test/tap.sh
 source "$(dirname "$0")/tap.sh"
@@ -43,12 +45,19 @@ while [[ $# -gt 0 ]]; do
     shift
 done
 [[ -n $source ]] || exit 1 # is there a header? Only what the Makefile finds by itself
-printf '%s\n' "ptxas info    : Compiling entry function 'imaginary' for 'sm_90a'" 'ptxas info    : Used 32 registers' >&2
+printf 'ptxas info    : %s\n' "Compiling entry function 'imaginary' for 'sm_90a'" 'Used 32 registers' >&2
 name=$(basename "$out")
 case $name in
-train_gpt) g++ -x c++ "$source" -o "$out.emu" -I"$MACHINE/cuda/include" "${args[@]}" -O1 -w && cp "$MACHINE/small" "$out" ;;
-bench_cuda) printf '#!/bin/sh\nLD_LIBRARY_PATH=%s exec %s --toy "$@"\n' "$CARRIED" "$REPOSITORY/build/bench_cuda_emu" >"$out" ;;
-*) printf '#!/bin/sh\nLD_LIBRARY_PATH=%s exec %s %s\n' "$CARRIED" "$REPOSITORY/build/${name%_cuda}_emu" "$(grep -o -m 1 '"small"' "$source")" >"$out" ;;
+train_gpt)
+    g++ -x c++ "$source" -o "$out.emu" -I"$MACHINE/cuda/include" "${args[@]}" -O1 -w && cp "$MACHINE/small" "$out"
+    ;;
+bench_cuda)
+    printf '#!/bin/sh\nLD_LIBRARY_PATH=%s exec %s --toy "$@"\n' "$CARRIED" "$REPOSITORY/build/bench_cuda_emu" >"$out"
+    ;;
+*)
+    printf '#!/bin/sh\nLD_LIBRARY_PATH=%s exec %s %s\n' "$CARRIED" "$REPOSITORY/build/${name%_cuda}_emu" \
+        "$(grep -o -m 1 '"small"' "$source")" >"$out"
+    ;;
 esac && chmod +x "$out"
 SHIM
 # the program: what a GPU would take minutes for is a step of a small model here
@@ -69,8 +78,11 @@ cat >"$MACHINE/bin/apt-get" <<'SHIM'
 for name in "${@:2}"; do
     root=$(mktemp -d)
     mkdir "$root/DEBIAN"
-    printf '%s\n' "Package: $name" 'Version: 1' 'Architecture: all' 'Maintainer: none <none@localhost>' 'Description: installed files' >"$root/DEBIAN/control"
-    dpkg -L "$name" | while read -r file; do [[ -d $file && ! -L $file ]] || cp -P --parents "$file" "$root" || exit 1; done || exit 1
+    printf '%s\n' "Package: $name" 'Version: 1' 'Architecture: all' 'Maintainer: none <none@localhost>' \
+        'Description: installed files' >"$root/DEBIAN/control"
+    dpkg -L "$name" | while read -r file; do
+        [[ -d $file && ! -L $file ]] || cp -P --parents "$file" "$root" || exit 1
+    done || exit 1
     dpkg-deb -Znone -b "$root" "$name.deb" || exit 1
     rm -r "$root"
 done
@@ -81,7 +93,8 @@ chmod +x "$MACHINE"/bin/* "$MACHINE/cuda/bin/nvcc" "$MACHINE/small"
 
 mpi_names='mpi* orte* ompi* opal* prte* oshmem* pmix*'
 hidden() { # mpi|"mpi cjson": what of the pack is not there, cJSON's only if it is named
-    (cd "$work/pack" && find usr/include/* usr/bin/* usr/share/* usr/lib/*/* -maxdepth 0 ! -path "usr/include/*-linux-*" ! -name pkgconfig ! -name cmake) |
+    (cd "$work/pack" && find usr/include/* usr/bin/* usr/share/* usr/lib/*/* -maxdepth 0 \
+        ! -path "usr/include/*-linux-*" ! -name pkgconfig ! -name cmake) |
         if [[ $1 == *cjson* ]]; then cat; else grep -v cjson; fi
 }
 in_namespace() { # WITHOUT COMMAND...
@@ -89,7 +102,8 @@ in_namespace() { # WITHOUT COMMAND...
     [[ $(id -u) -eq 0 ]] || user=(-r)
     # shellcheck disable=SC2016
     unshare "${user[@]}" -m --propagation private bash -c '
-        mount -t tmpfs none "$1" && mkdir "$1/upper" "$1/work" && mount -t overlay -o "lowerdir=/usr,upperdir=$1/upper,workdir=$1/work" none /usr &&
+        mount -t tmpfs none "$1" && mkdir "$1/upper" "$1/work" &&
+            mount -t overlay -o "lowerdir=/usr,upperdir=$1/upper,workdir=$1/work" none /usr &&
             (cd / && xargs rm -rf) <"$2" && exec "${@:3}"' _ "$work/layer" <(hidden "$1") "${@:2}"
 }
 in_paths() { # WITHOUT COMMAND...
@@ -110,7 +124,8 @@ in_paths() { # WITHOUT COMMAND...
     PATH=$bin "${@:2}"
 }
 lacks() { # HOW: does a command see neither?
-    [[ $("$1" "mpi cjson" bash -c 'source scripts/common.sh && missing_packages mpi cjson' 2>"$work/out" | grep -c .) -eq 3 ]]
+    [[ $("$1" "mpi cjson" bash -c 'source scripts/common.sh && missing_packages mpi cjson' 2>"$work/out" |
+        grep -c .) -eq 3 ]]
 }
 
 # check WITHOUT PART...: gpu_check.sh there -> $work/out, $code
@@ -118,8 +133,9 @@ check() {
     local without=$1
     shift
     code=0
-    (cd "$tree" && "$how" "$without" env -u WERROR -u CPATH -u LIBRARY_PATH -u LD_LIBRARY_PATH COMMIT=trial SCHEMES=odysseus bash -c \
-        'PATH=$MACHINE/bin:$MACHINE/cuda/bin:$PATH exec bash dev/gpu_check.sh "$@"' _ --results "$work/results" "$@") >"$work/out" 2>&1 || code=$?
+    (cd "$tree" && "$how" "$without" env -u WERROR -u CPATH -u LIBRARY_PATH -u LD_LIBRARY_PATH COMMIT=trial \
+        SCHEMES=odysseus bash -c 'PATH=$MACHINE/bin:$MACHINE/cuda/bin:$PATH exec bash dev/gpu_check.sh "$@"' _ \
+        --results "$work/results" "$@") >"$work/out" 2>&1 || code=$?
 }
 row() { grep -qE "^ +[0-9]+ s  $1 +$2" "$work/out"; } # NAME STATE-AND-NOTE, as it is printed when it is known
 table() { grep -qE "^$1 +$2" "$work/out"; }            # the same in the table at the end
@@ -128,7 +144,8 @@ table() { grep -qE "^$1 +$2" "$work/out"; }            # the same in the table a
 
 packed=1
 if have dpkg-deb && have apt-cache && dpkg -L libopenmpi-dev libcjson-dev >/dev/null 2>&1; then
-    (cd "$tree" && PATH=$MACHINE/bin:$PATH bash dev/gpu_check.sh --pack) >"$work/out" 2>&1 && mv "$tree/build/gpu/pack" "$work/pack"
+    (cd "$tree" && PATH=$MACHINE/bin:$PATH bash dev/gpu_check.sh --pack) >"$work/out" 2>&1 &&
+        mv "$tree/build/gpu/pack" "$work/pack"
     ok $? "--pack: $(tail -n 1 "$work/out" | grep -o '[^ ]* [0-9]* MB$')"
     megabytes=$(grep -oE '[0-9]+ MB$' "$work/out")
     [[ ${megabytes% MB} -le 60 && ! -e $work/pack/usr/share/man ]] && ln -s "$work"/pack/usr/lib/*/ "$CARRIED"
@@ -149,19 +166,22 @@ fi
 # ---- with neither
 
 check "mpi cjson" build kernels train speed
-[[ $code -eq 0 ]] && row 'build train_gpt' 'SKIPPED +missing: libopenmpi-dev openmpi-bin libcjson-dev; apt-get install them, or see --pack' && row build PASSED
+[[ $code -eq 0 ]] && row 'build train_gpt' \
+    'SKIPPED +missing: libopenmpi-dev openmpi-bin libcjson-dev; apt-get install them, or see --pack' && row build PASSED
 ok $? "bare: the kernels are built, the program is not, and why"
 for source in dev/test/test_cuda_*.cu; do
     row "$(basename "$source" .cu)" 'PASSED +[1-9][0-9]* ok, 0 not ok'
     ok $? "bare: $(basename "$source")"
 done
-row schemes 'SKIPPED +no mpirun here: one rank only, see the steps; or --pack' && row 'train gpt2-124m' 'SKIPPED +.* is not built' && row bench_cuda PASSED
+row schemes 'SKIPPED +no mpirun here: one rank only, see the steps; or --pack' &&
+    row 'train gpt2-124m' 'SKIPPED +.* is not built' && row bench_cuda PASSED
 ok $? "bare: no training, and why; kernels are measured"
 
 # ---- with cJSON
 
 check mpi build train speed
-[[ $code -eq 0 ]] && row build PASSED && grep -q '^MPI .*one rank only' "$tree/build/gpu/check/build.txt" && row schemes 'SKIPPED +no mpirun here: one rank only' &&
+[[ $code -eq 0 ]] && row build PASSED && grep -q '^MPI .*one rank only' "$tree/build/gpu/check/build.txt" &&
+    row schemes 'SKIPPED +no mpirun here: one rank only' &&
     row 'train gpt2-124m' PASSED && row 'train llama-1b' PASSED
 ok $? "cJSON alone: the program is built without MPI, says so, and trains on one rank"
 table test_cuda_gemm PASSED
@@ -175,14 +195,16 @@ if [[ $packed -eq 1 ]]; then
     [[ $code -eq 0 ]] && row build PASSED && ! grep -q SKIPPED.*missing "$work/out"
     ok $? "packed: everything is built, the program again"
     row schemes 'PASSED +[1-9][0-9]* ok, 0 not ok'
-    ok $? "packed: two and four ranks train, as the referee does:$(grep -m 1 -o 'schemes *PASSED.*' "$work/out" | cut -c 44-)"
+    ok $? "packed: two and four ranks train, as the referee" \
+        "does:$(grep -m 1 -o 'schemes *PASSED.*' "$work/out" | cut -c 44-)"
 fi
 
 # ---- a part that fails
 
 printf '#!/bin/sh\necho it hurts\nexit 3\n' >"$tree/build/gpu/test_cuda_gemm_cuda"
 check "mpi" kernels sanitize
-[[ $code -eq 1 ]] && row test_cuda_gemm 'FAILED +exit code 3; it hurts' && row test_cuda_ops PASSED && row compute-sanitizer "SKIPPED +it says 'Device not supported'"
+[[ $code -eq 1 ]] && row test_cuda_gemm 'FAILED +exit code 3; it hurts' && row test_cuda_ops PASSED &&
+    row compute-sanitizer "SKIPPED +it says 'Device not supported'"
 ok $? "a step that fails keeps no other from running, and makes the exit code 1"
 python3 - "$work/results/results.json" >"$work/out" 2>&1 <<'PY'
 import json, sys

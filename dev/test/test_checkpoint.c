@@ -5,7 +5,7 @@
    mpirun too  real meshes write one file, which must be byte for byte what one rank writes
 
    test_checkpoint [FIXTURES]        default dev/test/fixtures; runs on 1, 2, 4, ... ranks
-   gcc -x c -std=c11 -O2 -D_GNU_SOURCE -Wall -Wextra -Wc++-compat -Werror -fopenmp ... -lcjson -lm                       */
+   gcc -x c -std=c11 -O2 -D_GNU_SOURCE -Wall -Wextra -Wc++-compat -Werror -fopenmp ... -lcjson -lm                    */
 #define CHECKPOINT_PIECE 1000 /* so that small tensors come in several pieces, cut inside a row */
 #include "../../core/checkpoint.h"
 #include "check.h"
@@ -16,7 +16,8 @@
 static char temp[256];
 static const char *fixtures = "dev/test/fixtures";
 
-static const char *in(const char *dir, const char *name) { /* a path that lives to the end; the test makes a few hundred */
+/* a path that lives to the end; the test makes a few hundred */
+static const char *in(const char *dir, const char *name) {
     static char *paths[1024];
     static int used;
     char path[PATH_MAX];
@@ -46,7 +47,8 @@ static const char *anew(const char *path) {
 
 static void write_bytes(const char *path, const void *bytes, i64 n) {
     FILE *f = fopen(ours(path), "wb");
-    if (!f || (n && fwrite(bytes, 1, (size_t)n, f) != (size_t)n) || fclose(f)) FAIL(THIS_RANK, "%s: cannot write the test's file", path);
+    if (!f || (n && fwrite(bytes, 1, (size_t)n, f) != (size_t)n) || fclose(f))
+        FAIL(THIS_RANK, "%s: cannot write the test's file", path);
 }
 
 static void write_text(const char *path, const char *text) { write_bytes(path, text, (i64)strlen(text)); }
@@ -76,7 +78,7 @@ static int remove_one(const char *path, const struct stat *st, int type, struct 
     return remove(path);
 }
 
-/* ---- expecting failure ----------------------------------------------------------------------------------------------- */
+/* ---- expecting failure ------------------------------------------------------------------------------------------- */
 
 typedef void (*Attempt)(const char *path);
 
@@ -89,7 +91,7 @@ static void expect_error(const char *what, Attempt attempt, const char *path, co
     check(good, "%s: refused, naming %s and \"%s\"; status %d, said: %s", what, file, why, status, text);
 }
 
-/* ---- number formats ----------------------------------------------------------------------------------------------------- */
+/* ---- number formats ---------------------------------------------------------------------------------------------- */
 
 /* The definition, by the binary point: sign, exponent bits e of `width` with this bias, mantissa of m bits. */
 static double number_by_definition(int bits, int exponent_bits, int mantissa_bits) {
@@ -109,11 +111,13 @@ typedef struct {
 } Sample;
 
 static void test_formats(void) {
-    static const Sample fp16[] = {{0x0000, 0.0}, {0x8000, -0.0}, {0x3c00, 1.0}, {0xc000, -2.0}, {0x3555, 0x1.554p-2}, {0x7bff, 65504.0},
-        {0xfbff, -65504.0}, {0x0400, 0x1p-14}, {0x03ff, 0x1.ff8p-15}, {0x0001, 0x1p-24}, {0x8001, -0x1p-24}, {0x7c00, (double)INFINITY},
-        {0xfc00, -(double)INFINITY}, {0x7e00, (double)NAN}};
-    static const Sample bf16[] = {{0x0000, 0.0}, {0x8000, -0.0}, {0x3f80, 1.0}, {0xc000, -2.0}, {0x3eab, 0x1.56p-2}, {0x7f7f, 0x1.fep127},
-        {0x0080, 0x1p-126}, {0x0001, 0x1p-133}, {0x8001, -0x1p-133}, {0x7f80, (double)INFINITY}, {0xff80, -(double)INFINITY}, {0x7fc0, (double)NAN}};
+    static const Sample fp16[] = {{0x0000, 0.0}, {0x8000, -0.0}, {0x3c00, 1.0}, {0xc000, -2.0}, {0x3555, 0x1.554p-2},
+                                  {0x7bff, 65504.0}, {0xfbff, -65504.0}, {0x0400, 0x1p-14}, {0x03ff, 0x1.ff8p-15},
+                                  {0x0001, 0x1p-24}, {0x8001, -0x1p-24}, {0x7c00, (double)INFINITY},
+                                  {0xfc00, -(double)INFINITY}, {0x7e00, (double)NAN}};
+    static const Sample bf16[] = {{0x0000, 0.0}, {0x8000, -0.0}, {0x3f80, 1.0}, {0xc000, -2.0}, {0x3eab, 0x1.56p-2},
+                                  {0x7f7f, 0x1.fep127}, {0x0080, 0x1p-126}, {0x0001, 0x1p-133}, {0x8001, -0x1p-133},
+                                  {0x7f80, (double)INFINITY}, {0xff80, -(double)INFINITY}, {0x7fc0, (double)NAN}};
     int bad = 0;
     for (int i = 0; i < COUNT_OF(fp16); i++) bad += !same_number(float_from_fp16(fp16[i].bits), fp16[i].value);
     check(bad == 0, "fp16 table: %d of %d differ", bad, COUNT_OF(fp16));
@@ -142,7 +146,7 @@ static void test_formats(void) {
     check(good, "F32, F64, I32 at an odd address");
 }
 
-/* ---- config.json --------------------------------------------------------------------------------------------------------- */
+/* ---- config.json ------------------------------------------------------------------------------------------------- */
 
 typedef struct {
     const char *dir, *file;
@@ -162,18 +166,21 @@ static const ConfigCase CONFIGS[] = {
 
 static int same_config(const Config *a, const Config *b) {
     const RopeScaling *x = &a->rope_scaling, *y = &b->rope_scaling;
-    return a->arch == b->arch && a->layers == b->layers && a->dim == b->dim && a->heads == b->heads && a->kv_heads == b->kv_heads &&
-           a->head_dim == b->head_dim && a->ffn == b->ffn && a->vocab == b->vocab && a->max_pos == b->max_pos && a->tied == b->tied &&
-           a->norm_eps == b->norm_eps && a->rope_theta == b->rope_theta && x->factor == y->factor && x->low_freq_factor == y->low_freq_factor &&
+    return a->arch == b->arch && a->layers == b->layers && a->dim == b->dim && a->heads == b->heads &&
+           a->kv_heads == b->kv_heads && a->head_dim == b->head_dim && a->ffn == b->ffn && a->vocab == b->vocab &&
+           a->max_pos == b->max_pos && a->tied == b->tied && a->norm_eps == b->norm_eps &&
+           a->rope_theta == b->rope_theta && x->factor == y->factor && x->low_freq_factor == y->low_freq_factor &&
            x->high_freq_factor == y->high_freq_factor && x->original_max_pos == y->original_max_pos;
 }
 
-static const char GPT2_JSON[] = "{\"model_type\": \"gpt2\", \"n_layer\": 1, \"n_embd\": 8, \"n_head\": 2, \"n_positions\": 16, \"vocab_size\": 10@}";
-static const char LLAMA_JSON[] = "{\"model_type\": \"llama\", \"num_hidden_layers\": 1, \"hidden_size\": 8, \"num_attention_heads\": 2, "
-                                 "\"intermediate_size\": 12, \"max_position_embeddings\": 16, \"vocab_size\": 10@}";
+static const char GPT2_JSON[] = "{\"model_type\": \"gpt2\", \"n_layer\": 1, \"n_embd\": 8, \"n_head\": 2, "
+                                "\"n_positions\": 16, \"vocab_size\": 10@}";
+static const char LLAMA_JSON[] =
+    "{\"model_type\": \"llama\", \"num_hidden_layers\": 1, \"hidden_size\": 8, \"num_attention_heads\": 2, "
+    "\"intermediate_size\": 12, \"max_position_embeddings\": 16, \"vocab_size\": 10@}";
 
-/* DIR/config.json = the template with `extra` in the place of '@'. A key given there comes second, and cJSON finds the first: a
-   case that changes a key of the template removes it by name. */
+/* DIR/config.json = the template with `extra` in the place of '@'. A key given there comes second, and cJSON finds the
+   first: a case that changes a key of the template removes it by name. */
 static void write_config(const char *dir, const char *base, const char *without, const char *extra) {
     char text[2048];
     const char *at = strchr(base, '@');
@@ -202,8 +209,8 @@ static void try_config(const char *dir) {
     checkpoint_read_config(&c, dir);
 }
 
-/* Spellings that transformers takes, and what it makes of them: fixtures/compare_configs.py asks transformers itself. Every file is the text
-   between the braces; `note` is what is said of it, NULL for nothing. */
+/* Spellings that transformers takes, and what it makes of them: fixtures/compare_configs.py asks transformers itself.
+   Every file is the text between the braces; `note` is what is said of it, NULL for nothing. */
 typedef struct {
     const char *text;
     Config want;
@@ -222,13 +229,15 @@ typedef struct {
 
 static const GoodConfig GOOD_CONFIGS[] = {
     /* what it is */
-    {"\"model_type\": \"gpt2\"", GPT2_DEFAULT, "defaults: n_layer 12, n_embd 768, n_head 12, vocab_size 50257, n_positions 1024"},
+    {"\"model_type\": \"gpt2\"", GPT2_DEFAULT,
+     "defaults: n_layer 12, n_embd 768, n_head 12, vocab_size 50257, n_positions 1024"},
     {"\"architectures\": [\"GPT2LMHeadModel\"], " GPT2_SIZES, GPT2_SMALL, NULL},
     {"\"architectures\": [\"GPT2Model\"], " GPT2_SIZES, GPT2_SMALL, NULL},
     {"\"architectures\": null, " GPT2_TEXT, GPT2_SMALL, NULL},
     {"\"architectures\": [\"LlamaForCausalLM\"], " GPT2_TEXT, GPT2_SMALL, NULL}, /* model_type decides */
-    {"\"model_type\": \"llama\"", LLAMA_DEFAULT, "defaults: num_hidden_layers 32, hidden_size 4096, num_attention_heads 32, "
-                                                 "intermediate_size 11008, vocab_size 32000, max_position_embeddings 2048"},
+    {"\"model_type\": \"llama\"", LLAMA_DEFAULT,
+     "defaults: num_hidden_layers 32, hidden_size 4096, num_attention_heads 32, intermediate_size 11008, vocab_size "
+     "32000, max_position_embeddings 2048"},
     {"\"architectures\": [\"LlamaForCausalLM\"]", LLAMA_DEFAULT, "num_hidden_layers 32"},
     {"\"architectures\": [\"LLaMAForCausalLM\"]", LLAMA_DEFAULT, "num_hidden_layers 32"},
     {"\"architectures\": [\"LlamaModel\"]", LLAMA_DEFAULT, "num_hidden_layers 32"},
@@ -260,30 +269,45 @@ static const GoodConfig GOOD_CONFIGS[] = {
     {GPT2_TEXT ", \"activation_function\": \"gelu_fast\", \"dtype\": \"bfloat16\"", GPT2_SMALL, NULL},
     {GPT2_TEXT ", \"activation_function\": \"gelu_accurate\", \"torch_dtype\": \"float16\"", GPT2_SMALL, NULL},
     {GPT2_TEXT ", \"attn_pdrop\": 0, \"embd_pdrop\": 0.2, \"resid_pdrop\": 0.1", GPT2_SMALL, "embd_pdrop is 0.2"},
-    {GPT2_TEXT ", \"quantization_config\": null, \"per_layer_config\": null, \"sliding_window\": null", GPT2_SMALL, NULL},
+    {GPT2_TEXT ", \"quantization_config\": null, \"per_layer_config\": null, \"sliding_window\": null", GPT2_SMALL,
+     NULL},
     /* llama: the same */
-    {LLAMA_TEXT ", \"num_key_value_heads\": null, \"head_dim\": null, \"attention_dropout\": null, \"pretraining_tp\": null, \"rope_scaling\": null, "
-     "\"rope_parameters\": null, \"partial_rotary_factor\": null, \"original_max_position_embeddings\": null", LLAMA_SMALL(10000, 0, 0, 0, 0), NULL},
-    {LLAMA_TEXT ", \"head_dim\": 4, \"pretraining_tp\": 0, \"n_layer\": 3, \"attention_dropout\": 0.0", LLAMA_SMALL(10000, 0, 0, 0, 0), NULL},
-    {LLAMA_TEXT ", \"pretraining_tp\": 8, \"hidden_act\": \"swish\", \"unheard_of\": [1]", LLAMA_SMALL(10000, 0, 0, 0, 0), NULL},
+    {LLAMA_TEXT
+     ", \"num_key_value_heads\": null, \"head_dim\": null, \"attention_dropout\": null, \"pretraining_tp\": null, "
+     "\"rope_scaling\": null, \"rope_parameters\": null, \"partial_rotary_factor\": null, "
+     "\"original_max_position_embeddings\": null",
+     LLAMA_SMALL(10000, 0, 0, 0, 0), NULL},
+    {LLAMA_TEXT ", \"head_dim\": 4, \"pretraining_tp\": 0, \"n_layer\": 3, \"attention_dropout\": 0.0",
+     LLAMA_SMALL(10000, 0, 0, 0, 0), NULL},
+    {LLAMA_TEXT ", \"pretraining_tp\": 8, \"hidden_act\": \"swish\", \"unheard_of\": [1]",
+     LLAMA_SMALL(10000, 0, 0, 0, 0), NULL},
     {LLAMA_TEXT ", \"attention_dropout\": 0.1", LLAMA_SMALL(10000, 0, 0, 0, 0), "attention_dropout is 0.1"},
     {LLAMA_TEXT ", \"sliding_window\": 4", LLAMA_SMALL(10000, 0, 0, 0, 0), "sliding_window has no effect"},
     {LLAMA_TEXT ", \"tie_word_embeddings\": true, \"num_key_value_heads\": 1, \"rms_norm_eps\": 1e-5, \"attention_bias\": false, \"mlp_bias\": false",
      CONFIG(ARCH_LLAMA, 1, 8, 2, 1, 4, 12, 10, 16, 1, 1e-5, 10000), NULL},
     /* rotary embedding: in two ages' spelling */
     {LLAMA_TEXT ", \"rope_theta\": 5e5", LLAMA_SMALL(5e5, 0, 0, 0, 0), NULL},
-    {LLAMA_TEXT ", \"rope_parameters\": {\"rope_theta\": 500000}, \"partial_rotary_factor\": 1.0", LLAMA_SMALL(5e5, 0, 0, 0, 0), NULL},
-    {LLAMA_TEXT ", \"rope_theta\": 5e5, \"rope_parameters\": {\"rope_type\": \"default\", \"rope_theta\": 500000}", LLAMA_SMALL(5e5, 0, 0, 0, 0), NULL},
-    {LLAMA_TEXT ", \"rope_theta\": 5e5, \"rope_parameters\": {}, \"rope_scaling\": {}", LLAMA_SMALL(5e5, 0, 0, 0, 0), NULL},
-    {LLAMA_TEXT ", \"rope_scaling\": {}, \"rope_parameters\": {\"rope_theta\": 7, \"partial_rotary_factor\": 1}", LLAMA_SMALL(7, 0, 0, 0, 0), NULL},
+    {LLAMA_TEXT ", \"rope_parameters\": {\"rope_theta\": 500000}, \"partial_rotary_factor\": 1.0",
+     LLAMA_SMALL(5e5, 0, 0, 0, 0), NULL},
+    {LLAMA_TEXT ", \"rope_theta\": 5e5, \"rope_parameters\": {\"rope_type\": \"default\", \"rope_theta\": 500000}",
+     LLAMA_SMALL(5e5, 0, 0, 0, 0), NULL},
+    {LLAMA_TEXT ", \"rope_theta\": 5e5, \"rope_parameters\": {}, \"rope_scaling\": {}", LLAMA_SMALL(5e5, 0, 0, 0, 0),
+     NULL},
+    {LLAMA_TEXT ", \"rope_scaling\": {}, \"rope_parameters\": {\"rope_theta\": 7, \"partial_rotary_factor\": 1}",
+     LLAMA_SMALL(7, 0, 0, 0, 0), NULL},
     {LLAMA_TEXT ", \"rope_scaling\": {\"type\": \"linear\", \"factor\": 1.0}", LLAMA_SMALL(10000, 0, 0, 0, 0), NULL},
-    {LLAMA_TEXT ", \"rope_scaling\": {\"type\": \"llama3\", " LLAMA3 ", \"original_max_position_embeddings\": 8}", LLAMA_SMALL(10000, 2, 1, 3, 8), NULL},
-    {LLAMA_TEXT ", \"rope_theta\": 7, \"rope_scaling\": {\"rope_type\": \"llama3\", \"type\": \"linear\", " LLAMA3 "}", LLAMA_SMALL(7, 2, 1, 3, 16), NULL},
-    {LLAMA_TEXT ", \"rope_scaling\": {\"type\": \"llama3\", " LLAMA3 "}, \"original_max_position_embeddings\": 9", LLAMA_SMALL(10000, 2, 1, 3, 9), NULL},
-    {LLAMA_TEXT ", \"rope_scaling\": {\"type\": \"llama3\", " LLAMA3 ", \"original_max_position_embeddings\": 8}, \"original_max_position_embeddings\": 9",
+    {LLAMA_TEXT ", \"rope_scaling\": {\"type\": \"llama3\", " LLAMA3 ", \"original_max_position_embeddings\": 8}",
+     LLAMA_SMALL(10000, 2, 1, 3, 8), NULL},
+    {LLAMA_TEXT ", \"rope_theta\": 7, \"rope_scaling\": {\"rope_type\": \"llama3\", \"type\": \"linear\", " LLAMA3 "}",
+     LLAMA_SMALL(7, 2, 1, 3, 16), NULL},
+    {LLAMA_TEXT ", \"rope_scaling\": {\"type\": \"llama3\", " LLAMA3 "}, \"original_max_position_embeddings\": 9",
      LLAMA_SMALL(10000, 2, 1, 3, 9), NULL},
-    {LLAMA_TEXT ", \"rope_theta\": 7, \"rope_scaling\": {\"type\": \"llama3\", " LLAMA3 "}, \"rope_parameters\": {\"rope_type\": \"llama3\", "
-     LLAMA3 ", \"rope_theta\": 7}", LLAMA_SMALL(7, 2, 1, 3, 16), NULL},
+    {LLAMA_TEXT ", \"rope_scaling\": {\"type\": \"llama3\", " LLAMA3 ", \"original_max_position_embeddings\": 8}, "
+                "\"original_max_position_embeddings\": 9",
+     LLAMA_SMALL(10000, 2, 1, 3, 9), NULL},
+    {LLAMA_TEXT ", \"rope_theta\": 7, \"rope_scaling\": {\"type\": \"llama3\", " LLAMA3
+                "}, \"rope_parameters\": {\"rope_type\": \"llama3\", " LLAMA3 ", \"rope_theta\": 7}",
+     LLAMA_SMALL(7, 2, 1, 3, 16), NULL},
 };
 
 static void test_good_configs(void) {
@@ -298,7 +322,9 @@ static void test_good_configs(void) {
         int status = run_child(try_config, dir, text, sizeof text);
         const char *note = strstr(text, "train_gpt: note: ");
         int said = g->note ? note == text && strstr(text, g->note) && !strstr(text + 1, "train_gpt: ") : !text[0];
-        if (!check(status == 0 && said, "%.200s: accepted, %s; said: %s", g->text, g->note ? g->note : "without a word", text)) continue;
+        if (!check(status == 0 && said, "%.200s: accepted, %s; said: %s", g->text, g->note ? g->note : "without a word",
+                   text))
+            continue;
         checkpoint_read_config(&c, dir);
         check(same_config(&c, &g->want), "%.200s: what transformers makes of it", g->text);
         if (!strstr(g->text, "\"hidden_size\": 5120")) continue;
@@ -314,9 +340,12 @@ typedef struct {
 
 static const BadConfig BAD_CONFIGS[] = {
     {GPT2_JSON, "\"model_type\"", "", "model_type is missing, and architectures does not tell it"},
-    {GPT2_JSON, "\"model_type\"", ", \"architectures\": [\"MistralForCausalLM\"]", "model_type is missing, and architectures does not tell it"},
-    {GPT2_JSON, "\"model_type\"", ", \"architectures\": [[\"GPT2LMHeadModel\"]]", "model_type is missing, and architectures does not tell it"},
-    {GPT2_JSON, "\"model_type\"", ", \"architectures\": \"GPT2LMHeadModel\"", "model_type is missing, and architectures does not tell it"},
+    {GPT2_JSON, "\"model_type\"", ", \"architectures\": [\"MistralForCausalLM\"]",
+     "model_type is missing, and architectures does not tell it"},
+    {GPT2_JSON, "\"model_type\"", ", \"architectures\": [[\"GPT2LMHeadModel\"]]",
+     "model_type is missing, and architectures does not tell it"},
+    {GPT2_JSON, "\"model_type\"", ", \"architectures\": \"GPT2LMHeadModel\"",
+     "model_type is missing, and architectures does not tell it"},
     {GPT2_JSON, "\"model_type\"", ", \"model_type\": null", "model_type is null"},
     {GPT2_JSON, "\"model_type\"", ", \"model_type\": \"mistral\"", "model_type mistral is not implemented"},
     {GPT2_JSON, "\"model_type\"", ", \"model_type\": \"a\\nb\"", "model_type is not a text"},
@@ -324,7 +353,8 @@ static const BadConfig BAD_CONFIGS[] = {
     {GPT2_JSON, NULL, ", \"num_attention_heads\": 4", "n_head is 2, but num_attention_heads, its other name, is 4"},
     {GPT2_JSON, NULL, ", \"hidden_size\": 16", "n_embd is 8, but hidden_size, its other name, is 16"},
     {GPT2_JSON, NULL, ", \"num_hidden_layers\": 3", "n_layer is 1, but num_hidden_layers, its other name, is 3"},
-    {GPT2_JSON, NULL, ", \"max_position_embeddings\": 32", "n_positions is 16, but max_position_embeddings, its other name, is 32"},
+    {GPT2_JSON, NULL, ", \"max_position_embeddings\": 32",
+     "n_positions is 16, but max_position_embeddings, its other name, is 32"},
     {GPT2_JSON, "\"n_head\"", ", \"num_attention_heads\": 0", "num_attention_heads is 0"},
     {GPT2_JSON, "\"n_head\"", ", \"n_head\": null", "n_head is null"},
     {GPT2_JSON, "\"n_embd\"", ", \"n_embd\": null", "n_embd is null"},
@@ -345,7 +375,8 @@ static const BadConfig BAD_CONFIGS[] = {
     {GPT2_JSON, "\"n_head\"", ", \"n_head\": 3", "does not divide by 3 heads"},
     {GPT2_JSON, "\"n_layer\"", ", \"n_layer\": -4", "n_layer is -4"},
     {GPT2_JSON, "\"vocab_size\"", ", \"vocab_size\": 1e300", "vocab_size is 1e+300"},
-    {GPT2_JSON, NULL, ", \"activation_function\": \"relu\"", "activation_function relu is not implemented; gelu_new, gelu_pytorch_tanh"},
+    {GPT2_JSON, NULL, ", \"activation_function\": \"relu\"",
+     "activation_function relu is not implemented; gelu_new, gelu_pytorch_tanh"},
     {GPT2_JSON, NULL, ", \"activation_function\": \"gelu\"", "activation_function gelu is not implemented"},
     {GPT2_JSON, NULL, ", \"per_layer_config\": {\"0\": {}}", "per_layer_config"},
     {GPT2_JSON, NULL, ", \"scale_attn_weights\": false", "scale_attn_weights false"},
@@ -359,7 +390,8 @@ static const BadConfig BAD_CONFIGS[] = {
     {LLAMA_JSON, "\"num_hidden_layers\"", ", \"num_hidden_layers\": null", "num_hidden_layers is null"},
     {LLAMA_JSON, "\"num_attention_heads\"", ", \"num_attention_heads\": null", "num_attention_heads is null"},
     {LLAMA_JSON, "\"intermediate_size\"", ", \"intermediate_size\": null", "intermediate_size is null"},
-    {LLAMA_JSON, "\"max_position_embeddings\"", ", \"max_position_embeddings\": null", "max_position_embeddings is null"},
+    {LLAMA_JSON, "\"max_position_embeddings\"", ", \"max_position_embeddings\": null",
+     "max_position_embeddings is null"},
     {LLAMA_JSON, "\"vocab_size\"", ", \"vocab_size\": null", "vocab_size is null"},
     {LLAMA_JSON, NULL, ", \"rms_norm_eps\": null", "rms_norm_eps is null"},
     {LLAMA_JSON, NULL, ", \"hidden_act\": null", "hidden_act is null"},
@@ -368,23 +400,34 @@ static const BadConfig BAD_CONFIGS[] = {
     {LLAMA_JSON, NULL, ", \"tie_word_embeddings\": null", "tie_word_embeddings is null"},
     {LLAMA_JSON, NULL, ", \"rope_theta\": null", "rope_theta is null"},
     {LLAMA_JSON, NULL, ", \"rope_parameters\": {\"rope_theta\": null}", "rope_parameters.rope_theta is null"},
-    {LLAMA_JSON, NULL, ", \"rope_scaling\": {\"rope_type\": null, \"type\": \"llama3\"}", "rope_scaling.rope_type is null"},
+    {LLAMA_JSON, NULL, ", \"rope_scaling\": {\"rope_type\": null, \"type\": \"llama3\"}",
+     "rope_scaling.rope_type is null"},
     {LLAMA_JSON, NULL, ", \"partial_rotary_factor\": 0.5", "partial_rotary_factor is not implemented"},
-    {LLAMA_JSON, NULL, ", \"rope_parameters\": {\"partial_rotary_factor\": 0.5}", "rope_parameters.partial_rotary_factor is not implemented"},
-    {LLAMA_JSON, NULL, ", \"rope_parameters\": {\"full_attention\": {\"rope_theta\": 1e4}}", "rope_parameters with an object of its own"},
-    {LLAMA_JSON, NULL, ", \"rope_parameters\": {\"rope_theta\": 1e4}, \"rope_scaling\": {\"rope_theta\": 2e4}", "both there and differ; keep one"},
-    {LLAMA_JSON, NULL, ", \"rope_parameters\": {\"rope_theta\": 1e4}, \"rope_scaling\": {\"type\": \"llama3\", " LLAMA3 "}", "both there and differ"},
+    {LLAMA_JSON, NULL, ", \"rope_parameters\": {\"partial_rotary_factor\": 0.5}",
+     "rope_parameters.partial_rotary_factor is not implemented"},
+    {LLAMA_JSON, NULL, ", \"rope_parameters\": {\"full_attention\": {\"rope_theta\": 1e4}}",
+     "rope_parameters with an object of its own"},
+    {LLAMA_JSON, NULL, ", \"rope_parameters\": {\"rope_theta\": 1e4}, \"rope_scaling\": {\"rope_theta\": 2e4}",
+     "both there and differ; keep one"},
+    {LLAMA_JSON, NULL,
+     ", \"rope_parameters\": {\"rope_theta\": 1e4}, \"rope_scaling\": {\"type\": \"llama3\", " LLAMA3 "}",
+     "both there and differ"},
     {LLAMA_JSON, NULL, ", \"attention_bias\": true", "attention_bias true"},
     {LLAMA_JSON, NULL, ", \"mlp_bias\": true", "mlp_bias true"},
     {LLAMA_JSON, NULL, ", \"hidden_act\": \"gelu\"", "hidden_act gelu is not implemented; silu, swish are"},
     {LLAMA_JSON, NULL, ", \"head_dim\": 8", "head_dim 8"},
     {LLAMA_JSON, NULL, ", \"num_key_value_heads\": 3", "KV heads"},
-    {LLAMA_JSON, NULL, ", \"rope_scaling\": {\"type\": \"yarn\", \"factor\": 2}", "rope_scaling type yarn is not implemented"},
-    {LLAMA_JSON, NULL, ", \"rope_parameters\": {\"rope_type\": \"linear\", \"factor\": 2}", "rope_parameters type linear"},
-    {LLAMA_JSON, NULL, ", \"rope_parameters\": {\"rope_type\": \"llama3\", \"factor\": 2}", "rope_parameters.low_freq_factor is missing"},
+    {LLAMA_JSON, NULL, ", \"rope_scaling\": {\"type\": \"yarn\", \"factor\": 2}",
+     "rope_scaling type yarn is not implemented"},
+    {LLAMA_JSON, NULL, ", \"rope_parameters\": {\"rope_type\": \"linear\", \"factor\": 2}",
+     "rope_parameters type linear"},
+    {LLAMA_JSON, NULL, ", \"rope_parameters\": {\"rope_type\": \"llama3\", \"factor\": 2}",
+     "rope_parameters.low_freq_factor is missing"},
     {LLAMA_JSON, NULL, ", \"rope_scaling\": {\"type\": \"llama3\", \"factor\": 0.5}", "rope_scaling.factor is 0.5"},
-    {LLAMA_JSON, NULL, ", \"rope_scaling\": {\"type\": \"llama3\", \"factor\": 2, \"low_freq_factor\": 4, \"high_freq_factor\": 4, "
-                       "\"original_max_position_embeddings\": 8}", "high_freq_factor 4 must be above"},
+    {LLAMA_JSON, NULL,
+     ", \"rope_scaling\": {\"type\": \"llama3\", \"factor\": 2, \"low_freq_factor\": 4, \"high_freq_factor\": 4, "
+     "\"original_max_position_embeddings\": 8}",
+     "high_freq_factor 4 must be above"},
     {LLAMA_JSON, NULL, ", \"rope_scaling\": [1]", "rope_scaling is not an object"},
     {LLAMA_JSON, NULL, ", \"rope_theta\": 1e4, \"rope_parameters\": {\"rope_theta\": 2e4}", "keep one"},
     {LLAMA_JSON, NULL, ", \"num_hidden_layers\": 3", "\"num_hidden_layers\" comes up twice"},
@@ -408,7 +451,7 @@ static void test_bad_configs(void) {
     expect_error("a directory for a file", try_config, in(temp, "config-dir"), "config.json", "not a regular file");
 }
 
-/* ---- files that want to hurt ------------------------------------------------------------------------------------------------ */
+/* ---- files that want to hurt ------------------------------------------------------------------------------------- */
 
 /* Open a file and touch all that it claims to hold. */
 static void try_file(const char *path) {
@@ -444,11 +487,13 @@ typedef struct {
     const char *why;
 } BadFile;
 
-#define ENTRY(name, dtype, shape, begin, end) "\"" name "\":{\"dtype\":\"" dtype "\",\"shape\":" shape ",\"data_offsets\":[" #begin "," #end "]}"
+#define ENTRY(name, dtype, shape, begin, end) \
+    "\"" name "\":{\"dtype\":\"" dtype "\",\"shape\":" shape ",\"data_offsets\":[" #begin "," #end "]}"
 
 static const BadFile BAD_FILES[] = {
     {"", 2, 0, "its header would take 2 bytes"},
-    {"{}", 1000000, 0, "its header would take 1000000 bytes of a file of 10: truncated; download it again: hf download OWNER/NAME --local-dir '/"},
+    {"{}", 1000000, 0, "its header would take 1000000 bytes of a file of 10: truncated; download it again: hf download "
+     "OWNER/NAME --local-dir '/"},
     {"[]", 1000000, 0, "its header would take 1000000 bytes of a file of 10: no safetensors file"},
     {"{}", INT64_MAX, 0, "its header would take"},
     {"", 0, 0, "the header is not JSON"},
@@ -467,14 +512,16 @@ static const BadFile BAD_FILES[] = {
     {"{" ENTRY("a", "F32", "[2]", -8, 0) "}", -1, 8, "not two rising positions"},
     {"{" ENTRY("a", "F32", "[2]", 8, 0) "}", -1, 8, "not two rising positions"},
     {"{" ENTRY("a", "F32", "[2]", 0, 1e300) "}", -1, 8, "not two rising positions"},
-    {"{" ENTRY("a", "F32", "[2]", 0, 8) "}", -1, 7, "truncated? download it again: hf download OWNER/NAME --local-dir '/"},
+    {"{" ENTRY("a", "F32", "[2]", 0, 8) "}", -1, 7,
+     "truncated? download it again: hf download OWNER/NAME --local-dir '/"},
     {"{" ENTRY("a", "F32", "[2]", 9000000000000, 9000000000008) "}", -1, 8, "truncated"},
     {"{" ENTRY("a", "F32", "[3]", 0, 8) "}", -1, 8, "F32 [3] takes 12 bytes"},
     {"{" ENTRY("a", "F32", "[2]", 0, 8) "}", -1, 9, "1 bytes follow the last tensor"},
     {"{" ENTRY("a", "F32", "[2]", 0, 8) "," ENTRY("b", "F32", "[2]", 4, 12) "}", -1, 12, "they overlap"},
     {"{" ENTRY("a", "F32", "[2]", 0, 8) "," ENTRY("b", "F32", "[2]", 12, 20) "}", -1, 20, "a hole"},
     {"{" ENTRY("a", "F32", "[2]", 0, 8) "," ENTRY("a", "F32", "[2]", 8, 16) "}", -1, 16, "comes up twice"},
-    {"{\"a\":{\"dtype\":\"F32\",\"dtype\":\"I32\",\"shape\":[2],\"data_offsets\":[0,8]}}", -1, 8, "\"dtype\" comes up twice"},
+    {"{\"a\":{\"dtype\":\"F32\",\"dtype\":\"I32\",\"shape\":[2],\"data_offsets\":[0,8]}}", -1, 8,
+     "\"dtype\" comes up twice"},
     {"{" ENTRY("a\\u0000b", "F32", "[2]", 0, 8) "}", -1, 8, "holds \\u0000"},
     {"{" ENTRY("a\\nb", "F32", "[2]", 0, 8) "}", -1, 8, "not printable"},
     {"{" ENTRY("", "F32", "[2]", 0, 8) "}", -1, 8, "empty or not printable"},
@@ -513,7 +560,8 @@ static void test_mutations(void) {
         i64 size = m.size;
         for (int k = 0; k < 1 + round % 3; k++) {
             state = mix64(state);
-            bytes[state % (8 + header)] = round & 1 ? (char)(state >> 32) : "0123456789[]{},:\"\\-e"[(state >> 32) % 20];
+            bytes[state % (8 + header)] =
+                round & 1 ? (char)(state >> 32) : "0123456789[]{},:\"\\-e"[(state >> 32) % 20];
         }
         if (round % 8 == 0) size = (i64)(mix64(state) % (uint64_t)m.size);
         write_bytes(path, bytes, size);
@@ -521,7 +569,8 @@ static void test_mutations(void) {
         if (is_one_error(status, text) && strstr(text, "mutant.safetensors")) refused++;
         else if (!WIFEXITED(status) || WEXITSTATUS(status) != 0) bad++;
     }
-    check(bad == 0 && refused > 100, "400 mutants of a file: %d refused in one line, %d did anything but that or open", refused, bad);
+    check(bad == 0 && refused > 100, "400 mutants of a file: %d refused in one line, %d did anything but that or open",
+          refused, bad);
     free(bytes);
     file_unmap(&m);
 }
@@ -535,7 +584,8 @@ static void test_bad_index(void) {
     write_text(index, "{}");
     expect_error("an index without a map", try_dir, dir, "model.safetensors.index.json", "no weight_map");
     write_text(index, "{\"weight_map\": {\"a\": \"../index/a.safetensors\"}}");
-    expect_error("a shard elsewhere", try_dir, dir, "model.safetensors.index.json", "not the name of a file in this directory");
+    expect_error("a shard elsewhere", try_dir, dir, "model.safetensors.index.json",
+                 "not the name of a file in this directory");
     write_text(index, "{\"weight_map\": {\"a\": 3}}");
     expect_error("a number for a shard", try_dir, dir, "model.safetensors.index.json", "not the name of a file");
     write_text(index, "{\"weight_map\": {\"a\": \"a.safetensors\", \"c\": \"c.safetensors\"}}");
@@ -554,19 +604,24 @@ typedef struct {
 } WrongFile;
 
 static const WrongFile WRONG_FILES[] = {
-    {"a Git LFS pointer", "version https://git-lfs.github.com/spec/v1\noid sha256:6b\nsize 548118077\n", 73, "is a Git LFS pointer", "lfs pull"},
+    {"a Git LFS pointer", "version https://git-lfs.github.com/spec/v1\noid sha256:6b\nsize 548118077\n", 73,
+     "is a Git LFS pointer", "lfs pull"},
     {"an HTML page", "<!doctype html>\n<html class=\"\">\n", 33, "is an HTML or XML page", "hf download"},
     {"HTML after blanks", "\xef\xbb\xbf\r\n <HTML>\n", 14, "is an HTML or XML page", "hf download"},
-    {"an XML error", "<?xml version=\"1.0\"?><Error><Code>AccessDenied</Code>", 53, "is an HTML or XML page", "hf download"},
+    {"an XML error", "<?xml version=\"1.0\"?><Error><Code>AccessDenied</Code>", 53, "is an HTML or XML page",
+     "hf download"},
     {"an empty file", "", 0, "is empty", "hf download"},
     {"gzip", "\x1f\x8b\x08\0\0\0\0\0\0\x03\x4b\x4c", 12, "is packed by gzip", "gunzip --stdout '"},
     {"zip", "PK\3\4\x14\0\0\0\x08\0\0\0\0\0notes.txt", 23, "is a zip file", "unzip '"},
-    {"torch.save", "PK\3\4\0\0\x08\x08\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x16\0\x0c\0pytorch_model/data.pkl", 52, "is a PyTorch file (of torch.save)",
+    {"torch.save", "PK\3\4\0\0\x08\x08\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x16\0\x0c\0pytorch_model/data.pkl", 52,
+     "is a PyTorch file (of torch.save)",
      "save_pretrained('"},
-    {"torch.save of old", "\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.", 15, "is a PyTorch file (a pickle)", "save_pretrained('"},
+    {"torch.save of old", "\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.", 15,
+     "is a PyTorch file (a pickle)", "save_pretrained('"},
     {"GGUF", "GGUF\3\0\0\0\x23\1\0\0\0\0\0\0", 16, "is a GGUF file", "hf download"},
     {"an error for a file", "Entry not found", 15, "is a text that begins \"Entry not found\"", "hf download"},
-    {"JSON for safetensors", "{\"error\": \"Access is restricted\"}", 33, "is a text that begins \"{\"error\": \"Access is", "hf download"},
+    {"JSON for safetensors", "{\"error\": \"Access is restricted\"}", 33,
+     "is a text that begins \"{\"error\": \"Access is", "hf download"},
 };
 
 /* A directory that lacks a file: the names that lie there. */
@@ -580,9 +635,12 @@ static const WrongDirectory WRONG_DIRECTORIES[] = {
     {"pytorch_model.bin tokenizer.json", "pytorch_model.bin is PyTorch's weights", "safe_serialization=True)"},
     {"pytorch_model-00001-of-00002.bin pytorch_model-00002-of-00002.bin pytorch_model.bin.index.json",
      "pytorch_model-00001-of-00002.bin is PyTorch's weights", "safe_serialization=True)"},
-    {"README.md adapter_config.json adapter_model.safetensors tokenizer.json", "adapter_config.json is the files of an adapter (LoRA)", "merge_and_unload()"},
-    {"adapter_model.bin pytorch_model.bin", "adapter_model.bin is the files of an adapter (LoRA)", "merge_and_unload()"},
-    {"tokenizer.json tokenizer_config.json special_tokens_map.json", "tokenizer.json is a tokenizer's files", "hf download"},
+    {"README.md adapter_config.json adapter_model.safetensors tokenizer.json",
+     "adapter_config.json is the files of an adapter (LoRA)", "merge_and_unload()"},
+    {"adapter_model.bin pytorch_model.bin", "adapter_model.bin is the files of an adapter (LoRA)",
+     "merge_and_unload()"},
+    {"tokenizer.json tokenizer_config.json special_tokens_map.json", "tokenizer.json is a tokenizer's files",
+     "hf download"},
     {"merges.txt vocab.json", "vocab.json is a tokenizer's files", "hf download"},
     {"model.Q4_K_M.gguf README.md", "model.Q4_K_M.gguf is a GGUF file", "hf download"},
     {"consolidated.00.pth params.json", "consolidated.00.pth is a PyTorch file", "save_pretrained('"},
@@ -619,7 +677,8 @@ static void test_wrong_files(void) {
         memset(header, ' ', (size_t)length);
         memcpy(header, "{}", 2);
         write_file(in(dir, "model.safetensors"), header, -1, 0);
-        check(run_child(try_dir, dir, text, sizeof text) == 0 && !text[0], "a sound header of %d bytes; said: %s", length, text);
+        check(run_child(try_dir, dir, text, sizeof text) == 0 && !text[0], "a sound header of %d bytes; said: %s",
+              length, text);
         free(header);
     }
 }
@@ -640,18 +699,21 @@ static void test_wrong_directories(void) {
     char dir[PATH_MAX];
     snprintf(dir, sizeof dir, "%s", fresh_dir("no-config"));
     write_text(in(dir, "model.safetensors"), "x");
-    expect_error("weights alone", try_config, dir, "config.json is not there", "model.safetensors is only a part of a model; download it again: hf");
+    expect_error("weights alone", try_config, dir, "config.json is not there",
+                 "model.safetensors is only a part of a model; download it again: hf");
     write_text(in(dir, "pytorch_model.bin"), "x");
     remove(ours(in(dir, "model.safetensors")));
-    expect_error("PyTorch's weights alone", try_config, dir, "config.json is not there", "weights, not safetensors; download it again: hf");
+    expect_error("PyTorch's weights alone", try_config, dir, "config.json is not there",
+                 "weights, not safetensors; download it again: hf");
     write_text(in(dir, "config.json"), "{" GPT2_TEXT "}");
     write_text(in(dir, "adapter_config.json"), "{}");
     char text[4096];
     int status = run_child(try_config, dir, text, sizeof text);
-    check(status == 0 && strstr(text, "adapter_config.json is not applied"), "a model with an adapter beside it; said: %s", text);
+    check(status == 0 && strstr(text, "adapter_config.json is not applied"),
+          "a model with an adapter beside it; said: %s", text);
 }
 
-/* ---- a model by hand --------------------------------------------------------------------------------------------------------- */
+/* ---- a model by hand --------------------------------------------------------------------------------------------- */
 
 typedef struct {
     Config config;
@@ -668,7 +730,8 @@ static int splits_attention(BlockKind b) { return b == BLOCK_ATTENTION; }
 static int splits_both(BlockKind b) { return b == BLOCK_ATTENTION || b == BLOCK_MLP; }
 
 /* Rank `rank` of a mesh: imagined, or on `wire`. */
-static void model_open(Model *m, const Config *c, MeshShape shape, int rank, int (*splits)(BlockKind), Wire wire, int imagined) {
+static void model_open(Model *m, const Config *c, MeshShape shape, int rank, int (*splits)(BlockKind), Wire wire,
+                       int imagined) {
     memset(m, 0, sizeof *m);
     m->config = *c;
     m->dev.threads = 1;
@@ -704,7 +767,7 @@ static const MeshCase MESHES[] = {
     {"dp 2 ring 2 tpsp 4", {16, 2, 2, 4}, splits_both},
 };
 
-/* ---- weights that do not fit -------------------------------------------------------------------------------------------------- */
+/* ---- weights that do not fit ------------------------------------------------------------------------------------- */
 
 /* Load DIR's weights into the model of fixture llama-gqa (tied) on one imagined rank. */
 static void try_load(const char *dir) {
@@ -726,9 +789,10 @@ static void try_load_untied(const char *dir) {
 
 #define NO_TENSOR ((SafetensorType)ST_TYPES)
 
-/* DIR/model.safetensors = fixture llama-gqa's, with tensor `name` renamed, of another type or shape (flat), or left out (to NULL);
-   and, unless NULL, one `more`, a copy of the embedding whose first number is `first`. */
-static void write_variant(const char *dir, const char *name, const char *to, SafetensorType type, int flat, const char *more, float first) {
+/* DIR/model.safetensors = fixture llama-gqa's, with tensor `name` renamed, of another type or shape (flat), or left out
+   (to NULL); and, unless NULL, one `more`, a copy of the embedding whose first number is `first`. */
+static void write_variant(const char *dir, const char *name, const char *to, SafetensorType type, int flat,
+                          const char *more, float first) {
     SafetensorSet s;
     SafetensorWriter w;
     SafetensorPlan plan[64];
@@ -771,11 +835,13 @@ static void test_bad_weights(void) {
     write_variant(dir, k0, NULL, NO_TENSOR, 0, NULL, 0);
     expect_error("k_proj left out", try_load, dir, file, "tensor model.layers.0.self_attn.k_proj.weight is missing");
     write_variant(dir, k0, k0, NO_TENSOR, 1, NULL, 0);
-    expect_error("k_proj in one dimension", try_load, dir, file, "k_proj.weight has shape [512], the model's is [16, 32]");
+    expect_error("k_proj in one dimension", try_load, dir, file,
+                 "k_proj.weight has shape [512], the model's is [16, 32]");
     write_variant(dir, k0, k0, ST_I32, 0, NULL, 0);
     expect_error("k_proj of integers", try_load, dir, file, "k_proj.weight has dtype I32");
     write_variant(dir, k0, k0, NO_TENSOR, 0, "model.layers.2.self_attn.k_proj.weight", 0);
-    expect_error("a third layer", try_load, dir, file, "model.layers.2.self_attn.k_proj.weight is no part of this model");
+    expect_error("a third layer", try_load, dir, file,
+                 "model.layers.2.self_attn.k_proj.weight is no part of this model");
     write_variant(dir, k0, k0, NO_TENSOR, 0, "lm_head.weight", wte0 + 1);
     expect_error("a head that is not the embedding", try_load, dir, file, "lm_head.weight differs");
     write_variant(dir, k0, k0, NO_TENSOR, 0, "model.layers.0.attn.bias", 0);
@@ -785,12 +851,13 @@ static void test_bad_weights(void) {
     expect_error("another model's weights", try_load, in(fixtures, "gpt2-tied"), "gpt2-tied/model.safetensors",
                  "tensor model.embed_tokens.weight is missing");
     write_variant(dir, k0, k0, NO_TENSOR, 0, "lm_head.weight", wte0);
-    check(run_child(try_load, dir, text, sizeof text) == 0 && !text[0], "a head that is the embedding: loads; said: %s", text);
+    check(run_child(try_load, dir, text, sizeof text) == 0 && !text[0], "a head that is the embedding: loads; said: %s",
+          text);
     write_variant(dir, k0, k0, NO_TENSOR, 0, "model.layers.0.self_attn.rotary_emb.inv_freq", 0);
     check(run_child(try_load, dir, text, sizeof text) == 0 && !text[0], "a rotary buffer: loads; said: %s", text);
 }
 
-/* ---- writing that fails --------------------------------------------------------------------------------------------------------- */
+/* ---- writing that fails ------------------------------------------------------------------------------------------ */
 
 static void try_write(const char *path) {
     SafetensorPlan plan;
@@ -842,13 +909,16 @@ static void test_bad_writes(void) {
     check(files_in(dir) == 0, "after it, the directory holds no file and no temporary one: %d", files_in(dir));
     int status = run_child(try_write, path, text, sizeof text), files = files_in(dir);
     check(status == 0 && files == 1, "the same on a disk with room: one file (%d); said: %s", files, text);
-    expect_error("a directory that is not there", try_write, in(temp, "nowhere/w.safetensors"), "nowhere/w.safetensors", "cannot create");
+    expect_error("a directory that is not there", try_write, in(temp, "nowhere/w.safetensors"), "nowhere/w.safetensors",
+                 "cannot create");
     write_text(in(fresh_dir("taken"), "config.json"), "{}");
-    expect_error("a directory with a model", try_checkpoint_write, in(temp, "taken"), "taken", "already holds a model (config.json)");
-    expect_error("a directory without a parent", try_checkpoint_write, in(temp, "nowhere/out"), "nowhere/out", "cannot create this directory");
+    expect_error("a directory with a model", try_checkpoint_write, in(temp, "taken"), "taken",
+                 "already holds a model (config.json)");
+    expect_error("a directory without a parent", try_checkpoint_write, in(temp, "nowhere/out"), "nowhere/out",
+                 "cannot create this directory");
 }
 
-/* ---- weights on imagined meshes ---------------------------------------------------------------------------------------------- */
+/* ---- weights on imagined meshes ---------------------------------------------------------------------------------- */
 
 /* The whole model as the file's tensors, put together from what ranks own. */
 typedef struct {
@@ -891,7 +961,8 @@ static void whole_run(void *context, const Tensor *t, i64 row, i64 col, i64 n, i
     HfPlace p = tensor_hf_place(t->spec, f->z->config);
     for (i64 k = 0; k < n; k++) {
         i64 index = p.base + row * p.row_step + (col + k) * p.col_step;
-        f->whole->value[i][index] = (double)f->z->param[at + k] == (double)f->z->master[at + k] ? (double)f->z->master[at + k] : (double)NAN;
+        f->whole->value[i][index] =
+            (double)f->z->param[at + k] == (double)f->z->master[at + k] ? (double)f->z->master[at + k] : (double)NAN;
         f->whole->times[i][index]++;
     }
 }
@@ -918,7 +989,8 @@ static i64 whole_differences(const Whole *w, const SafetensorSet *s, const char 
         snprintf(name, sizeof name, "%s%s", prefix, w->list[i].name);
         const Safetensor *t = safetensors_find(s, name);
         if (!t) return -1;
-        for (i64 k = 0; k < t->elements; k++) bad += w->times[i][k] != 1 || !same_number(w->value[i][k], safetensor_value(t, k));
+        for (i64 k = 0; k < t->elements; k++)
+            bad += w->times[i][k] != 1 || !same_number(w->value[i][k], safetensor_value(t, k));
     }
     return bad;
 }
@@ -937,7 +1009,7 @@ static void test_load_fixtures(void) {
             Whole w;
             whole_make(&w, &CONFIGS[i].want, &MESHES[k], dir, 0);
             i64 bad = whole_differences(&w, &s, half ? "param." : "");
-            check(bad == 0, "%s on %s: %lld elements differ from %s or are not owned once", name, MESHES[k].name, (long long)bad,
+            check(bad == 0, "%s on %s: %lld elements differ from %s or are not owned once", name, MESHES[k].name, bad,
                   half ? "what PyTorch read" : "the file");
             whole_close(&w);
         }
@@ -945,9 +1017,10 @@ static void test_load_fixtures(void) {
     }
 }
 
-/* ---- names by which files call the tensors ------------------------------------------------------------------------------------ */
+/* ---- names by which files call the tensors ----------------------------------------------------------------------- */
 
-/* A file's names: `prefix`, the name that transformers gives without its leading `strip`, and `middle` before the first `before` in it. */
+/* A file's names: `prefix`, the name that transformers gives without its leading `strip`, and `middle`
+   before the first `before` in it. */
 typedef struct {
     int config; /* in CONFIGS */
     const char *strip, *prefix, *before, *middle;
@@ -980,7 +1053,8 @@ static const Names NAMES[] = {
 /* What beyond its parameters a file may hold, inside the model, by architecture; a head is one where it is tied. */
 static const char *const BUFFERS[2][6] = {
     {"h.0.attn.bias", "h.1.attn.bias", "h.1.attn.masked_bias", "lm_head.weight", NULL, NULL},
-    {"layers.0.self_attn.rotary_emb.inv_freq", "layers.1.self_attn.rotary_emb.inv_freq", "rotary_emb.inv_freq", "rotary_emb.original_inv_freq",
+    {"layers.0.self_attn.rotary_emb.inv_freq", "layers.1.self_attn.rotary_emb.inv_freq", "rotary_emb.inv_freq",
+     "rotary_emb.original_inv_freq",
      "layers.0.self_attn.rotary_emb.cos_cached", "layers.0.self_attn.rotary_emb.sin_cached"}};
 
 static const Config *load_config; /* of the model that try_load_into makes */
@@ -992,7 +1066,8 @@ static void try_load_into(const char *dir) {
     model_close(&m, 1);
 }
 
-/* DIR/model.safetensors: the fixture's tensors under other names; with `buffers` all of BUFFERS under them, too, and unless NULL, `more`. */
+/* DIR/model.safetensors: the fixture's tensors under other names; with `buffers` all of BUFFERS under them,
+   too, and unless NULL, `more`. */
 static void write_named(const char *dir, const Names *k, int buffers, const char *more) {
     static char name[64][256];
     SafetensorSet s;
@@ -1008,7 +1083,8 @@ static void write_named(const char *dir, const Names *k, int buffers, const char
         const char *rest = s.tensor[i].name;
         if (text_begins_with(rest, k->strip)) rest += strlen(k->strip);
         const char *cut = k->before[0] && strstr(rest, k->before) ? strstr(rest, k->before) : rest;
-        snprintf(name[n], sizeof name[n], "%s%.*s%s%s", k->prefix, (int)(cut - rest), rest, cut == rest && k->before[0] ? "" : k->middle, cut);
+        snprintf(name[n], sizeof name[n], "%s%.*s%s%s", k->prefix, (int)(cut - rest), rest,
+                 cut == rest && k->before[0] ? "" : k->middle, cut);
         from[n++] = &s.tensor[i];
     }
     for (int i = 0; buffers && i < COUNT_OF(BUFFERS[arch]) && BUFFERS[arch][i]; i++) {
@@ -1039,8 +1115,10 @@ static void test_names(void) {
             write_named(dir, k, buffers, NULL);
             load_config = &c->want;
             int status = run_child(try_load_into, dir, text, sizeof text);
-            int said = k->noted ? text_begins_with(text, "train_gpt: note: ") && strstr(text, "without what wraps the model") &&
-                                      strstr(text, k->prefix[0] ? k->prefix : k->middle) : !text[0];
+            int said = k->noted ? text_begins_with(text, "train_gpt: note: ") &&
+                                      strstr(text, "without what wraps the model") &&
+                                      strstr(text, k->prefix[0] ? k->prefix : k->middle)
+                                : !text[0];
             if (!check(status == 0 && said, "%s named %s...%s, %s: loads%s; said: %s", c->dir, k->prefix, k->middle,
                        buffers ? "with buffers" : "alone", k->noted ? " with a note" : "", text)) continue;
             SafetensorSet s;
@@ -1051,7 +1129,8 @@ static void test_names(void) {
             whole_make(&w, &c->want, &MESHES[0], dir, 0);
             fail_state()->rank = rank;
             i64 bad = whole_differences(&w, &s, "");
-            check(bad == 0, "%s named %s...%s: %lld elements differ from the fixture's", c->dir, k->prefix, k->middle, (long long)bad);
+            check(bad == 0, "%s named %s...%s: %lld elements differ from the fixture's", c->dir, k->prefix, k->middle,
+                  bad);
             whole_close(&w);
             safetensors_close(&s);
         }
@@ -1060,15 +1139,19 @@ static void test_names(void) {
         const char *more, *why;
     } refused[] = {
         {9, "norm.weight", "tensors model.norm.weight and norm.weight are both norm.weight; keep one"},
-        {9, "module.model.norm.weight", "tensors model.norm.weight and module.model.norm.weight are both norm.weight; keep one"},
-        {9, "_orig_mod.lm_head.weight", "tensors _orig_mod.lm_head.weight and lm_head.weight are both lm_head.weight; keep one"},
-        {0, "module.transformer.wpe.weight", "tensors module.transformer.wpe.weight and transformer.wpe.weight are both wpe.weight"},
+        {9, "module.model.norm.weight",
+         "tensors model.norm.weight and module.model.norm.weight are both norm.weight; keep one"},
+        {9, "_orig_mod.lm_head.weight",
+         "tensors _orig_mod.lm_head.weight and lm_head.weight are both lm_head.weight; keep one"},
+        {0, "module.transformer.wpe.weight",
+         "tensors module.transformer.wpe.weight and transformer.wpe.weight are both wpe.weight"},
         {0, "score.weight", "tensor score.weight is no part of this model"},
         {0, "transformer.h.0.attn.rotary_emb.inv_freq", "inv_freq is no part of this model"},
         {9, "model.layers.0.self_attn.bias", "self_attn.bias is no part of this model"},
         {9, "modules.norm.weight", "modules.norm.weight is no part of this model"},
         {9, "norm.model.weight", "norm.model.weight is no part of this model"},
-        {9, "model.layers.0.module.self_attn.q_proj.lora_A.weight", "lora_A.weight is an adapter's (LoRA), not the model's; merge it into its model: python3"},
+        {9, "model.layers.0.module.self_attn.q_proj.lora_A.weight",
+         "lora_A.weight is an adapter's (LoRA), not the model's; merge it into its model: python3"},
     };
     for (int i = 0; i < COUNT_OF(refused); i++) {
         write_named(dir, &NAMES[refused[i].names], 0, refused[i].more);
@@ -1079,12 +1162,14 @@ static void test_names(void) {
     untied.tied = 0;
     load_config = &untied;
     write_named(dir, &NAMES[18], 0, NULL);
-    expect_error("a bare model whose head is its own", try_load_into, dir, "/names", "head is not tied, but tensor lm_head.weight is missing");
+    expect_error("a bare model whose head is its own", try_load_into, dir, "/names",
+                 "head is not tied, but tensor lm_head.weight is missing");
 }
 
 static const real *param_of(const Zero *z, int block, Role role) { /* on one rank */
     for (int i = z->block[block].first_tensor;; i++)
-        if (z->tensor[i].spec->role == role) return z->param + z->chunk[z->tensor[i].chunk].offset + z->tensor[i].offset;
+        if (z->tensor[i].spec->role == role)
+            return z->param + z->chunk[z->tensor[i].chunk].offset + z->tensor[i].offset;
 }
 
 /* Where GPT-2's fused and transposed matrices end up, written out once more by hand. */
@@ -1105,14 +1190,16 @@ static void test_gpt2_layout(const char *dir) {
         for (i64 o = 0; o < C; o++) {
             bad += param_of(&m.z, block_attention(1), biases[p])[o] != (real)safetensor_value(bias, p * C + o);
             for (i64 k = 0; k < C; k++)
-                bad += param_of(&m.z, block_attention(1), roles[p])[o * C + k] != (real)safetensor_value(qkv, k * 3 * C + p * C + o);
+                bad += param_of(&m.z, block_attention(1), roles[p])[o * C + k] !=
+                       (real)safetensor_value(qkv, k * 3 * C + p * C + o);
         }
     for (i64 f = 0; f < F; f++)
         for (i64 k = 0; k < C; k++) {
             bad += param_of(&m.z, block_mlp(1), T_UP)[f * C + k] != (real)safetensor_value(fc, k * F + f);
             bad += param_of(&m.z, block_mlp(1), T_DOWN)[k * F + f] != (real)safetensor_value(proj, f * C + k);
         }
-    check(bad == 0, "%s: our (out, in) q, k, v, up, down against the file's (in, out), by hand: %lld differ", strrchr(dir, '/'), (long long)bad);
+    check(bad == 0, "%s: our (out, in) q, k, v, up, down against the file's (in, out), by hand: %lld differ",
+          strrchr(dir, '/'), bad);
     safetensors_close(&s);
     model_close(&m, 1);
 }
@@ -1155,13 +1242,14 @@ static void test_initialise(void) {
                 for (i64 e = 0; e < p->shape[0] * (p->dims == 2 ? p->shape[1] : 1); e++)
                     bad += w.times[t][e] != 1 || w.value[t][e] != (double)initial_value(w.list[t].spec, c, key, e);
             }
-            check(bad == 0, "initial weights of %s on %s: %lld differ from the definition", CONFIGS[i].dir, MESHES[k].name, (long long)bad);
+            check(bad == 0, "initial weights of %s on %s: %lld differ from the definition", CONFIGS[i].dir,
+                  MESHES[k].name, bad);
             whole_close(&w);
         }
     }
 }
 
-/* ---- write: on real meshes ----------------------------------------------------------------------------------------------------- */
+/* ---- write: on real meshes --------------------------------------------------------------------------------------- */
 
 /* Fixture -> memory -> directory: the same bits, the same config. `rank` of the world speaks for all. */
 static void test_roundtrip(Wire world, const ConfigCase *k, const char *name) {
@@ -1184,8 +1272,9 @@ static void test_roundtrip(Wire world, const ConfigCase *k, const char *name) {
         bad += !y || x->type != y->type || x->dims != y->dims || memcmp(x->shape, y->shape, sizeof x->shape) != 0 ||
                memcmp(x->data, y->data, (size_t)x->bytes) != 0;
     }
-    check(bad == 0 && a.tensors == b.tensors, "%s read and written, %d at once: %d of %d tensors are not bit for bit the file's", k->dir, (int)ranks,
-          bad, a.tensors);
+    check(bad == 0 && a.tensors == b.tensors,
+          "%s read and written, %d at once: %d of %d tensors are not bit for bit the file's", k->dir, (int)ranks, bad,
+          a.tensors);
     uint64_t header;
     memcpy(&header, b.file[0].map.bytes, 8);
     check(header % 8 == 0, "%s: its header of %llu bytes keeps the data aligned", k->dir, (unsigned long long)header);
@@ -1197,7 +1286,8 @@ static void test_roundtrip(Wire world, const ConfigCase *k, const char *name) {
     wire_barrier(world);
 }
 
-/* Every mesh that this world can be writes, byte for byte, what rank 0 alone writes; weights in F32, gradients in F64 too. */
+/* Every mesh that this world can be writes, byte for byte, what rank 0 alone writes; weights
+   in F32, gradients in F64 too. */
 static void test_same_bytes(Wire world, const Config *c, const char *name) {
     int rank = wire_rank(world), ranks = wire_size(world);
     char one[PATH_MAX], many[PATH_MAX];
@@ -1217,10 +1307,11 @@ static void test_same_bytes(Wire world, const Config *c, const char *name) {
             model_open(&m, c, MESHES[k].shape, rank, MESHES[k].splits, world, 0);
             zero_initialise(&m.z, 7);
             for (i64 i = 0; i < m.z.flat; i++) m.z.grad[i] = m.z.master[i];
-            checkpoint_write_tensors(&m.z, world, rank == 0 ? anew(many) : many, type == ST_F32 ? m.z.master : m.z.grad, (SafetensorType)type);
+            checkpoint_write_tensors(&m.z, world, rank == 0 ? anew(many) : many, type == ST_F32 ? m.z.master : m.z.grad,
+                                     (SafetensorType)type);
             model_close(&m, 0);
-            check(same_files(one, many), "%s, %s on %s: the file is byte for byte what one rank writes", name, SAFETENSOR_TYPES[type].name,
-                  MESHES[k].name);
+            check(same_files(one, many), "%s, %s on %s: the file is byte for byte what one rank writes", name,
+                  SAFETENSOR_TYPES[type].name, MESHES[k].name);
             wire_barrier(world);
         }
     }
@@ -1254,7 +1345,8 @@ int main(int argc, char **argv) {
     }
     Wire world = wire_start_mpi(&argc, &argv);
     checks()->silent = wire_rank(world) != 0;
-    if (ranks && wire_rank(world) == 0 && !mkdtemp(temp)) FAIL(THIS_RANK, "%s: cannot create the test's directory", temp);
+    if (ranks && wire_rank(world) == 0 && !mkdtemp(temp))
+        FAIL(THIS_RANK, "%s: cannot create the test's directory", temp);
     MPI_Bcast(temp, sizeof temp, MPI_CHAR, 0, world);
     test_roundtrip(world, &CONFIGS[0], "out-gpt2");
     test_roundtrip(world, &CONFIGS[1], "out-llama");

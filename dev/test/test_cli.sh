@@ -1,20 +1,23 @@
 #!/usr/bin/env bash
-# test_cli.sh - the program as people meet it: refusals, dry runs, run directories, repeated bits. TAP, run from the repository's root
-# by scripts/test.sh after the binaries are built.
+# test_cli.sh - the program as people meet it: refusals, dry runs, run directories, repeated bits. TAP, run from the
+# repository's root by scripts/test.sh after the binaries are built.
 set -uo pipefail
 # shellcheck source=dev/test/tap.sh
 source "$(dirname "$0")/tap.sh"
 
-# refuses RANKS PATTERN ARGS...: exit code 1..127, one line of error that matches, within seconds, and no run directory left
+# refuses RANKS PATTERN ARGS...: exit code 1..127, one line of error that matches, within
+# seconds, and no run directory left
 refuses() {
     local ranks=$1 pattern=$2 code
     shift 2
     rm -rf "$work/refused"
-    timeout 600 bash -c 'source scripts/common.sh; n=$1; shift; run_ranks "$n" "$@"' _ "$ranks" ./train_gpt_cpu "$@" >"$work/out" 2>&1
+    timeout 600 bash -c 'source scripts/common.sh; n=$1; shift; run_ranks "$n" "$@"' _ "$ranks" ./train_gpt_cpu "$@" \
+        >"$work/out" 2>&1
     code=$?
     local lines
     lines=$(grep -c '^train_gpt: error: ' "$work/out")
-    [ "$code" -ge 1 ] && [ "$code" -le 127 ] && [ "$code" -ne 124 ] && [ "$lines" -eq 1 ] && grep -Eq "^train_gpt: error: .*$pattern" "$work/out" && [ ! -e "$work/refused" ]
+    [ "$code" -ge 1 ] && [ "$code" -le 127 ] && [ "$code" -ne 124 ] && [ "$lines" -eq 1 ] &&
+        grep -Eq "^train_gpt: error: .*$pattern" "$work/out" && [ ! -e "$work/refused" ]
     ok $? "refused on $ranks: $* ($(grep -m1 '^train_gpt: error' "$work/out" | cut -c 19-160))"
 }
 
@@ -64,8 +67,8 @@ refuses 1 'the longest shard has 10 tokens.*needs 65' --train "$work/short.bin" 
 refuses 1 'vocab.bin: token 300 at position 100 is outside the vocabulary of 256' --train "$work/vocab.bin" --seq-len 64
 refuses 4 'vocab.bin: token 300 at position 100' --train "$work/vocab.bin" --seq-len 64 --sp ring
 refuses 1 'neither a preset.*hf download OWNER/NAME --local-dir DIR, then --model DIR' --model llama9 "${small[@]}"
-refuses 1 'neither a preset.*give the directory that the file lies in: --model .dev/test/fixtures/gpt2-tied.' "${small[@]}" \
-    --model dev/test/fixtures/gpt2-tied/model.safetensors
+refuses 1 'neither a preset.*give the directory that the file lies in: --model .dev/test/fixtures/gpt2-tied.' \
+    "${small[@]}" --model dev/test/fixtures/gpt2-tied/model.safetensors
 printf 'GGUF\3\0\0\0' >"$work/model.gguf"
 refuses 1 'model.gguf: is a GGUF file' --model "$work/model.gguf" "${small[@]}"
 refuses 1 '--layers cannot change the model in' --model dev/test/fixtures/llama-mha --layers 3 "${small[@]}"
@@ -86,14 +89,16 @@ refuses 1 'is not a directory' "${small[@]}" --out "$work/a_0.bin"
 refuses 1 'does not divide by 8 heads' "${small[@]}" --dim 100
 refuses 1 'more than 1e15 numbers' --dry-run --seq-len 1000000000000 --micro-batch 1000000 --batch 1000000
 refuses 1 'more than 1e18 bytes' --dry-run --seq-len 1000000000000 --batch 1 --layers 1000
-refuses 1 'out of memory: a rank needs .* MB, its share of a host is .*; no --seq-len fits with this model on this mesh; or use more ranks' "${small[@]}" \
-    --dim 65536 --heads 512 --layers 100
-refuses 2 'out of memory: .*the largest that fit: --seq-len [0-9]+, or --micro-batch [0-9]+.*; or use more ranks' --train "$work/long.bin" --seq-len 100000 \
-    --micro-batch 65536 --batch 65536 --out "$work/refused"
+no_room='out of memory: a rank needs .* MB, its share of a host is .*; no --seq-len fits with this model on this mesh'
+refuses 1 "$no_room; or use more ranks" "${small[@]}" --dim 65536 --heads 512 --layers 100
+refuses 2 'out of memory: .*the largest that fit: --seq-len [0-9]+, or --micro-batch [0-9]+.*; or use more ranks' \
+    --train "$work/long.bin" --seq-len 100000 --micro-batch 65536 --batch 65536 --out "$work/refused"
 [ "$(grep -c '^  activations  ' "$work/out")" -eq 1 ] && [ "$(grep -c '^memory of a rank' "$work/out")" -eq 1 ]
 ok $? "the table by category stands before it, once"
-fits=$(sed -n 's/.*--seq-len \([0-9]*\), or.*/\1/p' "$work/out") share=$(sed -n 's/.*host is \([0-9]*\)\..*/\1/p' "$work/out")
-total() { ./train_gpt_cpu --dry-run --world 2 --batch 65536 --micro-batch 65536 --seq-len "$1" | sed -n 's/^  total  *\([0-9]*\)\.[0-9]*$/\1/p'; }
+fits=$(sed -n 's/.*--seq-len \([0-9]*\), or.*/\1/p' "$work/out") \
+    share=$(sed -n 's/.*host is \([0-9]*\)\..*/\1/p' "$work/out")
+total() { ./train_gpt_cpu --dry-run --world 2 --batch 65536 --micro-batch 65536 --seq-len "$1" |
+    sed -n 's/^  total  *\([0-9]*\)\.[0-9]*$/\1/p'; }
 [ -n "$fits" ] && [ "$(total "$fits")" -le "$share" ] && [ "$(total $((fits + 2)))" -ge "$share" ]
 ok $? "a dry run of the length it names fits into the $share MB there are, one 2 tokens longer does not"
 refuses 1 'cannot make the directory' "${small[@]}" --out /proc/refused
@@ -108,7 +113,8 @@ train() { # train RANKS NAME ARGS...
     run_ranks "$ranks" ./train_gpt_cpu "${small[@]}" --out "$work/$name" "$@" >"$work/out" 2>&1
 }
 strip() { sed -E 's/"(step_ms|tokens_per_s|mfu_causal|mfu_full|comm_exposed_ms)": [^,}]*,? ?//g' "$1"; }
-same() { [ -s "$work/$1/metrics.jsonl" ] && diff <(strip "$work/$1/metrics.jsonl") <(strip "$work/$2/metrics.jsonl") >/dev/null; }
+same() { [ -s "$work/$1/metrics.jsonl" ] &&
+    diff <(strip "$work/$1/metrics.jsonl") <(strip "$work/$2/metrics.jsonl") >/dev/null; }
 
 train 4 first --sp odysseus --val "$data" && train 4 second --sp odysseus --val "$data" && same first second
 ok $? "the same command twice writes the same bits into metrics.jsonl"
@@ -128,7 +134,8 @@ PY
 ok $? "the run directory holds what the contract names"
 before=$(cat "$work/first/metrics.jsonl" | cksum)
 run_ranks 1 ./train_gpt_cpu "${small[@]}" --out "$work/first" >"$work/out" 2>&1
-[ $? -ne 0 ] && grep -q 'already holds a metrics.jsonl' "$work/out" && [ "$before" = "$(cat "$work/first/metrics.jsonl" | cksum)" ]
+[ $? -ne 0 ] && grep -q 'already holds a metrics.jsonl' "$work/out" &&
+    [ "$before" = "$(cat "$work/first/metrics.jsonl" | cksum)" ]
 ok $? "a second run into the same directory is refused and changes nothing"
 train 2 wide --sp ulysses --train "$work/wide.bin" 2>/dev/null
 refuses 1 'given twice' "${small[@]}" --train "$work/wide.bin"
@@ -143,13 +150,14 @@ team() { # team RANKS NAME ENVIRONMENT ARGS...
     local ranks=$1 name=$2 setting=$3
     shift 3
     rm -rf "${work:?}/$name"
-    env "$setting" bash -c 'source scripts/common.sh; n=$1; shift; run_ranks "$n" "$@"' _ "$ranks" ./train_gpt_cpu --train "$data" --batch 4 --steps 3 \
-        --threads 3 --out "$work/$name" "$@" >"$work/out" 2>&1
+    env "$setting" bash -c 'source scripts/common.sh; n=$1; shift; run_ranks "$n" "$@"' _ "$ranks" ./train_gpt_cpu \
+        --train "$data" --batch 4 --steps 3 --threads 3 --out "$work/$name" "$@" >"$work/out" 2>&1
 }
 for ranks in 1 2; do
     team $ranks "team$ranks" ODYSSEUS=1 "${wide[@]}"
     for setting in OMP_THREAD_LIMIT=1 OMP_THREAD_LIMIT=2 OMP_DYNAMIC=true OMP_MAX_ACTIVE_LEVELS=0 OMP_NUM_THREADS=1; do
-        team $ranks granted $setting "${wide[@]}" && [ -n "$(losses granted)" ] && [ "$(losses granted)" = "$(losses "team$ranks")" ]
+        team $ranks granted $setting "${wide[@]}" && [ -n "$(losses granted)" ] &&
+            [ "$(losses granted)" = "$(losses "team$ranks")" ]
         status=$?
         note=$(grep -m 1 -o 'OpenMP grants . of the 3 threads planned' "$work/out")
         case $setting in *LIMIT* | *LEVELS*) [ -n "$note" ] || status=1 ;; *) [ -z "$note" ] || status=1 ;; esac
@@ -180,7 +188,9 @@ ok $? "a training that nobody hears ends with its metrics"
 # ---- nothing to learn is no perfect loss
 python3 - "$work" <<'PY'
 import struct, sys
-def shard(name, tokens): open(f"{sys.argv[1]}/{name}", "wb").write(struct.pack(f"<256i{len(tokens)}H", 20240520, 1, len(tokens), *[0] * 253, *tokens))
+def shard(name, tokens):
+    open(f"{sys.argv[1]}/{name}", "wb").write(struct.pack(f"<256i{len(tokens)}H", 20240520, 1, len(tokens), *[0] * 253,
+                                                          *tokens))
 shard("mute.bin", [97] * 257)
 shard("half.bin", [98 + i % 9 for i in range(64)] + [97] * 65)
 PY
@@ -190,7 +200,8 @@ refuses 2 'every target of --train .* is ignored' --train "$work/mute.bin" "${mu
 refuses 1 'ignore-token 256 is no token of this model; its vocabulary is 0 to 255' "${small[@]}" --ignore-token 256
 refuses 1 'every target is ignored, so there is no loss' --val "$work/mute.bin" "${mute[@]}" --steps 0
 small=("${mute[@]}" --train "$work/half.bin" --steps 2)
-train 2 half --val "$work/mute.bin" && grep -q 'step 2/2 | loss none, no target counts' "$work/out" && grep -q '^note .*no validation loss' "$work/out" &&
+train 2 half --val "$work/mute.bin" && grep -q 'step 2/2 | loss none, no target counts' "$work/out" &&
+    grep -q '^note .*no validation loss' "$work/out" &&
     ! grep -q 'val 0\.' "$work/out" && python3 - "$work/half/metrics.jsonl" <<'PY'
 import json, sys
 a, b = map(json.loads, open(sys.argv[1]))
@@ -198,7 +209,8 @@ assert a["loss"] > 1 and b["loss"] is None and b["grad_norm"] == 0 and "val_loss
 PY
 ok $? "a step without a target, and a validation without one, state no loss"
 small=(--val "$data" --seq-len 64 --batch 4)
-train 2 judged --steps 0 && judged=$(sed -n 's/^val *\([^ ]*\) over.*/\1/p' "$work/out") && [ -n "$judged" ] && python3 - "$work/judged/metrics.jsonl" "$judged" <<'PY'
+train 2 judged --steps 0 && judged=$(sed -n 's/^val *\([^ ]*\) over.*/\1/p' "$work/out") && [ -n "$judged" ] &&
+    python3 - "$work/judged/metrics.jsonl" "$judged" <<'PY'
 import json, sys
 row, = map(json.loads, open(sys.argv[1]))
 assert row["step"] == 0 and row["loss"] is None and f'{row["val_loss"]:.4f}' == sys.argv[2] and 5 < row["val_loss"] < 7
@@ -207,13 +219,16 @@ ok $? "--steps 0 --val validates once, without --train: ${judged:-}"
 small=(--train "$data" --seq-len 64 --batch 4 --steps 3)
 
 # ---- outputs replace nothing
-echo mine >"$work/mine" && ln -s "$work/nothing" "$work/dangling" && ln -s "$work/mine" "$work/link" && ln -s /dev/null "$work/sink"
+echo mine >"$work/mine" && ln -s "$work/nothing" "$work/dangling" && ln -s "$work/mine" "$work/link" &&
+    ln -s /dev/null "$work/sink"
 for flag in dump-grads trace; do
     for taken in mine dangling link; do
-        refuses 1 "--$flag .*/$taken is there already.*nothing is overwritten" "${small[@]}" --out "$work/refused" --$flag "$work/$taken"
+        refuses 1 "--$flag .*/$taken is there already.*nothing is overwritten" "${small[@]}" --out "$work/refused" \
+            --$flag "$work/$taken"
     done
     refuses 1 "--$flag .* is there already" "${small[@]}" --$flag "$work/a_0.bin"
-    refuses 1 "--$flag .* is a file of the run itself" "${small[@]}" --out "$work/refused" --$flag "$work/refused/metrics.jsonl"
+    refuses 1 "--$flag .* is a file of the run itself" "${small[@]}" --out "$work/refused" \
+        --$flag "$work/refused/metrics.jsonl"
     train 1 sunk --$flag "$work/sink" && [ -L "$work/sink" ] && [ -c /dev/null ]
     ok $? "--$flag writes through a link to /dev/null"
     mkfifo "$work/$flag.pipe" && { cat "$work/$flag.pipe" >"$work/$flag.read" & }
@@ -230,13 +245,15 @@ done
 [ "$(cat "$work/mine")" = mine ] && [ ! -e "$work/nothing" ]
 ok $? "what stood there still stands"
 refuses 1 'name the same file' "${small[@]}" --dump-grads "$work/one" --trace "$work/one"
-run_ranks -t 60 2 ./train_gpt_cpu "${small[@]::6}" --steps 100000000 --log-every 100000000 --out "$work/gone" >"$work/out" 2>&1 &
+run_ranks -t 60 2 ./train_gpt_cpu "${small[@]::6}" --steps 100000000 --log-every 100000000 --out "$work/gone" \
+    >"$work/out" 2>&1 &
 launched=$!
 for ((i = 0; i < 200; i++)); do [ -s "$work/gone/metrics.jsonl" ] && break || sleep 0.2; done
 rm -rf "$work/gone"
 wait $launched
 code=$?
-[ $code -ne 0 ] && [ $code -ne 124 ] && [ "$(grep -c '^train_gpt: error: .*was removed while the run went on' "$work/out")" -eq 1 ]
+[ $code -ne 0 ] && [ $code -ne 124 ] &&
+    [ "$(grep -c '^train_gpt: error: .*was removed while the run went on' "$work/out")" -eq 1 ]
 ok $? "a run directory removed in mid-run ends the run, exit code $code"
 
 # ---- a path that exists is taken before its pattern
@@ -244,7 +261,8 @@ first_loss() { sed -n 's/.*"step": 0,.*"loss": \([^,]*\),.*/\1/p' "$work/$1/metr
 small=(--seq-len 64 --batch 4 --steps 1)
 train 1 plain --train "$work/a_1.bin" && plain=$(first_loss plain)
 mkdir "$work/run[1]" "$work/run1"
-cp "$work/a_1.bin" "$work/run[1]/a.bin" && cp "$work/a_0.bin" "$work/run1/a.bin" && cp "$work/a_1.bin" "$work/back\\slash*.bin"
+cp "$work/a_1.bin" "$work/run[1]/a.bin" && cp "$work/a_0.bin" "$work/run1/a.bin" &&
+    cp "$work/a_1.bin" "$work/back\\slash*.bin"
 for name in 'run[1]/a.bin' 'back\slash*.bin'; do
     train 1 exact --train "$work/$name" --val "$work/$name" && [ -n "$plain" ] && [ "$(first_loss exact)" = "$plain" ]
     ok $? "--train $name is that file"
@@ -252,13 +270,15 @@ done
 mkdir "$work/order" # 64 tokens + 1 each: the first step's four sequences say in which order they came
 for name in t_10 t_2 B a; do python3 - "$work/order/$name.bin" $RANDOM <<'PY'
 import struct, sys
-open(sys.argv[1], "wb").write(struct.pack("<256i", 20240520, 1, 65, *[0] * 253) + bytes(b for i in range(65) for b in (97 + (i * int(sys.argv[2])) % 23, 0)))
+open(sys.argv[1], "wb").write(struct.pack("<256i", 20240520, 1, 65, *[0] * 253)
+                              + bytes(b for i in range(65) for b in (97 + (i * int(sys.argv[2])) % 23, 0)))
 PY
 done
 python3 - "$work/order" <<'PY' # what the right order gives, as one file of one sequence a step
 import sys
 d = sys.argv[1]
-for i, name in enumerate(["B", "a", "t_10", "t_2"]): open(f"{d}/../sorted_{i}.bin", "wb").write(open(f"{d}/{name}.bin", "rb").read())
+for i, name in enumerate(["B", "a", "t_10", "t_2"]):
+    open(f"{d}/../sorted_{i}.bin", "wb").write(open(f"{d}/{name}.bin", "rb").read())
 PY
 small=(--seq-len 64 --batch 1 --steps 4)
 train 1 sorted --train "$work/sorted_*.bin" && train 1 listed --train "$work/order/*.bin" && same sorted listed
@@ -267,10 +287,13 @@ small=(--train "$data" --seq-len 64 --batch 4 --steps 3)
 
 # ---- things that go wrong on the way
 rm -rf "$work/nan"
-run_ranks 2 ./train_gpt_cpu "${small[@]::6}" --lr 1000 --grad-clip 0 --weight-decay 1000 --steps 200 --out "$work/nan" >"$work/out" 2>&1
+run_ranks 2 ./train_gpt_cpu "${small[@]::6}" --lr 1000 --grad-clip 0 --weight-decay 1000 --steps 200 --out "$work/nan" \
+    >"$work/out" 2>&1
 code=$?
-[ $code -ge 1 ] && [ $code -le 127 ] && grep -Eq '^train_gpt: error: step [0-9]+: loss .*first not finite: .* on rank [01]' "$work/out" &&
-    [ "$(wc -l <"$work/nan/metrics.jsonl")" -ge 1 ] && python3 -c 'import json,sys; [json.loads(l) for l in open(sys.argv[1])]' "$work/nan/metrics.jsonl"
+[ $code -ge 1 ] && [ $code -le 127 ] &&
+    grep -Eq '^train_gpt: error: step [0-9]+: loss .*first not finite: .* on rank [01]' "$work/out" &&
+    [ "$(wc -l <"$work/nan/metrics.jsonl")" -ge 1 ] &&
+    python3 -c 'import json,sys; [json.loads(l) for l in open(sys.argv[1])]' "$work/nan/metrics.jsonl"
 ok $? "a loss that is not finite: $(grep -m1 -o 'step [0-9]*: loss.*' "$work/out" | cut -c 1-150)"
 (
     trap '' XFSZ # a write past the limit then fails like one on a full disk; 16 MB leave room for MPI's own files
@@ -278,7 +301,8 @@ ok $? "a loss that is not finite: $(grep -m1 -o 'step [0-9]*: loss.*' "$work/out
     ./train_gpt_cpu --init-only --dim 512 --heads 8 --ffn 1536 --layers 6 --out "$work/full" >"$work/out" 2>&1
 )
 code=$?
-[ $code -ge 1 ] && [ $code -le 127 ] && grep -Eq '^train_gpt: error: .*File too large' "$work/out" && ! ls "$work/full" | grep -q safetensors
+[ $code -ge 1 ] && [ $code -le 127 ] && grep -Eq '^train_gpt: error: .*File too large' "$work/out" &&
+    ! ls "$work/full" | grep -q safetensors
 ok $? "a full disk: $(grep -m1 '^train_gpt' "$work/out" | cut -c 19-140)"
 many=$((1000000 + $$)) # steps by which the ranks of this very run are known
 run_ranks -t 600 4 ./train_gpt_cpu "${small[@]::6}" --steps $many --log-every 1 >"$work/out" 2>&1 &
@@ -292,7 +316,8 @@ seconds=$((($(date +%s%N) - begin) / 1000000000))
 [ $code -ne 0 ] && [ $code -ne 124 ] && ! pgrep -f "train_gpt_cpu.*--steps $many" >/dev/null
 ok $? "a killed rank takes all down (after $seconds s, exit code $code)"
 for scheme in "${schemes[@]}"; do
-    run_ranks 4 ./train_gpt_cpu "${small[@]}" --sp $scheme --selfcheck on >"$work/out" 2>&1 && grep -q 'check .*changed tokens move what may see them' "$work/out"
+    run_ranks 4 ./train_gpt_cpu "${small[@]}" --sp $scheme --selfcheck on >"$work/out" 2>&1 &&
+        grep -q 'check .*changed tokens move what may see them' "$work/out"
     ok $? "$scheme: --selfcheck on finds nothing wrong"
 done
 
@@ -300,7 +325,8 @@ done
 python3 - "$work" <<'PY'
 import json, resource, subprocess, sys
 d = sys.argv[1]
-args = ["./train_gpt_cpu", "--train", d + "/a_*.bin", "--seq-len", "1024", "--batch", "2", "--micro-batch", "2", "--steps", "2", "--layers", "6", "--dim", "512", "--heads", "8",
+args = ["./train_gpt_cpu", "--train", d + "/a_*.bin", "--seq-len", "1024", "--batch", "2", "--micro-batch", "2",
+        "--steps", "2", "--layers", "6", "--dim", "512", "--heads", "8",
         "--ffn", "1536", "--threads", "2", "--out", d + "/rss"]
 subprocess.run(args, check=True, stdout=subprocess.DEVNULL)
 rss = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
@@ -331,7 +357,8 @@ PY
     ok $? "$scheme: a dry run prints the real run's traffic and memory"
 done
 begin=$(date +%s%N)
-./train_gpt_cpu --dry-run --world 4096 --model llama2-7b --dp 128 --seq-len 65536 --batch 128 >"$work/out" 2>&1 && grep -q 'DIFFERS' "$work/out" && false
+./train_gpt_cpu --dry-run --world 4096 --model llama2-7b --dp 128 --seq-len 65536 --batch 128 >"$work/out" 2>&1 &&
+    grep -q 'DIFFERS' "$work/out" && false
 code=$?
 ok $((code == 1 ? 0 : 1)) "a dry run of 4096 ranks: $((($(date +%s%N) - begin) / 1000000)) ms"
 
@@ -340,9 +367,11 @@ run_ranks 1 ./train_gpt_cpu --init-only --seed 5 --model tiny-gpt --out "$work/i
     run_ranks 4 ./train_gpt_cpu --init-only --seed 5 --model tiny-gpt --sp tpsp --out "$work/i4" >>"$work/out" 2>&1 &&
     cmp "$work/i1/model.safetensors" "$work/i4/model.safetensors" && cmp "$work/i1/config.json" "$work/i4/config.json"
 ok $? "--init-only writes the same bytes on 1 and 4 ranks"
-run_ranks 4 ./train_gpt_cpu --init-only --model "$work/i1" --sp ring --out "$work/i5" >"$work/out" 2>&1 && cmp "$work/i1/model.safetensors" "$work/i5/model.safetensors"
+run_ranks 4 ./train_gpt_cpu --init-only --model "$work/i1" --sp ring --out "$work/i5" >"$work/out" 2>&1 &&
+    cmp "$work/i1/model.safetensors" "$work/i5/model.safetensors"
 ok $? "--model DIR --init-only gives the directory back"
-train 1 grads1 --model "$work/i1" --dump-grads "$work/g1.safetensors" && train 4 grads4 --model "$work/i1" --sp tpsp --dump-grads "$work/g4.safetensors" &&
+train 1 grads1 --model "$work/i1" --dump-grads "$work/g1.safetensors" &&
+    train 4 grads4 --model "$work/i1" --sp tpsp --dump-grads "$work/g4.safetensors" &&
     python3 - "$work/g1.safetensors" "$work/g4.safetensors" <<'PY'
 import json, struct, sys
 def read(path):

@@ -1,7 +1,8 @@
 /* test_comm.c - collectives, exactly: integer-valued floats whose sums no rounding can touch.
 
-   Run at 1, 2, 3, 4, 8 ranks, in both precisions, with overlap on and off, counts that are odd, one, and zero; several transfers in
-   flight on two communicators at once; the ledger after each; and the type that carries more than 2^31 bytes. */
+   Run at 1, 2, 3, 4, 8 ranks, in both precisions, with overlap on and off, counts that are odd, one, and
+   zero; several transfers in flight on two communicators at once; the ledger after each; and the type that
+   carries more than 2^31 bytes. */
 #include "../../core/mesh.h"
 #include "check.h"
 
@@ -20,8 +21,8 @@ static double element(int rank, i64 i) { return (double)((i * 7 + rank * 131) % 
 
 static void bytes_are(const char *what, CommOp op, i64 expected, int ranks, int overlap) {
     Tag t = tag(BLOCK_OTHER, PHASE_FORWARD, WHAT_CONTROL);
-    check(ledger_row(&ledger, op, t)->bytes == expected, "%s on %d ranks%s: %lld bytes counted, %lld sent", what, ranks, overlap ? "" : " no overlap",
-          (long long)ledger_row(&ledger, op, t)->bytes, (long long)expected);
+    check(ledger_row(&ledger, op, t)->bytes == expected, "%s on %d ranks%s: %lld bytes counted, %lld sent", what, ranks,
+          overlap ? "" : " no overlap", ledger_row(&ledger, op, t)->bytes, expected);
 }
 
 static void test_all_gather(Bench *t, const Comm *c, i64 n, int overlap) {
@@ -36,7 +37,7 @@ static void test_all_gather(Bench *t, const Comm *c, i64 n, int overlap) {
         for (int r = 0; r < c->size && c->size > 1; r++)
             for (i64 i = 0; i < n; i++) wrong += t->b[r * n + i] != (real)element(r, i);
     }
-    check(wrong == 0, "all_gather of %lld on %d ranks: %lld wrong", (long long)n, c->size, (long long)wrong);
+    check(wrong == 0, "all_gather of %lld on %d ranks: %lld wrong", n, c->size, wrong);
     bytes_are("all_gather", COMM_ALL_GATHER, 2 * (c->size - 1) * n * (i64)sizeof(real), c->size, overlap);
 }
 
@@ -54,7 +55,7 @@ static void test_reduce_scatter(Bench *t, const Comm *c, i64 n, int overlap) {
             wrong += (double)t->y[i] != sum;
         }
     }
-    check(wrong == 0, "reduce_scatter of %lld on %d ranks: %lld wrong", (long long)n, c->size, (long long)wrong);
+    check(wrong == 0, "reduce_scatter of %lld on %d ranks: %lld wrong", n, c->size, wrong);
     bytes_are("reduce_scatter", COMM_REDUCE_SCATTER, 2 * (c->size - 1) * n * (i64)sizeof(accum), c->size, overlap);
 }
 
@@ -69,7 +70,7 @@ static void test_all_reduce(Bench *t, const Comm *c, i64 n, int overlap) {
         for (int r = 0; r < c->size; r++) sum += element(r, i);
         wrong += (double)t->a[i] != sum;
     }
-    check(wrong == 0, "all_reduce of %lld on %d ranks: %lld wrong", (long long)n * c->size, c->size, (long long)wrong);
+    check(wrong == 0, "all_reduce of %lld on %d ranks: %lld wrong", n * c->size, c->size, wrong);
     bytes_are("all_reduce", COMM_ALL_REDUCE, 2 * (c->size - 1) * n * (i64)sizeof(real), c->size, overlap);
 }
 
@@ -81,7 +82,7 @@ static void test_all_to_all(Bench *t, const Comm *c, i64 n, int overlap) {
     comm_wait(&t->fabric, comm_all_to_all_start(&t->fabric, c, g, t->b, t->a, n, DTYPE_REAL));
     for (int r = 0; r < c->size && c->size > 1; r++)
         for (i64 i = 0; i < n; i++) wrong += (double)t->b[r * n + i] != element(r, c->rank * n + i);
-    check(wrong == 0, "all_to_all of %lld on %d ranks: %lld wrong", (long long)n, c->size, (long long)wrong);
+    check(wrong == 0, "all_to_all of %lld on %d ranks: %lld wrong", n, c->size, wrong);
     bytes_are("all_to_all", COMM_ALL_TO_ALL, (c->size - 1) * n * (i64)sizeof(real), c->size, overlap);
 }
 
@@ -98,7 +99,7 @@ static void test_ring(Bench *t, const Comm *c, i64 n, int overlap) {
         real *swap = here;
         here = next, next = swap;
     }
-    check(wrong == 0, "send_recv of %lld around %d ranks: %lld wrong", (long long)n, c->size, (long long)wrong);
+    check(wrong == 0, "send_recv of %lld around %d ranks: %lld wrong", n, c->size, wrong);
     bytes_are("send_recv", COMM_SEND_RECV, c->size > 1 ? c->size * n * (i64)sizeof(real) : 0, c->size, overlap);
 }
 
@@ -115,7 +116,7 @@ static void test_control(Bench *t, const Comm *c, int overlap) {
             for (int r = 0; r < c->size; r++) sum += element(r, i);
             wrong += values[i] != sum;
         }
-        check(wrong == 0, "control sum of %d on %d ranks: %lld wrong", n, c->size, (long long)wrong);
+        check(wrong == 0, "control sum of %d on %d ranks: %lld wrong", n, c->size, wrong);
         bytes_are("control sum", COMM_ALL_REDUCE, control_bytes(c, n), c->size, overlap);
     }
 }
@@ -144,7 +145,7 @@ static void test_in_flight(Bench *t, i64 n) {
         for (i64 i = 0; i < n; i++) wrong += (double)t->c[r * n + i] != element(2 * r + w->rank % 2, i);
     int busy = 0;
     for (int i = 0; i < COMM_REQUESTS; i++) busy += t->fabric.pool[i].active;
-    check(wrong == 0 && busy == 0, "three in flight on %d ranks: %lld wrong, %d requests left", w->size, (long long)wrong, busy);
+    check(wrong == 0 && busy == 0, "three in flight on %d ranks: %lld wrong, %d requests left", w->size, wrong, busy);
 }
 
 /* A derived type of more than 2^31 bytes covers exactly those bytes. */
@@ -156,16 +157,18 @@ static void test_large_type(void) {
         MPI_Aint low, extent;
         MPI_Type_size_x(t.type, &size);
         MPI_Type_get_extent(t.type, &low, &extent);
-        check((i64)size * t.count == sizes[i] && low == 0 && (i64)extent * t.count == sizes[i], "wire type for %lld bytes: size %lld x %d, extent %lld",
-              (long long)sizes[i], (long long)size, t.count, (long long)extent);
+        check((i64)size * t.count == sizes[i] && low == 0 && (i64)extent * t.count == sizes[i],
+              "wire type for %lld bytes: size %lld x %d, extent %lld", sizes[i], (i64)size, t.count, (i64)extent);
         wire_type_done(&t);
     }
 }
 
-/* --comm-timeout: rank 0 works for longer than that, and answers; nobody may stop. The answer has two seconds on its way. */
+/* --comm-timeout: rank 0 works for longer than that, and answers; nobody may stop. The answer
+   has two seconds on its way. */
 static void test_slow_rank(Bench *t, Wire everyone, double timeout) {
     wire_watch(everyone, timeout);
-    for (double begin = seconds_now(); t->world.rank == 0 && seconds_now() - begin < 1.5 * timeout;) comm_poll(&t->fabric);
+    for (double begin = seconds_now(); t->world.rank == 0 && seconds_now() - begin < 1.5 * timeout;)
+        comm_poll(&t->fabric);
     wire_barrier(everyone);
     check(1, "a rank that works for %.0f s is waited for with --comm-timeout %.0f", 1.5 * timeout, timeout);
     double values[1] = {1};

@@ -1,18 +1,25 @@
-/* test_cuda_attention.cu - flash attention of the CUDA backend against a plain softmax in double, on a GPU or in the emulator.
+/* test_cuda_attention.cu - flash attention of the CUDA backend against a plain softmax in
+   double, on a GPU or in the emulator.
 
-   The reference reads what the kernel reads (inputs rounded to bf16, lse and delta rounded to fp32), so the distance is the kernel's own
-   rounding. P is rounded to bf16 before P V and P^T dout, dS before dS K and dS^T Q: each element is off by at most 2^-9 of itself, at
-   random, 2^-9/sqrt(3) = 1.1e-3 in the norm. What they sum partly cancels while the errors do not, so out is a few times that off
-   where many keys average out: bound 4e-3 for out and dv, 6e-3 for dq and dk (dP - delta cancels besides); lse has no bf16 in it.
+   The reference reads what the kernel reads (inputs rounded to bf16, lse and delta rounded to fp32), so the distance is
+   the kernel's own rounding. P is rounded to bf16 before P V and P^T dout, dS before dS K and dS^T Q: each element is
+   off by at most 2^-9 of itself, at random, 2^-9/sqrt(3) = 1.1e-3 in the norm. What they sum partly cancels while the
+   errors do not, so out is a few times that off where many keys average out: bound 4e-3 for out and dv, 6e-3 for dq and
+   dk (dP - delta cancels besides); lse has no bf16 in it.
 
-   case   a block of queries at positions of a map against blocks of keys (one, or all steps of a ring), merged one after another
-   then   the same bits a second time and under other schedules of the threads; the results written in bf16 are those in fp32, rounded
+   case   a block of queries at positions of a map against blocks of keys (one, or all steps of a
+          ring), merged one after another
+   then   the same bits a second time and under other schedules of the threads; the results written in
+          bf16 are those in fp32, rounded
    last   the backward tiles of GPUs whose blocks have 99 KB of shared memory
-   far    in the emulator: a few blocks of tensors whose last elements no 32 bits reach, with memory only where these blocks belong
+   far    in the emulator: a few blocks of tensors whose last elements no 32 bits reach, with memory
+          only where these blocks belong
 
-   On sm_90 every case runs on both paths, the one for sm_90a and the one for all else, and larger ones hold them against each other.
+   On sm_90 every case runs on both paths, the one for sm_90a and the one for all else, and larger
+   ones hold them against each other.
 
-   Words as arguments: `small`, fewer and smaller cases, for sanitizers; `sm_80` or `wgmma`, one path alone; `forward`, nothing else. */
+   Words as arguments: `small`, fewer and smaller cases, for sanitizers; `sm_80` or `wgmma`, one path
+   alone; `forward`, nothing else. */
 #include "cuda_support.h"
 
 #define OUT_BOUND 4e-3
@@ -112,7 +119,8 @@ static void *device_copy(const void *src, i64 bytes) { return upload_bytes(downl
 static Buffers upload_case(Case *c) {
     Buffers d;
     memset(&d, 0, sizeof d);
-    d.q = upload_real(c->q, q_elements(c)), d.kv = upload_real(c->kv, kv_elements(c)), d.dout = upload_real(c->dout, q_elements(c));
+    d.q = upload_real(c->q, q_elements(c)), d.kv = upload_real(c->kv, kv_elements(c)),
+    d.dout = upload_real(c->dout, q_elements(c));
     d.dq_before = upload_accum(c->dq, q_elements(c));
     return d;
 }
@@ -133,7 +141,8 @@ static void run_forward(Device *dev, const Case *c, Buffers *d) {
 }
 
 static void run_backward(Device *dev, const Case *c, Buffers *d) {
-    d->dq = c->add ? (accum *)device_copy(d->dq_before, q_elements(c) * (i64)sizeof(accum)) : unset_accum(q_elements(c));
+    d->dq =
+        c->add ? (accum *)device_copy(d->dq_before, q_elements(c) * (i64)sizeof(accum)) : unset_accum(q_elements(c));
     d->dkv = unset_accum(kv_elements(c));
     i64 first = 0;
     for (int i = 0; i < c->blocks; i++) {
@@ -186,9 +195,10 @@ static void check_rounded(Device *dev, const Case *c, const Buffers *d, const ch
     i64 nq = q_elements(c), nkv = kv_elements(c);
     e.out_rounded = unset_real(nq), e.dq_rounded = unset_real(nq), e.dkv_rounded = unset_real(nkv);
     run_forward(dev, c, &e), run_backward(dev, c, &e);
-    i64 out = rounded_wrong(e.out_rounded, d->out, nq), dq = rounded_wrong(e.dq_rounded, d->dq, nq), dkv = rounded_wrong(e.dkv_rounded, d->dkv, nkv);
-    check(out + dq + dkv == 0 && same_bits(d->lse, e.lse, q_rows(c) * (i64)sizeof(accum)), "%s: rounded results, %lld of out, %lld of dq, %lld of dkv differ", name,
-          (long long)out, (long long)dq, (long long)dkv);
+    i64 out = rounded_wrong(e.out_rounded, d->out, nq), dq = rounded_wrong(e.dq_rounded, d->dq, nq),
+        dkv = rounded_wrong(e.dkv_rounded, d->dkv, nkv);
+    check(out + dq + dkv == 0 && same_bits(d->lse, e.lse, q_rows(c) * (i64)sizeof(accum)),
+          "%s: rounded results, %lld of out, %lld of dq, %lld of dkv differ", name, out, dq, dkv);
 }
 
 static void check_forward(const Case *c, const Buffers *d, const char *name) {
@@ -242,7 +252,8 @@ static void run_path(Device *dev, const Case *c, Buffers d, int again, const cha
         if (forward_only) continue;
         run_backward(dev, c, &e);
         check(same_bits(d.dq, e.dq, bytes), "%s: dq, same bits under schedule %d", name, SCHEDULES[i]);
-        check(same_bits(d.dkv, e.dkv, kv_elements(c) * (i64)sizeof(accum)), "%s: dkv, same bits under schedule %d", name, SCHEDULES[i]);
+        check(same_bits(d.dkv, e.dkv, kv_elements(c) * (i64)sizeof(accum)), "%s: dkv, same bits under schedule %d",
+              name, SCHEDULES[i]);
     }
     set_schedule(0);
 }
@@ -300,12 +311,13 @@ static void test_block(i64 HS, i64 heads, i64 kv_heads, i64 B, i64 q_first, i64 
     c.s.B = B, c.s.Tq = Tq, c.s.Tk = Tk, c.s.heads = heads, c.s.kv_heads = kv_heads, c.s.head_dim = HS;
     c.q_map = run_of(q_first, 1, Tq), c.kv_map[0] = run_of(kv_first, 1, Tk), c.blocks = 1;
     char name[160];
-    snprintf(name, sizeof name, "%shead dim %lld, heads %lld:%lld, B %lld, queries %lld+%lld, keys %lld+%lld", steep ? "steep, " : "", (long long)HS, (long long)heads,
-             (long long)kv_heads, (long long)B, (long long)q_first, (long long)Tq, (long long)kv_first, (long long)Tk);
+    snprintf(name, sizeof name, "%shead dim %lld, heads %lld:%lld, B %lld, queries %lld+%lld, keys %lld+%lld",
+             steep ? "steep, " : "", HS, heads, kv_heads, B, q_first, Tq, kv_first, Tk);
     run_case(&c, again, name);
 }
 
-/* All steps of a ring on one rank: own keys first, then those of the ranks before it, merged; the reference sees them all at once. */
+/* All steps of a ring on one rank: own keys first, then those of the ranks before it, merged; the
+   reference sees them all at once. */
 static void test_ring(RingLayout layout, i64 L, int ranks, int rank, i64 HS, i64 heads, i64 kv_heads, int again) {
     static const char *const NAMES[] = {"zigzag", "contiguous", "stripe"};
     Case c;
@@ -314,12 +326,13 @@ static void test_ring(RingLayout layout, i64 L, int ranks, int rank, i64 HS, i64
     c.q_map = token_map(layout, L, ranks, rank), c.blocks = ranks;
     for (int i = 0; i < ranks; i++) c.kv_map[i] = token_map(layout, L, ranks, (rank - i + ranks) % ranks);
     char name[160];
-    snprintf(name, sizeof name, "%s, L %lld, rank %d of %d, head dim %lld, heads %lld:%lld", NAMES[layout], (long long)L, rank, ranks, (long long)HS,
-             (long long)heads, (long long)kv_heads);
+    snprintf(name, sizeof name, "%s, L %lld, rank %d of %d, head dim %lld, heads %lld:%lld", NAMES[layout], L, rank,
+             ranks, HS, heads, kv_heads);
     run_case(&c, again, name);
 }
 
-/* Sizes at which the reference would take too long: the path for sm_90a against the one for sm_80, and again: the same bits. */
+/* Sizes at which the reference would take too long: the path for sm_90a against the one for
+   sm_80, and again: the same bits. */
 static void test_paths(i64 HS, i64 heads, i64 kv_heads, i64 B, RingLayout layout, i64 L, int ranks, int rank) {
     Case c;
     memset(&c, 0, sizeof c);
@@ -337,16 +350,18 @@ static void test_paths(i64 HS, i64 heads, i64 kv_heads, i64 B, RingLayout layout
         d.final_lse = d.lse, d.delta = delta;
         e = d;
         if (!forward_only) run_backward(&dev, &c, &d);
-        memcpy(c.out, download_accum(d.out, q_elements(&c)), (size_t)q_elements(&c) * 8), memcpy(c.lse, download_accum(d.lse, q_rows(&c)), (size_t)q_rows(&c) * 8);
+        memcpy(c.out, download_accum(d.out, q_elements(&c)), (size_t)q_elements(&c) * 8),
+            memcpy(c.lse, download_accum(d.lse, q_rows(&c)), (size_t)q_rows(&c) * 8);
         dev.state.wgmma = 1;
         run_forward(&dev, &c, &e);
         char name[160];
-        snprintf(name, sizeof name, "both paths, head dim %lld, heads %lld:%lld, B %lld, L %lld, rank %d of %d", (long long)HS, (long long)heads,
-                 (long long)kv_heads, (long long)B, (long long)L, rank, ranks);
+        snprintf(name, sizeof name, "both paths, head dim %lld, heads %lld:%lld, B %lld, L %lld, rank %d of %d", HS,
+                 heads, kv_heads, B, L, rank, ranks);
         check_forward(&c, &e, name);
         again = e;
         run_forward(&dev, &c, &again);
-        check(same_bits(e.out, again.out, q_elements(&c) * (i64)sizeof(accum)), "%s: forward, the same bits again", name);
+        check(same_bits(e.out, again.out, q_elements(&c) * (i64)sizeof(accum)), "%s: forward, the same bits again",
+              name);
         if (!forward_only) {
             run_backward(&dev, &c, &e);
             memcpy(c.want_dq, download_accum(d.dq, q_elements(&c)), (size_t)q_elements(&c) * 8);
@@ -355,7 +370,8 @@ static void test_paths(i64 HS, i64 heads, i64 kv_heads, i64 B, RingLayout layout
             check_backward(&c, &e, name);
             run_backward(&dev, &c, &again);
             check(same_bits(e.dq, again.dq, q_elements(&c) * (i64)sizeof(accum)), "%s: dq, the same bits again", name);
-            check(same_bits(e.dkv, again.dkv, kv_elements(&c) * (i64)sizeof(accum)), "%s: dkv, the same bits again", name);
+            check(same_bits(e.dkv, again.dkv, kv_elements(&c) * (i64)sizeof(accum)), "%s: dkv, the same bits again",
+                  name);
         }
     }
     release_all();
@@ -371,7 +387,7 @@ static void test_delta(i64 rows, i64 HS) {
     for (i64 r = 0; r < rows; r++) want[r] = dot(out + r * HS, dout + r * HS, HS);
     double distance = norm_distance(download_accum(delta, rows), want, rows);
     note(&worst_delta, distance);
-    check(distance <= 1e-6, "delta: %lld rows of %lld, distance %.2g, at most 1e-6", (long long)rows, (long long)HS, distance);
+    check(distance <= 1e-6, "delta: %lld rows of %lld, distance %.2g, at most 1e-6", rows, HS, distance);
     release_all();
 }
 
@@ -423,7 +439,8 @@ static void test_far_forward(Case *c, Device *dev, AttentionShape s, FarTensor q
     i64 last = s.kv_heads - 1;
     FarTensor out = far_tensor(2 * q.row);
     far_fill_real(q, last * PAIR * 2, c->q, PAIR, PAIR, FAR_TOKENS);
-    for (int v = 0; v < 2; v++) far_fill_real(kv, (v * s.kv_heads + last) * FAR_DIM * 2, c->kv + v * FAR_DIM, FAR_DIM, PAIR, FAR_TOKENS);
+    for (int v = 0; v < 2; v++)
+        far_fill_real(kv, (v * s.kv_heads + last) * FAR_DIM * 2, c->kv + v * FAR_DIM, FAR_DIM, PAIR, FAR_TOKENS);
     far_fill(out, last * PAIR * 4, NULL, PAIR * 4, FAR_TOKENS), far_fill(lse, last * 8, NULL, 8, FAR_TOKENS);
 
     /* the blocks of a section of heads come tile by tile, its heads side by side */
@@ -442,9 +459,11 @@ static void test_far_forward(Case *c, Device *dev, AttentionShape s, FarTensor q
     memory_release_device(out.at, FAR_TOKENS * out.row, 0);
 }
 
-/* The first KV head and its two query heads, the block of the first 128 keys, whose queries come from all tokens, backward. */
+/* The first KV head and its two query heads, the block of the first 128 keys, whose queries
+   come from all tokens, backward. */
 static void test_far_backward(Case *c, Device *dev, AttentionShape s, FarTensor q, FarTensor kv, FarTensor lse) {
-    FarTensor dout = far_tensor(q.row), dq = far_tensor(2 * q.row), dkv = far_tensor(2 * q.row), delta = far_tensor(lse.row);
+    FarTensor dout = far_tensor(q.row), dq = far_tensor(2 * q.row), dkv = far_tensor(2 * q.row),
+              delta = far_tensor(lse.row);
     far_fill_real(q, 0, c->q, PAIR, PAIR, FAR_TOKENS), far_fill_real(dout, 0, c->dout, PAIR, PAIR, FAR_TOKENS);
     for (int v = 0; v < 2; v++) {
         far_fill_real(kv, v * s.kv_heads * FAR_DIM * 2, c->kv + v * FAR_DIM, FAR_DIM, PAIR, 128);
@@ -498,7 +517,8 @@ static void test_far(void) {
     release_all();
 }
 #endif
-/* Attention starts after the transfer that is asked for has begun: what its stream did before is seen by attention's. */
+/* Attention starts after the transfer that is asked for has begun: what its stream did
+   before is seen by attention's. */
 static void test_yield(int backward) {
     Case c;
     memset(&c, 0, sizeof c);
@@ -508,7 +528,8 @@ static void test_yield(int backward) {
     Buffers d = upload_case(&c);
     Device dev = case_device(&c);
     d.final_lse = upload_accum(c.lse, q_rows(&c)), d.delta = upload_accum(c.delta, q_rows(&c));
-    d.out = unset_accum(q_elements(&c)), d.lse = unset_accum(q_rows(&c)), d.dq = unset_accum(q_elements(&c)), d.dkv = unset_accum(kv_elements(&c));
+    d.out = unset_accum(q_elements(&c)), d.lse = unset_accum(q_rows(&c)), d.dq = unset_accum(q_elements(&c)),
+    d.dkv = unset_accum(kv_elements(&c));
     cudaStream_t comm;
     char *mark = (char *)device_take(1), seen = 0;
     CUDA_CHECK(cudaStreamCreateWithFlags(&comm, cudaStreamNonBlocking));
@@ -565,7 +586,8 @@ int main(int argc, char **argv) {
     if (!small) {
         static const i64 LENGTHS[] = {1, 7, 33, 130, 200, 257};
         for (int i = 0; i < COUNT_OF(LENGTHS); i++) test_block(64, 4, 1, 1, 0, LENGTHS[i], 0, LENGTHS[i], i == 5);
-        for (int i = 0; i < COUNT_OF(LENGTHS); i++) test_block(128, 1, 1, 1, 60, LENGTHS[i], 0, LENGTHS[COUNT_OF(LENGTHS) - 1 - i], 0);
+        for (int i = 0; i < COUNT_OF(LENGTHS); i++)
+            test_block(128, 1, 1, 1, 60, LENGTHS[i], 0, LENGTHS[COUNT_OF(LENGTHS) - 1 - i], 0);
         for (i64 HS = 8; HS <= 128; HS += 24) test_block(HS, 2, 2, 1, 3, 40, 0, 150, 0);
         test_block(80, 4, 2, 2, 0, 200, 0, 200, 1);
         test_block(16, 4, 4, 2, 0, 257, 0, 257, 0);
@@ -600,6 +622,7 @@ int main(int argc, char **argv) {
                 test_ring((RingLayout)layout, 520, 2, rank, 128, 2, 2, rank == 1);
             }
     }
-    printf("# worst: out %.2g, lse %.2g, dq %.2g, dk %.2g, dv %.2g, delta %.2g\n", worst_out, worst_lse, worst_dq, worst_dk, worst_dv, worst_delta);
+    printf("# worst: out %.2g, lse %.2g, dq %.2g, dk %.2g, dv %.2g, delta %.2g\n", worst_out, worst_lse, worst_dq,
+           worst_dk, worst_dv, worst_delta);
     return checks_done();
 }

@@ -2,15 +2,19 @@
 
    attention_hopper*.cuh is made of them; a layout or a descriptor that is read wrongly shows here first, and alone.
 
-   copies     a bulk copy's box with the swizzle of 128 bytes, zeros past the sizes; back to memory, and added to what is there
-   products   64 x N x K of a warpgroup: both operands down, B across, A across, A in registers; the numbers are small integers, so that every
-              sum is exact. Where one is wrong, other readings of the descriptor are tried and the one that fits is printed          */
+   copies     a bulk copy's box with the swizzle of 128 bytes, zeros past the sizes; back to
+              memory, and added to what is there
+   products   64 x N x K of a warpgroup: both operands down, B across, A across, A in registers; the numbers are small
+              integers, so that every sum is exact. Where one is wrong, other readings of the descriptor are tried and
+              the one that fits is printed                                                                            */
 #include "cuda_support.h"
 
 #ifdef ODYSSEUS_HOPPER
 
 /* Element (r, c) of a tile of `rows` rows: panels of 64 columns, chunks of 8 exchanged within groups of 8 rows. */
-__host__ __device__ static inline int tile_place(int rows, int r, int c) { return c / 64 * rows * 64 + r * 64 + (c % 64 / 8 ^ r % 8) * 8 + c % 8; }
+__host__ __device__ static inline int tile_place(int rows, int r, int c) {
+    return c / 64 * rows * 64 + r * 64 + (c % 64 / 8 ^ r % 8) * 8 + c % 8;
+}
 
 /* ---- products ---- */
 
@@ -21,13 +25,16 @@ typedef struct {
     int twice; /* add the product a second time */
 } Probe;
 
-template <int N, int K, bool A_REGISTERS, bool A_ACROSS, bool B_ACROSS> __global__ void __launch_bounds__(128, 1) probe_product(Probe p) {
+template <int N, int K, bool A_REGISTERS, bool A_ACROSS, bool B_ACROSS>
+__global__ void __launch_bounds__(128, 1) probe_product(Probe p) {
 #if HOPPER_CODE
     SHARED_DYNAMIC_ALIGNED(bf16, a, 1024);
     bf16 *b = a + 64 * K;
     int thread = (int)threadIdx.x, lane = thread % 32, warp = thread / 32;
-    for (int i = thread; i < 64 * K; i += 128) a[A_ACROSS ? tile_place(K, i % K, i / K) : tile_place(64, i / K, i % K)] = p.a[i];
-    for (int i = thread; i < N * K; i += 128) b[B_ACROSS ? tile_place(K, i % K, i / K) : tile_place(N, i / K, i % K)] = p.b[i];
+    for (int i = thread; i < 64 * K; i += 128)
+        a[A_ACROSS ? tile_place(K, i % K, i / K) : tile_place(64, i / K, i % K)] = p.a[i];
+    for (int i = thread; i < N * K; i += 128)
+        b[B_ACROSS ? tile_place(K, i % K, i / K) : tile_place(N, i / K, i % K)] = p.b[i];
     proxy_fence();
     __syncthreads();
     float d[N / 2];
@@ -47,7 +54,8 @@ template <int N, int K, bool A_REGISTERS, bool A_ACROSS, bool B_ACROSS> __global
         wgmma_fence();
         UNROLL
         for (int k = 0; k < K; k += 16) {
-            uint64_t b_at = db + (B_ACROSS ? across_step(k) : down_step<N>(k)), a_at = da + (A_ACROSS ? across_step(k) : down_step<64>(k));
+            uint64_t b_at = db + (B_ACROSS ? across_step(k) : down_step<N>(k)),
+                     a_at = da + (A_ACROSS ? across_step(k) : down_step<64>(k));
             if constexpr (A_REGISTERS) wgmma_rs<N, B_ACROSS>(d, pieces[k / 16], b_at, again || k > 0);
             else wgmma_ss<N, A_ACROSS, B_ACROSS>(d, a_at, b_at, again || k > 0);
         }
@@ -56,7 +64,8 @@ template <int N, int K, bool A_REGISTERS, bool A_ACROSS, bool B_ACROSS> __global
         wgmma_hold(d);
     }
     UNROLL
-    for (int i = 0; i < N / 2; i++) p.d[(16 * warp + lane / 4 + 8 * (i / 2 % 2)) * N + i / 4 * 8 + lane % 4 * 2 + i % 2] = d[i];
+    for (int i = 0; i < N / 2; i++)
+        p.d[(16 * warp + lane / 4 + 8 * (i / 2 % 2)) * N + i / 4 * 8 + lane % 4 * 2 + i % 2] = d[i];
 #else
     (void)p;
 #endif
@@ -80,26 +89,37 @@ template <int N, int K, bool A_REGISTERS, bool A_ACROSS, bool B_ACROSS> static v
     int a_panel = A_ACROSS ? K * 128 : 64 * 128, b_panel = B_ACROSS ? K * 128 : N * 128;
     /* what the kernels take, then what else one could read */
     const int readings[][4] = {{A_ACROSS ? a_panel : 16, 1024, B_ACROSS ? b_panel : 16, 1024},
-                               {A_ACROSS ? 1024 : 16, A_ACROSS ? a_panel : 1024, B_ACROSS ? 1024 : 16, B_ACROSS ? b_panel : 1024},
-                               {1024, 16, 1024, 16}, {16, 128, 16, 128}, {1024, 1024, 1024, 1024}, {a_panel, 128, b_panel, 128}};
+                               {A_ACROSS ? 1024 : 16, A_ACROSS ? a_panel : 1024, B_ACROSS ? 1024 : 16,
+                                B_ACROSS ? b_panel : 1024},
+                               {1024, 16, 1024, 16},
+                               {16, 128, 16, 128},
+                               {1024, 1024, 1024, 1024},
+                               {a_panel, 128, b_panel, 128}};
     for (int i = 0; i < COUNT_OF(readings); i++) {
         p.d = unset_accum(64 * N), p.twice = i == 0;
-        p.a_leading = readings[i][0], p.a_stride = readings[i][1], p.b_leading = readings[i][2], p.b_stride = readings[i][3];
-        LAUNCH((probe_product<N, K, A_REGISTERS, A_ACROSS, B_ACROSS>), dim3(1), dim3(128), (64 + N) * K * 2, dev.state.stream, p);
+        p.a_leading = readings[i][0], p.a_stride = readings[i][1], p.b_leading = readings[i][2],
+        p.b_stride = readings[i][3];
+        LAUNCH((probe_product<N, K, A_REGISTERS, A_ACROSS, B_ACROSS>), dim3(1), dim3(128), (64 + N) * K * 2,
+               dev.state.stream, p);
         double *got = download_accum(p.d, 64 * N);
         int wrong = 0, first = -1;
         for (int j = 0; j < 64 * N; j++)
             if (got[j] != (1 + p.twice) * want[j]) wrong++, first = first < 0 ? j : first;
         if (i == 0) {
-            if (check(!wrong, "%s: %d x %d x %d, %d of %d elements wrong, the first (%d, %d)", what, 64, N, K, wrong, 64 * N, first / N, first % N)) break;
-        } else printf("# reading %d (a %d, %d; b %d, %d): %s\n", i, p.a_leading, p.a_stride, p.b_leading, p.b_stride, wrong ? "wrong too" : "RIGHT");
+            if (check(!wrong, "%s: %d x %d x %d, %d of %d elements wrong, the first (%d, %d)", what, 64, N, K, wrong,
+                      64 * N, first / N, first % N))
+                break;
+        } else
+            printf("# reading %d (a %d, %d; b %d, %d): %s\n", i, p.a_leading, p.a_stride, p.b_leading, p.b_stride,
+                   wrong ? "wrong too" : "RIGHT");
     }
     release_all();
 }
 
 /* ---- copies ---- */
 
-enum { BOX_ROWS = 64, COPY_COLS = 136, COPY_HEADS = 3, COPY_TOKENS = 50 }; /* the box ends past the tokens, or past the columns */
+/* the box ends past the tokens, or past the columns */
+enum { BOX_ROWS = 64, COPY_COLS = 136, COPY_HEADS = 3, COPY_TOKENS = 50 };
 
 typedef struct {
     TensorMap in, out;
@@ -156,7 +176,8 @@ __global__ void __launch_bounds__(128, 1) probe_write(const __grid_constant__ Co
 }
 
 static void test_map(TensorMap *to, int type, const void *base, int bytes, int box_cols) {
-    uint64_t dims[3] = {COPY_COLS, COPY_HEADS, COPY_TOKENS}, strides[2] = {(uint64_t)(COPY_COLS * bytes), (uint64_t)(COPY_HEADS * COPY_COLS * bytes)};
+    uint64_t dims[3] = {COPY_COLS, COPY_HEADS, COPY_TOKENS},
+             strides[2] = {(uint64_t)(COPY_COLS * bytes), (uint64_t)(COPY_HEADS * COPY_COLS * bytes)};
     uint32_t box[3] = {(uint32_t)box_cols, 1, BOX_ROWS};
     tensor_map_encode(to, type, base, 3, dims, strides, box, 1);
 }
@@ -179,7 +200,8 @@ static void test_copy(int col, int head, int token) {
             double want = there ? x[((token + r) * COPY_HEADS + head) * COPY_COLS + col + c] : 0;
             wrong += got[tile_place(BOX_ROWS, r, c)] != want, plain += got[r * 64 + c] != want;
         }
-    check(!wrong, "copy of the box at (%d, %d, %d): %d of %d elements wrong, %d if there were no swizzle", col, head, token, wrong, BOX_ROWS * 64, plain);
+    check(!wrong, "copy of the box at (%d, %d, %d): %d of %d elements wrong, %d if there were no swizzle", col, head,
+          token, wrong, BOX_ROWS * 64, plain);
     release_all();
 }
 
@@ -202,7 +224,7 @@ static void test_write(int add) {
                 int inside = h == 1 && t >= 7 && c >= 32 && c < 64;
                 wrong += got[at] != (inside ? 1000 * (t - 7) + c - 32 + (add ? x[at] : 0) : x[at]);
             }
-    check(!wrong, "box %s memory: %d of %lld elements wrong", add ? "added to" : "written to", wrong, (long long)n);
+    check(!wrong, "box %s memory: %d of %lld elements wrong", add ? "added to" : "written to", wrong, n);
     release_all();
 }
 

@@ -4,13 +4,15 @@
    schedules  each case runs under three orders of a block's threads: all must give the same bits, the first is compared
    scratch    exactly the bytes that the operation's own *_scratch_bytes says, poisoned
 
-   Bounds, for the distance ||a-b||/||b|| and for the largest element: a bf16 result has one rounding, at most 2^-8 = 3.9e-3 of each
-   element, and about 1.7e-3 in the norm where that has many terms: from a thousand elements on 2^-9 is asked for.
-   What is computed in fp32 from exact inputs is off by a few 6e-8 per operation and grows with the square root of a sum's length.
+   Bounds, for the distance ||a-b||/||b|| and for the largest element: a bf16 result has one rounding, at most
+   2^-8 = 3.9e-3 of each element, and about 1.7e-3 in the norm where that has many terms: from a thousand
+   elements on 2^-9 is asked for.
+   What is computed in fp32 from exact inputs is off by a few 6e-8 per operation and grows with the
+   square root of a sum's length.
 
    Build: g++ -x c++ -std=c++20 -O1 -g -fopenmp -D_GNU_SOURCE -DODYSSEUS_CUDA -Wall -Wextra -Werror -Wno-unused-function
               -fsanitize=address,undefined dev/test/test_cuda_ops.cu                             (the emulator)
-          nvcc -std=c++20 -arch=sm_90 -DODYSSEUS_CUDA -D_GNU_SOURCE dev/test/test_cuda_ops.cu      (a GPU)                    */
+          nvcc -std=c++20 -arch=sm_90 -DODYSSEUS_CUDA -D_GNU_SOURCE dev/test/test_cuda_ops.cu      (a GPU)            */
 #include "cuda_support.h"
 #include "reference.h"
 
@@ -61,9 +63,9 @@ static real *unset_at(i64 n, int off) { return unset_real(n + (off ? 1 : 0)) + (
 #define NAME(...) \
     char name[160]; \
     snprintf(name, sizeof name, __VA_ARGS__)
-#define LL(x) ((long long)(x))
+#define LL(x) (x)
 
-/* ---- pointwise ------------------------------------------------------------------------------------------------------ */
+/* ---- pointwise --------------------------------------------------------------------------------------------------- */
 
 static void test_gelu(i64 n, int off) {
     double *x = randoms(n, 4), *d = randoms(n, 1), *want = zeros(n), *want_d = zeros(n);
@@ -98,7 +100,8 @@ static void test_swiglu(i64 rows, i64 I) {
         result(r, 0, out, 2 * n), result(r, 1, dpre, 4 * n), result(r, 2, act, 2 * n);
     });
     check_close(download_real((real *)r.p[0], n), want, n, BF16_NORM_OF(n), BF16_MOST, "swiglu_forward of %s", name);
-    check_close(download_real((real *)r.p[1], 2 * n), want_d, 2 * n, BF16_NORM_OF(2 * n), BF16_MOST, "swiglu_backward of %s", name);
+    check_close(download_real((real *)r.p[1], 2 * n), want_d, 2 * n, BF16_NORM_OF(2 * n), BF16_MOST,
+                "swiglu_backward of %s", name);
     check(same_bits(r.p[0], r.p[2], 2 * n), "swiglu_backward makes swiglu again, %s", name);
     release_all();
 }
@@ -120,15 +123,17 @@ static void test_bias(i64 rows, i64 C) {
         result(r, 0, out, 2 * n), result(r, 1, dbias, 4 * C);
     });
     check_close(download_real((real *)r.p[0], n), want, n, BF16_NORM_OF(n), BF16_MOST, "bias_add of %s", name);
-    check_close(download_accum((accum *)r.p[1], C), want_db, C, fp32_bound((double)rows), fp32_bound((double)rows), "bias_backward of %s", name);
+    check_close(download_accum((accum *)r.p[1], C), want_db, C, fp32_bound((double)rows), fp32_bound((double)rows),
+                "bias_backward of %s", name);
     release_all();
 }
 
 static void test_flat(i64 n, i64 parts, i64 stride, Dtype type, int add) {
     double *x = randoms(parts * stride, 1), *old = randoms(n, 1);
     i64 size = dtype_size(type);
-    void *from = type == DTYPE_REAL ? (void *)upload_real(x, parts * stride) : type == DTYPE_ACCUM ? (void *)upload_accum(x, parts * stride)
-                                                                                                   : (void *)upload_f64(x, parts * stride);
+    void *from = type == DTYPE_REAL    ? (void *)upload_real(x, parts * stride)
+                 : type == DTYPE_ACCUM ? (void *)upload_accum(x, parts * stride)
+                                       : (void *)upload_f64(x, parts * stride);
     if (type == DTYPE_REAL) upload_real(old, n);
     else if (type == DTYPE_ACCUM) upload_accum(old, n);
     double *want = zeros(n);
@@ -138,12 +143,16 @@ static void test_flat(i64 n, i64 parts, i64 stride, Dtype type, int add) {
     }
     NAME("sum_parts, n %lld, %lld parts of %lld, type %d, add %d", LL(n), LL(parts), LL(stride), (int)type, add);
     Results r = under_schedules(0, name, [&](Device *dev, Results *r) {
-        void *dst = type == DTYPE_REAL ? (void *)upload_real(old, n) : type == DTYPE_ACCUM ? (void *)upload_accum(old, n) : (void *)upload_f64(old, n);
+        void *dst = type == DTYPE_REAL    ? (void *)upload_real(old, n)
+                    : type == DTYPE_ACCUM ? (void *)upload_accum(old, n)
+                                          : (void *)upload_f64(old, n);
         if (!add) dst = device_take(n * size);
         sum_parts(dev, dst, from, parts, stride, n, type, add);
         result(r, 0, dst, n * size);
     });
-    double *got = type == DTYPE_REAL ? download_real((real *)r.p[0], n) : type == DTYPE_ACCUM ? download_accum((accum *)r.p[0], n) : download_f64((double *)r.p[0], n);
+    double *got = type == DTYPE_REAL    ? download_real((real *)r.p[0], n)
+                  : type == DTYPE_ACCUM ? download_accum((accum *)r.p[0], n)
+                                        : download_f64((double *)r.p[0], n);
     double bound = type == DTYPE_REAL ? BF16_NORM_OF(n) : type == DTYPE_ACCUM ? fp32_bound((double)parts) : 1e-15;
     check_close(got, want, n, bound, type == DTYPE_REAL ? BF16_MOST : 2 * bound, "%s", name);
     release_all();
@@ -162,7 +171,8 @@ static void test_add_parts(i64 n, i64 parts, i64 stride) {
         add_parts(dev, dst, from, parts, stride, n);
         result(r, 0, dst, 4 * n);
     });
-    check_close(download_accum((accum *)r.p[0], n), want, n, fp32_bound((double)parts), 2 * fp32_bound((double)parts), "%s", name);
+    check_close(download_accum((accum *)r.p[0], n), want, n, fp32_bound((double)parts), 2 * fp32_bound((double)parts),
+                "%s", name);
     release_all();
 }
 
@@ -181,26 +191,30 @@ static void test_convert(i64 n) {
     const char *cleared = (const char *)download_bytes(r.p[1], n);
     i64 wrong = 0, dirty = 0;
     for (i64 i = 0; i < n; i++) wrong += got[i] != real_value(real_from(x[i])), dirty += cleared[i] != 0;
-    check(wrong == 0 && dirty == 0, "%s: %lld not rounded to the nearest; zero_fill left %lld bytes", name, LL(wrong), LL(dirty));
+    check(wrong == 0 && dirty == 0, "%s: %lld not rounded to the nearest; zero_fill left %lld bytes", name, LL(wrong),
+          LL(dirty));
     release_all();
 }
 
-/* ---- embedding --------------------------------------------------------------------------------------------------------- */
+/* ---- embedding --------------------------------------------------------------------------------------------------- */
 
 /* skew: that share of the rows is one token, so that a large bucket appears */
-static void test_embedding(RingLayout layout, int ranks, int rank, i64 L, i64 B, i64 C, i64 V, int positions, double skew) {
+static void test_embedding(RingLayout layout, int ranks, int rank, i64 L, i64 B, i64 C, i64 V, int positions,
+                           double skew) {
     TokenMap map = token_map(layout, L, ranks, rank);
     i64 rows = map.count * B, n = rows * C;
     int32_t *t = (int32_t *)host_take(rows * 4);
-    for (i64 r = 0; r < rows; r++) t[r] = (uniform() + 1) / 2 < skew ? (int32_t)(V - 1) : (int32_t)((uniform() + 1) / 2 * (double)V);
-    double *we = randoms(V * C, 1), *wp = randoms(L * C, 1), *d = randoms(n, 1), *dwe = randoms(V * C, 1), *dwp = randoms(L * C, 1), *want = zeros(n);
+    for (i64 r = 0; r < rows; r++)
+        t[r] = (uniform() + 1) / 2 < skew ? (int32_t)(V - 1) : (int32_t)((uniform() + 1) / 2 * (double)V);
+    double *we = randoms(V * C, 1), *wp = randoms(L * C, 1), *d = randoms(n, 1), *dwe = randoms(V * C, 1),
+           *dwp = randoms(L * C, 1), *want = zeros(n);
     real *wte = upload_real(we, V * C), *wpe = upload_real(wp, L * C), *dout = upload_real(d, n);
     int32_t *tokens = upload_int(t, rows);
     upload_accum(dwe, V * C), upload_accum(dwp, L * C);
     double *want_we = copy_of(dwe, V * C), *want_wp = copy_of(dwp, L * C);
     reference_embedding(want, want_we, want_wp, d, t, map, we, positions ? wp : NULL, B, C);
-    NAME("embedding, layout %d, rank %d of %d, L %lld, B %lld, C %lld, V %lld%s", (int)layout, rank, ranks, LL(L), LL(B), LL(C), LL(V),
-         positions ? "" : ", no positions");
+    NAME("embedding, layout %d, rank %d of %d, L %lld, B %lld, C %lld, V %lld%s", (int)layout, rank, ranks, LL(L),
+         LL(B), LL(C), LL(V), positions ? "" : ", no positions");
     Results r = under_schedules(embedding_scratch_bytes(rows, V), name, [&](Device *dev, Results *r) {
         real *out = unset_real(n);
         accum *dwte = upload_accum(dwe, V * C), *dwpe = upload_accum(dwp, L * C);
@@ -209,28 +223,33 @@ static void test_embedding(RingLayout layout, int ranks, int rank, i64 L, i64 B,
         result(r, 0, out, 2 * n), result(r, 1, dwte, 4 * V * C), result(r, 2, dwpe, 4 * L * C);
     });
     check_close(download_real((real *)r.p[0], n), want, n, BF16_NORM_OF(n), BF16_MOST, "embedding_forward of %s", name);
-    check_close(download_accum((accum *)r.p[1], V * C), want_we, V * C, fp32_bound((double)rows), fp32_bound((double)rows), "dwte of %s", name);
-    check_close(download_accum((accum *)r.p[2], L * C), want_wp, L * C, fp32_bound((double)B), fp32_bound((double)B), "dwpe of %s", name);
+    check_close(download_accum((accum *)r.p[1], V * C), want_we, V * C, fp32_bound((double)rows),
+                fp32_bound((double)rows), "dwte of %s", name);
+    check_close(download_accum((accum *)r.p[2], L * C), want_wp, L * C, fp32_bound((double)B), fp32_bound((double)B),
+                "dwpe of %s", name);
     release_all();
 }
 
-/* ---- norms --------------------------------------------------------------------------------------------------------------- */
+/* ---- norms ------------------------------------------------------------------------------------------------------- */
 
 static void test_norm(NormKind kind, i64 rows, i64 C, int delta, int off) {
     int layer = kind == NORM_LAYER;
     i64 n = rows * C, w_first = rows / 3, w_rows = (rows + 1) / 2;
-    double *a = randoms(n, 1), *d = randoms(n, 0.5), *w = randoms(C, 1), *b = randoms(C, 1), *g = randoms(n, 1), *old = randoms(n, 1);
+    double *a = randoms(n, 1), *d = randoms(n, 0.5), *w = randoms(C, 1), *b = randoms(C, 1), *g = randoms(n, 1),
+           *old = randoms(n, 1);
     for (i64 c = 0; c < C; c++) w[c] += 1.5;
     for (i64 i = 0; i < n; i++) a[i] += 0.25;
     double *dw = randoms(C, 1), *db = randoms(C, 1);
-    real *weight = upload_real(w, C), *bias = upload_real(b, C), *din = upload_real(d, n), *dout = upload_real(g, n), *ain = upload_at(a, n, off);
+    real *weight = upload_real(w, C), *bias = upload_real(b, C), *din = upload_real(d, n), *dout = upload_real(g, n),
+         *ain = upload_at(a, n, off);
     upload_accum(dw, C), upload_accum(db, C), upload_real(old, n);
-    double *x = zeros(n), *want = zeros(n), *want_m = zeros(rows), *want_s = zeros(rows), *want_dx = copy_of(old, n), *want_dw = copy_of(dw, C),
-           *want_db = copy_of(db, C);
+    double *x = zeros(n), *want = zeros(n), *want_m = zeros(rows), *want_s = zeros(rows), *want_dx = copy_of(old, n),
+           *want_dw = copy_of(dw, C), *want_db = copy_of(db, C);
     for (i64 i = 0; i < n; i++) x[i] = delta ? real_value(real_from((double)((float)a[i] + (float)d[i]))) : a[i];
     reference_norm(kind, want, want_m, want_s, x, w, layer ? b : NULL, rows, C, 1e-5);
     reference_norm_backward(kind, want_dx, want_dw, want_db, g, want_m, want_s, x, w, rows, C, w_first, w_rows);
-    NAME("%s norm, rows %lld, C %lld%s%s", layer ? "layer" : "rms", LL(rows), LL(C), delta ? ", delta" : "", off ? ", unaligned" : "");
+    NAME("%s norm, rows %lld, C %lld%s%s", layer ? "layer" : "rms", LL(rows), LL(C), delta ? ", delta" : "",
+         off ? ", unaligned" : "");
     int again_same = 1;
     Results r = under_schedules(norm_scratch_bytes(rows, C), name, [&](Device *dev, Results *r) {
         real *sum = delta ? upload_at(a, n, off) : unset_real(n), *out = unset_real(n), *again = unset_real(n);
@@ -255,13 +274,17 @@ static void test_norm(NormKind kind, i64 rows, i64 C, int delta, int off) {
     if (delta) check_close(download_real((real *)r.p[1], n), x, n, 0, 0, "sum in place of %s", name);
     if (layer) check_close(download_accum((accum *)r.p[2], rows), want_m, rows, 2e-6, 2e-6, "mean of %s", name);
     check_close(download_accum((accum *)r.p[3], rows), want_s, rows, 2e-6, 2e-6, "rstd of %s", name);
-    check_close(download_real((real *)rb.p[0], n), want_dx, n, BF16_NORM_OF(n), BF16_MOST, "norm_backward dx of %s", name);
-    check_close(download_accum((accum *)rb.p[1], C), want_dw, C, fp32_bound((double)rows), 2 * fp32_bound((double)rows), "dweight of %s", name);
-    if (layer) check_close(download_accum((accum *)rb.p[2], C), want_db, C, fp32_bound((double)rows), fp32_bound((double)rows), "dbias of %s", name);
+    check_close(download_real((real *)rb.p[0], n), want_dx, n, BF16_NORM_OF(n), BF16_MOST, "norm_backward dx of %s",
+                name);
+    check_close(download_accum((accum *)rb.p[1], C), want_dw, C, fp32_bound((double)rows), 2 * fp32_bound((double)rows),
+                "dweight of %s", name);
+    if (layer)
+        check_close(download_accum((accum *)rb.p[2], C), want_db, C, fp32_bound((double)rows), fp32_bound((double)rows),
+                    "dbias of %s", name);
     release_all();
 }
 
-/* ---- heads ----------------------------------------------------------------------------------------------------------------- */
+/* ---- heads ------------------------------------------------------------------------------------------------------- */
 
 static void test_rope_table(RingLayout layout, int ranks, int rank, i64 L, i64 HS) {
     TokenMap map = token_map(layout, L, ranks, rank);
@@ -280,33 +303,42 @@ static void test_rope_table(RingLayout layout, int ranks, int rank, i64 L, i64 H
 }
 
 static void test_pack(i64 T, i64 B, i64 heads, i64 KH, i64 HS, i64 parts, int rotate) {
-    i64 rows = T * B, kl = i64_max(1, KH / parts), nq = rows * heads * HS, nkv = rows * 2 * KH * HS, npacked = parts * rows * 2 * kl * HS, nt = T * (HS / 2) * 2;
-    double *q = randoms(nq, 1), *kv = randoms(nkv, 1), *dq_in = randoms(nq, 1), *dkv_in = randoms(npacked, 1), *turns = zeros(nt);
+    i64 rows = T * B, kl = i64_max(1, KH / parts), nq = rows * heads * HS, nkv = rows * 2 * KH * HS,
+        npacked = parts * rows * 2 * kl * HS, nt = T * (HS / 2) * 2;
+    double *q = randoms(nq, 1), *kv = randoms(nkv, 1), *dq_in = randoms(nq, 1), *dkv_in = randoms(npacked, 1),
+           *turns = zeros(nt);
     for (i64 i = 0; i < nt / 2; i++) {
         double angle = 3 * uniform();
         turns[2 * i] = cos(angle), turns[2 * i + 1] = sin(angle);
     }
-    real *qd = upload_real(q, nq), *kvd = upload_real(kv, nkv), *dqd = upload_real(dq_in, nq), *dkvd = upload_real(dkv_in, npacked);
+    real *qd = upload_real(q, nq), *kvd = upload_real(kv, nkv), *dqd = upload_real(dq_in, nq),
+         *dkvd = upload_real(dkv_in, npacked);
     accum *all = upload_accum(turns, nt), *table = rotate ? all : NULL;
     double *want_q = zeros(nq), *want_kv = zeros(npacked), *want_dq = zeros(nq), *want_dkv = zeros(nkv);
-    reference_heads(want_q, want_kv, want_dq, want_dkv, q, kv, dq_in, dkv_in, rotate ? turns : NULL, rows, B, heads, KH, HS, parts);
-    NAME("T %lld, B %lld, heads %lld/%lld, HS %lld, parts %lld%s", LL(T), LL(B), LL(heads), LL(KH), LL(HS), LL(parts), rotate ? ", rotated" : "");
+    reference_heads(want_q, want_kv, want_dq, want_dkv, q, kv, dq_in, dkv_in, rotate ? turns : NULL, rows, B, heads, KH,
+                    HS, parts);
+    NAME("T %lld, B %lld, heads %lld/%lld, HS %lld, parts %lld%s", LL(T), LL(B), LL(heads), LL(KH), LL(HS), LL(parts),
+         rotate ? ", rotated" : "");
     Results r = under_schedules(0, name, [&](Device *dev, Results *r) {
         real *q_out = unset_real(nq), *kv_out = unset_real(npacked), *dq = unset_real(nq), *dkv = unset_real(nkv);
         queries_pack(dev, q_out, qd, table, rows, B, heads, HS, parts);
         kv_pack(dev, kv_out, kvd, table, rows, B, KH, HS, parts);
         queries_unpack(dev, dq, dqd, table, rows, B, heads, HS, parts);
         kv_unpack(dev, dkv, dkvd, table, rows, B, KH, HS, parts);
-        result(r, 0, q_out, 2 * nq), result(r, 1, kv_out, 2 * npacked), result(r, 2, dq, 2 * nq), result(r, 3, dkv, 2 * nkv);
+        result(r, 0, q_out, 2 * nq), result(r, 1, kv_out, 2 * npacked), result(r, 2, dq, 2 * nq),
+            result(r, 3, dkv, 2 * nkv);
     });
     check_close(download_real((real *)r.p[0], nq), want_q, nq, BF16_NORM_OF(nq), BF16_MOST, "queries_pack, %s", name);
-    check_close(download_real((real *)r.p[1], npacked), want_kv, npacked, BF16_NORM_OF(npacked), BF16_MOST, "kv_pack, %s", name);
-    check_close(download_real((real *)r.p[2], nq), want_dq, nq, BF16_NORM_OF(nq), BF16_MOST, "queries_unpack, %s", name);
+    check_close(download_real((real *)r.p[1], npacked), want_kv, npacked, BF16_NORM_OF(npacked), BF16_MOST,
+                "kv_pack, %s", name);
+    check_close(download_real((real *)r.p[2], nq), want_dq, nq, BF16_NORM_OF(nq), BF16_MOST, "queries_unpack, %s",
+                name);
     check_close(download_real((real *)r.p[3], nkv), want_dkv, nkv, BF16_NORM_OF(nkv), BF16_MOST, "kv_unpack, %s", name);
     if (parts == 1) {
         NAME("in place, rows %lld, heads %lld/%lld, HS %lld", LL(rows), LL(heads), LL(KH), LL(HS));
         Results s = under_schedules(0, name, [&](Device *dev, Results *s) {
-            real *a = upload_real(q, nq), *b = upload_real(kv, nkv), *c = upload_real(dq_in, nq), *d = upload_real(dkv_in, npacked);
+            real *a = upload_real(q, nq), *b = upload_real(kv, nkv), *c = upload_real(dq_in, nq),
+                 *d = upload_real(dkv_in, npacked);
             queries_pack(dev, a, a, table, rows, B, heads, HS, 1);
             kv_pack(dev, b, b, table, rows, B, KH, HS, 1);
             queries_unpack(dev, c, c, table, rows, B, heads, HS, 1);
@@ -334,13 +366,14 @@ static void test_parts(i64 parts, i64 rows, i64 width) {
     double *merged = download_real((real *)r.p[0], n);
     for (i64 p = 0; p < parts; p++)
         for (i64 q = 0; q < rows; q++)
-            for (i64 w = 0; w < width; w++) wrong += !(merged[(q * parts + p) * width + w] == x[(p * rows + q) * width + w]);
+            for (i64 w = 0; w < width; w++)
+                wrong += !(merged[(q * parts + p) * width + w] == x[(p * rows + q) * width + w]);
     check(wrong == 0, "parts_merge, %s: %lld misplaced", name, LL(wrong));
     check(same_bits(r.p[1], in, 2 * n), "parts_split undoes parts_merge, %s", name);
     release_all();
 }
 
-/* ---- loss, optimizer --------------------------------------------------------------------------------------------------------- */
+/* ---- loss, optimizer --------------------------------------------------------------------------------------------- */
 
 static void test_classifier(i64 rows, i64 V, double size) {
     i64 n = rows * V;
@@ -358,23 +391,28 @@ static void test_classifier(i64 rows, i64 V, double size) {
         double *sums = upload_f64(start, 3);
         i64 ld = round_up(V, 64);
         real *apart = unset_real(rows * ld), *again = unset_real(n);
-        for (i64 row = 0; row < rows; row++) CUDA_CHECK(cudaMemcpy(apart + row * ld, logits + row * V, (size_t)V * 2, cudaMemcpyDeviceToDevice));
+        for (i64 row = 0; row < rows; row++)
+            CUDA_CHECK(cudaMemcpy(apart + row * ld, logits + row * V, (size_t)V * 2, cudaMemcpyDeviceToDevice));
         CUDA_CHECK(cudaDeviceSynchronize());
         classifier(dev, sums, logits, V, targets, (accum)0.125, rows, V, 1);
         classifier(dev, sums + 1, kept, V, targets, (accum)0.125, rows, V, 0);
         classifier(dev, sums + 2, apart, ld, targets, (accum)0.125, rows, V, 1);
         CUDA_CHECK(cudaDeviceSynchronize());
-        for (i64 row = 0; row < rows; row++) CUDA_CHECK(cudaMemcpy(again + row * V, apart + row * ld, (size_t)V * 2, cudaMemcpyDeviceToDevice));
+        for (i64 row = 0; row < rows; row++)
+            CUDA_CHECK(cudaMemcpy(again + row * V, apart + row * ld, (size_t)V * 2, cudaMemcpyDeviceToDevice));
         result(r, 0, logits, 2 * n), result(r, 1, sums, 24), result(r, 2, kept, 2 * n), result(r, 3, again, 2 * n);
     });
     double *sums = download_f64((double *)r.p[1], 3), *all = copy_of(want, n), *got = download_real((real *)r.p[0], n);
-    check_close(download_real((real *)r.p[3], n), got, n, BF16_ROUND, BF16_ROUND, "dlogits of rows apart of %s", name); /* sums in another order */
+    /* sums in another order */
+    check_close(download_real((real *)r.p[3], n), got, n, BF16_ROUND, BF16_ROUND, "dlogits of rows apart of %s", name);
     check(fabs(sums[2] - sums[0]) <= 1e-6 * fabs(sums[0]), "loss of rows apart of %s: %.9g", name, sums[2]);
     check_close(got, all, n, BF16_MOST, BF16_MOST, "dlogits of %s", name);
-    for (i64 row = 0; row < rows; row++) /* the onehot hides the rest: once more without it. A few logits carry the norm */
+    /* the onehot hides the rest: once more without it. A few logits carry the norm */
+    for (i64 row = 0; row < rows; row++)
         if (t[row] >= 0) got[row * V + t[row]] = all[row * V + t[row]] = 0;
     check_close(got, all, n, BF16_MOST, BF16_MOST, "dlogits without the targets of %s", name);
-    check(fabs(sums[0] - loss) <= 1e-6 * fabs(loss) && sums[0] == sums[1], "loss of %s: %.9g, of %.9g", name, sums[0], loss);
+    check(fabs(sums[0] - loss) <= 1e-6 * fabs(loss) && sums[0] == sums[1], "loss of %s: %.9g, of %.9g", name, sums[0],
+          loss);
     check_close(download_real((real *)r.p[2], n), x, n, 0, 0, "logits without backward of %s", name);
     release_all();
 }
@@ -398,7 +436,8 @@ static void test_squares(i64 n, int off) {
 
 static void test_adamw(i64 n, i64 step) {
     AdamW a = {1e-3, 0.9, 0.95, 1e-8, 0.1, 0.5, step};
-    double *w = randoms(n, 1), *m = randoms(n, 0.1), *v = randoms(n, 0.1), *g = randoms(n, 1), *want_w, *want_m, *want_v;
+    double *w = randoms(n, 1), *m = randoms(n, 0.1), *v = randoms(n, 0.1), *g = randoms(n, 1), *want_w, *want_m,
+           *want_v;
     for (i64 i = 0; i < n; i++) v[i] = fabs(v[i]);
     accum *grad = upload_accum(g, n);
     upload_accum(w, n), upload_accum(m, n), upload_accum(v, n);

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# test_emu.sh [PROGRAM [FLAGS...]] - the whole CUDA program against the fp64 referee: tiny GPT-2 and Llama, every scheme of the table and two hybrids, 1, 2 and 4 ranks.
+# test_emu.sh [PROGRAM [FLAGS...]] - the whole CUDA program against the fp64 referee: tiny GPT-2 and Llama, every scheme
+# of the table and two hybrids, 1, 2 and 4 ranks.
 #
-# PROGRAM: ./train_gpt_emu unless told; dev/gpu_check.sh gives train_gpt --comm mpi, and REFEREE. SCHEMES: only these, no other case.
-# What is compared, and the bounds: check_runs.py.
+# PROGRAM: ./train_gpt_emu unless told; dev/gpu_check.sh gives train_gpt --comm mpi, and REFEREE. SCHEMES: only these,
+# no other case. What is compared, and the bounds: check_runs.py.
 set -euo pipefail
 # shellcheck source=scripts/common.sh
 source "$(dirname "$0")/../../scripts/common.sh"
@@ -22,7 +23,8 @@ header = array.array("i", [20240520, 1, len(tokens)] + [0] * 253)
 open(sys.argv[1], "wb").write(header.tobytes() + tokens.tobytes())
 END
 
-# Initial weights that are bf16 numbers: then what is compared is the computation, not how the weights were rounded before it.
+# Initial weights that are bf16 numbers: then what is compared is the computation, not how the
+# weights were rounded before it.
 initial_weights() { # DIR FLAGS...
     local out=$1
     shift
@@ -43,8 +45,8 @@ GPT='--model tiny-gpt --arch gpt2 --layers 2 --dim 64 --heads 4 --ffn 256 --voca
 LLAMA='--model tiny-llama --arch llama --layers 2 --dim 64 --heads 4 --kv-heads 2 --ffn 176 --vocab 128'
 COMMON="--seq-len 48 --batch 2 --micro-batch 1 --steps 2 --lr 1e-3 --selfcheck on --log-every 100 $*"
 
-# Under the emulator (dev/emu/runtime.h) streams run late on one rank, early on four, and by a coin on two and where a run is repeated.
-# Where a scheme shall have the bits of one rank, products sum alike for any number of rows.
+# Under the emulator (dev/emu/runtime.h) streams run late on one rank, early on four, and by a coin on two and where a
+# run is repeated. Where a scheme shall have the bits of one rank, products sum alike for any number of rows.
 run_case() { # MODEL CASE RANKS PROGRAM FLAGS...
     local out=$work/$1/$2 ranks=$3 binary=$4 streams=0 alike=0
     case $3-$2 in *-again) streams=5 ;; 2-*) streams=2 ;; 4-*) streams=1 ;; esac
@@ -52,8 +54,8 @@ run_case() { # MODEL CASE RANKS PROGRAM FLAGS...
     shift 4
     mkdir -p "$out"
     # shellcheck disable=SC2086
-    EMU_STREAMS=$streams EMU_SUMS_ALIKE=$alike \
-        run_ranks -t 600 "$ranks" "$binary" --train "$work/tokens.bin" $COMMON "$@" --out "$out/run" --dump-grads "$out/grads.safetensors" >"$out/log" 2>&1 || return 0
+    EMU_STREAMS=$streams EMU_SUMS_ALIKE=$alike run_ranks -t 600 "$ranks" "$binary" --train "$work/tokens.bin" $COMMON \
+        "$@" --out "$out/run" --dump-grads "$out/grads.safetensors" >"$out/log" 2>&1 || return 0
     mv "$out/run/metrics.jsonl" "$out/run/comm.json" "$out"
 }
 
@@ -79,7 +81,8 @@ run_model() { # MODEL FLAGS...
             run_case $model ulysses-staged-2 2 "$program" $flags --sp ulysses --comm mpi
             run_case $model ring-no-overlap-2 2 "$program" $flags --sp ring --overlap off
             run_case $model odysseus-grads-bf16-4 4 "$program" $flags --sp odysseus --grad-comm bf16
-            EMU_ARCH=86 run_case $model odysseus-sm86-2 2 "$program" $flags --sp odysseus # less shared memory: other tiles
+            # less shared memory: other tiles
+            EMU_ARCH=86 run_case $model odysseus-sm86-2 2 "$program" $flags --sp odysseus
         fi
         run_case $model again 4 "$program" $flags --sp ulysses --ring 2
         echo ulysses-ring2-4 >"$work/$model/again/of"

@@ -1,17 +1,22 @@
-/* test_emulator.cu - the emulator itself: what it must report is planted here, a kernel a fault, and each must be reported.
+/* test_emulator.cu - the emulator itself: what it must report is planted here, a kernel a
+   fault, and each must be reported.
 
-   A fault that ends the program runs in a child; its exit code and the first line it wrote are looked at.                        */
+   A fault that ends the program runs in a child; its exit code and the first line it wrote are looked at.            */
 #include "../../kernels/cuda/cuda.h"
 #include "check.h"
 #include <sys/wait.h>
 
 enum { BLOCK = 64, GRID = 3, N = BLOCK * GRID };
 
-/* ---- kernels --------------------------------------------------------------------------------------------------------------- */
+/* ---- kernels ----------------------------------------------------------------------------------------------------- */
 
-enum Fault { SOUND, NO_BARRIER, RETURNS_EARLY, OTHER_BARRIER, LANE_MISSING, LANE_ELSEWHERE, NEVER_WAITED, READ_EARLY, UNWRITTEN, MISALIGNED, SAME_BANKS, OVERRUN };
+enum Fault {
+    SOUND, NO_BARRIER, RETURNS_EARLY, OTHER_BARRIER, LANE_MISSING, LANE_ELSEWHERE, NEVER_WAITED, READ_EARLY, UNWRITTEN,
+    MISALIGNED, SAME_BANKS, OVERRUN
+};
 
-/* out[i] = the sum over its warp of in[mirror of i in the block]: through shared memory, filled by cp.async, and a shuffle. */
+/* out[i] = the sum over its warp of in[mirror of i in the block]: through shared memory, filled
+   by cp.async, and a shuffle. */
 template <Fault FAULT> __global__ void mirror_sum(float *out, const float *in) {
     SHARED(float, s, BLOCK);
     SHARED(bf16, tile, 8 * 8 * 4 + 8);
@@ -40,7 +45,7 @@ __global__ void twice(float *x, int n) {
     if (i < n) x[i] *= 2;
 }
 
-/* ---- running them ---------------------------------------------------------------------------------------------------------- */
+/* ---- running them ------------------------------------------------------------------------------------------------ */
 
 static float expected(int i) { /* in[i] = i */
     int block = i / BLOCK, warp = i % BLOCK / 32;
@@ -72,7 +77,8 @@ template <Fault FAULT> static int run_mirror(int seed) {
 
 #include "hopper_emulator.h"
 
-/* Run `body` in a child; its exit code, and what it wrote to stderr first. A result comes back as 100 + (all right? 0 : 1). */
+/* Run `body` in a child; its exit code, and what it wrote to stderr first. A result comes back
+   as 100 + (all right? 0 : 1). */
 template <class Body> static int in_child(Body body, char *said, size_t size) {
     int pipes[2], status = 0;
     if (pipe(pipes) != 0) FAIL(THIS_RANK, "pipe: %s", strerror(errno));
@@ -101,7 +107,8 @@ template <Fault FAULT> static void check_reported(const char *name, const char *
         int code = in_child([seed] { return run_mirror<FAULT>(seed); }, said, sizeof said);
         const char *line = strstr(said, words);
         int reported = code != 100 && code != 101 && line && strstr(said, "test_emulator.cu:");
-        check(reported, "%s, schedule %d: reported (exit %d: %.*s)", name, seed, code, line ? (int)strcspn(line, "\n(") : 0, line ? line : "");
+        check(reported, "%s, schedule %d: reported (exit %d: %.*s)", name, seed, code,
+              line ? (int)strcspn(line, "\n(") : 0, line ? line : "");
     }
 }
 
@@ -115,7 +122,8 @@ template <Fault FAULT> static void check_shows(const char *name) {
     check(caught > 0, "%s: caught under %d of 3 schedules", name, caught);
 }
 
-/* A launch with `bytes` of dynamic shared memory for which `asked` were allowed, and 64 floats of static shared memory. */
+/* A launch with `bytes` of dynamic shared memory for which `asked` were allowed, and 64
+   floats of static shared memory. */
 __global__ void uses_shared(float *out) {
     SHARED(float, fixed, 64);
     SHARED_DYNAMIC(float, given);
@@ -231,8 +239,8 @@ static float small_sum(float c, int power, int times) {
     return *out;
 }
 
-/* What tensor cores cut off: A100's what is below 2^-24 of the largest term, H100's below 2^-25, both of the sum what fp32 has no bit for.
-   And how far ex2 and lg2 are off. */
+/* What tensor cores cut off: A100's what is below 2^-24 of the largest term, H100's below 2^-25, both of the sum what
+   fp32 has no bit for. And how far ex2 and lg2 are off. */
 static int rounding_is_right(int arch) {
     int more = arch == 90, wrong = 0, other = 0;
     double exp_off = 0, log_off = 0;
@@ -241,13 +249,15 @@ static int rounding_is_right(int arch) {
         wrong += !right;
     };
     setenv("EMU_ARCH", more ? "90" : "80", 1);
-    must(small_sum(1, 24 + more, 8) == 1 + ldexpf(1, -21 - more), "eight products of the last bit that counts are not added to 1");
+    must(small_sum(1, 24 + more, 8) == 1 + ldexpf(1, -21 - more),
+         "eight products of the last bit that counts are not added to 1");
     must(small_sum(1, 25 + more, 8) == 1, "eight products below the last bit that counts are not cut off from 1");
     must(small_sum(1, 24, 3) == 1 + 0x1p-23f, "a sum is rounded");
     must(small_sum(-1, 24, 1) == -1 + 0x1p-24f, "below zero, a product that counts is not added");
     must(small_sum(-1, 25 + more, 1) == -1, "below zero it is not cut off towards zero");
     must(small_sum(0x1p-130f, 100, 2) == 0x1p-99f, "what is far below 1 is lost");
-    must(isnan(small_sum(NAN, 0, 1)) && small_sum(INFINITY, 0, 1) == INFINITY, "NaN and infinity do not stay what they are");
+    must(isnan(small_sum(NAN, 0, 1)) && small_sum(INFINITY, 0, 1) == INFINITY,
+         "NaN and infinity do not stay what they are");
     for (int i = -40000; i < 40000; i++) {
         float x = (float)i * 2.9e-3f, y = fast_exp2(x), z = (float)(i + 40001) * 7.3e-4f;
         double power = exp2((double)x), log = log2((double)z);
@@ -317,7 +327,9 @@ template <HopperFault FAULT> static void check_hopper(const char *name, const ch
         int code = in_child([seed] { return run_pipeline<FAULT>(seed); }, said, sizeof said);
         const char *line = strstr(said, words);
         caught += code != 100 && (!*words || (code != 101 && line));
-        if (!*first || line) snprintf(first, sizeof first, "schedule %d, exit %d: %.*s", seed, code, (int)strcspn(line ? line : said, "\n("), line ? line : said);
+        if (!*first || line)
+            snprintf(first, sizeof first, "schedule %d, exit %d: %.*s", seed, code,
+                     (int)strcspn(line ? line : said, "\n("), line ? line : said);
     }
     check(caught >= schedules, "%s: caught under %d of 4 schedules (%s)", name, caught, first);
 }
@@ -329,25 +341,35 @@ template <int... I> static void check_all_widths(std::integer_sequence<int, I...
 template <int N> static void check_layouts(void) {
     static const char *const names[4] = {"none", "128B", "64B", "32B"};
     for (int s = 0; s < 4; s++) {
-        check((product_is_right<N, false, false, false>(s, s)), "wgmma of %d columns, K-major, swizzle %s", N, names[s]);
-        check((product_is_right<N, true, false, false>(s, s == 0 ? 3 : s)), "wgmma of %d columns, A M-major, swizzle %s", N, names[s]);
-        check((product_is_right<N, false, true, false>(s == 0 ? 3 : s, s)), "wgmma of %d columns, B N-major, swizzle %s", N, names[s]);
-        check((product_is_right<N, true, true, false>(s, 3 - s)), "wgmma of %d columns, both MN-major, swizzle %s and %s", N, names[s], names[3 - s]);
-        check((product_is_right<N, false, false, true>(0, s)), "wgmma of %d columns, A in registers, B K-major, swizzle %s", N, names[s]);
-        check((product_is_right<N, false, true, true>(0, s)), "wgmma of %d columns, A in registers, B N-major, swizzle %s", N, names[s]);
+        check((product_is_right<N, false, false, false>(s, s)), "wgmma of %d columns, K-major, swizzle %s", N,
+              names[s]);
+        check((product_is_right<N, true, false, false>(s, s == 0 ? 3 : s)),
+              "wgmma of %d columns, A M-major, swizzle %s", N, names[s]);
+        check((product_is_right<N, false, true, false>(s == 0 ? 3 : s, s)),
+              "wgmma of %d columns, B N-major, swizzle %s", N, names[s]);
+        check((product_is_right<N, true, true, false>(s, 3 - s)),
+              "wgmma of %d columns, both MN-major, swizzle %s and %s", N, names[s], names[3 - s]);
+        check((product_is_right<N, false, false, true>(0, s)),
+              "wgmma of %d columns, A in registers, B K-major, swizzle %s", N, names[s]);
+        check((product_is_right<N, false, true, true>(0, s)),
+              "wgmma of %d columns, A in registers, B N-major, swizzle %s", N, names[s]);
     }
 }
 
 static void check_boxes(void) {
-    static const int inside[4] = {0, 0, 1, 2}, before[4] = {-3, -1, -2, -1}, behind[4] = {21, 2, 4, 4}, outside[4] = {40, 0, 0, 0};
+    static const int inside[4] = {0, 0, 1, 2}, before[4] = {-3, -1, -2, -1}, behind[4] = {21, 2, 4, 4}, outside[4] = {
+        40, 0, 0, 0};
     static const int *const at[4] = {inside, before, behind, outside};
     static const char *const names[4] = {"inside", "begins outside", "ends outside", "outside"};
     for (int seed = 0; seed < 3; seed++)
         for (int i = 0; i < 4; i++) {
             emu_schedule(seed);
-            int right = box_is_right<2>(1, 64, at[i]) + box_is_right<3>(1, 64, at[i]) + box_is_right<4>(1, 64, at[i]) + box_is_right<3>(2, 32, at[i]) +
-                        box_is_right<4>(3, 16, at[i]) + box_is_right<2>(0, 8, at[i]) + box_is_right<4>(0, 24, at[i]);
-            check(right == 7, "bulk loads of 2, 3 and 4 dimensions, every swizzle, a box %s, schedule %d: %d of 7 right", names[i], seed, right);
+            int right = box_is_right<2>(1, 64, at[i]) + box_is_right<3>(1, 64, at[i]) + box_is_right<4>(1, 64, at[i]) +
+                        box_is_right<3>(2, 32, at[i]) + box_is_right<4>(3, 16, at[i]) + box_is_right<2>(0, 8, at[i]) +
+                        box_is_right<4>(0, 24, at[i]);
+            check(right == 7,
+                  "bulk loads of 2, 3 and 4 dimensions, every swizzle, a box %s, schedule %d: %d of 7 right", names[i],
+                  seed, right);
         }
 }
 
@@ -356,16 +378,20 @@ static void check_all_hopper(void) {
     setenv("EMU_ARCH", "90", 1);
     for (int seed = 0; seed < 12; seed++) {
         int code = in_child([seed] { return run_pipeline<HOPPER_SOUND>(seed); }, said, sizeof said);
-        check(code == 100, "a sound pipeline is right under schedule %d (exit %d%s%.200s)", seed, code, code == 100 ? "" : ": ", code == 100 ? "" : said);
+        check(code == 100, "a sound pipeline is right under schedule %d (exit %d%s%.200s)", seed, code,
+              code == 100 ? "" : ": ", code == 100 ? "" : said);
     }
     check_hopper<NO_PROXY_FENCE>("ordinary stores that no proxy_fence follows", "no proxy_fence has followed", 4);
-    check_hopper<ONE_PROXY_FENCE>("a proxy_fence of one thread for the others' stores", "no proxy_fence has followed", 2);
+    check_hopper<ONE_PROXY_FENCE>("a proxy_fence of one thread for the others' stores", "no proxy_fence has followed",
+                                  2);
     check_hopper<WRONG_PARITY>("an mbarrier waited for with the wrong parity", "", 3);
-    check_hopper<REUSED_EARLY>("a stage given back before wgmma has read it", "has changed before it was waited for", 2);
+    check_hopper<REUSED_EARLY>("a stage given back before wgmma has read it", "has changed before it was waited for",
+                               2);
     check_hopper<WRONG_SWIZZLE>("a descriptor with another swizzle than the load's", "", 4);
     check_hopper<NO_WGMMA_WAIT>("a wgmma not waited for", "", 4);
     check_hopper<NO_FIRST_FENCE>("no wgmma_fence at all", "no wgmma_fence before", 4);
-    check_hopper<NO_LATER_FENCE>("an accumulator written and used without a wgmma_fence", "after the last wgmma_fence", 4);
+    check_hopper<NO_LATER_FENCE>("an accumulator written and used without a wgmma_fence", "after the last wgmma_fence",
+                                 4);
     check_hopper<SUM_TOUCHED>("an accumulator written under way", TOUCHED_SAYS, 4);
     check_hopper<FRAGMENT_TOUCHED>("a fragment of A written under way", "registers of A", 4);
     check_hopper<NO_INIT_FENCE>("an mbarrier whose init is not fenced", "not fenced", 4);
@@ -398,7 +424,8 @@ int main(void) {
     char said[8192];
     for (int seed = 0; seed < 8; seed++) {
         int code = in_child([seed] { return run_mirror<SOUND>(seed); }, said, sizeof said);
-        check(code == 100, "a sound kernel is right under schedule %d (exit %d%s%.200s)", seed, code, code == 100 ? "" : ": ", code == 100 ? "" : said);
+        check(code == 100, "a sound kernel is right under schedule %d (exit %d%s%.200s)", seed, code,
+              code == 100 ? "" : ": ", code == 100 ? "" : said);
     }
     check_shows<NO_BARRIER>("a missing barrier");
     check_shows<UNWRITTEN>("shared memory that nobody wrote");
@@ -415,14 +442,20 @@ int main(void) {
     check_reported<READ_EARLY>("a copy read before it was waited for", "use-after-poison");
 #endif
     const size_t free_bytes = (48 << 10) - 1024 - 256;
-    check(in_child([] { return run_shared(free_bytes, 0); }, said, sizeof said) == 100, "shared memory of 48 KB, less what is the system's and static: nobody asks");
-    check(in_child([] { return run_shared(free_bytes + 16, 0); }, said, sizeof said) == 99 && strstr(said, "must ask for more than 48 KB"),
+    check(in_child([] { return run_shared(free_bytes, 0); }, said, sizeof said) == 100,
+          "shared memory of 48 KB, less what is the system's and static: nobody asks");
+    check(in_child([] { return run_shared(free_bytes + 16, 0); }, said, sizeof said) == 99 &&
+              strstr(said, "must ask for more than 48 KB"),
           "16 bytes more without asking: reported (%.80s)", said);
     check(in_child([] { return run_shared(48 << 10, 48 << 10); }, said, sizeof said) == 100, "with asking it runs");
-    check(in_child([] { return run_streams(1); }, said, sizeof said) == 100, "a stream that waits for another's event sees its work");
-    check(in_child([] { return run_streams(0); }, said, sizeof said) == 101, "a stream that forgets to wait sees old data");
-    check(in_child([] { return run_copying(1); }, said, sizeof said) == 100, "a host that waits for a kernel copies what it made");
-    check(in_child([] { return run_copying(0); }, said, sizeof said) == 101, "a host that does not wait copies old data");
+    check(in_child([] { return run_streams(1); }, said, sizeof said) == 100,
+          "a stream that waits for another's event sees its work");
+    check(in_child([] { return run_streams(0); }, said, sizeof said) == 101,
+          "a stream that forgets to wait sees old data");
+    check(in_child([] { return run_copying(1); }, said, sizeof said) == 100,
+          "a host that waits for a kernel copies what it made");
+    check(in_child([] { return run_copying(0); }, said, sizeof said) == 101,
+          "a host that does not wait copies old data");
     int shown = 0;
     for (int mode = 1; mode < 8; mode++) {
         int sound = in_child([mode] { return run_overwriting(1, mode); }, said, sizeof said);
@@ -432,11 +465,15 @@ int main(void) {
         else shown += faulty == 101;
     }
     check(shown > 0, "a stream that overwrites what another still reads shows with %d of 6 other settings", shown);
-    check(in_child([] { return run_asking(1); }, said, sizeof said) == 100, "a host that asks until the work is done finds it done");
-    check(in_child([] { return run_asking(0); }, said, sizeof said) == 101, "a host that does not hear 'not ready' is found out");
-    check(in_child([] { return run_one_by_one<true>(); }, said, sizeof said) == 100, "blocks that take turns by tickets");
+    check(in_child([] { return run_asking(1); }, said, sizeof said) == 100,
+          "a host that asks until the work is done finds it done");
+    check(in_child([] { return run_asking(0); }, said, sizeof said) == 101,
+          "a host that does not hear 'not ready' is found out");
+    check(in_child([] { return run_one_by_one<true>(); }, said, sizeof said) == 100,
+          "blocks that take turns by tickets");
     int code = in_child([] { return run_one_by_one<false>(); }, said, sizeof said);
-    check(code == 99 && strstr(said, "does not come"), "blocks that take turns by their index are found out (exit %d)", code);
+    check(code == 99 && strstr(said, "does not come"), "blocks that take turns by their index are found out (exit %d)",
+          code);
     code = in_child([] { return run_shares<4096>(emu_shared_most()); }, said, sizeof said);
     check(code == 100, "all the shared memory that a block may have, static and dynamic");
     code = in_child([] { return run_shares<4096>(emu_shared_most() + 64); }, said, sizeof said);

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# test_gpu_check.sh - dev/gpu_check.sh and its benchmarks where there is no GPU: nothing is measured, nothing is hidden, everything runs.
+# test_gpu_check.sh - dev/gpu_check.sh and its benchmarks where there is no GPU: nothing is measured,
+# nothing is hidden, everything runs.
 #
 # Shims in PATH play a machine with a GPU on which nothing builds: the script must say so in its table and fail.
 set -euo pipefail
@@ -25,7 +26,8 @@ code=0
 bash dev/gpu_check.sh --no-gpu-table >"$work/table" 2>&1 || code=$?
 ok "without a GPU the exit code is 0" [ $code -eq 0 ]
 ok "its last line says that nothing was measured" [ "$(tail -n 1 "$work/table")" = "no GPU here: nothing was measured" ]
-ok "every row says 'not measured'" [ "$(grep -c 'not measured' "$work/table")" -eq "$(($(grep -c . "$work/table") - 2))" ]
+ok "every row says 'not measured'" [ "$(grep -c 'not measured' "$work/table")" \
+    -eq "$(($(grep -c . "$work/table") - 2))" ]
 ok "a row gives its roofline bound" has 'H100 989' "$work/table"
 ok "an unknown argument is refused" fails bash dev/gpu_check.sh --fast 2>"$work/error"
 
@@ -52,11 +54,13 @@ ok "what finds no time is SKIPPED, with the reason" has '^build  *SKIPPED.*no ti
 ok "results.json names machine and state" python3 -c '
 import json, sys
 r = json.load(open(sys.argv[1] + "/results.json"))
-assert r["machine"]["gpu"] == "NVIDIA Imaginary" and r["machine"]["commit"] and any(s["state"] == "FAILED" for s in r["steps"])
+assert r["machine"]["gpu"] == "NVIDIA Imaginary" and r["machine"]["commit"]
+assert any(s["state"] == "FAILED" for s in r["steps"])
 assert all(row["ours"].startswith("not measured") for row in r["table"])' "$work/results"
 ok "results.md has both tables" [ "$(grep -c '^|--' "$work/results/results.md")" -eq 2 ]
 
-# ---- what the schemes are held to: runs of one tensor, ulysses 1e-4 from one rank, where products of fewer rows sum otherwise
+# ---- what the schemes are held to: runs of one tensor, ulysses 1e-4 from one rank, where
+# products of fewer rows sum otherwise
 
 made_runs() { # DEVICE DISTANCE
     rm -rf "$work/runs"
@@ -66,7 +70,8 @@ root, device, off = sys.argv[1], sys.argv[2], float(sys.argv[3])
 header = json.dumps({"w": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}).encode()
 for case, size in ("referee", 1), ("single", 1), ("ulysses-2", 1 + off):
     os.makedirs(f"{root}/{case}")
-    open(f"{root}/{case}/grads.safetensors", "wb").write(struct.pack("<Q", len(header)) + header + struct.pack("<4f", *[size] * 4))
+    open(f"{root}/{case}/grads.safetensors", "wb").write(struct.pack("<Q", len(header)) + header
+                                                         + struct.pack("<4f", *[size] * 4))
     open(f"{root}/{case}/metrics.jsonl", "w").write('{"loss": 1, "grad_norm": 1}\n')
     open(f"{root}/{case}/comm.json", "w").write("[]")
     open(f"{root}/{case}/log", "w").write(f"device   {device} (sm_90, 132 multiprocessors), GPU 0 of 1 on this host\n")

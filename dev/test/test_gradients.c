@@ -1,9 +1,9 @@
 /* test_gradients.c - hand-written backward against finite differences of the loss: whole model, every tensor.
 
-   (8 (loss(w+h) - loss(w-h)) - (loss(w+2h) - loss(w-2h))) / 12h for a few elements of every tensor, the one with the largest gradient and
-   some at random. With h = 1e-4 in fp64 it errs by h^4/30 of the fifth derivative (up to 1e-8 of these gradients, weights being
-   steep here) and by rounding, 1e-15 loss / h (1e-11): 1e-7 of the tensor's largest gradient is above both and far below any wrong
-   term. fp64 only: floats cannot resolve such differences. */
+   (8 (loss(w+h) - loss(w-h)) - (loss(w+2h) - loss(w-2h))) / 12h for a few elements of every tensor, the one with the
+   largest gradient and some at random. With h = 1e-4 in fp64 it errs by h^4/30 of the fifth derivative (up to 1e-8 of
+   these gradients, weights being steep here) and by rounding, 1e-15 loss / h (1e-11): 1e-7 of the tensor's largest
+   gradient is above both and far below any wrong term. fp64 only: floats cannot resolve such differences. */
 #include "support.h"
 
 static double loss_now(Trainer *t, double targets) {
@@ -41,18 +41,22 @@ static void check_model(const char *name, Config c, const char *directory, Wire 
     Trainer *t = (Trainer *)host_alloc(sizeof(Trainer));
     trainer_start(t, &o, &s, world);
     Zero *z = &t->model.zero;
-    for (i64 i = 0; i < z->flat; i++) z->param[i] = (real)((double)z->param[i] + 0.2 * random_normal(5, i)); /* away from zeros and ones */
+    /* away from zeros and ones */
+    for (i64 i = 0; i < z->flat; i++) z->param[i] = (real)((double)z->param[i] + 0.2 * random_normal(5, i));
     double loss, norm;
     step_gradients(t, 0, &loss, &norm);
     double targets = (double)load_micro_batch(t, &t->train, 0, 0, -1);
-    check(fabs(loss_now(t, targets) / loss - 1) < 1e-12 && targets < 22, "%s: loss %.6f over %.0f targets", name, loss, targets);
+    check(fabs(loss_now(t, targets) / loss - 1) < 1e-12 && targets < 22, "%s: loss %.6f over %.0f targets", name, loss,
+          targets);
     for (int i = 0; i < z->tensors; i++) {
         const Tensor *tensor = &z->tensor[i];
-        i64 n = tensor->slice.rows * tensor->slice.cols, at = z->chunk[tensor->chunk].offset + tensor->offset, largest = 0;
+        i64 n = tensor->slice.rows * tensor->slice.cols, at = z->chunk[tensor->chunk].offset + tensor->offset,
+            largest = 0;
         double size = 0, off = 0;
         for (i64 k = 0; k < n; k++)
             if (fabs((double)z->grad[at + k]) > size) size = fabs((double)z->grad[at + k]), largest = k;
-        if (tensor->spec->role == T_K_BIAS) size = 1; /* its gradient is exactly zero: softmax does not see a shift of all keys */
+        /* its gradient is exactly zero: softmax does not see a shift of all keys */
+        if (tensor->spec->role == T_K_BIAS) size = 1;
         for (int probe = 0; probe < 4; probe++) {
             i64 k = probe == 0 ? largest : (i64)(mix64((uint64_t)(i * 7 + probe)) % (uint64_t)n);
             off = fmax(off, fabs(slope(t, &z->param[at + k], targets) - (double)z->grad[at + k]) / size);

@@ -1,7 +1,7 @@
-/* test_host.c - what a host gives a rank: memory and cores out of the control groups around it, the team that OpenMP grants, other ranks,
-   and what a peak that was measured wrongly, or given too low, does to a run.
+/* test_host.c - what a host gives a rank: memory and cores out of the control groups around it, the team that OpenMP
+   grants, other ranks, and what a peak that was measured wrongly, or given too low, does to a run.
 
-   Control groups are read from trees of /proc and /sys that are made here: "" is the root of the real ones.                               */
+   Control groups are read from trees of /proc and /sys that are made here: "" is the root of the real ones.          */
 #include "support.h"
 
 static char tree[PATH_MAX / 4];
@@ -41,22 +41,23 @@ static void put_v2(const char *group, i64 limit_mib, i64 used_mib, i64 inactive_
     char path[512];
     snprintf(path, sizeof path, "%s/memory.max", group);
     if (limit_mib < 0) put(path, "max\n");
-    else put(path, "%lld\n", (long long)(limit_mib * MIB));
+    else put(path, "%lld\n", limit_mib * MIB);
     snprintf(path, sizeof path, "%s/memory.current", group);
-    put(path, "%lld\n", (long long)(used_mib * MIB));
+    put(path, "%lld\n", used_mib * MIB);
     snprintf(path, sizeof path, "%s/memory.stat", group);
-    put(path, "anon 4096\nfile 99\nshmem 77\ninactive_anon 55\ninactive_file %lld\nactive_file %lld\nslab_reclaimable 0\n", (long long)(inactive_mib * MIB),
-        (long long)(active_mib * MIB));
+    put(path,
+        "anon 4096\nfile 99\nshmem 77\ninactive_anon 55\ninactive_file %lld\nactive_file %lld\nslab_reclaimable 0\n",
+        inactive_mib * MIB, active_mib * MIB);
 }
 
 static void put_v1(const char *group, i64 limit, i64 used_mib, i64 inactive_mib) {
     char path[512];
     snprintf(path, sizeof path, "%s/memory.limit_in_bytes", group);
-    put(path, "%lld\n", (long long)limit);
+    put(path, "%lld\n", limit);
     snprintf(path, sizeof path, "%s/memory.usage_in_bytes", group);
-    put(path, "%lld\n", (long long)(used_mib * MIB));
+    put(path, "%lld\n", used_mib * MIB);
     snprintf(path, sizeof path, "%s/memory.stat", group);
-    put(path, "cache 1\ninactive_file 1\ntotal_inactive_file %lld\ntotal_active_file 0\n", (long long)(inactive_mib * MIB));
+    put(path, "cache 1\ninactive_file 1\ntotal_inactive_file %lld\ntotal_active_file 0\n", inactive_mib * MIB);
     snprintf(path, sizeof path, "%s/memory.use_hierarchy", group);
     put(path, "1\n");
 }
@@ -69,7 +70,7 @@ static void put_v1(const char *group, i64 limit, i64 used_mib, i64 inactive_mib)
 
 static void memory_is(i64 bytes, const char *what) {
     i64 found = host_memory_available(tree);
-    check(found == bytes, "%s: %lld bytes available, expected %lld", what, (long long)found, (long long)bytes);
+    check(found == bytes, "%s: %lld bytes available, expected %lld", what, found, bytes);
 }
 
 static void cores_are(double cores, const char *what) {
@@ -117,7 +118,8 @@ static void test_memory_containers(const char *directory) {
     memory_is(256 * MIB, "a path that only begins with the same letters");
     tree_begin(directory);
     put_host("0::/../..\n", V2_MOUNT);
-    put_v2("sys/fs/cgroup", 256, 0, 0, 0), put_v2("sys/fs", 16, 0, 0, 0), put_v2("sys", 16, 0, 0, 0); /* no groups, whatever they hold */
+    /* no groups, whatever they hold */
+    put_v2("sys/fs/cgroup", 256, 0, 0, 0), put_v2("sys/fs", 16, 0, 0, 0), put_v2("sys", 16, 0, 0, 0);
     memory_is(256 * MIB, "a group outside the namespace");
     put_host("0::/../../x\n", "30 22 0:26 /../.. /sys/fs/cgroup ro - cgroup2 cgroup2 rw\n");
     memory_is(256 * MIB, "a mount that shows more than the namespace");
@@ -143,7 +145,8 @@ static void test_memory_v1(const char *directory) {
     put_host("4:memory:/job/1\n0::/user\n", V1_MEMORY UNIFIED);
     put_v2("sys/fs/cgroup/unified/user", 64, 0, 0, 0);
     memory_is(64 * MIB, "hybrid: the smaller of both");
-    put_host("4:memory:/docker/x\n0::/\n", "40 30 0:31 /docker/x /sys/fs/cgroup/memory ro - cgroup cgroup ro,memory\n" UNIFIED);
+    put_host("4:memory:/docker/x\n0::/\n",
+             "40 30 0:31 /docker/x /sys/fs/cgroup/memory ro - cgroup cgroup ro,memory\n" UNIFIED);
     put_v1("sys/fs/cgroup/memory", 32 * MIB, 0, 0);
     memory_is(32 * MIB, "v1 in a container");
 }
@@ -160,7 +163,8 @@ static void test_cores(const char *directory) {
     cores_are(0.5, "an ancestor's cpu.max");
     tree_begin(directory);
     put_host("5:cpu,cpuacct:/job\n4:cpuset:/other\n", V1_CPU);
-    put("sys/fs/cgroup/cpu,cpuacct/job/cpu.cfs_quota_us", "-1\n"), put("sys/fs/cgroup/cpu,cpuacct/job/cpu.cfs_period_us", "100000\n");
+    put("sys/fs/cgroup/cpu,cpuacct/job/cpu.cfs_quota_us", "-1\n"),
+        put("sys/fs/cgroup/cpu,cpuacct/job/cpu.cfs_period_us", "100000\n");
     cores_are(0, "v1: no quota");
     put("sys/fs/cgroup/cpu,cpuacct/job/cpu.cfs_quota_us", "250000\n");
     cores_are(2.5, "v1: a quota");
@@ -172,7 +176,8 @@ static void test_cores(const char *directory) {
 static void place_is(int cores, int mask, double limit, int locals, int threads, int planned, double share) {
     DevicePlace p = cpu_place(cores, mask, limit, locals, threads);
     check(p.planned == planned && p.threads == planned && p.share == share,
-          "%d cores, %d in the mask, limit %g, %d ranks, --threads %d: %d threads, %g cores to count on; expected %d, %g", cores, mask, limit, locals, threads,
+          "%d cores, %d in the mask, limit %g, %d ranks, --threads %d: %d threads, %g cores to count on; expected %d, "
+          "%g", cores, mask, limit, locals, threads,
           p.planned, p.share, planned, share);
 }
 
@@ -201,10 +206,12 @@ static void test_team(void) {
     check(granted == most && !omp_get_dynamic(), "a team of 64: %d granted, whatever the load", granted);
     omp_set_max_active_levels(0);
     granted = team_granted(4);
-    check(granted == 1 && omp_get_max_threads() == 1, "no parallel regions: a team of %d, and OpenMP would ask for %d", granted, omp_get_max_threads());
+    check(granted == 1 && omp_get_max_threads() == 1, "no parallel regions: a team of %d, and OpenMP would ask for %d",
+          granted, omp_get_max_threads());
     DevicePlace p = cpu_place(4, 4, 0, 1, 0);
     device_open(&p);
-    check(p.threads == 1 && p.planned == 4 && p.share == 1, "a place has what is granted: %d of %d threads, %g cores", p.threads, p.planned, p.share);
+    check(p.threads == 1 && p.planned == 4 && p.share == 1, "a place has what is granted: %d of %d threads, %g cores",
+          p.threads, p.planned, p.share);
     Device dev;
     p.threads = 4;
     device_init(&dev, &p, 0);
@@ -213,12 +220,14 @@ static void test_team(void) {
     omp_set_max_active_levels(levels);
 }
 
-/* Four steps of a small model under a peak that is wrong in the way named; what it prints goes to stderr, into run_child's hands. */
+/* Four steps of a small model under a peak that is wrong in the way named; what it prints goes to
+   stderr, into run_child's hands. */
 static void run_with_peak(const char *what) {
     char directory[256], shard[PATH_MAX];
     int32_t tokens[1000];
-    const char *args[] = {"test", "--train", shard, "--seq-len", "32", "--batch", "1", "--layers", "1", "--dim", "32", "--heads", "2", "--kv-heads", "2",
-                          "--ffn", "64", "--steps", "4", "--threads", "1", "--peak-tflops", "1e-6"};
+    const char *args[] = {"test", "--train", shard, "--seq-len", "32", "--batch", "1", "--layers", "1", "--dim", "32",
+                          "--heads", "2", "--kv-heads", "2", "--ffn", "64", "--steps", "4", "--threads", "1",
+                          "--peak-tflops", "1e-6"};
     Settings s;
     FlagsGiven given;
     ModelOptions o;
@@ -234,7 +243,8 @@ static void run_with_peak(const char *what) {
     options_from_flags(&o, scheme_find(s.sp), &s, &given, 1, place);
     trainer_start(t, &o, &s, MPI_COMM_SELF); /* no MPI: one rank alone, whoever started this test */
     t->peak = peak_of(&s, &place);
-    if (strncmp(what, "low", 3) == 0) t->options.place.share *= 1e-9; /* every measurement from now on says a billionth */
+    /* every measurement from now on says a billionth */
+    if (strncmp(what, "low", 3) == 0) t->options.place.share *= 1e-9;
     if (!is_given) t->peak.flops *= 1e-9;
     char run[512];
     snprintf(run, sizeof run, "%s/%.3s", directory, what);
@@ -247,22 +257,25 @@ static void run_with_peak(const char *what) {
 
 /* A process is a rank of a launcher where the environment says so. */
 static void test_launcher(void) {
-    static const char *const set[][3] = {
-        {"PATH=/bin", NULL, "0"}, {"OMPI_MCA_pml=ob1", "SLURM_NTASKS=8", "0"}, {"OMPI_COMM_WORLD_RANK=0", "OMPI_COMM_WORLD_SIZE=4", "4"},
-        {"PMIX_RANK=1", NULL, "0"}, {"PMI_RANK=0", "PMI_SIZE=3", "3"}, {"SLURM_PROCID=0", "SLURM_STEP_NUM_TASKS=2", "2"}, {"PMI_FD=5", NULL, "0"},
-    };
+    static const char *const set[][3] = {{"PATH=/bin", NULL, "0"}, {"OMPI_MCA_pml=ob1", "SLURM_NTASKS=8", "0"},
+                                         {"OMPI_COMM_WORLD_RANK=0", "OMPI_COMM_WORLD_SIZE=4", "4"},
+                                         {"PMIX_RANK=1", NULL, "0"}, {"PMI_RANK=0", "PMI_SIZE=3", "3"},
+                                         {"SLURM_PROCID=0", "SLURM_STEP_NUM_TASKS=2", "2"}, {"PMI_FD=5", NULL, "0"}};
     char **own = environ;
     for (int i = 0; i < COUNT_OF(set); i++) {
         char *variables[3] = {(char *)(uintptr_t)set[i][0], (char *)(uintptr_t)set[i][1], NULL};
         environ = variables;
         int found = launcher_found() != NULL, ranks = launcher_ranks();
         environ = own;
-        check(found == (i > 1) && ranks == atoi(set[i][2]), "%s %s: %s launcher, %d ranks", set[i][0], set[i][1] ? set[i][1] : "", found ? "a" : "no", ranks);
+        check(found == (i > 1) && ranks == atoi(set[i][2]), "%s %s: %s launcher, %d ranks", set[i][0],
+              set[i][1] ? set[i][1] : "", found ? "a" : "no", ranks);
     }
     int local = -1, locals = -1, ranks[1] = {0}, mine[1] = {7};
     Wire alone = MPI_COMM_SELF, part = wire_split(alone, 0, 0);
-    wire_local(part, &local, &locals), wire_share(part, ranks, mine, sizeof mine), wire_barrier(part), wire_collect(part, ranks, sizeof ranks);
-    check(wire_alone() && wire_rank(part) == 0 && wire_size(part) == 1 && local == 0 && locals == 1 && ranks[0] == 7, "one rank needs no MPI");
+    wire_local(part, &local, &locals), wire_share(part, ranks, mine, sizeof mine), wire_barrier(part),
+        wire_collect(part, ranks, sizeof ranks);
+    check(wire_alone() && wire_rank(part) == 0 && wire_size(part) == 1 && local == 0 && locals == 1 && ranks[0] == 7,
+          "one rank needs no MPI");
     WireRequest none = wire_request_none();
     wire_wait(&none, "nothing"); /* a plan of several ranks waits so */
     check(wire_test(&none), "and waits for nothing");
@@ -280,20 +293,24 @@ static void test_peak(const char *directory) {
     char what[512], text[4096], said[8192];
     snprintf(what, sizeof what, "low %s", directory);
     int status = run_child(run_with_peak, what, said, sizeof said);
-    check(status == 0 && count_of(said, "so MFU is not known") == 1 && count_of(said, "note ") == 1 && count_of(said, "mfu ?") == 4,
+    check(status == 0 && count_of(said, "so MFU is not known") == 1 && count_of(said, "note ") == 1 &&
+              count_of(said, "mfu ?") == 4,
           "a peak measured too low stops nothing; a note, once, and no MFU: status %d: %.300s", status, said);
     snprintf(what, sizeof what, "%s/low/metrics.jsonl", directory);
     FILE *f = fopen(what, "r");
     text[f ? fread(text, 1, sizeof text - 1, f) : 0] = 0;
     if (f) fclose(f);
-    check(count_of(text, "\"mfu_causal\": null, \"mfu_full\": null, ") == 4, "metrics.jsonl has null for what is not known: %.300s", text);
+    check(count_of(text, "\"mfu_causal\": null, \"mfu_full\": null, ") == 4,
+          "metrics.jsonl has null for what is not known: %.300s", text);
     snprintf(what, sizeof what, "bus %s", directory);
     status = run_child(run_with_peak, what, said, sizeof said);
-    check(status == 0 && count_of(said, "the peak was measured too low") == 1 && count_of(said, "mfu ?") == 0 && count_of(said, "% | eta") == 4,
+    check(status == 0 && count_of(said, "the peak was measured too low") == 1 && count_of(said, "mfu ?") == 0 &&
+              count_of(said, "% | eta") == 4,
           "a peak measured on a busy machine is measured again: status %d: %.300s", status, said);
     snprintf(what, sizeof what, "given %s", directory);
     status = run_child(run_with_peak, what, said, sizeof said);
-    check(WIFEXITED(status) && WEXITSTATUS(status) == 1 && count_of(said, "either the peak is too low (--peak-tflops) or work was skipped") == 1,
+    check(WIFEXITED(status) && WEXITSTATUS(status) == 1 &&
+              count_of(said, "either the peak is too low (--peak-tflops) or work was skipped") == 1,
           "a peak given too low stops the run: status %d: %.300s", status, said);
 }
 

@@ -1,16 +1,18 @@
-/* test_kernels.c - every operation of kernels/compute.h against a naive double reference (reference.h; attention's is here).
+/* test_kernels.c - every operation of kernels/compute.h against a naive double reference
+   (reference.h; attention's is here).
 
-   inputs are random numbers of type real; the reference reads the same numbers as doubles, so only the kernel's own rounding differs
-   outputs that must be overwritten start as NaN, outputs that are added to start from random numbers
+   inputs are random numbers of type real; the reference reads the same numbers as doubles, so only the kernel's own
+   rounding differs outputs that must be overwritten start as NaN, outputs that are added to start from random numbers
    buffers are exact mallocs: -fsanitize=address sees a tail that runs over
 
    Build (fp32; the referee: -DODYSSEUS_FP64):
-     gcc -x c -std=c11 -O3 -march=native -fopenmp -fno-math-errno -fno-trapping-math -D_GNU_SOURCE -Wall -Wextra -Wc++-compat -Werror
-         dev/test/test_kernels.c -o test_kernels -lm
+     gcc -x c -std=c11 -O3 -march=native -fopenmp -fno-math-errno -fno-trapping-math -D_GNU_SOURCE -Wall -Wextra
+         -Wc++-compat -Werror dev/test/test_kernels.c -o test_kernels -lm
 
-   Tolerance is a distance max|a-b| / max|b|, written as a multiple of the type's epsilon (1.2e-7, 2.2e-16) that each check states.
-   A sum of n terms of either sign walks about sqrt(n) half-ulps away: sums are allowed 2 + sqrt(n) of them, and more only where
-   a comment says why. In the referee libm's exp, log and tanh add some: the floor there is 1e-13, below the 1e-12 asked for.   */
+   Tolerance is a distance max|a-b| / max|b|, written as a multiple of the type's epsilon (1.2e-7, 2.2e-16) that each
+   check states. A sum of n terms of either sign walks about sqrt(n) half-ulps away: sums are allowed 2 + sqrt(n) of
+   them, and more only where a comment says why. In the referee libm's exp, log and tanh add some: the floor there is
+   1e-13, below the 1e-12 asked for.                                                                                  */
 #include "../../kernels/compute.h"
 #include "check.h"
 #include "reference.h"
@@ -70,7 +72,8 @@ static int same(const real *a, const real *b, i64 n) { return n == 0 || memcmp(a
 static double epsilon(void) { return sizeof(real) == 4 ? 1.1920929e-7 : 2.220446049250313e-16; }
 
 /* `multiple` epsilons, with the floor of the header for the referee */
-static void check_close(const real *got, const double *want, i64 n, double multiple, const char *format, ...) __attribute__((format(printf, 5, 6)));
+static void check_close(const real *got, const double *want, i64 n, double multiple, const char *format, ...)
+    __attribute__((format(printf, 5, 6)));
 static void check_close(const real *got, const double *want, i64 n, double multiple, const char *format, ...) {
     char name[256];
     va_list args;
@@ -99,11 +102,15 @@ static TokenMap whole(i64 T) { return token_map(RING_CONTIGUOUS, T, 1, 0); }
 
 static void test_linear_shape(i64 rows, i64 IC, i64 OC) {
     Device dev = device_with(2);
-    real *inp = randoms(rows * IC, 1), *weight = randoms(OC * IC, 1), *bias = randoms(OC, 1), *dout = randoms(rows * OC, 1);
-    real *out = unset(rows * OC), *plain = unset(rows * OC), *dinp = unset(rows * IC), *dinp_add = randoms(rows * IC, 1);
+    real *inp = randoms(rows * IC, 1), *weight = randoms(OC * IC, 1), *bias = randoms(OC, 1),
+         *dout = randoms(rows * OC, 1);
+    real *out = unset(rows * OC), *plain = unset(rows * OC), *dinp = unset(rows * IC),
+         *dinp_add = randoms(rows * IC, 1);
     real *dweight = randoms(OC * IC, 1), *dweight_apart = copy_of(dweight, OC * IC);
-    double *want = doubles(NULL, rows * OC), *want_plain = doubles(NULL, rows * OC), *want_dinp = doubles(NULL, rows * IC);
-    double *want_add = doubles(dinp_add, rows * IC), *want_dweight = doubles(dweight, OC * IC), *x = doubles(inp, rows * IC), *w = doubles(weight, OC * IC);
+    double *want = doubles(NULL, rows * OC), *want_plain = doubles(NULL, rows * OC),
+           *want_dinp = doubles(NULL, rows * IC);
+    double *want_add = doubles(dinp_add, rows * IC), *want_dweight = doubles(dweight, OC * IC),
+           *x = doubles(inp, rows * IC), *w = doubles(weight, OC * IC);
     reference_linear(want, x, w, doubles(bias, OC), rows, IC, OC);
     reference_linear(want_plain, x, w, NULL, rows, IC, OC);
     reference_linear_backward(want_dinp, want_dweight, doubles(dout, rows * OC), x, w, rows, IC, OC);
@@ -126,7 +133,7 @@ static void test_linear_shape(i64 rows, i64 IC, i64 OC) {
         for (i64 i = OC; i < ld; i++) between += !isnan(apart[r * ld + i]);
     for (i64 r = 0; r < rows; r++) memmove(apart + r * OC, apart + r * ld, sizeof(real) * (size_t)OC);
     char text[96];
-    snprintf(text, sizeof text, "rows %lld, IC %lld, OC %lld", (long long)rows, (long long)IC, (long long)OC);
+    snprintf(text, sizeof text, "rows %lld, IC %lld, OC %lld", rows, IC, OC);
     check_close(out, want, rows * OC, 2 + sqrt((double)IC), "linear_forward with bias, %s", text);
     check_close(plain, want_plain, rows * OC, 2 + sqrt((double)IC), "linear_forward without bias, %s", text);
     check_close(dinp, want_dinp, rows * IC, 2 + sqrt((double)OC), "linear_backward_input, %s", text);
@@ -134,19 +141,22 @@ static void test_linear_shape(i64 rows, i64 IC, i64 OC) {
     check_close(dweight, want_dweight, OC * IC, 2 + sqrt((double)rows), "linear_backward_weight, %s", text);
     check_close(apart, want, rows * OC, 2 + sqrt((double)IC), "linear_forward, rows apart, %s", text);
     check_close(dinp_apart, want_dinp, rows * IC, 2 + sqrt((double)OC), "linear_backward_input, rows apart, %s", text);
-    check_close(dweight_apart, want_dweight, OC * IC, 2 + sqrt((double)rows), "linear_backward_weight, rows apart, %s", text);
+    check_close(dweight_apart, want_dweight, OC * IC, 2 + sqrt((double)rows), "linear_backward_weight, rows apart, %s",
+                text);
     check(between == 0, "linear_forward writes nothing between rows that lie apart, %s", text);
     release_all();
 }
 
 static void test_linear(void) {
-    static const i64 shapes[][3] = {{0, 5, 3}, {1, 1, 1}, {1, 7, 3}, {3, 1, 5}, {5, 64, 17}, {37, 65, 129}, {64, 128, 64},
-                                    {131, 257, 63}, {700, 33, 130}};
+    static const i64 shapes[][3] = {{0, 5, 3}, {1, 1, 1}, {1, 7, 3}, {3, 1, 5}, {5, 64, 17}, {37, 65, 129},
+                                    {64, 128, 64}, {131, 257, 63}, {700, 33, 130}};
     for (int i = 0; i < COUNT_OF(shapes); i++) test_linear_shape(shapes[i][0], shapes[i][1], shapes[i][2]);
-    /* Large enough for many tiles of C and several pieces of K. One or two columns of the result are enough to see a misplaced tile. */
+    /* Large enough for many tiles of C and several pieces of K. One or two columns of the result are
+       enough to see a misplaced tile. */
     Device dev = device_with(2);
     i64 rows = 2111, IC = 2500, OC = 310;
-    real *inp = randoms(rows * IC, 1), *weight = randoms(OC * IC, 1), *out = unset(rows * OC), *dweight = randoms(OC * IC, 1);
+    real *inp = randoms(rows * IC, 1), *weight = randoms(OC * IC, 1), *out = unset(rows * OC),
+         *dweight = randoms(OC * IC, 1);
     double *want = doubles(NULL, rows * 2), *want_dweight = doubles(NULL, OC * 2);
     real *got = unset(rows * 2), *got_dweight = unset(OC * 2);
     linear_forward(&dev, out, OC, inp, weight, NULL, rows, IC, OC);
@@ -163,7 +173,8 @@ static void test_linear(void) {
             for (i64 r = 0; r < rows; r++) want_dweight[o * 2 + k] += (double)out[r * OC + o] * inp[r * IC + i];
         }
     linear_backward_weight(&dev, dweight, inp, out, OC, rows, IC, OC);
-    for (i64 o = 0; o < OC; o++) got_dweight[o * 2] = dweight[o * IC + 7], got_dweight[o * 2 + 1] = dweight[o * IC + IC - 2];
+    for (i64 o = 0; o < OC; o++)
+        got_dweight[o * 2] = dweight[o * IC + 7], got_dweight[o * 2 + 1] = dweight[o * IC + IC - 2];
     check_close(got, want, rows * 2, 2 + sqrt((double)IC), "linear_forward in many tiles");
     check_close(got_dweight, want_dweight, OC * 2, 2 + sqrt((double)rows), "linear_backward_weight in many tiles");
     release_all();
@@ -180,8 +191,8 @@ static void test_bias(void) {
             for (i64 c = 0; c < C; c++) want_dbias[c] += out[r * C + c], want[r * C + c] += bias[c];
         bias_backward(&dev, dbias, out, rows, C);
         bias_add(&dev, out, bias, rows, C);
-        check_close(out, want, rows * C, 2, "bias_add, rows %lld, C %lld", (long long)rows, (long long)C);
-        check_close(dbias, want_dbias, C, 2 + sqrt((double)rows), "bias_backward, rows %lld, C %lld", (long long)rows, (long long)C);
+        check_close(out, want, rows * C, 2, "bias_add, rows %lld, C %lld", rows, C);
+        check_close(dbias, want_dbias, C, 2 + sqrt((double)rows), "bias_backward, rows %lld, C %lld", rows, C);
         release_all();
     }
 }
@@ -198,13 +209,16 @@ static void test_embedding_case(RingLayout layout, int ranks, int rank, i64 L, i
     real *wte = randoms(V * C, 1), *wpe = randoms(L * C, 1), *dwte = randoms(V * C, 1), *dwpe = randoms(L * C, 1);
     real *out = unset(rows * C), *dout = randoms(rows * C, 1);
     double *want = doubles(NULL, rows * C), *want_dwte = doubles(dwte, V * C), *want_dwpe = doubles(dwpe, L * C);
-    reference_embedding(want, want_dwte, want_dwpe, doubles(dout, rows * C), tokens, map, doubles(wte, V * C), positions ? doubles(wpe, L * C) : NULL, B, C);
+    reference_embedding(want, want_dwte, want_dwpe, doubles(dout, rows * C), tokens, map, doubles(wte, V * C),
+                        positions ? doubles(wpe, L * C) : NULL, B, C);
     embedding_forward(&dev, out, tokens, map, wte, positions ? wpe : NULL, B, C);
     embedding_backward(&dev, dwte, positions ? dwpe : NULL, dout, tokens, map, B, C, V);
     const char *name = positions ? "with positions" : "tokens only";
-    check_close(out, want, rows * C, 2, "embedding_forward %s, rank %d of %d, C %lld", name, rank, ranks, (long long)C);
-    check_close(dwte, want_dwte, V * C, 2 + sqrt((double)rows), "embedding_backward dwte %s, rank %d of %d, C %lld", name, rank, ranks, (long long)C);
-    check_close(dwpe, want_dwpe, L * C, 2 + sqrt((double)B), "embedding_backward dwpe %s, rank %d of %d, C %lld", name, rank, ranks, (long long)C);
+    check_close(out, want, rows * C, 2, "embedding_forward %s, rank %d of %d, C %lld", name, rank, ranks, C);
+    check_close(dwte, want_dwte, V * C, 2 + sqrt((double)rows), "embedding_backward dwte %s, rank %d of %d, C %lld",
+                name, rank, ranks, C);
+    check_close(dwpe, want_dwpe, L * C, 2 + sqrt((double)B), "embedding_backward dwpe %s, rank %d of %d, C %lld", name,
+                rank, ranks, C);
     release_all();
 }
 
@@ -222,15 +236,20 @@ static void test_norm_case(NormKind kind, i64 rows, i64 C, int delta, double off
     Device dev = device_with(2);
     const char *name = kind == NORM_LAYER ? "layer" : "rms";
     i64 w_first = rows / 3, w_rows = rows / 2;
-    real *a = randoms(rows * C, 1), *d = randoms(rows * C, 1), *weight = randoms(C, 1), *bias = kind == NORM_LAYER ? randoms(C, 1) : NULL;
+    real *a = randoms(rows * C, 1), *d = randoms(rows * C, 1), *weight = randoms(C, 1),
+         *bias = kind == NORM_LAYER ? randoms(C, 1) : NULL;
     for (i64 i = 0; i < rows * C; i++) a[i] += (real)offset;
-    real *sum = unset(rows * C), *out = unset(rows * C), *again = unset(rows * C), *mean = unset(rows), *rstd = unset(rows);
+    real *sum = unset(rows * C), *out = unset(rows * C), *again = unset(rows * C), *mean = unset(rows),
+         *rstd = unset(rows);
     real *dout = randoms(rows * C, 1), *dx = randoms(rows * C, 1), *dweight = randoms(C, 1), *dbias = randoms(C, 1);
-    double *want = doubles(NULL, rows * C), *want_sum = doubles(a, rows * C), *want_mean = doubles(NULL, rows), *want_rstd = doubles(NULL, rows);
-    double *want_dx = doubles(dx, rows * C), *want_dw = doubles(dweight, C), *want_db = doubles(dbias, C), *w = doubles(weight, C);
+    double *want = doubles(NULL, rows * C), *want_sum = doubles(a, rows * C), *want_mean = doubles(NULL, rows),
+           *want_rstd = doubles(NULL, rows);
+    double *want_dx = doubles(dx, rows * C), *want_dw = doubles(dweight, C), *want_db = doubles(dbias, C),
+           *w = doubles(weight, C);
     for (i64 i = 0; delta && i < rows * C; i++) want_sum[i] += d[i];
     reference_norm(kind, want, want_mean, want_rstd, want_sum, w, bias ? doubles(bias, C) : NULL, rows, C, 1e-5);
-    reference_norm_backward(kind, want_dx, want_dw, want_db, doubles(dout, rows * C), want_mean, want_rstd, want_sum, w, rows, C, w_first, w_rows);
+    reference_norm_backward(kind, want_dx, want_dw, want_db, doubles(dout, rows * C), want_mean, want_rstd, want_sum, w,
+                            rows, C, w_first, w_rows);
     if (delta) memcpy(sum, a, sizeof(real) * (size_t)(rows * C)); /* in place: sum aliases a */
     norm_forward(&dev, norm_call(kind, weight, bias, rows, C, 1e-5), out, sum, mean, rstd, delta ? sum : a,
                  delta ? d : NULL);
@@ -240,16 +259,17 @@ static void test_norm_case(NormKind kind, i64 rows, i64 C, int delta, double off
                   dout, mean, rstd, x, w_first, w_rows);
     /* With an offset the row's numbers lose |offset| ulps to the subtraction of the mean, whatever the method. */
     double k = (4 + sqrt((double)C)) * (1 + fabs(offset));
-    check_close(out, want, rows * C, k, "norm_forward %s, rows %lld, C %lld, delta %d, offset %g", name, (long long)rows, (long long)C, delta,
+    check_close(out, want, rows * C, k, "norm_forward %s, rows %lld, C %lld, delta %d, offset %g", name, rows, C, delta,
                 offset);
-    check_close(rstd, want_rstd, rows, k, "norm_forward %s rstd, C %lld", name, (long long)C);
-    if (kind == NORM_LAYER) check_close(mean, want_mean, rows, k, "norm_forward layer mean, C %lld", (long long)C);
+    check_close(rstd, want_rstd, rows, k, "norm_forward %s rstd, C %lld", name, C);
+    if (kind == NORM_LAYER) check_close(mean, want_mean, rows, k, "norm_forward layer mean, C %lld", C);
     if (delta) check_close(sum, want_sum, rows * C, 2, "norm_forward %s sum in place", name);
-    if (!delta) check(rows == 0 || isnan((double)sum[rows * C - 1]), "norm_forward %s without delta leaves sum alone", name);
-    check(same(again, out, rows * C), "norm_recompute %s gives norm_forward's bits, C %lld", name, (long long)C);
-    check_close(dx, want_dx, rows * C, 2 * k, "norm_backward %s dx, rows %lld, C %lld", name, (long long)rows, (long long)C);
-    check_close(dweight, want_dw, C, k + sqrt((double)rows), "norm_backward %s dweight of rows %lld+%lld", name, (long long)w_first,
-                (long long)w_rows);
+    if (!delta)
+        check(rows == 0 || isnan((double)sum[rows * C - 1]), "norm_forward %s without delta leaves sum alone", name);
+    check(same(again, out, rows * C), "norm_recompute %s gives norm_forward's bits, C %lld", name, C);
+    check_close(dx, want_dx, rows * C, 2 * k, "norm_backward %s dx, rows %lld, C %lld", name, rows, C);
+    check_close(dweight, want_dw, C, k + sqrt((double)rows), "norm_backward %s dweight of rows %lld+%lld", name,
+                w_first, w_rows);
     if (kind == NORM_LAYER) check_close(dbias, want_db, C, 2 + sqrt((double)rows), "norm_backward layer dbias");
     release_all();
 }
@@ -271,7 +291,10 @@ static void test_norms(void) {
 static void test_rope_table(void) {
     Device dev = device_with(2);
     for (int layout = 0; layout < 3; layout++) {
-        TokenMap map = token_map(layout == 0 ? RING_ZIGZAG : layout == 1 ? RING_CONTIGUOUS : RING_STRIPE, 131072, 64, 40);
+        TokenMap map = token_map(layout == 0   ? RING_ZIGZAG
+                                 : layout == 1 ? RING_CONTIGUOUS
+                                               : RING_STRIPE,
+                                 131072, 64, 40);
         i64 HS = 10;
         double inv_freq[5];
         for (int i = 0; i < 5; i++) inv_freq[i] = pow(10000, -2.0 * i / 10);
@@ -284,36 +307,40 @@ static void test_rope_table(void) {
     }
 }
 
-static void heads_pack(Device *dev, real *q_out, real *kv_out, const real *q, const real *kv, const real *table, i64 rows, i64 B, i64 heads, i64 kv_heads,
-                       i64 HS, i64 parts) {
+static void heads_pack(Device *dev, real *q_out, real *kv_out, const real *q, const real *kv, const real *table,
+                       i64 rows, i64 B, i64 heads, i64 kv_heads, i64 HS, i64 parts) {
     queries_pack(dev, q_out, q, table, rows, B, heads, HS, parts);
     kv_pack(dev, kv_out, kv, table, rows, B, kv_heads, HS, parts);
 }
 
-static void heads_unpack(Device *dev, real *dq, real *dkv, const real *dq_in, const real *dkv_in, const real *table, i64 rows, i64 B, i64 heads, i64 kv_heads,
-                         i64 HS, i64 parts) {
+static void heads_unpack(Device *dev, real *dq, real *dkv, const real *dq_in, const real *dkv_in, const real *table,
+                         i64 rows, i64 B, i64 heads, i64 kv_heads, i64 HS, i64 parts) {
     queries_unpack(dev, dq, dq_in, table, rows, B, heads, HS, parts);
     kv_unpack(dev, dkv, dkv_in, table, rows, B, kv_heads, HS, parts);
 }
 
 static void test_pack_case(i64 T, i64 B, i64 heads, i64 kv_heads, i64 HS, i64 parts, int rotate) {
     Device dev = device_with(2);
-    i64 rows = T * B, kl = i64_max(1, kv_heads / parts), nq = rows * heads * HS, nkv = rows * 2 * kv_heads * HS, nkv_out = parts * rows * 2 * kl * HS;
-    real *q = randoms(nq, 1), *kv = randoms(nkv, 1), *q_out = unset(nq), *kv_out = unset(nkv_out), *table = randoms(T * (HS / 2) * 2, 1);
+    i64 rows = T * B, kl = i64_max(1, kv_heads / parts), nq = rows * heads * HS, nkv = rows * 2 * kv_heads * HS,
+        nkv_out = parts * rows * 2 * kl * HS;
+    real *q = randoms(nq, 1), *kv = randoms(nkv, 1), *q_out = unset(nq), *kv_out = unset(nkv_out),
+         *table = randoms(T * (HS / 2) * 2, 1);
     real *dq_in = randoms(nq, 1), *dkv_in = randoms(nkv_out, 1), *dq = unset(nq), *dkv = unset(nkv);
     for (i64 i = 0; i < T * (HS / 2); i++) { /* a true rotation, any angle */
         double angle = 3 * (double)table[2 * i];
         table[2 * i] = (real)cos(angle), table[2 * i + 1] = (real)sin(angle);
     }
     real *turn = rotate ? table : NULL;
-    double *want_q = doubles(NULL, nq), *want_kv = doubles(NULL, nkv_out), *dq_want = doubles(NULL, nq), *dkv_want = doubles(NULL, nkv);
-    reference_heads(want_q, want_kv, dq_want, dkv_want, doubles(q, nq), doubles(kv, nkv), doubles(dq_in, nq), doubles(dkv_in, nkv_out),
-                    rotate ? doubles(table, T * (HS / 2) * 2) : NULL, rows, B, heads, kv_heads, HS, parts);
+    double *want_q = doubles(NULL, nq), *want_kv = doubles(NULL, nkv_out), *dq_want = doubles(NULL, nq),
+           *dkv_want = doubles(NULL, nkv);
+    reference_heads(want_q, want_kv, dq_want, dkv_want, doubles(q, nq), doubles(kv, nkv), doubles(dq_in, nq),
+                    doubles(dkv_in, nkv_out), rotate ? doubles(table, T * (HS / 2) * 2) : NULL, rows, B, heads,
+                    kv_heads, HS, parts);
     heads_pack(&dev, q_out, kv_out, q, kv, turn, rows, B, heads, kv_heads, HS, parts);
     heads_unpack(&dev, dq, dkv, dq_in, dkv_in, turn, rows, B, heads, kv_heads, HS, parts);
     char text[128];
-    snprintf(text, sizeof text, "T %lld, B %lld, heads %lld/%lld, HS %lld, parts %lld, rotate %d", (long long)T, (long long)B, (long long)heads,
-             (long long)kv_heads, (long long)HS, (long long)parts, rotate);
+    snprintf(text, sizeof text, "T %lld, B %lld, heads %lld/%lld, HS %lld, parts %lld, rotate %d", T, B, heads,
+             kv_heads, HS, parts, rotate);
     check_close(q_out, want_q, nq, 4, "queries_pack, %s", text);
     check_close(kv_out, want_kv, nkv_out, 4, "kv_pack, %s", text);
     check_close(dq, dq_want, nq, 4, "queries_unpack, %s", text);
@@ -339,17 +366,18 @@ static void test_parts(void) {
         parts_split(&dev, back, merged, parts, rows, width);
         for (i64 p = 0; p < parts; p++)
             for (i64 r = 0; r < rows; r++)
-                for (i64 w = 0; w < width; w++) wrong += !(merged[(r * parts + p) * width + w] == in[(p * rows + r) * width + w]);
-        check(wrong == 0, "parts_merge, parts %lld, rows %lld: %d misplaced", (long long)parts, (long long)rows, wrong);
-        check(same(back, in, n), "parts_split undoes parts_merge, parts %lld", (long long)parts);
+                for (i64 w = 0; w < width; w++)
+                    wrong += !(merged[(r * parts + p) * width + w] == in[(p * rows + r) * width + w]);
+        check(wrong == 0, "parts_merge, parts %lld, rows %lld: %d misplaced", parts, rows, wrong);
+        check(same(back, in, n), "parts_split undoes parts_merge, parts %lld", parts);
         release_all();
     }
 }
 
 static void test_heads(void) {
-    static const i64 shapes[][6] = {{0, 1, 2, 1, 4, 2}, {3, 1, 2, 1, 4, 1}, {2, 2, 4, 4, 6, 2}, {3, 2, 4, 2, 4, 4}, {2, 2, 8, 2, 5, 4},
-                                    {5, 3, 4, 1, 2, 4},
-                                    {2, 2, 4, 1, 7, 2}, {2, 1, 6, 3, 4, 3}, {70, 3, 8, 2, 80, 4}, {100, 2, 4, 4, 64, 1}};
+    static const i64 shapes[][6] = {{0, 1, 2, 1, 4, 2}, {3, 1, 2, 1, 4, 1}, {2, 2, 4, 4, 6, 2}, {3, 2, 4, 2, 4, 4},
+                                    {2, 2, 8, 2, 5, 4}, {5, 3, 4, 1, 2, 4}, {2, 2, 4, 1, 7, 2}, {2, 1, 6, 3, 4, 3},
+                                    {70, 3, 8, 2, 80, 4}, {100, 2, 4, 4, 64, 1}};
     for (int i = 0; i < COUNT_OF(shapes); i++)
         for (int rotate = 0; rotate < 2; rotate++)
             test_pack_case(shapes[i][0], shapes[i][1], shapes[i][2], shapes[i][3], shapes[i][4], shapes[i][5], rotate);
@@ -376,14 +404,16 @@ static double dot(const double *a, const double *b, i64 n) {
 }
 
 /* Row i of head (b, h): scores of all keys, -inf where the mask hides them; returns log sum exp. */
-static double naive_scores(double *score, const double *q, const double *kv, const AttentionShape *s, const TokenMap *qm, const TokenMap *km, i64 b,
-                           i64 h, i64 i) {
+static double naive_scores(double *score, const double *q, const double *kv, const AttentionShape *s,
+                           const TokenMap *qm, const TokenMap *km, i64 b, i64 h, i64 i) {
     i64 HS = s->head_dim, kh = h / (s->heads / s->kv_heads);
     double top = -INFINITY, sum = 0;
     for (i64 j = 0; j < s->Tk; j++) {
         score[j] = -INFINITY;
         if (token_position(km, j) > token_position(qm, i)) continue;
-        score[j] = dot(q + ((i * s->B + b) * s->heads + h) * HS, kv + ((j * s->B + b) * 2 * s->kv_heads + kh) * HS, HS) / sqrt((double)HS);
+        score[j] =
+            dot(q + ((i * s->B + b) * s->heads + h) * HS, kv + ((j * s->B + b) * 2 * s->kv_heads + kh) * HS, HS) /
+            sqrt((double)HS);
         if (score[j] > top) top = score[j];
     }
     if (top == -INFINITY) return -INFINITY;
@@ -391,7 +421,8 @@ static double naive_scores(double *score, const double *q, const double *kv, con
     return top + log(sum);
 }
 
-static void naive_attention(double *out, double *lse, const double *q, const double *kv, AttentionShape s, TokenMap qm, TokenMap km) {
+static void naive_attention(double *out, double *lse, const double *q, const double *kv, AttentionShape s, TokenMap qm,
+                            TokenMap km) {
     i64 HS = s.head_dim;
     double *score = doubles(NULL, s.Tk);
     for (i64 i = 0; i < s.Tq; i++)
@@ -403,13 +434,14 @@ static void naive_attention(double *out, double *lse, const double *q, const dou
                 for (i64 j = 0; j < s.Tk; j++)
                     if (score[j] > -INFINITY)
                         for (i64 d = 0; d < HS; d++)
-                            out[row * HS + d] += exp(score[j] - lse[row]) * kv[(((j * s.B + b) * 2 + 1) * s.kv_heads + kh) * HS + d];
+                            out[row * HS + d] +=
+                                exp(score[j] - lse[row]) * kv[(((j * s.B + b) * 2 + 1) * s.kv_heads + kh) * HS + d];
             }
 }
 
 /* Gradients as the chain rule has them: dP = dout V^T, dS = P (dP - sum_j P dP). */
-static void naive_attention_backward(double *dq, double *dkv, const double *q, const double *kv, const double *dout, AttentionShape s, TokenMap qm,
-                                     TokenMap km) {
+static void naive_attention_backward(double *dq, double *dkv, const double *q, const double *kv, const double *dout,
+                                     AttentionShape s, TokenMap qm, TokenMap km) {
     i64 HS = s.head_dim;
     double *p = doubles(NULL, s.Tk), *dp = doubles(NULL, s.Tk), scale = 1 / sqrt((double)HS);
     for (i64 i = 0; i < s.Tq; i++)
@@ -437,12 +469,14 @@ static void naive_attention_backward(double *dq, double *dkv, const double *q, c
 /* Rows of the whole sequence (L, width) that a map holds, and the way back. */
 static real *gather(const real *x, TokenMap map, i64 width) {
     real *y = (real *)take(map.count * width * (i64)sizeof(real));
-    for (i64 t = 0; t < map.count; t++) memcpy(y + t * width, x + token_position(&map, t) * width, sizeof(real) * (size_t)width);
+    for (i64 t = 0; t < map.count; t++)
+        memcpy(y + t * width, x + token_position(&map, t) * width, sizeof(real) * (size_t)width);
     return y;
 }
 
 static void scatter(real *x, const real *y, TokenMap map, i64 width) {
-    for (i64 t = 0; t < map.count; t++) memcpy(x + token_position(&map, t) * width, y + t * width, sizeof(real) * (size_t)width);
+    for (i64 t = 0; t < map.count; t++)
+        memcpy(x + token_position(&map, t) * width, y + t * width, sizeof(real) * (size_t)width);
 }
 
 static void scatter_add(real *x, const real *y, TokenMap map, i64 width) {
@@ -452,9 +486,10 @@ static void scatter_add(real *x, const real *y, TokenMap map, i64 width) {
 
 static const char *const LAYOUT_NAMES[] = {"zigzag", "contiguous", "stripe"};
 
-/* A ring of R ranks: every query block meets every KV block, its own first as in the ring; the sum of it all must be attention over
-   the whole sequence. R = 1 is the plain kernel. Tolerance: a logit is a dot of HS terms of size `size`^2, so it is off by
-   eps/2 * size^2/sqrt(HS) * sqrt(HS); its exponential is off by the same, relatively. Sums over T keys add sqrt(T). */
+/* A ring of R ranks: every query block meets every KV block, its own first as in the ring; the sum of it all must
+   be attention over the whole sequence. R = 1 is the plain kernel. Tolerance: a logit is a dot of HS terms of size
+   `size`^2, so it is off by eps/2 * size^2/sqrt(HS) * sqrt(HS); its exponential is off by the same, relatively.
+   Sums over T keys add sqrt(T). */
 static void test_ring(RingLayout layout, int R, i64 L, i64 B, i64 heads, i64 kv_heads, i64 HS, double size) {
     Device dev = device_with(2);
     i64 l = L / R, wq = B * heads * HS, wkv = B * 2 * kv_heads * HS, wrow = B * heads;
@@ -464,10 +499,12 @@ static void test_ring(RingLayout layout, int R, i64 L, i64 B, i64 heads, i64 kv_
     double *want_out = doubles(NULL, all.nq), *want_lse = doubles(NULL, all.nrow), *want_dq = doubles(NULL, all.nq);
     double *want_dkv = doubles(NULL, all.nkv);
     naive_attention(want_out, want_lse, doubles(q, all.nq), doubles(kv, all.nkv), all.s, whole(L), whole(L));
-    naive_attention_backward(want_dq, want_dkv, doubles(q, all.nq), doubles(kv, all.nkv), doubles(dout, all.nq), all.s, whole(L), whole(L));
+    naive_attention_backward(want_dq, want_dkv, doubles(q, all.nq), doubles(kv, all.nkv), doubles(dout, all.nq), all.s,
+                             whole(L), whole(L));
     for (int r = 0; r < R; r++) {
         TokenMap qm = token_map(layout, L, R, r);
-        real *q_r = gather(q, qm, wq), *dout_r = gather(dout, qm, wq), *out_r = unset(block.nq), *lse_r = unset(block.nrow);
+        real *q_r = gather(q, qm, wq), *dout_r = gather(dout, qm, wq), *out_r = unset(block.nq),
+             *lse_r = unset(block.nrow);
         real *delta_r = unset(block.nrow), *dq_r = unset(block.nq);
         for (int step = 0; step < R; step++) {
             TokenMap km = token_map(layout, L, R, (r - step + R) % R);
@@ -485,12 +522,14 @@ static void test_ring(RingLayout layout, int R, i64 L, i64 B, i64 heads, i64 kv_
         scatter(out, out_r, qm, wq), scatter(lse, lse_r, qm, wrow), scatter(dq, dq_r, qm, wq);
     }
     char text[160];
-    snprintf(text, sizeof text, "%s ring of %d, L %lld, B %lld, heads %lld/%lld, HS %lld, size %g", LAYOUT_NAMES[layout], R, (long long)L,
-             (long long)B, (long long)heads, (long long)kv_heads, (long long)HS, size);
+    snprintf(text, sizeof text, "%s ring of %d, L %lld, B %lld, heads %lld/%lld, HS %lld, size %g",
+             LAYOUT_NAMES[layout], R, L, B, heads, kv_heads, HS, size);
     double k = 8 + 2 * size * size * 2 + sqrt((double)L);
     check_close(out, want_out, all.nq, k, "attention_forward, %s", text);
     check_close(lse, want_lse, all.nrow, k, "attention lse, %s", text);
-    if (L == 1) check(dot(doubles(dq, all.nq), doubles(dq, all.nq), all.nq) <= epsilon() * epsilon() * (double)all.nq, "one key: dq is 0, %s", text);
+    if (L == 1)
+        check(dot(doubles(dq, all.nq), doubles(dq, all.nq), all.nq) <= epsilon() * epsilon() * (double)all.nq,
+              "one key: dq is 0, %s", text);
     else check_close(dq, want_dq, all.nq, 2 * k, "attention_backward dq, %s", text);
     check_close(dkv, want_dkv, all.nkv, 2 * k, "attention_backward dkv, %s", text);
     release_all();
@@ -500,8 +539,10 @@ static void test_ring(RingLayout layout, int R, i64 L, i64 B, i64 heads, i64 kv_
 static void test_block(TokenMap qm, TokenMap km, i64 B, i64 heads, i64 kv_heads, i64 HS) {
     Device dev = device_with(2);
     Sizes z = sizes_of(B, qm.count, km.count, heads, kv_heads, HS);
-    real *q = randoms(z.nq, 1), *kv = randoms(z.nkv, 1), *out = unset(z.nq), *lse = unset(z.nrow), *dq = randoms(z.nq, 1), *dkv = unset(z.nkv);
-    double *want_out = doubles(NULL, z.nq), *want_lse = doubles(NULL, z.nrow), *want_dq = doubles(dq, z.nq), *want_dkv = doubles(NULL, z.nkv);
+    real *q = randoms(z.nq, 1), *kv = randoms(z.nkv, 1), *out = unset(z.nq), *lse = unset(z.nrow),
+         *dq = randoms(z.nq, 1), *dkv = unset(z.nkv);
+    double *want_out = doubles(NULL, z.nq), *want_lse = doubles(NULL, z.nrow), *want_dq = doubles(dq, z.nq),
+           *want_dkv = doubles(NULL, z.nkv);
     real *dout = randoms(z.nq, 1), *delta = unset(z.nrow);
     naive_attention(want_out, want_lse, doubles(q, z.nq), doubles(kv, z.nkv), z.s, qm, km);
     naive_attention_backward(want_dq, want_dkv, doubles(q, z.nq), doubles(kv, z.nkv), doubles(dout, z.nq), z.s, qm, km);
@@ -517,15 +558,17 @@ static void test_block(TokenMap qm, TokenMap km, i64 B, i64 heads, i64 kv_heads,
         want_lse[i] = 0, lse[i] = 0; /* seen to; the distance below cannot take -inf */
     }
     char text[128];
-    snprintf(text, sizeof text, "%lld queries from %lld, %lld keys from %lld", (long long)qm.count, (long long)qm.run[0].first, (long long)km.count,
-             (long long)km.run[0].first);
-    check(wrong == 0, "attention_forward: %lld rows with nothing to see give 0 and -inf, %lld wrong, %s", (long long)blind, (long long)wrong, text);
+    snprintf(text, sizeof text, "%lld queries from %lld, %lld keys from %lld", qm.count, qm.run[0].first, km.count,
+             km.run[0].first);
+    check(wrong == 0, "attention_forward: %lld rows with nothing to see give 0 and -inf, %lld wrong, %s", blind, wrong,
+          text);
     double k = 12 + sqrt((double)km.count);
     check_close(out, want_out, z.nq, k, "attention_forward of a block, %s", text);
     check_close(lse, want_lse, z.nrow, k, "attention lse of a block, %s", text);
     check_close(dq, want_dq, z.nq, 2 * k, "attention_backward dq of a block, %s", text);
     check_close(dkv, want_dkv, z.nkv, 2 * k, "attention_backward dkv of a block, %s", text);
-    /* Joining a block that shows nothing to a softmax: it must not move a bit where rows are blind, and leave no NaN anywhere. */
+    /* Joining a block that shows nothing to a softmax: it must not move a bit where rows are
+       blind, and leave no NaN anywhere. */
     real *out2 = copy_of(out, z.nq), *lse2 = copy_of(lse, z.nrow);
     TokenMap before = whole(qm.count), after = token_map_slice(whole(1 << 20), (1 << 20) - km.count, km.count);
     for (i64 i = 0; i < z.nrow; i += 3) lse2[i] = -(real)INFINITY;
@@ -534,41 +577,56 @@ static void test_block(TokenMap qm, TokenMap km, i64 B, i64 heads, i64 kv_heads,
     wrong = 0;
     for (i64 i = 0; i < z.nrow; i++)
         for (i64 d = 0; d < HS; d++) wrong += out2[i * HS + d] != (i % 3 == 0 ? 0 : out[i * HS + d]);
-    check(same(lse2, lse3, z.nrow) && wrong == 0, "attention_forward: merging a block that is all masked changes nothing, %lld wrong",
-          (long long)wrong);
+    check(same(lse2, lse3, z.nrow) && wrong == 0,
+          "attention_forward: merging a block that is all masked changes nothing, %lld wrong", wrong);
     release_all();
 }
 
-/* Logits of +-10^4 that are exact in float: q = 100, k = +-25, HS = 16, so S = +-100 * 25 * 16 / 4. The larger side wins entirely. */
+/* Logits of +-10^4 that are exact in float: q = 100, k = +-25, HS = 16, so S = +-100 * 25 * 16 / 4.
+   The larger side wins entirely. */
 static void test_merge_extremes(void) {
     Device dev = device_with(2);
     static const double sides[][2] = {{1, -1}, {-1, 1}, {1, 1}, {-1, -1}};
     for (int c = 0; c < 4; c++) {
         i64 HS = 16, T = 4;
         Sizes z = sizes_of(1, T, T, 1, 1, HS);
-        real *q = filled(z.nq, 100), *kv = filled(z.nkv, 0), *out = filled(z.nq, 0.5), *lse = filled(z.nrow, 1e4 * sides[c][0]);
+        real *q = filled(z.nq, 100), *kv = filled(z.nkv, 0), *out = filled(z.nq, 0.5),
+             *lse = filled(z.nrow, 1e4 * sides[c][0]);
         for (i64 j = 0; j < T; j++)
-            for (i64 d = 0; d < HS; d++) kv[j * 2 * HS + d] = (real)(25 * sides[c][1]), kv[(j * 2 + 1) * HS + d] = (real)0.25;
+            for (i64 d = 0; d < HS; d++)
+                kv[j * 2 * HS + d] = (real)(25 * sides[c][1]), kv[(j * 2 + 1) * HS + d] = (real)0.25;
+        /* all T keys visible, weight 4 : 1 */
         attention_forward(&dev, out, NULL, lse, q, kv,
-                          attention_call(z.s, token_map_slice(whole(100), 50, T), whole(T), 1)); /* all T keys visible, weight 4 : 1 */
-        double old = sides[c][0] > sides[c][1] ? 1 : sides[c][0] < sides[c][1] ? 0 : 0.2, weight = old == 1 ? 1 : old == 0 ? 4 : 5;
-        double want = 0.5 * old + 0.25 * (1 - old), want_lse = 1e4 * (sides[c][0] > sides[c][1] ? sides[c][0] : sides[c][1]) + log(weight);
+                          attention_call(z.s, token_map_slice(whole(100), 50, T), whole(T), 1));
+        double old = sides[c][0] > sides[c][1]   ? 1
+                     : sides[c][0] < sides[c][1] ? 0
+                                                 : 0.2,
+               weight = old == 1   ? 1
+                        : old == 0 ? 4
+                                   : 5;
+        double want = 0.5 * old + 0.25 * (1 - old),
+               want_lse = 1e4 * (sides[c][0] > sides[c][1] ? sides[c][0] : sides[c][1]) + log(weight);
         double off = 0, off_lse = 0;
         for (i64 i = 0; i < z.nq; i++) off = fmax(off, isfinite((double)out[i]) ? fabs(out[i] - want) : INFINITY);
-        for (i64 i = 0; i < T; i++) off_lse = fmax(off_lse, isfinite((double)lse[i]) ? fabs(lse[i] - want_lse) : INFINITY);
-        check(off <= 4 * epsilon() && off_lse <= 1e4 * epsilon(), "attention merge, lse %+g meets logits %+g: out off by %.2g, lse by %.2g",
-              1e4 * sides[c][0], 1e4 * sides[c][1], off, off_lse);
+        for (i64 i = 0; i < T; i++)
+            off_lse = fmax(off_lse, isfinite((double)lse[i]) ? fabs(lse[i] - want_lse) : INFINITY);
+        check(off <= 4 * epsilon() && off_lse <= 1e4 * epsilon(),
+              "attention merge, lse %+g meets logits %+g: out off by %.2g, lse by %.2g", 1e4 * sides[c][0],
+              1e4 * sides[c][1], off, off_lse);
         release_all();
     }
 }
 
 static void test_attention(void) {
-    static const i64 shapes[][5] = {/* L, B, heads, kv_heads, HS */ {24, 1, 1, 1, 8}, {48, 3, 4, 2, 16}, {120, 2, 4, 1, 5}, {72, 1, 2, 2, 80}};
+    /* L, B, heads, kv_heads, HS */
+    static const i64 shapes[][5] = {{24, 1, 1, 1, 8}, {48, 3, 4, 2, 16}, {120, 2, 4, 1, 5}, {72, 1, 2, 2, 80}};
     for (int layout = 0; layout < 3; layout++)
         for (int R = 1; R <= 4; R++)
             for (int i = 0; i < COUNT_OF(shapes); i++)
-                test_ring((RingLayout)(layout == 0 ? RING_ZIGZAG : layout == 1 ? RING_CONTIGUOUS : RING_STRIPE), R, shapes[i][0], shapes[i][1],
-                          shapes[i][2], shapes[i][3], shapes[i][4], 1);
+                test_ring((RingLayout)(layout == 0   ? RING_ZIGZAG
+                                       : layout == 1 ? RING_CONTIGUOUS
+                                                     : RING_STRIPE),
+                          R, shapes[i][0], shapes[i][1], shapes[i][2], shapes[i][3], shapes[i][4], 1);
     test_ring(RING_CONTIGUOUS, 1, 1, 1, 2, 1, 64, 1);
     test_ring(RING_CONTIGUOUS, 1, 197, 2, 3, 3, 64, 1); /* past a query tile */
     test_ring(RING_CONTIGUOUS, 1, 523, 1, 2, 1, 16, 1); /* past a KV tile, odd */
@@ -584,10 +642,13 @@ static void test_attention(void) {
     test_block(whole(0), whole(5), 1, 2, 1, 8);
     test_block(whole(5), whole(0), 1, 2, 1, 8);
     test_block(token_map_slice(w, 0, 40), token_map_slice(w, 40, 30), 2, 2, 1, 8);    /* all masked */
-    test_block(token_map_slice(w, 0, 200), token_map_slice(w, 77, 300), 1, 2, 2, 8);  /* the first 77 rows see nothing */
+    /* the first 77 rows see nothing */
+    test_block(token_map_slice(w, 0, 200), token_map_slice(w, 77, 300), 1, 2, 2, 8);
     test_block(token_map_slice(w, 600, 33), token_map_slice(w, 0, 600), 1, 4, 2, 16); /* all visible, Tk > Tq */
     test_block(token_map(RING_STRIPE, 280, 2, 0), token_map(RING_STRIPE, 280, 2, 1), 1, 2, 1, 8);
-    test_block(token_map_slice(token_map(RING_ZIGZAG, 600, 2, 0), 100, 150), token_map(RING_STRIPE, 600, 3, 2), 1, 1, 1, 8); /* strides differ */
+    /* strides differ */
+    test_block(token_map_slice(token_map(RING_ZIGZAG, 600, 2, 0), 100, 150), token_map(RING_STRIPE, 600, 3, 2), 1, 1, 1,
+               8);
     test_merge_extremes();
 }
 
@@ -601,7 +662,8 @@ static void test_exp(void) {
         worst = fmax(worst, fabs((double)e - exp((double)f)) / ulp);
     }
     check(worst < 1.5, "exp_f32: worst error %.2f ulp, less than 1.5", worst);
-    check(exp_f32(0) == 1 && exp_f32(-INFINITY) == 0 && exp_f32(-100) == 0 && exp_f32(INFINITY) == INFINITY && exp_f32(89) == INFINITY,
+    check(exp_f32(0) == 1 && exp_f32(-INFINITY) == 0 && exp_f32(-100) == 0 && exp_f32(INFINITY) == INFINITY &&
+              exp_f32(89) == INFINITY,
           "exp_f32: 0, +-inf and beyond the range");
     worst = 0;
     for (double x = -86.9; x < 88.7; x += 0.00137) {
@@ -618,10 +680,12 @@ static void test_exp(void) {
     double off = 0; /* of 1 - s where s is nearly 1: e^-x is off by |x|/2 + 1.5 ulps at most */
     for (double x = -20; x <= 12; x += 0.037) {
         real complement, s = sigmoid_pair((real)x, &complement);
-        off = fmax(off, fmax(fabs(s * (1 + exp(-(double)(real)x)) - 1), fabs(complement * (1 + exp((double)(real)x)) - 1)));
+        off = fmax(off,
+                   fmax(fabs(s * (1 + exp(-(double)(real)x)) - 1), fabs(complement * (1 + exp((double)(real)x)) - 1)));
     }
     check(off <= 16 * epsilon(), "sigmoid_pair: both halves within %.2g, at most %.2g", off, 16 * epsilon());
-    check(isnan(exp_f32(NAN)) && isfinite(exp_f32(88.7f)) && exp_f32(-85.9f) > 0, "exp_f32: NaN stays NaN, 88.7 is finite, -85.9 is not 0");
+    check(isnan(exp_f32(NAN)) && isfinite(exp_f32(88.7f)) && exp_f32(-85.9f) > 0,
+          "exp_f32: NaN stays NaN, 88.7 is finite, -85.9 is not 0");
 }
 
 static void test_gelu(void) {
@@ -631,14 +695,15 @@ static void test_gelu(void) {
         i64 n = lengths[i];
         real *pre = randoms(n, 6), *dout = randoms(n, 1), *out = unset(n), *dpre = unset(n);
         if (n > 3) pre[0] = 100, pre[1] = -100, pre[2] = 0, pre[3] = -30;
-        else if (n > 0) pre[0] = (real)1.25; /* alone, a number far below 0 would be measured by itself, where the reference's 1 + tanh cancels */
+        else if (n > 0) pre[0] = (real)1.25; /* one far below 0 alone would show how the reference's 1 + tanh cancels */
         double *want = doubles(NULL, n), *want_dpre = doubles(NULL, n);
-        for (i64 k = 0; k < n; k++) want[k] = reference_gelu(pre[k]), want_dpre[k] = dout[k] * reference_gelu_slope(pre[k]);
+        for (i64 k = 0; k < n; k++)
+            want[k] = reference_gelu(pre[k]), want_dpre[k] = dout[k] * reference_gelu_slope(pre[k]);
         gelu_forward(&dev, out, pre, n);
         gelu_backward(&dev, dpre, dout, pre, n);
-        check_close(out, want, n, 4, "gelu_forward, n %lld", (long long)n);
-        check_close(dpre, want_dpre, n, 16, "gelu_backward, n %lld", (long long)n); /* e^-2u: u to 10 is off by 10 half-ulps */
-        check(same(dout, out, n), "gelu_backward makes gelu again, n %lld", (long long)n);
+        check_close(out, want, n, 4, "gelu_forward, n %lld", n);
+        check_close(dpre, want_dpre, n, 16, "gelu_backward, n %lld", n); /* e^-2u: u to 10 is off by 10 half-ulps */
+        check(same(dout, out, n), "gelu_backward makes gelu again, n %lld", n);
         release_all();
     }
 }
@@ -654,9 +719,9 @@ static void test_swiglu(void) {
         reference_swiglu(want, want_dpre, doubles(dout, n), doubles(pre, 2 * n), rows, I);
         swiglu_forward(&dev, out, pre, rows, I);
         swiglu_backward(&dev, dpre, dout, pre, rows, I);
-        check_close(out, want, n, 8, "swiglu_forward, rows %lld, I %lld", (long long)rows, (long long)I);
-        check(same(dout, out, n), "swiglu_backward makes swiglu again, rows %lld, I %lld", (long long)rows, (long long)I);
-        check_close(dpre, want_dpre, 2 * n, 8, "swiglu_backward, rows %lld, I %lld", (long long)rows, (long long)I);
+        check_close(out, want, n, 8, "swiglu_forward, rows %lld, I %lld", rows, I);
+        check(same(dout, out, n), "swiglu_backward makes swiglu again, rows %lld, I %lld", rows, I);
+        check_close(dpre, want_dpre, 2 * n, 8, "swiglu_backward, rows %lld, I %lld", rows, I);
         release_all();
     }
 }
@@ -669,27 +734,31 @@ static void test_classifier_case(i64 rows, i64 V, double size, int backward) {
     int32_t *targets = (int32_t *)take(rows * 4);
     for (i64 r = 0; r < rows; r++) targets[r] = r % 5 == 2 ? -100 : (int32_t)((uniform() + 1) / 2 * (double)V);
     for (i64 r = 2; r < rows; r += 5) logits[r * V] = kept[r * V] = (real)NAN; /* an ignored row may hold anything */
-    double *want = doubles(NULL, rows * V), want_loss = 1.5 + reference_classifier(want, doubles(logits, rows * V), targets, (double)scale, rows, V), loss = 1.5;
+    double *want = doubles(NULL, rows * V),
+           want_loss = 1.5 + reference_classifier(want, doubles(logits, rows * V), targets, (double)scale, rows, V),
+           loss = 1.5;
     for (i64 r = 0; r < rows; r++) memcpy(apart + r * ld, logits + r * V, sizeof(real) * (size_t)V);
     classifier(&dev, &loss, logits, V, targets, scale, rows, V, backward);
     double loss_apart = 1.5;
     i64 wrong = 0;
     classifier(&dev, &loss_apart, apart, ld, targets, scale, rows, V, backward);
     for (i64 r = 0; r < rows; r++) wrong += memcmp(apart + r * ld, logits + r * V, sizeof(real) * (size_t)V) != 0;
-    check(wrong == 0 && loss_apart == loss, "classifier of rows that lie apart: %lld of %lld differ", (long long)wrong, (long long)rows);
-    /* rows' losses are doubles; a row's sum of exponentials is off by sqrt(V)/2 + 1 ulp, its difference from the maximum by `size` of them */
+    check(wrong == 0 && loss_apart == loss, "classifier of rows that lie apart: %lld of %lld differ", wrong, rows);
+    /* rows' losses are doubles; a row's sum of exponentials is off by sqrt(V)/2 + 1 ulp, its difference from
+       the maximum by `size` of them */
     double k = 4 + sqrt((double)V), bound = fmax(k * epsilon(), 1e-13) * fmax(1, want_loss);
-    check(fabs(loss - want_loss) <= bound, "classifier loss %.17g, expected %.17g, within %.2g, rows %lld, V %lld, size %g", loss, want_loss, bound,
-          (long long)rows, (long long)V, size);
+    check(fabs(loss - want_loss) <= bound,
+          "classifier loss %.17g, expected %.17g, within %.2g, rows %lld, V %lld, size %g", loss, want_loss, bound,
+          rows, V, size);
     if (backward) {
-        check_close(logits, want, rows * V, 2 * (4 + sqrt((double)V)) + size, "classifier gradient, rows %lld, V %lld, size %g", (long long)rows,
-                    (long long)V, size);
+        check_close(logits, want, rows * V, 2 * (4 + sqrt((double)V)) + size,
+                    "classifier gradient, rows %lld, V %lld, size %g", rows, V, size);
     } else check(same(logits, kept, rows * V), "classifier without backward leaves the logits alone");
     release_all();
 }
 
-/* A sure prediction in a large vocabulary: 65535 tokens of e^-17 each, less than half a unit in the last place of the sum that they are
-   added to, make 0.0027 together. Only those that share the first's span may be lost. */
+/* A sure prediction in a large vocabulary: 65535 tokens of e^-17 each, less than half a unit in the last place of the
+   sum that they are added to, make 0.0027 together. Only those that share the first's span may be lost. */
 static void test_classifier_tail(int backward) {
     const i64 V = 65536;
     Device dev = device_with(1);
@@ -698,7 +767,8 @@ static void test_classifier_tail(int backward) {
     double loss = 0, want = log1p((double)(V - 1) * exp(-17.0));
     logits[0] = 0;
     classifier(&dev, &loss, logits, V, &target, (accum)1, 1, V, backward);
-    check(fabs(loss - want) <= 150 * exp(-17.0), "classifier loss of many small tokens: %.9g, expected %.9g", loss, want);
+    check(fabs(loss - want) <= 150 * exp(-17.0), "classifier loss of many small tokens: %.9g, expected %.9g", loss,
+          want);
     release_all();
 }
 
@@ -718,31 +788,35 @@ static void test_flat(void) {
     static const i64 lengths[] = {0, 1, 1023, 1025, 70001};
     for (int i = 0; i < COUNT_OF(lengths); i++) {
         i64 n = lengths[i], stride = n + 3, wrong = 0;
-        real *x = randoms(n, 1), *y = unset(n), *parts = randoms(4 * stride, 1), *sum = unset(n), *added = randoms(n, 1);
-        double *f64_parts = (double *)take(8 * 4 * stride), *f64_sum = doubles(unset(n), n), *f64_added = doubles(added, n);
+        real *x = randoms(n, 1), *y = unset(n), *parts = randoms(4 * stride, 1), *sum = unset(n),
+             *added = randoms(n, 1);
+        double *f64_parts = (double *)take(8 * 4 * stride), *f64_sum = doubles(unset(n), n),
+               *f64_added = doubles(added, n);
         double *want = doubles(NULL, n), *want_added = doubles(added, n);
         for (i64 k = 0; k < 4 * stride; k++) f64_parts[k] = parts[k];
         for (i64 k = 0; k < n; k++)
             for (int p = 0; p < 4; p++) want[k] += parts[p * stride + k], want_added[k] += parts[p * stride + k];
         convert(&dev, y, x, n);
-        check(same(x, y, n), "convert, n %lld", (long long)n);
+        check(same(x, y, n), "convert, n %lld", n);
         sum_parts(&dev, sum, parts, 4, stride, n, DTYPE_REAL, 0);
         sum_parts(&dev, added, parts, 4, stride, n, DTYPE_ACCUM, 1);
         sum_parts(&dev, f64_sum, f64_parts, 4, stride, n, DTYPE_F64, 0);
         sum_parts(&dev, f64_added, f64_parts, 4, stride, n, DTYPE_F64, 1);
-        check_close(sum, want, n, 4, "sum_parts of 4, n %lld", (long long)n);
-        check_close(added, want_added, n, 4, "sum_parts of 4 adding, n %lld", (long long)n);
+        check_close(sum, want, n, 4, "sum_parts of 4, n %lld", n);
+        check_close(added, want_added, n, 4, "sum_parts of 4 adding, n %lld", n);
         for (i64 k = 0; k < n; k++) wrong += f64_sum[k] != want[k] || !(fabs(f64_added[k] - want_added[k]) <= 1e-14);
-        check(wrong == 0, "sum_parts of doubles in part order, n %lld: %lld wrong", (long long)n, (long long)wrong);
+        check(wrong == 0, "sum_parts of doubles in part order, n %lld: %lld wrong", n, wrong);
         double squares = 0.5, want_squares = 0.5;
         for (i64 k = 0; k < n; k++) want_squares += (double)x[k] * x[k];
         sum_squares(&dev, &squares, x, n);
-        check(fabs(squares - want_squares) <= 1e-13 * want_squares, "sum_squares %.17g, expected %.17g, n %lld", squares, want_squares, (long long)n);
+        check(fabs(squares - want_squares) <= 1e-13 * want_squares, "sum_squares %.17g, expected %.17g, n %lld",
+              squares, want_squares, n);
         i64 bytes = n * (i64)sizeof(real) - (n > 1), nonzero = 0; /* the last byte stays, so that one too many shows */
         if (n > 1) memset(y, 0x55, (size_t)(bytes + 1));
         zero_fill(&dev, y, bytes);
         for (i64 k = 0; k < bytes; k++) nonzero += ((char *)y)[k] != 0;
-        check(nonzero == 0 && (n < 2 || ((char *)y)[bytes] == 0x55), "zero_fill of %lld bytes: %lld left", (long long)bytes, (long long)nonzero);
+        check(nonzero == 0 && (n < 2 || ((char *)y)[bytes] == 0x55), "zero_fill of %lld bytes: %lld left", bytes,
+              nonzero);
         release_all();
     }
 }
@@ -752,7 +826,8 @@ static void test_adamw(void) {
     for (int i = 0; i < COUNT_OF(lengths); i++) {
         Device dev = device_with(2);
         i64 n = lengths[i];
-        real *w = randoms(n, 1), *m = filled(n, 0), *v = filled(n, 0), *param = unset(n), *w2 = copy_of(w, n), *m2 = filled(n, 0), *v2 = filled(n, 0);
+        real *w = randoms(n, 1), *m = filled(n, 0), *v = filled(n, 0), *param = unset(n), *w2 = copy_of(w, n),
+             *m2 = filled(n, 0), *v2 = filled(n, 0);
         double *want = doubles(w, n), *dm = doubles(NULL, n), *dv = doubles(NULL, n);
         for (i64 step = 1; step <= 3; step++) {
             AdamW a = {1e-2, 0.9, 0.95, 1e-8, 0.1, 0.25, step};
@@ -762,11 +837,11 @@ static void test_adamw(void) {
             adamw(&dev, param, w, m, v, grad, n, a);
             adamw(&dev, w2, w2, m2, v2, grad, n, a);
         }
-        check_close(w, want, n, 4, "adamw master after 3 steps, n %lld", (long long)n);
-        check_close(m, dm, n, 8, "adamw m, n %lld", (long long)n);
-        check_close(v, dv, n, 8, "adamw v, n %lld", (long long)n);
-        check(same(param, w, n), "adamw param is the master, n %lld", (long long)n);
-        check(same(w2, w, n), "adamw with param and master in one buffer, n %lld", (long long)n);
+        check_close(w, want, n, 4, "adamw master after 3 steps, n %lld", n);
+        check_close(m, dm, n, 8, "adamw m, n %lld", n);
+        check_close(v, dv, n, 8, "adamw v, n %lld", n);
+        check(same(param, w, n), "adamw param is the master, n %lld", n);
+        check(same(w2, w, n), "adamw with param and master in one buffer, n %lld", n);
         release_all();
     }
 }
@@ -825,12 +900,15 @@ static double loss_attention(Problem *p) {
 
 static double loss_rope(Problem *p) { /* q in x, kv in y, table in weight; packed for two parts */
     Device dev = device_with(1);
-    heads_pack(&dev, p->scratch, p->lse, p->x, p->y, p->weight, p->z.s.Tq * p->z.s.B, p->z.s.B, p->z.s.heads, p->z.s.kv_heads, p->z.s.head_dim, 2);
+    heads_pack(&dev, p->scratch, p->lse, p->x, p->y, p->weight, p->z.s.Tq * p->z.s.B, p->z.s.B, p->z.s.heads,
+               p->z.s.kv_heads, p->z.s.head_dim, 2);
     return weighted(p->scratch, p->dout, p->z.nq) + weighted(p->lse, p->mean, p->z.nkv);
 }
 
-/* Central differences: h = 1e-5 errs by h^2 f''' ~ 1e-10 and by eps |f| / h ~ 1e-10: 1e-7 of the largest gradient is far above both. */
-static void check_gradient(const char *name, Problem *p, real *x, i64 n, const real *gradient, double (*loss)(Problem *)) {
+/* Central differences: h = 1e-5 errs by h^2 f''' ~ 1e-10 and by eps |f| / h ~ 1e-10: 1e-7 of the largest
+   gradient is far above both. */
+static void check_gradient(const char *name, Problem *p, real *x, i64 n, const real *gradient,
+                           double (*loss)(Problem *)) {
     double off = 0, largest = 0;
     for (i64 i = 0; i < n; i++) {
         real kept = x[i], h = (real)1e-5;
@@ -842,14 +920,16 @@ static void check_gradient(const char *name, Problem *p, real *x, i64 n, const r
         off = fmax(off, fabs((up - down) / (2 * (double)h) - gradient[i]));
         largest = fmax(largest, fabs((double)gradient[i]));
     }
-    check(off <= 1e-7 * largest && largest > 0, "finite differences, %s: off by %.2g, gradients to %.2g", name, off, largest);
+    check(off <= 1e-7 * largest && largest > 0, "finite differences, %s: off by %.2g, gradients to %.2g", name, off,
+          largest);
 }
 
 static Problem problem(i64 rows, i64 C, int kind) {
     Problem p;
     memset(&p, 0, sizeof p);
     p.rows = rows, p.C = C, p.kind = kind;
-    p.x = randoms(2 * rows * C, 2), p.weight = randoms(C, 1), p.bias = randoms(C, 1), p.dout = randoms(rows * C, 1), p.scratch = unset(rows * C);
+    p.x = randoms(2 * rows * C, 2), p.weight = randoms(C, 1), p.bias = randoms(C, 1), p.dout = randoms(rows * C, 1),
+    p.scratch = unset(rows * C);
     p.mean = unset(rows), p.rstd = unset(rows);
     p.targets = (int32_t *)take(rows * 4);
     for (i64 r = 0; r < rows; r++) p.targets[r] = r == 1 ? -1 : (int32_t)(r % C);
@@ -886,7 +966,8 @@ static void test_gradients_attention(void) {
     Device dev = device_with(1);
     Problem p = problem(1, 1, 0);
     p.z = sizes_of(2, 7, 7, 4, 2, 6), p.map = whole(7);
-    p.x = randoms(p.z.nq, 1), p.y = randoms(p.z.nkv, 1), p.dout = randoms(p.z.nq, 1), p.scratch = unset(p.z.nq), p.lse = unset(p.z.nrow);
+    p.x = randoms(p.z.nq, 1), p.y = randoms(p.z.nkv, 1), p.dout = randoms(p.z.nq, 1), p.scratch = unset(p.z.nq),
+    p.lse = unset(p.z.nrow);
     real *delta = unset(p.z.nrow), *dq = unset(p.z.nq), *dkv = unset(p.z.nkv);
     loss_attention(&p);
     attention_delta(&dev, delta, p.scratch, p.dout, p.z.nrow, 6);
@@ -933,7 +1014,8 @@ static real *one_of_each(int threads, i64 *n_out) {
     sum_squares(&dev, &sums[1], x, n);
     memcpy(at, sums, sizeof sums), at += 4; /* two doubles take four floats */
     real *q = randoms(z.nq, 1), *kv = randoms(z.nkv, 1), *dout = randoms(z.nq, 1);
-    real *out = at, *dq = out + z.nq, *dkv = dq + z.nq, *lse = dkv + z.nkv, *delta = lse + z.nrow, *table = delta + z.nrow;
+    real *out = at, *dq = out + z.nq, *dkv = dq + z.nq, *lse = dkv + z.nkv, *delta = lse + z.nrow,
+         *table = delta + z.nrow;
     attention_forward(&dev, out, NULL, lse, q, kv, attention_call(z.s, map, map, 0));
     attention_delta(&dev, delta, out, dout, z.nrow, 16);
     attention_backward(&dev, dq, NULL, dkv, NULL, q, kv, dout, lse, delta, attention_call(z.s, map, map, 0));
@@ -978,7 +1060,8 @@ static void poll_each(int threads, i64 counts[4]) {
     dev.poll = count_poll, dev.poll_arg = (void *)&polls;
     i64 T = 1024, V = 1000, rows = 1200, IC = 1000, OC = 1000;
     Sizes z = sizes_of(1, T, T, 2, 1, 16);
-    real *q = randoms(z.nq, 1), *kv = randoms(z.nkv, 1), *out = unset(z.nq), *lse = unset(z.nrow), *dq = unset(z.nq), *dkv = unset(z.nkv);
+    real *q = randoms(z.nq, 1), *kv = randoms(z.nkv, 1), *out = unset(z.nq), *lse = unset(z.nrow), *dq = unset(z.nq),
+         *dkv = unset(z.nkv);
     real *logits = randoms(600 * V, 1);
     int32_t *targets = (int32_t *)take(600 * 4);
     memset(targets, 0, 600 * 4);
@@ -1001,8 +1084,9 @@ static void test_poll_and_plan(void) {
     check(polls_elsewhere == 0, "polls come from the calling thread only");
     poll_each(1, counts);
     check(counts[0] >= 6 && counts[1] >= 6 && counts[2] >= 2 && counts[3] >= 6,
-          "communication is polled within attention (%lld, %lld times), classifier (%lld) and product (%lld)", (long long)counts[0],
-          (long long)counts[1], (long long)counts[2], (long long)counts[3]);
+          "communication is polled within attention (%lld, %lld times), classifier (%lld) and product (%lld)",
+          counts[0],
+          counts[1], counts[2], counts[3]);
     i64 T = 1024;
     Sizes z = sizes_of(1, T, T, 2, 1, 16);
     Device plan = device_with(2);
@@ -1011,7 +1095,8 @@ static void test_poll_and_plan(void) {
     linear_forward(&plan, NULL, 30, NULL, NULL, NULL, 10, 20, 30);
     attention_forward(&plan, NULL, NULL, NULL, NULL, NULL, attention_call(z.s, whole(T), whole(T), 0));
     adamw(&plan, NULL, NULL, NULL, NULL, NULL, 100, a);
-    check(plan.flop[OP_GEMM] == 12000 && plan.flop[OP_ATTENTION] == 4.0 * 2 * 16 * (1024.0 * 1025 / 2) && plan.calls[OP_OPTIMIZER] == 1,
+    check(plan.flop[OP_GEMM] == 12000 && plan.flop[OP_ATTENTION] == 4.0 * 2 * 16 * (1024.0 * 1025 / 2) &&
+              plan.calls[OP_OPTIMIZER] == 1,
           "a planned walk counts and touches nothing");
 }
 

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# test_layers.sh - the order of the sources: every plain header compiles by itself, as C11 and as C++20, and no include leads back to where it
-# came from. The headers of kernels/cuda and dev/emu are C++ of one program and are compiled with it. Prints TAP.
+# test_layers.sh - the order of the sources: every plain header compiles by itself, as C11 and as C++20, and no
+# include leads back to where it came from. The headers of kernels/cuda and dev/emu are C++ of one program and are
+# compiled with it. Prints TAP.
 set -uo pipefail
 cd "$(dirname "$0")/../.." || exit 1
 source scripts/common.sh
@@ -20,7 +21,8 @@ alone() { # HEADER FLAGS...: it, in a file with nothing else; what it only defin
     shift
     printf '#include "%s"\n' "$PWD/$header" >"$work/alone.c"
     mpicc -x c -std=c11 -ffp-contract=fast "${flags[@]}" "$@" "$work/alone.c" >"$work/out" 2>&1 &&
-        mpicxx -x c++ -std=c++20 -DOMPI_SKIP_MPICXX -DMPICH_SKIP_MPICXX "${flags[@]}" "$@" "$work/alone.c" >"$work/out" 2>&1
+        mpicxx -x c++ -std=c++20 -DOMPI_SKIP_MPICXX -DMPICH_SKIP_MPICXX "${flags[@]}" "$@" "$work/alone.c" \
+        >"$work/out" 2>&1
     ok $? "$header${1:+, ${1#-D}}"
 }
 
@@ -40,7 +42,8 @@ cat >"$work/circles.py" <<'PY'
 import os, re, sys
 def includes(path):
     here = os.path.dirname(path)
-    found = (os.path.normpath(os.path.join(here, name)) for name in re.findall(r'^ *#include "([^"]+)"', open(path).read(), re.M))
+    found = (os.path.normpath(os.path.join(here, name)) for name in re.findall(r'^ *#include "([^"]+)"',
+                                                                               open(path).read(), re.M))
     return [f for f in found if os.path.exists(f)]
 def files(*folders):
     for folder in folders:
@@ -59,7 +62,8 @@ for path in files(".", "core", "kernels", "kernels/cpu", "kernels/cuda", "kernel
     for f in includes(path):
         room = lambda p: p.split("/")[0] if "/" in p else "."
         up = {"core": {".", "sim"}, "kernels": {".", "sim"}, ".": {"sim"}}.get(room(path), set())
-        if room(f) in up or (room(path) == "kernels" and room(f) == "core" and f not in base): faults.append(f"{path} includes {f}, which stands above it")
+        if room(f) in up or (room(path) == "kernels" and room(f) == "core" and f not in base):
+            faults.append(f"{path} includes {f}, which stands above it")
 print("\n".join(faults))
 sys.exit(bool(faults))
 PY

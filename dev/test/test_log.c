@@ -1,5 +1,6 @@
-/* test_log.c - the run directory when the disk is full: each write is checked. Lines of metrics.jsonl wait, said once, until there is room; at the
-   end of a run what still waits is one line of error that names the file, as is every other write that fails.
+/* test_log.c - the run directory when the disk is full: each write is checked. Lines of metrics.jsonl wait, said
+   once, until there is room; at the end of a run what still waits is one line of error that names the file, as
+   is every other write that fails.
 
    /dev/full takes nothing and says ENOSPC. The children end in FAIL, so they are forked; no MPI in here. */
 #include "../../core/log.h"
@@ -74,19 +75,24 @@ static void close_on_full_disk(const char *directory) {
 int main(void) {
     char said[1024], path[] = "/tmp/odysseus-log-XXXXXX";
     int status = run_child(metrics_on_full_disk, "/dev", said, sizeof said);
-    const char *note = "train_gpt: note: cannot write /dev/metrics.jsonl: No space left on device; its lines wait in memory\n";
-    check(status == 0 && strcmp(said, note) == 0, "metrics on a full disk: said once, and the run goes on: %d, %.90s", status, said);
+    const char *note =
+        "train_gpt: note: cannot write /dev/metrics.jsonl: No space left on device; its lines wait in memory\n";
+    check(status == 0 && strcmp(said, note) == 0, "metrics on a full disk: said once, and the run goes on: %d, %.90s",
+          status, said);
     status = run_child(end_on_full_disk, "/dev", said, sizeof said);
     const char *error = strchr(said, '\n') ? strchr(said, '\n') + 1 : "";
-    check(is_one_error(status, error) && strstr(error, "cannot write /dev/metrics.jsonl: No space left"), "still full at the end: %d, %.90s", status, error);
+    check(is_one_error(status, error) && strstr(error, "cannot write /dev/metrics.jsonl: No space left"),
+          "still full at the end: %d, %.90s", status, error);
     int fd = mkstemp(path);
     if (fd < 0) FAIL(EVERYONE, "%s: cannot create the test's file", path);
     close(fd);
     status = run_child(room_again, path, said, sizeof said);
     check(status == 0 && lines_are_whole(path), "room again after some steps: every line is there, whole and in order");
-    check(strstr(said, "metrics.jsonl: File too large; its lines wait") && !strchr(strchr(said, '\n') + 1, '\n'), "which was said once");
+    check(strstr(said, "metrics.jsonl: File too large; its lines wait") && !strchr(strchr(said, '\n') + 1, '\n'),
+          "which was said once");
     unlink(path);
     status = run_child(close_on_full_disk, "/dev", said, sizeof said);
-    check(is_one_error(status, said) && strstr(said, "cannot write /dev/config.json"), "closing on a full disk: %d, %.60s", status, said);
+    check(is_one_error(status, said) && strstr(said, "cannot write /dev/config.json"),
+          "closing on a full disk: %d, %.60s", status, said);
     return checks_done();
 }

@@ -1,6 +1,7 @@
-/* test_memory.c - what fits: the longest sequence and the largest micro-batch that the program names fit, and the next legal ones do not.
+/* test_memory.c - what fits: the longest sequence and the largest micro-batch that the program names fit,
+   and the next legal ones do not.
 
-   Everything is planned, for worlds of several ranks, from this one process.                                                                 */
+   Everything is planned, for worlds of several ranks, from this one process.                                         */
 #include "support.h"
 #include "shards.h"
 
@@ -24,20 +25,21 @@ static void sequence_is_longest(const char *preset, const Scheme *scheme, i64 ra
     i64 L = longest_sequence(&o, bytes, options_bytes), unit = sequence_unit(&o), next = L + unit;
     double seconds = seconds_now() - begin;
     int positions = o.config.arch == ARCH_GPT2 && next > o.config.max_pos;
-    check(L > 0 && L % unit == 0 && options_fit(o, L, o.B, bytes, options_bytes), "%s, %s on %lld (ring %lld, dp %lld): %lld tokens fit %.0f MB, %.1f s", preset, scheme->name,
-          (long long)ranks, (long long)ring, (long long)dp, (long long)L, bytes / 1e6, seconds);
+    check(L > 0 && L % unit == 0 && options_fit(o, L, o.B, bytes, options_bytes),
+          "%s, %s on %lld (ring %lld, dp %lld): %lld tokens fit %.0f MB, %.1f s", preset, scheme->name, ranks, ring, dp,
+          L, bytes / 1e6, seconds);
     o.L = next;
-    check(positions || (!options_fit(o, next, o.B, bytes, options_bytes) && options_bytes(&o) > bytes), "%s, %s: %lld do not (%.3f MB)", preset, scheme->name,
-          (long long)next, positions ? 0 : options_bytes(&o) / 1e6);
+    check(positions || (!options_fit(o, next, o.B, bytes, options_bytes) && options_bytes(&o) > bytes),
+          "%s, %s: %lld do not (%.3f MB)", preset, scheme->name, next, positions ? 0 : options_bytes(&o) / 1e6);
 }
 
 static void micro_batch_is_largest(const Scheme *scheme, i64 bytes) {
     ModelOptions o = options_of("tiny-llama", scheme, 4, 1, 1);
     i64 B = largest_micro_batch(&o, bytes, options_bytes), next = B + 1;
     while (next < o.batch && o.batch % next != 0) next++;
-    check(B > 0 && o.batch % B == 0 && options_fit(o, o.L, B, bytes, options_bytes), "%s: micro-batch %lld of %lld fits %.0f MB", scheme->name, (long long)B,
-          (long long)o.batch, bytes / 1e6);
-    check(!options_fit(o, o.L, next, bytes, options_bytes), "%s: %lld does not", scheme->name, (long long)next);
+    check(B > 0 && o.batch % B == 0 && options_fit(o, o.L, B, bytes, options_bytes),
+          "%s: micro-batch %lld of %lld fits %.0f MB", scheme->name, B, o.batch, bytes / 1e6);
+    check(!options_fit(o, o.L, next, bytes, options_bytes), "%s: %lld does not", scheme->name, next);
 }
 
 /* The plan of one micro-step is the memory of a run of many. */
@@ -52,8 +54,8 @@ static void micro_steps_need_the_same(const Scheme *scheme) {
     trainer_plan(&t);
     i64 planned = arena_bytes(&t.model.arena);
     model_free(&t.model);
-    check(options_bytes(&t.options) == planned && micro_steps(&t.options) == 6, "%s: %lld bytes, as in a run of 6 micro-steps", scheme->name,
-          (long long)planned);
+    check(options_bytes(&t.options) == planned && micro_steps(&t.options) == 6,
+          "%s: %lld bytes, as in a run of 6 micro-steps", scheme->name, planned);
 }
 
 static void advice(const char *name, ModelOptions o, i64 bytes, const char *expected) {
@@ -70,17 +72,24 @@ int main(int argc, char **argv) {
         sequence_is_longest("tiny-gpt", SCHEMES[i], 4, 1, 2, (i64)1e9);
         micro_batch_is_largest(SCHEMES[i], (i64)40e6);
         micro_steps_need_the_same(SCHEMES[i]);
-        for (i64 ranks = 1; ranks <= 8; ranks++) test_shards(SCHEMES[i], ranks, 1, options_of("tiny-gpt", SCHEMES[i], ranks, 1, 1).place);
+        for (i64 ranks = 1; ranks <= 8; ranks++)
+            test_shards(SCHEMES[i], ranks, 1, options_of("tiny-gpt", SCHEMES[i], ranks, 1, 1).place);
     }
     ModelOptions o = options_of("tiny-llama", &SCHEME_TPSP, 4, 1, 1);
     i64 whole = options_bytes(&o), smallest;
-    check(longest_sequence(&o, whole, options_bytes) >= o.L && longest_sequence(&o, whole - 4096, options_bytes) < o.L, "a page less than the plan is too little");
-    check(longest_sequence(&o, 1000, options_bytes) == 0 && largest_micro_batch(&o, 1000, options_bytes) == 0, "nothing fits a kilobyte");
-    check(!options_fit(o, (i64)1 << 40, 1, (i64)80e9, options_bytes), "a plan beyond what can be reserved does not fit, and ends nothing");
-    advice("both", o, whole - 4096, "the largest that fit: --seq-len 1020, or --micro-batch 1; as it is, with --recompute full; or use more ranks");
+    check(longest_sequence(&o, whole, options_bytes) >= o.L && longest_sequence(&o, whole - 4096, options_bytes) < o.L,
+          "a page less than the plan is too little");
+    check(longest_sequence(&o, 1000, options_bytes) == 0 && largest_micro_batch(&o, 1000, options_bytes) == 0,
+          "nothing fits a kilobyte");
+    check(!options_fit(o, (i64)1 << 40, 1, (i64)80e9, options_bytes),
+          "a plan beyond what can be reserved does not fit, and ends nothing");
+    advice(
+        "both", o, whole - 4096,
+        "the largest that fit: --seq-len 1020, or --micro-batch 1; as it is, with --recompute full; or use more ranks");
     o.L = 4, o.B = 1, smallest = options_bytes(&o);
     o.L = 1024, o.B = 12;
-    advice("the shortest fits one at a time", o, smallest, "with --micro-batch 1, the largest --seq-len that fits: 4; or use more ranks");
+    advice("the shortest fits one at a time", o, smallest,
+           "with --micro-batch 1, the largest --seq-len that fits: 4; or use more ranks");
     o.L = 4, o.B = 1;
     advice("less than the smallest", o, smallest - 4096, "no --seq-len fits; with --recompute full, up to ");
     advice("nothing", o, 100000, "no --seq-len fits with this model on this mesh; or use more ranks");

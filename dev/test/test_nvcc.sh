@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
-# test_nvcc.sh - nvcc compiles the program for sm_80 and sm_90, with and without MPI and NCCL, the kernels' tests and benchmark: no warning, no
-# spilled register. SKIP where there is no nvcc. First where the build finds CUDA's libraries, with an nvcc that only says what it is.
+# test_nvcc.sh - nvcc compiles the program for sm_80 and sm_90a, with and without MPI and NCCL, the kernels' tests and
+# benchmark: no warning, no spilled register, no wgmma that waits for the one before. SKIP where there is no nvcc. First
+# where the build finds CUDA's libraries, with an nvcc that only says what it is.
 set -uo pipefail
 # shellcheck source=dev/test/tap.sh
 source "$(dirname "$0")/tap.sh"
 
-# ---- where the build finds CUDA's libraries: make -n with an nvcc that only says which it is, and no libraries of the system
+# ---- where the build finds CUDA's libraries: make -n with an nvcc that only says which it is,
+# and no libraries of the system
 
 mkdir -p "$work/toolkit/bin"
 cat >"$work/toolkit/bin/nvcc" <<'SHIM'
@@ -17,14 +19,19 @@ SHIM
 printf '#!/bin/sh\nexec %s -S "$@"\n' "$(command -v python3)" >"$work/toolkit/bin/python3"
 chmod +x "$work/toolkit/bin/nvcc" "$work/toolkit/bin/python3"
 plan() { # TARGET [PYTHONPATH]
-    PATH=$work/toolkit/bin:$PATH PYTHONPATH=${2-} make -n --no-print-directory SYSTEM= MPI=mpi CJSON=cjson BUILD="$work/build" NVCC="$work/toolkit/bin/nvcc" "$1" >"$work/out" 2>&1
+    PATH=$work/toolkit/bin:$PATH PYTHONPATH=${2-} make -n --no-print-directory SYSTEM= MPI=mpi CJSON=cjson \
+        BUILD="$work/build" NVCC="$work/toolkit/bin/nvcc" "$1" >"$work/out" 2>&1
 }
 linked() { grep -q -e "$1" "$work/out"; } # PATTERN
-folder() { say "-L$1 -l:$2 -Xlinker -rpath -Xlinker $1 "; } # FOLDER FILE: linked with it, and found there when the program starts
+# FOLDER FILE: linked with it, and found there when the program starts
+folder() { say "-L$1 -l:$2 -Xlinker -rpath -Xlinker $1 "; }
 
-! plan train_gpt && linked 'train_gpt needs cuBLAS, without which .*/toolkit came: apt-get install .* or pip install nvidia-cublas'
-ok $? "a toolkit without cuBLAS is refused before anything is compiled: $(grep -m 1 -o 'needs cuBLAS.*' "$work/out" | cut -c 1-80)"
-plan all && linked 'echo "CUDA    missing: train_gpt for GPUs needs cuBLAS' && linked 'build   train_gpt_cpu train_gpt_fp64 train_gpt_sim'
+! plan train_gpt && linked \
+    'train_gpt needs cuBLAS, without which .*/toolkit came: apt-get install .* or pip install nvidia-cublas'
+ok $? "a toolkit without cuBLAS is refused before anything is compiled:" \
+    "$(grep -m 1 -o 'needs cuBLAS.*' "$work/out" | cut -c 1-80)"
+plan all && linked 'echo "CUDA    missing: train_gpt for GPUs needs cuBLAS' &&
+    linked 'build   train_gpt_cpu train_gpt_fp64 train_gpt_sim'
 ok $? "a bare make says so, and builds the others"
 ! RELEASE=11.8 plan train_gpt && linked 'needs the CUDA toolkit, 12.0 or later: .* is of 11'
 ok $? "a toolkit that is too old is refused"
@@ -38,11 +45,14 @@ plan train_gpt "$work/py" && linked "-I$py/cu13/include $(folder "$py/cu13/lib" 
     linked "-DODYSSEUS_NCCL -I$py/nccl/include $(folder "$py/nccl/lib" libnccl.so.2)"
 ok $? "Python's packages stand in for it, and for NCCL"
 mv "$py/cu13" "$py/cublas"
-RELEASE=12.4 plan train_gpt "$work/py" && linked "-I$py/cublas/include $(folder "$py/cublas/lib" libcublasLt.so.13)" && ! plan train_gpt "$work/py"
+RELEASE=12.4 plan train_gpt "$work/py" && linked "-I$py/cublas/include $(folder "$py/cublas/lib" libcublasLt.so.13)" &&
+    ! plan train_gpt "$work/py"
 ok $? "in the folder that they have for CUDA 12, which is not taken for another"
 mkdir -p "$work/toolkit/include" "$work/toolkit/lib64"
-touch "$work/toolkit/include/cublasLt.h" "$work/toolkit/include/nccl.h" "$work/toolkit/lib64/libcublasLt.so" "$work/toolkit/lib64/libnccl.so"
-plan train_gpt "$work/py" && linked "$(folder "$work/toolkit/lib64" libcublasLt.so)" && linked "$(folder "$work/toolkit/lib64" libnccl.so)" && ! linked "$py"
+touch "$work/toolkit/include/cublasLt.h" "$work/toolkit/include/nccl.h" "$work/toolkit/lib64/libcublasLt.so" \
+    "$work/toolkit/lib64/libnccl.so"
+plan train_gpt "$work/py" && linked "$(folder "$work/toolkit/lib64" libcublasLt.so)" &&
+    linked "$(folder "$work/toolkit/lib64" libnccl.so)" && ! linked "$py"
 ok $? "the toolkit's own come first"
 
 # ---- nvcc itself
@@ -75,7 +85,8 @@ if ! have nvidia-smi; then
     ./train_gpt --train nothing.bin >"$work/out" 2>&1 || code=$?
     [[ $code -ge 1 && $code -le 127 && $(wc -l <"$work/out") -eq 1 ]] && grep -q '^train_gpt: error: no ' "$work/out"
     ok $? "no GPU: exit code $code, $(head -n 1 "$work/out")"
-    ./train_gpt --model llama2-7b --seq-len 16384 --batch 1 --sp odysseus --dry-run --world 8 >"$work/out" 2>&1 && grep -q '^  total' "$work/out"
+    ./train_gpt --model llama2-7b --seq-len 16384 --batch 1 --sp odysseus --dry-run --world 8 >"$work/out" 2>&1 &&
+        grep -q '^  total' "$work/out"
     ok $? "a dry run needs no GPU:$(grep -m 1 '^  total' "$work/out" | tr -s ' ') MB"
 fi
 checks_done

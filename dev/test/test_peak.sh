@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# test_peak.sh - the loop that measures a core's peak, as the compiler makes it for each kind of vectors: multiply-adds in registers and
-# nothing else, so that it measures neither spills nor memory. Read from the assembly: no clock is asked, and no such machine needed. TAP.
+# test_peak.sh - the loop that measures a core's peak, as the compiler makes it for each kind of vectors: multiply-adds
+# in registers and nothing else, so that it measures neither spills nor memory. Read from the assembly: no clock is
+# asked, and no such machine needed. TAP.
 set -uo pipefail
 # shellcheck source=dev/test/tap.sh
 source "$(dirname "$0")/tap.sh"
@@ -36,8 +37,9 @@ loop() {
     local what=$1 want=$2 chains=$3 precision
     shift 3
     for precision in fp32 fp64; do
-        "$@" -x c -std=c11 -O3 -fopenmp -fno-math-errno -ffp-contract=fast -D_GNU_SOURCE $([[ $precision == fp32 ]] || say -DODYSSEUS_FP64) \
-            -S "$work/peak.c" -o "$work/peak.s" >"$work/out" 2>&1 && python3 "$work/loop.py" "$work/peak.s" "$want" "$chains" >"$work/out"
+        "$@" -x c -std=c11 -O3 -fopenmp -fno-math-errno -ffp-contract=fast -D_GNU_SOURCE $([[ $precision == fp32 ]] ||
+            say -DODYSSEUS_FP64) -S "$work/peak.c" -o "$work/peak.s" >"$work/out" 2>&1 &&
+            python3 "$work/loop.py" "$work/peak.s" "$want" "$chains" >"$work/out"
         ok $? "$what, $precision: $(tail -n 1 "$work/out" | cut -c 1-150)"
     done
 }

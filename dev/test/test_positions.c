@@ -1,6 +1,8 @@
-/* test_positions.c - core/positions.h against counting: every token has one place, and causal work is what a double loop finds.
+/* test_positions.c - core/positions.h against counting: every token has one place, and causal
+   work is what a double loop finds.
 
-     gcc -x c -std=c11 -O2 -D_GNU_SOURCE -Wall -Wextra -Wc++-compat -Werror dev/test/test_positions.c -o test_positions -lm      */
+     gcc -x c -std=c11 -O2 -D_GNU_SOURCE -Wall -Wextra -Wc++-compat -Werror
+     dev/test/test_positions.c -o test_positions -lm                                                                  */
 #include "../../core/positions.h"
 #include "check.h"
 
@@ -32,7 +34,8 @@ static void test_cover(int layout, i64 L, int R) {
     }
     for (i64 p = 0; p < L; p++) not_once += seen[p] != 1;
     check(not_once == 0 && misplaced == 0 && descending == 0 && tokens == L,
-          "token_map %s, R %d, L %lld: %d positions not held once, %d misplaced, %d descending", NAME[layout], R, (long long)L, not_once, misplaced,
+          "token_map %s, R %d, L %lld: %d positions not held once, %d misplaced, %d descending", NAME[layout], R, L,
+          not_once, misplaced,
           descending);
 }
 
@@ -43,14 +46,16 @@ static void test_slices(int layout, i64 L, int R) {
         TokenMap map = token_map(LAYOUT[layout], L, R, r);
         for (i64 first = 0; first <= map.count; first++)
             for (i64 count = 0; first + count <= map.count; count++) {
-                TokenMap slice = token_map_slice(map, first, count), inner = token_map_slice(slice, count / 3, count - count / 3);
+                TokenMap slice = token_map_slice(map, first, count),
+                         inner = token_map_slice(slice, count / 3, count - count / 3);
                 wrong += slice.count != count || slice.run[0].count + slice.run[1].count != count;
                 for (i64 t = 0; t < count; t++) wrong += token_position(&slice, t) != token_position(&map, first + t);
-                for (i64 t = 0; t < inner.count; t++) wrong += token_position(&inner, t) != token_position(&slice, count / 3 + t);
+                for (i64 t = 0; t < inner.count; t++)
+                    wrong += token_position(&inner, t) != token_position(&slice, count / 3 + t);
                 slices++;
             }
     }
-    check(wrong == 0, "token_map_slice %s, R %d, L %lld: %d slices, %d wrong", NAME[layout], R, (long long)L, slices, wrong);
+    check(wrong == 0, "token_map_slice %s, R %d, L %lld: %d slices, %d wrong", NAME[layout], R, L, slices, wrong);
 }
 
 static double counted_pairs(const TokenMap *q, const TokenMap *kv) {
@@ -71,7 +76,8 @@ static void test_pairs(int q_layout, int kv_layout, i64 L, int R) {
             for (i64 first = 0; first <= q.count; first += 1 + q.count / 5)
                 for (i64 count = 0; first + count <= q.count; count += 1 + q.count / 4)
                     for (i64 kv_begin = 0; kv_begin <= kv.count; kv_begin += 1 + kv.count / 4) {
-                        TokenMap q_part = token_map_slice(q, first, count), kv_part = token_map_slice(kv, kv_begin, kv.count - kv_begin);
+                        TokenMap q_part = token_map_slice(q, first, count),
+                                 kv_part = token_map_slice(kv, kv_begin, kv.count - kv_begin);
                         wrong += causal_pairs(&q_part, &kv_part) != counted_pairs(&q_part, &kv_part);
                         wrong += causal_pairs(&q_part, &kv) != counted_pairs(&q_part, &kv);
                         cases += 2;
@@ -79,8 +85,9 @@ static void test_pairs(int q_layout, int kv_layout, i64 L, int R) {
             wrong += causal_pairs(&q, &kv) != counted_pairs(&q, &kv);
         }
     check(wrong == 0 && triangle == (double)(L * (L + 1) / 2),
-          "causal_pairs %s x %s, R %d, L %lld: %d of %d slices wrong, all ranks together %.0f of %.0f", NAME[q_layout], NAME[kv_layout], R,
-          (long long)L, wrong, cases, triangle, (double)(L * (L + 1) / 2));
+          "causal_pairs %s x %s, R %d, L %lld: %d of %d slices wrong, all ranks together %.0f of %.0f", NAME[q_layout],
+          NAME[kv_layout], R,
+          L, wrong, cases, triangle, (double)(L * (L + 1) / 2));
 }
 
 /* Runs of any place, stride and length against each other, far beyond what maps make. */
@@ -98,13 +105,16 @@ static void test_runs(void) {
                             cases++;
                         }
     check(wrong == 0, "causal_pairs of two runs: %d of %d wrong", wrong, cases);
-    TokenMap uneven = {{{1, 3, 2}, {10, 2, 4}}, 6}, tail = token_map_slice(uneven, 1, 4); /* no layout has it, the struct allows it */
-    check(token_position(&uneven, 5) == 16 && token_position(&tail, 3) == 14, "runs of unequal stride: %lld and %lld, expected 16 and 14",
-          (long long)token_position(&uneven, 5), (long long)token_position(&tail, 3));
+    /* no layout has it, the struct allows it */
+    TokenMap uneven = {{{1, 3, 2}, {10, 2, 4}}, 6}, tail = token_map_slice(uneven, 1, 4);
+    check(token_position(&uneven, 5) == 16 && token_position(&tail, 3) == 14,
+          "runs of unequal stride: %lld and %lld, expected 16 and 14", token_position(&uneven, 5),
+          token_position(&tail, 3));
     TokenMap q = token_map(RING_ZIGZAG, 1 << 24, 8, 5), all = token_map(RING_CONTIGUOUS, 1 << 24, 1, 0);
     double want = 0, chunk = 1 << 20; /* chunks 5 and 10 of 16, each sees all before it and its own triangle */
     want += chunk * 5 * chunk + chunk * (chunk + 1) / 2 + chunk * 10 * chunk + chunk * (chunk + 1) / 2;
-    check(causal_pairs(&q, &all) == want, "causal_pairs at 16M tokens: %.0f, expected %.0f", causal_pairs(&q, &all), want);
+    check(causal_pairs(&q, &all) == want, "causal_pairs at 16M tokens: %.0f, expected %.0f", causal_pairs(&q, &all),
+          want);
 }
 
 int main(void) {

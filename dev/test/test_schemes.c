@@ -1,13 +1,14 @@
-/* test_schemes.c - every scheme and hybrid against one rank: all gradients, five losses, traffic (ledger, closed form, MPI's own
-   profiling layer), memory, and the dry run's tables.
+/* test_schemes.c - every scheme and hybrid against one rank: all gradients, five losses, traffic (ledger, closed form,
+   MPI's own profiling layer), memory, and the dry run's tables.
 
-   mpirun -np W: the world is cut into groups of N ranks for every N; each group trains the cases that fall to it on its own split
-   communicator, after one rank alone has made the reference. In fp64 a right scheme differs by the rounding of sums only:
-   1e-10 of each tensor's largest element leaves 4 to 5 decimal digits above what is seen. fp32 compares losses, to 1e-5: some
-   forty additions of rounding 6e-8 in a loss of about 5. */
+   mpirun -np W: the world is cut into groups of N ranks for every N; each group trains the cases that fall to
+   it on its own split communicator, after one rank alone has made the reference. In fp64 a right scheme
+   differs by the rounding of sums only:
+   1e-10 of each tensor's largest element leaves 4 to 5 decimal digits above what is seen. fp32 compares losses, to
+   1e-5: some forty additions of rounding 6e-8 in a loss of about 5. */
 #include "support.h"
 
-/* ---- what MPI itself saw: its profiling interface stands between the trainer and the library ------------------------------------ */
+/* ---- what MPI itself saw: its profiling interface stands between the trainer and the library --------------------- */
 
 typedef struct {
     i64 bytes; /* sent by this rank through the calls that the ledger should know */
@@ -22,14 +23,16 @@ static i64 profile_bytes(int count, MPI_Datatype type) {
     return (i64)count * size;
 }
 
-int MPI_Iallgather(const void *send, int n, MPI_Datatype type, void *recv, int rn, MPI_Datatype rtype, MPI_Comm c, MPI_Request *r) {
+int MPI_Iallgather(const void *send, int n, MPI_Datatype type, void *recv, int rn, MPI_Datatype rtype, MPI_Comm c,
+                   MPI_Request *r) {
     int ranks;
     PMPI_Comm_size(c, &ranks);
     profile.bytes += (ranks - 1) * profile_bytes(rn, rtype);
     return PMPI_Iallgather(send, n, type, recv, rn, rtype, c, r);
 }
 
-int MPI_Ialltoall(const void *send, int n, MPI_Datatype type, void *recv, int rn, MPI_Datatype rtype, MPI_Comm c, MPI_Request *r) {
+int MPI_Ialltoall(const void *send, int n, MPI_Datatype type, void *recv, int rn, MPI_Datatype rtype, MPI_Comm c,
+                  MPI_Request *r) {
     int ranks;
     PMPI_Comm_size(c, &ranks);
     profile.bytes += (ranks - 1) * profile_bytes(n, type);
@@ -66,7 +69,8 @@ int MPI_Barrier(MPI_Comm c) {
 
 typedef enum { MODEL_GPT2, MODEL_MHA, MODEL_GQA, MODEL_FEW_KV, MODEL_TIED, MODEL_TWELVE, MODELS } TestModel;
 
-static const char *const MODEL_NAMES[MODELS] = {"gpt2", "llama-mha", "llama-gqa", "llama-1kv", "llama-gqa-tied", "llama-12h"};
+static const char *const MODEL_NAMES[MODELS] = {"gpt2", "llama-mha", "llama-gqa", "llama-1kv", "llama-gqa-tied",
+                                                "llama-12h"};
 
 /* Two layers, all sizes different, so that a swapped one shows. */
 static Config test_config(TestModel model) {
@@ -84,9 +88,10 @@ static Config test_config(TestModel model) {
     return llama;
 }
 
-/* How the data is read: no target ignored, one token's targets ignored, or whole stretches of the sequence ignored, so that
-   ranks and micro-batches are left without any target. */
-typedef enum { IGNORE_NONE, IGNORE_SOME, IGNORE_STRETCHES, IGNORES } Ignore;
+/* How the data is read: no target ignored, one token's targets ignored, whole stretches of the sequence
+   ignored, so that ranks and micro-batches are left without any target, or such stretches and every
+   third target left out by a mask. */
+typedef enum { IGNORE_NONE, IGNORE_SOME, IGNORE_STRETCHES, IGNORE_MASKED, IGNORES } Ignore;
 
 typedef struct {
     TestModel model;
@@ -97,13 +102,19 @@ typedef struct {
     int recompute, overlap, selfcheck;
 } Case;
 
-static const char *layout_name(RingLayout l) { return l == RING_ZIGZAG ? "zigzag" : l == RING_STRIPE ? "stripe" : "contiguous"; }
+static const char *layout_name(RingLayout l) {
+    return l == RING_ZIGZAG ? "zigzag" : l == RING_STRIPE ? "stripe" : "contiguous";
+}
 
 static void case_name(char *out, size_t size, const Case *c) {
-    snprintf(out, size, "%s %s dp %lld ring %lld%s%s head %lld micro-batch %lld%s%s%s%s", c->scheme->name, MODEL_NAMES[c->model], (long long)c->dp,
-             (long long)c->ring, c->ring > 1 ? " " : "", c->ring > 1 ? layout_name(c->layout) : "", (long long)c->head, (long long)c->B,
-             c->ignore == IGNORE_SOME ? " ignored" : "", c->ignore == IGNORE_STRETCHES ? " stretches ignored" : "", c->recompute ? " recompute" : "",
-             c->overlap ? "" : " no overlap");
+    snprintf(out, size, "%s %s dp %lld ring %lld%s%s head %lld micro-batch %lld%s%s%s%s", c->scheme->name,
+             MODEL_NAMES[c->model], c->dp, c->ring, c->ring > 1 ? " " : "",
+             c->ring > 1 ? layout_name(c->layout) : "", c->head, c->B,
+             c->ignore == IGNORE_SOME ? " ignored" : "",
+             c->ignore == IGNORE_STRETCHES ? " stretches ignored"
+             : c->ignore == IGNORE_MASKED  ? " masked"
+                                           : "",
+             c->recompute ? " recompute" : "", c->overlap ? "" : " no overlap");
 }
 
 static ModelOptions case_options(const Case *c) {
@@ -118,7 +129,7 @@ static ModelOptions case_options(const Case *c) {
     return o;
 }
 
-static const char *const SHARD_NAMES[IGNORES] = {"plain.bin", "plain.bin", "stretches.bin"};
+static const char *const SHARD_NAMES[IGNORES] = {"plain.bin", "plain.bin", "stretches.bin", "masked.bin"};
 
 static Settings case_settings(const Case *c, const char *directory, char path[512]) {
     Settings s;
@@ -132,7 +143,8 @@ static Settings case_settings(const Case *c, const char *directory, char path[51
     return s;
 }
 
-/* What one rank alone finds; kept per model and way of ignoring (micro-batches and recompute change nothing but rounding). */
+/* What one rank alone finds; kept per model and way of ignoring (micro-batches and recompute
+   change nothing but rounding). */
 typedef struct {
     int made;
     double loss[STEPS], norm;
@@ -228,17 +240,20 @@ static void run_case(const Case *c, const char *directory, Wire world, Wire alon
     MPI_Allreduce(MPI_IN_PLACE, bytes, 3, MPI_DOUBLE, MPI_SUM, world);
     double bound = sizeof(real) == 8 ? 1e-10 : 1e-5, gradient_bound = sizeof(real) == 8 ? 1e-10 : 1e-3;
     int memory = m->arena.peak.used == planned.used && m->arena.committed == round_up(planned.used, 4096);
-    check(gradient <= gradient_bound && norm_off <= bound && loss_off <= bound, "%s: gradients %.1e (%s) norm %.1e losses %.1e", name, gradient, worst,
-          norm_off, loss_off);
-    check(bytes[1] == 0 && (bytes[0] > 0 || o.shape.world == 1), "%s: %.0f bytes sent by all ranks, %.0f off the closed form", name, bytes[0], bytes[1]);
-    check(bytes[2] == 0, "%s: MPI's profiling layer and an imagined world of one process agree with the ledger (%.0f off)", name, bytes[2]);
+    check(gradient <= gradient_bound && norm_off <= bound && loss_off <= bound,
+          "%s: gradients %.1e (%s) norm %.1e losses %.1e", name, gradient, worst, norm_off, loss_off);
+    check(bytes[1] == 0 && (bytes[0] > 0 || o.shape.world == 1),
+          "%s: %.0f bytes sent by all ranks, %.0f off the closed form", name, bytes[0], bytes[1]);
+    check(bytes[2] == 0,
+          "%s: MPI's profiling layer and an imagined world of one process agree with the ledger (%.0f off)", name,
+          bytes[2]);
     if (c->selfcheck) check(weights, "%s: the self-check passes and leaves the weights as they were", name);
-    check(memory, "%s: arena %lld bytes planned, %lld used", name, (long long)planned.used, (long long)m->arena.peak.used);
+    check(memory, "%s: arena %lld bytes planned, %lld used", name, planned.used, m->arena.peak.used);
     trainer_stop(t);
     free(t);
 }
 
-/* ---- the cases ---------------------------------------------------------------------------------------------------------------- */
+/* ---- the cases --------------------------------------------------------------------------------------------------- */
 
 typedef struct {
     Case *list;
@@ -254,7 +269,7 @@ static void check_refusal(const Case *c, const ModelOptions *o, const char *why)
         check(strlen(why) > 20, "%s: refused: %s", name, why);
         return;
     }
-    long long offered[2] = {0, 0};
+    i64 offered[2] = {0, 0};
     int n = sscanf(works, "that does: %lld or %lld", &offered[0], &offered[1]), good = n >= 1;
     for (int i = 0; i < n; i++) {
         ModelOptions other = *o;
@@ -292,8 +307,9 @@ static void add_meshes(Cases *cases, Case c, i64 N, int speaks) {
         }
 }
 
-/* The list for N ranks: gpt2 and llama-gqa with micro-batches of 1, 2 and 4 each, the other models with them in turn. Ignored
-   targets, recompute, overlap and the self-check turn with the case's number: everything varies with every scheme, not everything with everything. */
+/* The list for N ranks: gpt2 and llama-gqa with micro-batches of 1, 2 and 4 each, the other models with them in turn.
+   Ignored targets, recompute, overlap and the self-check turn with the case's number: everything varies with every
+   scheme, not everything with everything. */
 static Cases make_cases(i64 N, int speaks) {
     const i64 turns[4] = {1, 2, 1, 4};
     Cases cases;
@@ -310,7 +326,7 @@ static Cases make_cases(i64 N, int speaks) {
         Case *c = &cases.list[i];
         int in_turn = c->model != MODEL_GPT2 && c->model != MODEL_GQA;
         if (in_turn && 8 % (c->dp * turns[i % 4]) == 0) c->B = turns[i % 4];
-        c->ignore = (Ignore)(i / 2 % IGNORES);
+        c->ignore = (Ignore)(i / 3 % IGNORES);
         c->recompute = i % 5 == 4;
         c->overlap = i % 7 != 6;
         c->selfcheck = i % 4 == 0;
@@ -319,8 +335,17 @@ static Cases make_cases(i64 N, int speaks) {
 }
 
 static void write_data(const char *directory) {
-    static int32_t tokens[SEQUENCES * 48 + 1];
+    static int32_t tokens[SEQUENCES * 48 + 1], mask[SEQUENCES * 48 + 1];
     char path[512];
+    for (int i = 0; i < COUNT_OF(mask); i++) {
+        int place = i / 48, within = i % 48;
+        tokens[i] = (int32_t)(mix64((uint64_t)i + 77) % 53);
+        mask[i] = i % 3 != 0 && (place % 4 < 2 || (place % 4 == 2 && within >= 30));
+    }
+    snprintf(path, sizeof path, "%s/masked.bin", directory);
+    write_shard(path, tokens, COUNT_OF(tokens));
+    snprintf(path, sizeof path, "%s/masked_mask.bin", directory);
+    write_tokens(path, 1, mask, COUNT_OF(mask));
     for (int stretches = 0; stretches < 2; stretches++) {
         for (int i = 0; i < COUNT_OF(tokens); i++) {
             tokens[i] = (int32_t)(mix64((uint64_t)i + 99) % 53);
@@ -355,7 +380,8 @@ static void check_balance(void) {
     double flop[3][4];
     for (int layout = 0; layout < 3; layout++)
         for (int rank = 0; rank < 4; rank++) {
-            Case c = {MODEL_GQA, scheme_find("ring"), 1, 4, 1, 1, layout == 0 ? RING_ZIGZAG : layout == 1 ? RING_CONTIGUOUS : RING_STRIPE, IGNORE_NONE, 0, 1, 0};
+            RingLayout l = layout == 0 ? RING_ZIGZAG : layout == 1 ? RING_CONTIGUOUS : RING_STRIPE;
+            Case c = {MODEL_GQA, scheme_find("ring"), 1, 4, 1, 1, l, IGNORE_NONE, 0, 1, 0};
             ModelOptions o = case_options(&c);
             char path[512];
             Settings s = case_settings(&c, ".", path);
@@ -368,9 +394,12 @@ static void check_balance(void) {
             free(t);
         }
     int even = flop[0][0] == flop[0][1] && flop[0][1] == flop[0][2] && flop[0][2] == flop[0][3];
-    check(even, "zigzag: attention MFLOP of ranks 0..3: %.3f %.3f %.3f %.3f", flop[0][0] / 1e6, flop[0][1] / 1e6, flop[0][2] / 1e6, flop[0][3] / 1e6);
-    check(flop[1][3] > 1.5 * flop[0][0], "contiguous: %.3f %.3f %.3f %.3f", flop[1][0] / 1e6, flop[1][1] / 1e6, flop[1][2] / 1e6, flop[1][3] / 1e6);
-    check(flop[2][3] < 1.1 * flop[0][0], "stripe: %.3f %.3f %.3f %.3f", flop[2][0] / 1e6, flop[2][1] / 1e6, flop[2][2] / 1e6, flop[2][3] / 1e6);
+    check(even, "zigzag: attention MFLOP of ranks 0..3: %.3f %.3f %.3f %.3f", flop[0][0] / 1e6, flop[0][1] / 1e6,
+          flop[0][2] / 1e6, flop[0][3] / 1e6);
+    check(flop[1][3] > 1.5 * flop[0][0], "contiguous: %.3f %.3f %.3f %.3f", flop[1][0] / 1e6, flop[1][1] / 1e6,
+          flop[1][2] / 1e6, flop[1][3] / 1e6);
+    check(flop[2][3] < 1.1 * flop[0][0], "stripe: %.3f %.3f %.3f %.3f", flop[2][0] / 1e6, flop[2][1] / 1e6,
+          flop[2][2] / 1e6, flop[2][3] / 1e6);
 }
 
 int main(int argc, char **argv) {

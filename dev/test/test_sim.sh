@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# test_sim.sh - the simulator as people meet it: the same tables as the real programs, the original's benchmark, plans, refusals. TAP.
+# test_sim.sh - the simulator as people meet it: the same tables as the real programs, the original's
+# benchmark, plans, refusals. TAP.
 set -uo pipefail
 # shellcheck source=dev/test/tap.sh
 source "$(dirname "$0")/tap.sh"
@@ -19,10 +20,12 @@ refuses() {
 # ---- the program's own tables: arena and ledger of every scheme, on the CPU and on the (emulated) GPU
 
 this_cpu=$work/cpu.cluster
-sed -e 's/^device .*/device cpu # test/' -e 's/^dtype .*/dtype fp32 # test/' -e 's/^peak .*/peak fp32=1e11 fp64=5e10 # test/' \
-    kernels/sim/clusters/a100-80gb-nvlink.cluster >"$this_cpu"
-shapes=("--model tiny-llama --world 4 --batch 8 --micro-batch 2" "--model tiny-gpt --world 6 --dp 3 --batch 12 --recompute full --heads 8"
-    "--model gpt2-124m --world 1 --batch 5" "--model llama2-7b --world 8 --seq-len 65536 --batch 1" "--model llama3-8b --world 16 --dp 2 --seq-len 32768 --batch 32"
+sed -e 's/^device .*/device cpu # test/' -e 's/^dtype .*/dtype fp32 # test/' \
+    -e 's/^peak .*/peak fp32=1e11 fp64=5e10 # test/' kernels/sim/clusters/a100-80gb-nvlink.cluster >"$this_cpu"
+shapes=("--model tiny-llama --world 4 --batch 8 --micro-batch 2"
+    "--model tiny-gpt --world 6 --dp 3 --batch 12 --recompute full --heads 8"
+    "--model gpt2-124m --world 1 --batch 5" "--model llama2-7b --world 8 --seq-len 65536 --batch 1" \
+        "--model llama3-8b --world 16 --dp 2 --seq-len 32768 --batch 32"
     "--model llama2-3b-gqa --world 64 --dp 2 --seq-len 131072 --ring-layout stripe --batch 4")
 for scheme in "${schemes[@]}"; do
     for shape in "${shapes[@]}"; do
@@ -37,7 +40,8 @@ for scheme in "${schemes[@]}"; do
             $sim --dry-run "${cluster[@]}" "${flags[@]}" >"$work/sim" 2>&1
             # what a GPU must have besides is a figure of the cluster
             sed -i '/^reserve /d' "$work/real" "$work/sim"
-            diff "$work/real" "$work/sim" >"$work/out" && { [ $build != cpu ] || grep -q '^  total .*[0-9]' "$work/sim"; }
+            diff "$work/real" "$work/sim" >"$work/out" && { [ $build != cpu ] ||
+                grep -q '^  total .*[0-9]' "$work/sim"; }
             ok $? "train_gpt_$build: memory and traffic to the byte: ${flags[*]}"
         done
     done
@@ -47,7 +51,8 @@ done
 python3 dev/data/text_to_shards.py --out "$work/data" README.md >/dev/null
 for scheme in "${schemes[@]}"; do
     flags=(--model tiny-llama --layers 2 --seq-len 128 --batch 8 --sp "$scheme")
-    run_ranks 2 ./train_gpt_cpu "${flags[@]}" --train "$work/data/train_*.bin" --steps 1 --selfcheck off --threads 1 --out "$work/run-$scheme" >"$work/out" 2>&1
+    run_ranks 2 ./train_gpt_cpu "${flags[@]}" --train "$work/data/train_*.bin" --steps 1 --selfcheck off --threads 1 \
+        --out "$work/run-$scheme" >"$work/out" 2>&1
     $sim --cluster "$this_cpu" --world 2 "${flags[@]}" --json "$work/$scheme.json" >"$work/out" 2>&1
     python3 - "$work/run-$scheme" "$work/$scheme.json" >"$work/out" 2>&1 <<'PY'
 import json, sys
@@ -55,7 +60,8 @@ real, forecast = json.load(open(sys.argv[1] + "/comm.json")), json.load(open(sys
 metrics = json.loads(open(sys.argv[1] + "/metrics.jsonl").readline())
 assert real and real == forecast["comm"], (real, forecast["comm"])
 assert sum(row["bytes"] for row in real) == metrics["comm_bytes"]
-assert metrics["mem_bytes"] == -(-int(forecast["mem_bytes"]) // 4096) * 4096, (metrics["mem_bytes"], forecast["mem_bytes"])
+assert metrics["mem_bytes"] == -(-int(forecast["mem_bytes"]) // 4096) * 4096, (metrics["mem_bytes"],
+                                                                               forecast["mem_bytes"])
 PY
     ok $? "$scheme on 2 ranks: comm.json and mem_bytes of a real step are the simulator's"
 done
@@ -77,10 +83,12 @@ rm -f dev/sim/.validate-planted.sh
 for file in kernels/sim/clusters/*.cluster; do
     name=${file##*/} name=${name%.cluster}
     [ "$name" != this-machine ] || continue
-    $sim --cluster "$name" --world 16 --dp 2 --model tiny-llama --seq-len 4096 --batch 16 >"$work/out" 2>&1 && grep -q '^step  .*tok/s' "$work/out"
+    $sim --cluster "$name" --world 16 --dp 2 --model tiny-llama --seq-len 4096 --batch 16 >"$work/out" 2>&1 &&
+        grep -q '^step  .*tok/s' "$work/out"
     ok $? "cluster $name: $(grep '^step' "$work/out" | cut -c 1-60)"
 done
-bash dev/sim/calibrate.sh 2 fp32 "$work/here.cluster" >"$work/out" 2>&1 && $sim --cluster "$work/here.cluster" --world 2 >"$work/out" 2>&1
+bash dev/sim/calibrate.sh 2 fp32 "$work/here.cluster" >"$work/out" 2>&1 &&
+    $sim --cluster "$work/here.cluster" --world 2 >"$work/out" 2>&1
 ok $? "this machine, calibrated with two ranks: $(grep '^step' "$work/out" | cut -c 1-60)"
 $sim --world 64 --model llama2-7b --seq-len 65536 --batch 64 --plan --json "$work/plan.json" >"$work/out" 2>&1
 ok $? "a plan of 64 ranks: $(grep '^plans' "$work/out")"
@@ -94,32 +102,41 @@ keys = [(r["sp"], r["dp"], r["ring"], r["head"], r["ring_layout"], r["micro_batc
 assert len(set(keys)) == len(keys) and {k[4] for k in keys} == {"zigzag", "contiguous", "stripe"}
 fit = [r for r in rows if r["fits"]]
 assert rows[:len(fit)] == fit and [r["step_ms"] for r in fit] == sorted(r["step_ms"] for r in fit)
-assert all(r["mem_bytes"] <= r["mem_available"] for r in fit) and all(r["mem_bytes"] > r["mem_available"] for r in rows[len(fit):])
+assert all(r["mem_bytes"] <= r["mem_available"] for r in fit) and all(r["mem_bytes"] > r["mem_available"]
+                                                                      for r in rows[len(fit):])
 PY
 ok $? "the plan's rows are legal, each once, what fits first and in order of time"
 read -r best < <(python3 -c '
 import json, sys
 r = json.load(open(sys.argv[1]))["plans"][0]
-print("--sp", r["sp"], "--dp", r["dp"], "--ring", r["ring"], "--ring-layout", r["ring_layout"], "--micro-batch", r["micro_batch"], r["step_ms"])' "$work/plan.json")
+print("--sp", r["sp"], "--dp", r["dp"], "--ring", r["ring"], "--ring-layout", r["ring_layout"], "--micro-batch",
+      r["micro_batch"], r["step_ms"])' "$work/plan.json")
 read -ra flags <<<"$best"
-$sim --world 64 --model llama2-7b --seq-len 65536 --batch 64 "${flags[@]:0:10}" --json "$work/best.json" >"$work/out" 2>&1 &&
-    python3 -c 'import json, sys; sys.exit(json.load(open(sys.argv[1]))["step_ms"] != float(sys.argv[2]))' "$work/best.json" "${flags[10]}"
+$sim --world 64 --model llama2-7b --seq-len 65536 --batch 64 "${flags[@]:0:10}" --json "$work/best.json" \
+    >"$work/out" 2>&1 &&
+    python3 -c 'import json, sys; sys.exit(json.load(open(sys.argv[1]))["step_ms"] != float(sys.argv[2]))' \
+    "$work/best.json" "${flags[10]}"
 ok $? "the plan's best is what a forecast of these flags says: $best ms"
-$sim --world 64 --model llama2-7b --seq-len 65536 --batch 64 --plan --sp ulysses --dp 4 --micro-batch 2 >"$work/out" 2>&1 &&
-    [ "$(grep -cE '^ +[0-9]+  ulysses +4 ' "$work/out")" -gt 3 ] && ! grep -E '^ +[0-9]+  [a-z]' "$work/out" | grep -qvE '^ +[0-9]+  ulysses +4 '
+$sim --world 64 --model llama2-7b --seq-len 65536 --batch 64 --plan --sp ulysses --dp 4 --micro-batch 2 \
+    >"$work/out" 2>&1 &&
+    [ "$(grep -cE '^ +[0-9]+  ulysses +4 ' "$work/out")" -gt 3 ] && ! grep -E '^ +[0-9]+  [a-z]' "$work/out" |
+    grep -qvE '^ +[0-9]+  ulysses +4 '
 ok $? "a plan keeps the flags that are given"
 
 # ---- longest sequences, timelines, the README
 
-for more in "--model llama2-7b --batch 1" "--model gpt2-124m --batch 8 --micro-batch 2" "--model llama3-8b --batch 1 --recompute full --ring 2"; do
+for more in "--model llama2-7b --batch 1" "--model gpt2-124m --batch 8 --micro-batch 2" \
+    "--model llama3-8b --batch 1 --recompute full --ring 2"; do
     read -ra flags <<<"$more"
-    $sim --world 8 "${flags[@]}" --max-seq --json "$work/longest.json" >"$work/out" 2>&1 && python3 - "$work/longest.json" "$more" $sim "${schemes[@]}" >"$work/out" 2>&1 <<'PY'
+    $sim --world 8 "${flags[@]}" --max-seq --json "$work/longest.json" >"$work/out" 2>&1 &&
+        python3 - "$work/longest.json" "$more" $sim "${schemes[@]}" >"$work/out" 2>&1 <<'PY'
 import json, subprocess, sys
 path, flags, sim = sys.argv[1], sys.argv[2].split(), sys.argv[3]
 rows = json.load(open(path))["longest"]
 assert [r["sp"] for r in rows] == sys.argv[4:]
 def forecast(row, length):
-    done = subprocess.run([sim, "--world", "8", *flags, "--sp", row["sp"], "--seq-len", str(length), "--json", path + ".one"], capture_output=True, text=True)
+    done = subprocess.run([sim, "--world", "8", *flags, "--sp", row["sp"], "--seq-len", str(length), "--json",
+                           path + ".one"], capture_output=True, text=True)
     return (json.load(open(path + ".one")) if done.returncode == 0 else None), done.stderr
 for row in rows:
     if "why" in row:
@@ -128,11 +145,13 @@ for row in rows:
     at, _ = forecast(row, row["seq_len"])
     assert at["fits"] and at["mem_bytes"] == row["mem_bytes"], (row, at)
     more, why = forecast(row, row["seq_len"] + 16)  # 16 is a multiple of every unit of 8 ranks
-    assert (more and not more["fits"]) or (row["stopped_by"] == "--max-pos" and "positions gpt2 has learned" in why), (row, more, why)
+    assert (more and not more["fits"]) or (row["stopped_by"] == "--max-pos"
+                                           and "positions gpt2 has learned" in why), (row, more, why)
 PY
     ok $? "--max-seq: the length fits and the next one does not: $more"
 done
-$sim --world 4 --model tiny-llama --seq-len 1024 --sp ulysses --trace "$work/trace.json" --json "$work/traced.json" >"$work/out" 2>&1 &&
+$sim --world 4 --model tiny-llama --seq-len 1024 --sp ulysses --trace "$work/trace.json" --json "$work/traced.json" \
+    >"$work/out" 2>&1 &&
     python3 - "$work/trace.json" "$work/traced.json" >"$work/out" 2>&1 <<'PY'
 import json, sys
 events, forecast = json.load(open(sys.argv[1]))["traceEvents"], json.load(open(sys.argv[2]))
@@ -144,11 +163,13 @@ for name, row in forecast["computing"].items():
     assert len(mine) == row["calls"], (name, len(mine), row["calls"])
 for name, row in forecast["communicating"].items():
     mine = [e for e in spans if e["cat"] == "comm" and e["name"] == name]
-    assert len(mine) == row["calls"] and abs(sum(e["dur"] for e in mine) - 1e3 * row["ms"]) < 0.01 * (row["calls"] + 1), (name, len(mine), row)
+    off = sum(e["dur"] for e in mine) - 1e3 * row["ms"]
+    assert len(mine) == row["calls"] and abs(off) < 0.01 * (row["calls"] + 1), (name, len(mine), row)
 assert {e["args"]["layer"] for e in spans if "layer" in e["args"]} == set(range(4))
 PY
 ok $? "--trace: the spans of the modelled step are its operations and transfers, its length the forecast's"
-awk '/^<!-- simulator flags -->/{on=1;next} /^<!-- end of simulator flags -->/{on=0} on' README.md | grep -v '^```' | grep . >"$work/readme"
+awk '/^<!-- simulator flags -->/{on=1;next} /^<!-- end of simulator flags -->/{on=0} on' README.md | grep -v '^```' |
+    grep . >"$work/readme"
 $sim --help | sed -n '/^Simulator/,/^$/p' | grep . | diff "$work/readme" - >"$work/out"
 ok $? "README's flags of the simulator are --help's"
 
@@ -217,7 +238,9 @@ refuses '--plan, --max-seq and --dry-run exclude' --world 8 --plan --dry-run
 refuses '--json .*cannot write into' --world 8 --json "$work/nowhere/x.json"
 refuses '--world 100000: the simulator takes up to 65536' --world 100000
 refuses '--peak-tflops 1: the forecast runs at' --world 8 --model llama2-7b --peak-tflops 1
-refuses '--max-seq: nothing can run: --sp [a-z]*: the shortest sequence needs .*GB more than' --world 2 --model llama2-13b --batch 1 --max-seq
-refuses '--plan: nothing fits. Closest is --sp .*GB more than' --world 2 --model llama2-13b --seq-len 4096 --batch 1 --plan
+refuses '--max-seq: nothing can run: --sp [a-z]*: the shortest sequence needs .*GB more than' --world 2 \
+    --model llama2-13b --batch 1 --max-seq
+refuses '--plan: nothing fits. Closest is --sp .*GB more than' --world 2 --model llama2-13b --seq-len 4096 \
+    --batch 1 --plan
 refuses 'a head axis of 64 cannot split 32 query heads' --world 64 --model llama2-7b --sp ulysses
 checks_done

@@ -6,17 +6,19 @@
    faster     doubling beta, or letting transfers overlap, never slows
    repeat     micro-steps that are counted by repetition take what micro-steps that are walked take
    slowest    a contiguous ring waits for its last rank, zigzag for nobody
-   Besides, what ranks share is in whole 16 bytes, as GPUs have it.                                                               */
+   Besides, what ranks share is in whole 16 bytes, as GPUs have it.                                                   */
 #define ODYSSEUS_SIM_TEST
 #include "../../sim/simulator.c"
 #include "check.h"
 #include "shards.h"
 
 static const char *const CLUSTER_TEXT =
-    "device gpu # test\ndtype bf16 # test\npeak bf16=1e14 # test\nmemory 1e11 # test\nreserved 0 # test\nbandwidth 1e12 # test\nlaunch 2e-6 # test\n"
-    "slowdown 1.25 # test\ngemm 1e8=0.2 1e11=0.8 # test\nattention-forward 128=0.3 4096=0.6 # test\nattention-backward 128=0.2 4096=0.5 # test\n"
-    "norm 1e5=0.3 1e8=0.9 # test\npointwise 1e5=0.3 1e8=0.9 # test\nembedding 1=0.5 # test\nclassifier 1=0.5 # test\noptimizer 1=0.5 # test\n"
-    "ranks-per-node 4 # test\ninside alpha=3e-6 beta=1e11 overlap=1 # test\nbetween alpha=1e-5 beta=1e10 overlap=1 # test\n";
+    "device gpu # test\ndtype bf16 # test\npeak bf16=1e14 # test\nmemory 1e11 # test\nreserved 0 # test\n"
+    "bandwidth 1e12 # test\nlaunch 2e-6 # test\nslowdown 1.25 # test\ngemm 1e8=0.2 1e11=0.8 # test\n"
+    "attention-forward 128=0.3 4096=0.6 # test\nattention-backward 128=0.2 4096=0.5 # test\n"
+    "norm 1e5=0.3 1e8=0.9 # test\npointwise 1e5=0.3 1e8=0.9 # test\nembedding 1=0.5 # test\n"
+    "classifier 1=0.5 # test\noptimizer 1=0.5 # test\nranks-per-node 4 # test\n"
+    "inside alpha=3e-6 beta=1e11 overlap=1 # test\nbetween alpha=1e-5 beta=1e10 overlap=1 # test\n";
 
 static const char *const RUNS[] = {
     "--world 4 --sp tp --seq-len 4096",
@@ -40,7 +42,8 @@ static void test_cluster(Cluster *c) {
     unlink(path);
 }
 
-/* A trainer for these flags, on a model with 8 heads of 64; `more` are further flags. Settings and words stay where they are. */
+/* A trainer for these flags, on a model with 8 heads of 64; `more` are further flags. Settings
+   and words stay where they are. */
 static void open_flags(Trainer *t, const Cluster *c, const char *flags, const char *more) {
     static char text[512];
     static Settings s;
@@ -82,8 +85,10 @@ static void test_floor(const Cluster *c, const char *run) {
     double links = 0;
     for (int i = 0; i < COMM_OPS; i++) links += (double)f.comm_bytes[i] / c->inside.beta;
     check(f.seconds >= flop + bytes, "%s: %.6f s, its floor in computing is %.6f s", run, f.seconds, flop + bytes);
-    check(f.seconds >= links && sum(f.comm_seconds, COMM_OPS) >= links, "%s: %.6f s on the links, their floor is %.6f s", run, sum(f.comm_seconds, COMM_OPS), links);
-    check(f.seconds <= sum(f.op_seconds, OP_CLASSES) * c->slowdown + sum(f.comm_seconds, COMM_OPS) + 1e-5 * (double)(f.op_calls[OP_GEMM] + 1000),
+    check(f.seconds >= links && sum(f.comm_seconds, COMM_OPS) >= links,
+          "%s: %.6f s on the links, their floor is %.6f s", run, sum(f.comm_seconds, COMM_OPS), links);
+    check(f.seconds <= sum(f.op_seconds, OP_CLASSES) * c->slowdown + sum(f.comm_seconds, COMM_OPS) +
+                           1e-5 * (double)(f.op_calls[OP_GEMM] + 1000),
           "%s: %.6f s, not more than everything one after the other", run, f.seconds);
 }
 
@@ -93,7 +98,8 @@ static void test_no_links(const Cluster *c, const char *run) {
     free_links.launch = 0;
     Forecast f = forecast_of(&free_links, run, "");
     double computing = sum(f.op_seconds, OP_CLASSES);
-    check(fabs(f.seconds - computing) < 1e-9 * computing && f.exposed < 1e-12, "%s: without links %.9f s, computing %.9f s", run, f.seconds, computing);
+    check(fabs(f.seconds - computing) < 1e-9 * computing && f.exposed < 1e-12,
+          "%s: without links %.9f s, computing %.9f s", run, f.seconds, computing);
 }
 
 static void test_faster(const Cluster *c, const char *run) {
@@ -103,7 +109,8 @@ static void test_faster(const Cluster *c, const char *run) {
     for (int i = 0; i < 6; i++) {
         faster.inside.beta *= 2, faster.between.beta *= 2;
         double now = forecast_of(&faster, run, "").seconds;
-        check(now <= before * (1 + 1e-12), "%s: links %d times as fast: %.6f s, before %.6f s", run, 2 << i, now, before);
+        check(now <= before * (1 + 1e-12), "%s: links %d times as fast: %.6f s, before %.6f s", run, 2 << i, now,
+              before);
         before = now;
     }
 }
@@ -126,14 +133,17 @@ static double sixteen(Trainer *t, int walked, i64 *gathers) {
     return seconds;
 }
 
-/* Repetition takes the third micro-step for all that follow; sums of doubles in another order, hence not to the last bit. */
+/* Repetition takes the third micro-step for all that follow; sums of doubles in another
+   order, hence not to the last bit. */
 static void test_repeat(const Cluster *c, const char *flags) {
     Trainer *t = (Trainer *)host_alloc(sizeof(Trainer));
     i64 by_walk, by_repeat;
     open_flags(t, c, flags, "");
     double walked = sixteen(t, 1, &by_walk), repeated = sixteen(t, 0, &by_repeat);
-    check(fabs(repeated / walked - 1) < 1e-6, "%s: 16 micro-steps by repetition %.9f s, walked %.9f s", flags, repeated, walked);
-    check(by_walk == by_repeat && by_walk > 0, "%s: %lld all-gathers by repetition, %lld walked", flags, (long long)by_repeat, (long long)by_walk);
+    check(fabs(repeated / walked - 1) < 1e-6, "%s: 16 micro-steps by repetition %.9f s, walked %.9f s", flags, repeated,
+          walked);
+    check(by_walk == by_repeat && by_walk > 0, "%s: %lld all-gathers by repetition, %lld walked", flags, by_repeat,
+          by_walk);
     free(t);
 }
 
@@ -143,25 +153,32 @@ static void test_slowdown(const Cluster *c) {
     Cluster plain = *c, slowed = *c;
     plain.slowdown = 1, slowed.slowdown = 2;
     double before = forecast_of(&plain, run, "").seconds, now = forecast_of(&slowed, run, "").seconds;
-    double off_before = forecast_of(&plain, run, "--overlap off").seconds, off_now = forecast_of(&slowed, run, "--overlap off").seconds;
+    double off_before = forecast_of(&plain, run, "--overlap off").seconds,
+           off_now = forecast_of(&slowed, run, "--overlap off").seconds;
     check(now > before * 1.001, "%s: products twice as slow beside transfers: %.6f s, before %.6f s", run, now, before);
-    check(off_now == off_before, "%s: without overlap nothing is beside them: %.6f s, before %.6f s", run, off_now, off_before);
+    check(off_now == off_before, "%s: without overlap nothing is beside them: %.6f s, before %.6f s", run, off_now,
+          off_before);
 }
 
 static void test_slowest(const Cluster *c) {
     const char *run = "--world 8 --sp ring --seq-len 16384";
-    Forecast zigzag = forecast_of(c, run, ""), contiguous = forecast_of(c, run, "--ring-layout contiguous"), stripe = forecast_of(c, run, "--ring-layout stripe");
+    Forecast zigzag = forecast_of(c, run, ""), contiguous = forecast_of(c, run, "--ring-layout contiguous"),
+             stripe = forecast_of(c, run, "--ring-layout stripe");
     check(zigzag.imbalance < 1 + 1e-12, "zigzag: the slowest attends %.6f times the mean", zigzag.imbalance);
-    check(stripe.imbalance > 1 && stripe.imbalance < 1.001, "stripe: the slowest attends %.6f times the mean", stripe.imbalance);
-    check(contiguous.rank == 7 && fabs(contiguous.imbalance - 1.875) < 1e-3, "contiguous: rank %d attends %.4f times the mean, 2 - 1/R", contiguous.rank,
-          contiguous.imbalance);
+    check(stripe.imbalance > 1 && stripe.imbalance < 1.001, "stripe: the slowest attends %.6f times the mean",
+          stripe.imbalance);
+    check(contiguous.rank == 7 && fabs(contiguous.imbalance - 1.875) < 1e-3,
+          "contiguous: rank %d attends %.4f times the mean, 2 - 1/R", contiguous.rank, contiguous.imbalance);
     check(contiguous.op_flop[OP_ATTENTION] > 1.8 * zigzag.op_flop[OP_ATTENTION] && contiguous.seconds > zigzag.seconds,
-          "contiguous: %.4f s with %.3g FLOP of attention, zigzag %.4f s with %.3g", contiguous.seconds, contiguous.op_flop[OP_ATTENTION], zigzag.seconds,
+          "contiguous: %.4f s with %.3g FLOP of attention, zigzag %.4f s with %.3g", contiguous.seconds,
+          contiguous.op_flop[OP_ATTENTION], zigzag.seconds,
           zigzag.op_flop[OP_ATTENTION]);
 }
 
-/* Where the members of a mesh's groups are, against counting by hand: least, most, nodes, leaving for world, head, ring, split, kv. */
-static void test_groups(const Cluster *cluster, MeshShape shape, i64 kv_heads, i64 node, const i64 expected[MESH_GROUPS][4]) {
+/* Where the members of a mesh's groups are, against counting by hand: least, most, nodes, leaving for
+   world, head, ring, split, kv. */
+static void test_groups(const Cluster *cluster, MeshShape shape, i64 kv_heads, i64 node,
+                        const i64 expected[MESH_GROUPS][4]) {
     Mesh m;
     Cluster c = *cluster;
     const char *const names[MESH_GROUPS] = {"world", "head", "ring", "split", "kv"};
@@ -172,8 +189,9 @@ static void test_groups(const Cluster *cluster, MeshShape shape, i64 kv_heads, i
         GroupPlace p = group_look(&c, mesh_group(&m, g));
         const i64 *e = expected[g];
         check(p.least == e[0] && p.most == e[1] && p.nodes == e[2] && p.leaving == e[3],
-              "%lld ranks, nodes of %lld, %s: %lld to %lld a node, %lld nodes, %lld leave one", (long long)shape.world, (long long)node, names[g],
-              (long long)p.least, (long long)p.most, (long long)p.nodes, (long long)p.leaving);
+              "%lld ranks, nodes of %lld, %s: %lld to %lld a node, %lld nodes, %lld leave one", shape.world, node,
+              names[g],
+              p.least, p.most, p.nodes, p.leaving);
     }
 }
 
@@ -181,7 +199,8 @@ static void test_places(const Cluster *c) {
     const i64 even[MESH_GROUPS][4] = {{4, 4, 4, 1}, {4, 4, 1, 0}, {1, 1, 2, 4}, {1, 1, 4, 4}, {2, 2, 4, 2}};
     const i64 wide[MESH_GROUPS][4] = {{8, 8, 2, 1}, {4, 4, 1, 0}, {2, 2, 1, 0}, {2, 2, 2, 4}, {4, 4, 2, 2}};
     const i64 nine[MESH_GROUPS][4] = {{1, 8, 2, 1}, {0}, {0}, {1, 8, 2, 1}, {1, 8, 2, 1}};     /* 0..7 | 8 */
-    const i64 threes[MESH_GROUPS][4] = {{8, 8, 3, 1}, {1, 3, 2, 2}, {0}, {2, 3, 3, 3}, {2, 3, 3, 3}}; /* heads 6 7 | 8; split 0 3 6 | 9 12 15 | 18 21 */
+    /* heads 6 7 | 8; split 0 3 6 | 9 12 15 | 18 21 */
+    const i64 threes[MESH_GROUPS][4] = {{8, 8, 3, 1}, {1, 3, 2, 2}, {0}, {2, 3, 3, 3}, {2, 3, 3, 3}};
     MeshShape sixteen = {16, 2, 2, 4}, alone = {9, 9, 1, 1}, odd = {24, 8, 1, 3};
     test_groups(c, sixteen, 2, 4, even);
     test_groups(c, sixteen, 2, 8, wide);
@@ -191,7 +210,8 @@ static void test_places(const Cluster *c) {
 
 static void test_curve(void) {
     Curve c = {3, {1e3, 1e5, 1e6}, {0.1, 0.5, 0.8}};
-    check(curve_at(&c, 1) == 0.1 && curve_at(&c, 1e9) == 0.8 && curve_at(&c, 1e5) == 0.5, "a curve is constant beyond its ends and exact at its points");
+    check(curve_at(&c, 1) == 0.1 && curve_at(&c, 1e9) == 0.8 && curve_at(&c, 1e5) == 0.5,
+          "a curve is constant beyond its ends and exact at its points");
     check(fabs(curve_at(&c, 1e4) - 0.3) < 1e-12, "half-way in log(size): %g", curve_at(&c, 1e4));
 }
 
@@ -210,7 +230,8 @@ int main(void) {
         test_faster(&c, RUNS[i]);
     }
     Forecast alone = forecast_of(&c, "--world 1 --seq-len 4096", "");
-    check(sum(alone.comm_seconds, COMM_OPS) == 0 && alone.exposed == 0, "one rank communicates %g s", sum(alone.comm_seconds, COMM_OPS));
+    check(sum(alone.comm_seconds, COMM_OPS) == 0 && alone.exposed == 0, "one rank communicates %g s",
+          sum(alone.comm_seconds, COMM_OPS));
     test_repeat(&c, "--world 4 --sp odysseus --dp 2 --batch 32 --seq-len 512");
     test_repeat(&c, "--world 4 --sp ulysses --dp 2 --batch 32 --seq-len 8192");
     test_repeat(&c, "--world 4 --sp ring --batch 16 --seq-len 8192");

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# test_stops.sh - what may stop a sound run must not: the self-check under weights, data and shapes at their extremes, where besides the run must
-# be, bit for bit, that without it; and --comm-timeout, which must stop where a rank stands still, and not where it is slow. TAP, run from the repository's root by scripts/test.sh after the binaries are built.
+# test_stops.sh - what may stop a sound run must not: the self-check under weights, data and shapes at their extremes,
+# where besides the run must be, bit for bit, that without it; and --comm-timeout, which must stop where a rank stands
+# still, and not where it is slow. TAP, run from the repository's root by scripts/test.sh after the binaries are built.
 set -uo pipefail
 # shellcheck source=dev/test/tap.sh
 source "$(dirname "$0")/tap.sh"
@@ -17,11 +18,13 @@ shard("constant", [97] * 6000)
 shard("binary", [random.randrange(2) for _ in range(6000)])
 PY
 
-# weights NAME FACTOR WORDS FLAGS...: an initial model whose matrices with one of WORDS (a|b) in their names are FACTOR times as large
+# weights NAME FACTOR WORDS FLAGS...: an initial model whose matrices with one of WORDS (a|b) in their
+# names are FACTOR times as large
 weights() { make_weights "$@" || ok 1 "weights for $1"; }
 make_weights() {
     rm -rf "$work/start"
-    ./train_gpt_cpu --init-only --out "$work/start" "${@:4}" >"$work/out" 2>&1 && python3 - "$work/start" "$work/$1" "$2" "$3" <<'PY'
+    ./train_gpt_cpu --init-only --out "$work/start" "${@:4}" >"$work/out" 2>&1 &&
+        python3 - "$work/start" "$work/$1" "$2" "$3" <<'PY'
 import array, json, os, struct, sys
 source, out, factor, words = sys.argv[1], sys.argv[2], float(sys.argv[3]), sys.argv[4].split("|")
 raw = bytearray(open(source + "/model.safetensors", "rb").read())
@@ -41,7 +44,8 @@ PY
 
 strip() { sed -E 's/"(step_ms|tokens_per_s|mfu_causal|mfu_full|comm_exposed_ms)": [^,}]*,? ?//g' "$1"; }
 
-# quiet RANKS TEXT FLAGS...: trains (with $program, on $data), the self-check says TEXT, and the run's numbers, memory and traffic are those of --selfcheck off
+# quiet RANKS TEXT FLAGS...: trains (with $program, on $data), the self-check says TEXT, and the run's numbers, memory
+# and traffic are those of --selfcheck off
 data=text program=train_gpt_cpu
 quiet() {
     local ranks=$1 text=$2 common=("./$program" --train "$work/$data.bin" --steps 2 --peak-tflops 1000)
@@ -50,7 +54,8 @@ quiet() {
     run_ranks -t 120 "$ranks" "${common[@]}" --selfcheck on --out "$work/on" "$@" >"$work/out" 2>&1 &&
         grep -q "^check .*$text" "$work/out" &&
         run_ranks -t 120 "$ranks" "${common[@]}" --selfcheck off --out "$work/off" "$@" >>"$work/out" 2>&1 &&
-        [ "$(wc -l <"$work/on/metrics.jsonl")" -eq 2 ] && diff <(strip "$work/on/metrics.jsonl") <(strip "$work/off/metrics.jsonl") >>"$work/out"
+        [ "$(wc -l <"$work/on/metrics.jsonl")" -eq 2 ] &&
+        diff <(strip "$work/on/metrics.jsonl") <(strip "$work/off/metrics.jsonl") >>"$work/out"
     ok $? "$program, $ranks ranks, ${*//$work\//}: the self-check says '$text', and the run is that without it"
 }
 exact='changed tokens move what may see them'
@@ -89,7 +94,8 @@ data=binary quiet 4 "$exact" --seq-len 64 --sp ulysses --vocab 2
 quiet 8 "$exact" --seq-len 8 --sp odysseus --heads 8 --kv-heads 1
 quiet 4 "$exact" --seq-len 8 --sp ring --dim 2 --heads 1 --ffn 1 --layers 1
 quiet 4 "$exact" --seq-len 8 --sp ring --model tiny-gpt --dim 2 --heads 2 --ffn 1 --layers 1
-quiet 4 'cannot tell one token from another, so the probe says nothing' --seq-len 8 --sp ring --model tiny-gpt --dim 1 --heads 1 --ffn 1 --layers 1
+quiet 4 'cannot tell one token from another, so the probe says nothing' --seq-len 8 --sp ring --model tiny-gpt --dim 1 \
+    --heads 1 --ffn 1 --layers 1
 
 # ---- compare.py: a text learned by heart leaves losses near 0, of which a rounding is a large part
 compared() { # LOSS LOSS: the exit code of two runs that end with them
@@ -122,20 +128,21 @@ quiet 2 "$exact" --seq-len 1024 --sp ulysses --model tiny-gpt --max-pos 1024 --l
 
 # ---- a rank that stands still, and one that is only slow
 
-# still WHAT SECONDS STARTED FLAGS...: on three ranks, once STARTED has been printed rank 1 is stopped; after --comm-timeout SECONDS one line names it
-# and its host, what was waited for, and nobody is left
+# still WHAT SECONDS STARTED FLAGS...: on three ranks, once STARTED has been printed rank 1 is stopped; after
+# --comm-timeout SECONDS one line names it and its host, what was waited for, and nobody is left
 still() {
-    local what=$1 timeout=$2 started=$3 code=0 launched pid
+    local what=$1 timeout=$2 started=$3 code=0 launched pid silent
+    silent="rank 1 on $(hostname) does not answer"
     shift 3
-    run_ranks -t 120 3 "./$program" --train "$work/text.bin" --seq-len 48 --batch 3 --layers 2 --dim 24 --heads 6 --ffn 24 --peak-tflops 1000 --threads 1 --comm-timeout \
-        "$timeout" --out "$work/still" "$@" >"$work/out" 2>&1 &
+    run_ranks -t 120 3 "./$program" --train "$work/text.bin" --seq-len 48 --batch 3 --layers 2 --dim 24 --heads 6 \
+        --ffn 24 --peak-tflops 1000 --threads 1 --comm-timeout "$timeout" --out "$work/still" "$@" >"$work/out" 2>&1 &
     launched=$!
     for _ in $(seq 600); do ! grep -q "$started" "$work/out" || break; sleep 0.1; done
     pid=$(rank_pid 1)
     [ -n "$pid" ] && kill -STOP "$pid"
     wait $launched || code=$?
     [ $code -ge 1 ] && [ $code -ne 124 ] && [ "$(grep -c '^train_gpt: error' "$work/out")" -eq 1 ] &&
-        grep -Eq "^train_gpt: error: $what.* has not ended after [0-9.]+ s .--comm-timeout.: rank 1 on $(hostname) does not answer" "$work/out" &&
+        grep -Eq "^train_gpt: error: $what.* has not ended after [0-9.]+ s .--comm-timeout.: $silent" "$work/out" &&
         ! pgrep -f "$work/still" >/dev/null
     ok $? "$program: a rank stands still: $(grep -m 1 '^train_gpt: error' "$work/out" | cut -c 18-200)"
     rm -rf "$work/still"
@@ -148,12 +155,13 @@ rank_pid() { # RANK: its process, by what Open MPI tells it
     done
 }
 
-# slow SECONDS TIMES TEXT FLAGS...: rank 1 is stopped for SECONDS, so many TIMES, and the run goes on to its end; TEXT: what must have been said
+# slow SECONDS TIMES TEXT FLAGS...: rank 1 is stopped for SECONDS, so many TIMES, and the run goes on to its end;
+# TEXT: what must have been said
 slow() {
     local seconds=$1 times=$2 text=$3 code=0 stopped=0 launched pid
     shift 3
-    run_ranks -t 120 3 "./$program" --train "$work/text.bin" --seq-len 48 --batch 3 --layers 2 --dim 24 --heads 6 --ffn 24 --peak-tflops 1000 --threads 1 --log-every 1000000 \
-        --out "$work/still" "$@" >"$work/out" 2>&1 &
+    run_ranks -t 120 3 "./$program" --train "$work/text.bin" --seq-len 48 --batch 3 --layers 2 --dim 24 --heads 6 \
+        --ffn 24 --peak-tflops 1000 --threads 1 --log-every 1000000 --out "$work/still" "$@" >"$work/out" 2>&1 &
     launched=$!
     for _ in $(seq 600); do [ ! -s "$work/still/metrics.jsonl" ] || break; sleep 0.1; done
     for _ in $(seq "$times"); do
@@ -168,8 +176,10 @@ slow() {
 }
 
 program=train_gpt_cpu
-still '(all_gather|reduce_scatter|all_reduce) of [0-9]+ bytes over 3 ranks .[a-z]+, [a-z]+, [a-z]+(; layer [0-9]+)?.' 4 '^step 2/' --steps 1000000 --sp odysseus
-still '(send_recv|all_gather|reduce_scatter|all_reduce) of [0-9]+ bytes over 3 ranks .*' 4 '^step 2/' --steps 1000000 --sp ring
+still '(all_gather|reduce_scatter|all_reduce) of [0-9]+ bytes over 3 ranks .[a-z]+, [a-z]+, [a-z]+(; layer [0-9]+)?.' \
+    4 '^step 2/' --steps 1000000 --sp odysseus
+still '(send_recv|all_gather|reduce_scatter|all_reduce) of [0-9]+ bytes over 3 ranks .*' 4 '^step 2/' \
+    --steps 1000000 --sp ring
 slow 2 3 '^step 3000/3000' --steps 3000 --comm-timeout 20
 slow 4 1 '^step 3000/3000' --steps 3000 --comm-timeout 0
 

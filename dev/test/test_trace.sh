@@ -1,20 +1,24 @@
 #!/usr/bin/env bash
-# test_trace.sh - the timeline of --trace: whole, on the CPU and in the emulated CUDA program, and of no influence. TAP. What is checked: check_trace.py.
+# test_trace.sh - the timeline of --trace: whole, on the CPU and in the emulated CUDA program, and of no influence. TAP.
+# What is checked: check_trace.py.
 set -uo pipefail
 # shellcheck source=dev/test/tap.sh
 source "$(dirname "$0")/tap.sh"
 
 python3 dev/data/text_to_shards.py --out "$work" README.md >/dev/null || exit 1
-small=(--train "$work/train_*.bin" --layers 2 --dim 32 --heads 2 --ffn 64 --seq-len 16 --batch 2 --selfcheck off --log-every 100)
+small=(--train "$work/train_*.bin" --layers 2 --dim 32 --heads 2 --ffn 64 --seq-len 16 --batch 2 --selfcheck off
+    --log-every 100)
 
 # A trace of the first steps, and nothing but that beside it.
 traces() { # NAME RANKS PROGRAM FLAGS...
     local name=$1 ranks=$2 steps
     shift 2
     mkdir "$work/$name"
-    run_ranks -t 600 "$ranks" "$@" "${small[@]}" --out "$work/$name/run" --trace "$work/$name/trace.json" >"$work/out" 2>&1 &&
+    run_ranks -t 600 "$ranks" "$@" "${small[@]}" --out "$work/$name/run" --trace "$work/$name/trace.json" \
+        >"$work/out" 2>&1 &&
         [[ $(ls "$work/$name") == $'run\ntrace.json' ]] && steps=$(wc -l <"$work/$name/run/metrics.jsonl") &&
-        python3 dev/test/check_trace.py "$work/$name/trace.json" "$work/$name/run/comm.json" "$ranks" $((steps < 3 ? steps : 3)) 2 >"$work/out" 2>&1
+        python3 dev/test/check_trace.py "$work/$name/trace.json" "$work/$name/run/comm.json" "$ranks" \
+        $((steps < 3 ? steps : 3)) 2 >"$work/out" 2>&1
     ok $? "$ranks ranks, $*: $(grep -c '"ph":"X"' "$work/$name/trace.json" 2>/dev/null) spans nest and are the steps"
 }
 
@@ -38,7 +42,8 @@ refuses() { # PATTERN FLAGS...
     local pattern=$1 code=0
     shift
     timeout 600 ./train_gpt_cpu "${small[@]}" "$@" >"$work/out" 2>&1 || code=$?
-    [[ $code -ge 1 && $code -le 127 && $(grep -c '^train_gpt: error: ' "$work/out") -eq 1 && ! -e $work/none/trace.json ]] &&
+    [[ $code -ge 1 && $code -le 127 && $(grep -c '^train_gpt: error: ' "$work/out") -eq 1 &&
+        ! -e $work/none/trace.json ]] &&
         grep -qE "^train_gpt: error: .*$pattern" "$work/out" && [[ -z $(ls "$work/none") ]]
     ok $? "refused: $(grep -m 1 '^train_gpt: error: ' "$work/out" | cut -c 19-150)"
 }

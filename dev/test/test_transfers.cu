@@ -1,5 +1,6 @@
-/* test_transfers.cu - what the host knows of transfers on a stream of their own, under the emulator, where a GPU's answers can be arranged:
-   which is the oldest that the compute stream has not been told to wait for, and which of those that are asked for the GPU is at.        */
+/* test_transfers.cu - what the host knows of transfers on a stream of their own, under the emulator, where a GPU's
+   answers can be arranged: which is the oldest that the compute stream has not been told to wait for, and which of
+   those that are asked for the GPU is at.                                                                            */
 #define ODYSSEUS_NO_MPI
 #include "../../core/comm.h"
 #include "check.h"
@@ -35,7 +36,8 @@ static bool turns(int (*is)(Transfer *), Transfer *t, int to) {
 static void test_under_way(Device *dev, Links *l, Transfer *t, char *byte) {
     setenv("EMU_BUSY", "100000", 1);
     ask(dev, l, t, byte, false);
-    check(transfer_pending(t) && !transfer_is_under_way(t), "a transfer behind work that takes long is pending, and nobody waits for it");
+    check(transfer_pending(t) && !transfer_is_under_way(t),
+          "a transfer behind work that takes long is pending, and nobody waits for it");
     unsetenv("EMU_BUSY");
     check(turns(transfer_pending, t, 0) && !transfer_is_under_way(t), "it is over when it is");
     transfer_wait(dev, l, t);

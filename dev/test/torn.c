@@ -9,7 +9,7 @@
             count     nothing happens
    TORN_COUNT=FILE    where the number of such calls is appended at the end
 
-   gcc -shared -fPIC -O1 dev/test/torn.c -o torn.so -ldl                                                                      */
+   gcc -shared -fPIC -O1 dev/test/torn.c -o torn.so -ldl                                                              */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -27,7 +27,8 @@ static int calls;
 
 static int ours(const char *path) {
     const char *word = getenv("TORN_UNDER"), *rank = getenv("TORN_RANK"), *mine = getenv("OMPI_COMM_WORLD_RANK");
-    return word && strstr(path, word) && (!rank || !*rank || (mine && strcmp(rank, mine) == 0) || (!mine && strcmp(rank, "0") == 0));
+    return word && strstr(path, word) &&
+           (!rank || !*rank || (mine && strcmp(rank, mine) == 0) || (!mine && strcmp(rank, "0") == 0));
 }
 
 static int ours_fd(int fd) {

@@ -1,15 +1,17 @@
 /* attention.h - causal attention of a block of queries against a block of keys, in tiles, forward and backward.
 
    forward, per query tile of a head        for each KV tile that some query of it may see:
-                                              S = Q K^T -> row maximum rises? shrink out and sum -> P = e^(scale S - max) -> out += P V
+                                              S = Q K^T -> row maximum rises? shrink out and sum
+                                              -> P = e^(scale S - max) -> out += P V
                                             at the end out /= sum, lse = max + log sum
-   merge = 1                                the tile starts from what it holds: max = lse, sum = 1, out = out. Nothing else differs
+   merge = 1                                the tile starts from what it holds: max = lse, sum = 1, out = out.
+                                            Nothing else differs
 
    backward, per (query tile, KV tile)      S again, P = e^(scale S - lse), dP = dout V^T, dS = scale P (dP - delta)
                                             dV += P^T dout,  dK += dS^T Q,  dq += dS K
 
-   The products are gemm.h's tiles. S lies transposed, (keys, queries): queries fill the vectors, so the softmax over keys runs down, without
-   a sum across a vector, and all five products read S, P and dS as they lie:
+   The products are gemm.h's tiles. S lies transposed, (keys, queries): queries fill the vectors, so the softmax over
+   keys runs down, without a sum across a vector, and all five products read S, P and dS as they lie:
 
         operand of the product   A: a number of each row, spread        B: a panel of TILE_COLUMNS columns
         S^T = K Q^T              K, panels of TILE_ROWS keys            Q^T, panels of queries
@@ -18,13 +20,14 @@
         dq += dS K               dS^T, likewise                         K, likewise
         dV += P^T dout, dK       P^T, dS^T, along its rows              dout, Q, panels of head_dim
 
-   The mask. A tile never crosses the end of a run of positions (core/positions.h), so positions in it ascend and query i sees the first n(i)
-   of a tile's keys, n ascending. A panel of queries is multiplied up to the n of its last one; above its first one's, S becomes -inf
-   key by key. Products over S stop at the n of their own last query, or begin at the first panel that sees their keys.
+   The mask. A tile never crosses the end of a run of positions (core/positions.h), so positions in it ascend and query
+   i sees the first n(i) of a tile's keys, n ascending. A panel of queries is multiplied up to the n of its last one;
+   above its first one's, S becomes -inf key by key. Products over S stop at the n of their own last query, or begin at
+   the first panel that sees their keys.
 
-   The order of sums. In backward a dq tile is added to by many KV tiles and a dkv tile by many query tiles. The pairs are done in
-   waves, as on a Latin square: wave w holds the pairs (i, j) with i + j = w (mod n), no two of which share a row or a column. So
-   threads need no locks, and each sum's order follows from the number of tiles alone.
+   The order of sums. In backward a dq tile is added to by many KV tiles and a dkv tile by many query tiles. The pairs
+   are done in waves, as on a Latin square: wave w holds the pairs (i, j) with i + j = w (mod n), no two of which share
+   a row or a column. So threads need no locks, and each sum's order follows from the number of tiles alone.
 
         j  0 1 2 3
      i 0   0 1 2 3      n = 4: the wave of every pair
@@ -35,7 +38,8 @@
    Dao 2023, arXiv:2307.08691; merge of blocks: Liu, Zaharia, Abbeel 2023, arXiv:2310.01889.
 
    layouts   q, dq, dout, out (Tq, B, heads, HS)   kv, dkv (Tk, B, 2, kv_heads, HS)   lse, delta (Tq, B, heads)
-   cost      4 (forward) and 10 (backward) pairs HS FLOP; scratch: packed tiles and one S (backward two) on each thread's stack   */
+   cost      4 (forward) and 10 (backward) pairs HS FLOP; scratch: packed tiles and one S (backward two) on each
+             thread's stack                                                                                           */
 #ifndef ODYSSEUS_CPU_ATTENTION_H
 #define ODYSSEUS_CPU_ATTENTION_H
 
@@ -46,7 +50,8 @@
 /* Sizes of tiles: what a core's L2 holds, and what a thread's stack does. */
 enum {
     PAIR_QUERIES = 96,             /* queries of one S, at most: a multiple of TILE_ROWS and of TILE_COLUMNS */
-    PAIR_STEP = PAIR_QUERIES + 16, /* from a key's row of S to the next: not a power of two, which would crowd a few sets of the cache */
+    PAIR_STEP = PAIR_QUERIES + 16, /* from a key's row of S to the next: not a power of two, which would
+                                      crowd a few sets of the cache */
     KEYS_UNIT = 24,                /* a multiple of TILE_ROWS */
     KEYS_MOST = 960 / (int)sizeof(real),
     FORWARD_PAIRS = 4, /* the most S that one item of forward makes one after the other, with K and V packed once */
@@ -54,10 +59,15 @@ enum {
 };
 
 /* Queries of one S and keys of one tile, so that q, k and v stay small whatever the head. */
-static inline i64 pair_queries(i64 HS) { return round_up(PAIR_QUERIES / (HS <= 128 ? 1 : HS <= 256 ? 2 : 4), TILE_COLUMNS); }
-static inline i64 pair_keys(i64 HS) { return i64_max(KEYS_UNIT, i64_min(KEYS_MOST, KEYS_MOST * 64 / HS / KEYS_UNIT * KEYS_UNIT)); }
+static inline i64 pair_queries(i64 HS) {
+    return round_up(PAIR_QUERIES / (HS <= 128 ? 1 : HS <= 256 ? 2 : 4), TILE_COLUMNS);
+}
+static inline i64 pair_keys(i64 HS) {
+    return i64_max(KEYS_UNIT, i64_min(KEYS_MOST, KEYS_MOST * 64 / HS / KEYS_UNIT * KEYS_UNIT));
+}
 
-/* Numbers of a packed tile of queries or keys: the most that pair_queries and pair_keys allow, the last panels filled up. */
+/* Numbers of a packed tile of queries or keys: the most that pair_queries and pair_keys
+   allow, the last panels filled up. */
 enum {
     QUERY_ROOM = PAIR_QUERIES * 128 + (int)HEAD_DIM_MOST * TILE_COLUMNS,
     KEY_ROOM = KEYS_MOST * 64 + KEYS_UNIT * (int)HEAD_DIM_MOST + KEYS_MOST * TILE_COLUMNS
@@ -70,7 +80,9 @@ typedef struct {
     TokenRun run; /* positions of its tokens */
 } TokenTile;
 
-static inline i64 tile_count(const TokenMap *map, i64 size) { return ceil_div(map->run[0].count, size) + ceil_div(map->run[1].count, size); }
+static inline i64 tile_count(const TokenMap *map, i64 size) {
+    return ceil_div(map->run[0].count, size) + ceil_div(map->run[1].count, size);
+}
 
 static inline TokenTile tile_at(const TokenMap *map, i64 size, i64 i) {
     i64 before = ceil_div(map->run[0].count, size);
@@ -114,8 +126,8 @@ static inline i64 pair_seen(i64 *seen, const TokenTile *queries, const TokenTile
     return last;
 }
 
-/* The panel of queries from c: keys of S that one of them sees, and keys up to which a product over S reads them: the end of TILE_ROWS keys,
-   and what the last query of the same TILE_ROWS queries sees. */
+/* The panel of queries from c: keys of S that one of them sees, and keys up to which a product over S reads them: the
+   end of TILE_ROWS keys, and what the last query of the same TILE_ROWS queries sees. */
 static inline i64 panel_seen(const i64 *seen, i64 c) { return seen[c + TILE_COLUMNS - 1]; }
 static inline i64 panel_read(const i64 *seen, i64 c) {
     return i64_max(round_up(panel_seen(seen, c), TILE_ROWS), seen[round_up(c + TILE_COLUMNS, TILE_ROWS) - 1]);
@@ -134,33 +146,40 @@ static inline void panel_clear(accum *s, i64 from, i64 to) {
 
 /* S^T or dP^T for a panel of queries: k packed in rows, q in columns; s (keys, TILE_COLUMNS) of at least n keys */
 static inline void panel_scores(accum *s, const real *k, const real *q, i64 n, i64 HS) {
-    for (i64 j = 0; j < n; j += TILE_ROWS) panel_product(HS, k + j * HS, q, s + j * PAIR_STEP, PAIR_STEP, TILE_ROWS, TILE_COLUMNS, 0);
+    for (i64 j = 0; j < n; j += TILE_ROWS)
+        panel_product(HS, k + j * HS, q, s + j * PAIR_STEP, PAIR_STEP, TILE_ROWS, TILE_COLUMNS, 0);
 }
 
 /* c += S^T down its columns (queries) times b, and c += S along its rows (keys) times b */
-static __attribute__((noinline, unused)) void queries_product(i64 K, const accum *s, const real *b, accum *c, i64 ldc, i64 rows, i64 columns) {
+static __attribute__((noinline, unused)) void queries_product(i64 K, const accum *s, const real *b, accum *c, i64 ldc,
+                                                              i64 rows, i64 columns) {
     part_product(K, s, 1, PAIR_STEP, b, c, ldc, rows, columns, 1);
 }
-static __attribute__((noinline, unused)) void keys_product(i64 K, const accum *s, const real *b, accum *c, i64 ldc, i64 rows, i64 columns) {
+static __attribute__((noinline, unused)) void keys_product(i64 K, const accum *s, const real *b, accum *c, i64 ldc,
+                                                           i64 rows, i64 columns) {
     part_product(K, s, PAIR_STEP, 1, b, c, ldc, rows, columns, 1);
 }
 
 /* out (queries, HS), rows `ld` apart, += P V or dS K; b (keys, HS) is packed in columns of `width` keys */
-static inline void queries_add(accum *out, i64 ld, const accum *s, const i64 *seen, const real *b, i64 queries, i64 width, i64 HS) {
+static inline void queries_add(accum *out, i64 ld, const accum *s, const i64 *seen, const real *b, i64 queries,
+                               i64 width, i64 HS) {
     for (i64 d = 0; d < HS; d += TILE_COLUMNS)
         for (i64 i = 0; i < queries; i += TILE_ROWS) {
             i64 n = seen[i + TILE_ROWS - 1];
-            if (n) queries_product(n, s + i, b + d * width, out + i * ld + d, ld, i64_min(TILE_ROWS, queries - i), i64_min(TILE_COLUMNS, HS - d));
+            if (n)
+                queries_product(n, s + i, b + d * width, out + i * ld + d, ld, i64_min(TILE_ROWS, queries - i),
+                                i64_min(TILE_COLUMNS, HS - d));
         }
 }
 
 /* out (keys, HS), rows `ld` apart, += P^T dout or dS^T Q; b (queries, HS) is packed in columns */
-static inline void keys_add(accum *out, i64 ld, const accum *s, const i64 *seen, const real *b, i64 queries, i64 keys, i64 HS) {
+static inline void keys_add(accum *out, i64 ld, const accum *s, const i64 *seen, const real *b, i64 queries, i64 keys,
+                            i64 HS) {
     for (i64 d = 0; d < HS; d += TILE_COLUMNS)
         for (i64 j = 0, i = 0; j < keys; j += TILE_ROWS) {
             while (panel_seen(seen, i) <= j) i += TILE_COLUMNS; /* these queries see none of the keys */
-            keys_product(queries - i, s + j * PAIR_STEP + i, b + d * queries + i * TILE_COLUMNS, out + j * ld + d, ld, i64_min(TILE_ROWS, keys - j),
-                         i64_min(TILE_COLUMNS, HS - d));
+            keys_product(queries - i, s + j * PAIR_STEP + i, b + d * queries + i * TILE_COLUMNS, out + j * ld + d, ld,
+                         i64_min(TILE_ROWS, keys - j), i64_min(TILE_COLUMNS, HS - d));
         }
 }
 
@@ -168,25 +187,32 @@ static inline void keys_add(accum *out, i64 ld, const accum *s, const i64 *seen,
 
 /* What one thread keeps while it works on a query tile: the running softmax, q, k and v packed, one S. */
 typedef struct {
-    accum top[FORWARD_PAIRS * PAIR_QUERIES] __attribute__((aligned(64))), sum[FORWARD_PAIRS * PAIR_QUERIES] __attribute__((aligned(64)));
+    accum top[FORWARD_PAIRS * PAIR_QUERIES] __attribute__((aligned(64))),
+        sum[FORWARD_PAIRS * PAIR_QUERIES] __attribute__((aligned(64)));
     accum shrink[PAIR_QUERIES] __attribute__((aligned(64)));
     i64 seen[PAIR_QUERIES];
     accum s[KEYS_MOST * PAIR_STEP] __attribute__((aligned(64)));
-    real q[2 * QUERY_ROOM] __attribute__((aligned(64))), k[KEY_ROOM] __attribute__((aligned(64))), v[KEY_ROOM] __attribute__((aligned(64)));
+    real q[2 * QUERY_ROOM] __attribute__((aligned(64))), k[KEY_ROOM] __attribute__((aligned(64))),
+        v[KEY_ROOM] __attribute__((aligned(64)));
 } AttentionForwardScratch;
 
-/* Queries of a forward tile: so many that packing K and V is little beside the products, so few that their packed q has room. */
-static inline i64 forward_queries(i64 HS) { return pair_queries(HS) * i64_max(1, i64_min(FORWARD_PAIRS, PAIR_QUERIES * 256 / (pair_queries(HS) * HS))); }
+/* Queries of a forward tile: so many that packing K and V is little beside the products, so few
+   that their packed q has room. */
+static inline i64 forward_queries(i64 HS) {
+    return pair_queries(HS) * i64_max(1, i64_min(FORWARD_PAIRS, PAIR_QUERIES * 256 / (pair_queries(HS) * HS)));
+}
 
 static inline void row_scale(accum *row, accum factor, i64 n) {
 #pragma omp simd
     for (i64 i = 0; i < n; i++) row[i] *= factor;
 }
 
-/* s (n keys of VECTOR_WIDTH queries) becomes exp(scale s - top), with top and sum carried on; shrink: the factor for what was summed under
-   the old top. While nothing has been seen top is -inf; 0 stands in for it, so that no inf - inf arises. */
+/* s (n keys of VECTOR_WIDTH queries) becomes exp(scale s - top), with top and sum carried on; shrink: the
+   factor for what was summed under the old top. While nothing has been seen top is -inf; 0 stands in for it,
+   so that no inf - inf arises. */
 static inline void softmax_vector(accum *s, i64 n, accum scale, accum *top, accum *sum, accum *shrink) {
-    Vector none = vector_all(-(accum)INFINITY), most = none, other = none, old = *(const Vector *)top, part = vector_all(0);
+    Vector none = vector_all(-(accum)INFINITY), most = none, other = none, old = *(const Vector *)top,
+           part = vector_all(0);
     i64 j = 0;
     for (; j + 2 <= n; j += 2) {
         most = vector_max(*(const Vector *)(s + j * PAIR_STEP), most);
@@ -205,8 +231,10 @@ static inline void softmax_vector(accum *s, i64 n, accum scale, accum *top, accu
     *(Vector *)shrink = factor;
 }
 
-/* The running softmax before the first key: nothing, or what an earlier block left. `out` and `lse` point at the tile's first row. */
-static inline void forward_begin(AttentionForwardScratch *w, accum *out, const accum *lse, i64 rows, const AttentionShape *s, int merge) {
+/* The running softmax before the first key: nothing, or what an earlier block left. `out` and `lse`
+   point at the tile's first row. */
+static inline void forward_begin(AttentionForwardScratch *w, accum *out, const accum *lse, i64 rows,
+                                 const AttentionShape *s, int merge) {
     for (i64 i = 0; i < rows; i++) {
         accum old = merge ? lse[i * s->B * s->heads] : -(accum)INFINITY;
         int empty = old == -(accum)INFINITY;
@@ -214,10 +242,12 @@ static inline void forward_begin(AttentionForwardScratch *w, accum *out, const a
         w->sum[i] = empty ? 0 : 1;
         if (empty) memset(out + i * q_stride(s), 0, sizeof(accum) * (size_t)s->head_dim);
     }
-    for (i64 i = rows; i < FORWARD_PAIRS * PAIR_QUERIES; i++) w->top[i] = w->sum[i] = 0; /* columns that fill up the last panel */
+    /* columns that fill up the last panel */
+    for (i64 i = rows; i < FORWARD_PAIRS * PAIR_QUERIES; i++) w->top[i] = w->sum[i] = 0;
 }
 
-static inline void forward_end(const AttentionForwardScratch *w, accum *out, accum *lse, i64 rows, const AttentionShape *s) {
+static inline void forward_end(const AttentionForwardScratch *w, accum *out, accum *lse, i64 rows,
+                               const AttentionShape *s) {
     for (i64 i = 0; i < rows; i++) {
         accum sum = w->sum[i];
         if (sum != 0 && sum != 1) row_scale(out + i * q_stride(s), 1 / sum, s->head_dim);
@@ -225,8 +255,10 @@ static inline void forward_end(const AttentionForwardScratch *w, accum *out, acc
     }
 }
 
-/* The queries `pair` of a tile, of which they are those from `at`, against the packed keys: P in w->s, then out (their rows) += P V. */
-static inline void forward_pair(AttentionForwardScratch *w, accum *out, const AttentionShape *s, TokenTile pair, i64 at, const TokenTile *keys) {
+/* The queries `pair` of a tile, of which they are those from `at`, against the packed keys: P in w->s,
+   then out (their rows) += P V. */
+static inline void forward_pair(AttentionForwardScratch *w, accum *out, const AttentionShape *s, TokenTile pair, i64 at,
+                                const TokenTile *keys) {
     i64 HS = s->head_dim, n = pair.run.count, ld = q_stride(s);
     if (pair_seen(w->seen, &pair, keys) == 0) return;
     for (i64 c = 0; c < n; c += TILE_COLUMNS) {
@@ -237,7 +269,8 @@ static inline void forward_pair(AttentionForwardScratch *w, accum *out, const At
             panel_scores(panel, w->k, w->q + (at + c) * HS, seen, HS);
             panel_hide(panel, w->seen, c, seen, -(accum)INFINITY);
             for (i64 i = 0; i < TILE_COLUMNS; i += VECTOR_WIDTH)
-                softmax_vector(panel + i, seen, attention_scale(s), w->top + at + c + i, w->sum + at + c + i, w->shrink + c + i);
+                softmax_vector(panel + i, seen, attention_scale(s), w->top + at + c + i, w->sum + at + c + i,
+                               w->shrink + c + i);
         }
         panel_clear(panel, seen, panel_read(w->seen, c));
     }
@@ -247,10 +280,12 @@ static inline void forward_pair(AttentionForwardScratch *w, accum *out, const At
 }
 
 /* One query tile of head (b, h) against every key it may see. */
-static inline void attention_forward_tile(accum *out, accum *lse, const real *q, const real *kv, const AttentionShape *s, TokenTile tile,
-                                          const TokenMap *kv_map, i64 b, i64 h, int merge) {
+static inline void attention_forward_tile(accum *out, accum *lse, const real *q, const real *kv,
+                                          const AttentionShape *s, TokenTile tile, const TokenMap *kv_map, i64 b, i64 h,
+                                          int merge) {
     AttentionForwardScratch w;
-    i64 HS = s->head_dim, row = (tile.first * s->B + b) * s->heads + h, rows = tile.run.count, q_ld = q_stride(s), kv_ld = kv_stride(s);
+    i64 HS = s->head_dim, row = (tile.first * s->B + b) * s->heads + h, rows = tile.run.count, q_ld = q_stride(s),
+        kv_ld = kv_stride(s);
     i64 most = pair_queries(HS), width = pair_keys(HS);
     q += row * HS, out += row * HS, lse += row;
     kv += (b * 2 * s->kv_heads + h / (s->heads / s->kv_heads)) * HS;
@@ -269,10 +304,10 @@ static inline void attention_forward_tile(accum *out, accum *lse, const real *q,
     forward_end(&w, out, lse, rows, s);
 }
 
-/* Tiles write to places of their own, so threads take them as they come; the last queries, which see most, go first. Nothing is left to
-   round: `rounded` is out. */
-static inline void attention_forward_run(Device *dev, accum *out, real *rounded, accum *lse, const real *q, const real *kv,
-                                         AttentionCall c) {
+/* Tiles write to places of their own, so threads take them as they come; the last queries, which see most, go first.
+   Nothing is left to round: `rounded` is out. */
+static inline void attention_forward_run(Device *dev, accum *out, real *rounded, accum *lse, const real *q,
+                                         const real *kv, AttentionCall c) {
     (void)rounded;
     const AttentionShape s = c.shape;
     i64 height = forward_queries(s.head_dim), tiles = tile_count(&c.q_map, height), items = tiles * s.B * s.heads;
@@ -280,13 +315,15 @@ static inline void attention_forward_run(Device *dev, accum *out, real *rounded,
     for (i64 item = 0; item < items; item++) {
         if (omp_get_thread_num() == 0) device_poll(dev);
         i64 head = item % (s.B * s.heads), i = tiles - 1 - item / (s.B * s.heads);
-        attention_forward_tile(out, lse, q, kv, &s, tile_at(&c.q_map, height, i), &c.kv_map, head / s.heads, head % s.heads, c.merge);
+        attention_forward_tile(out, lse, q, kv, &s, tile_at(&c.q_map, height, i), &c.kv_map, head / s.heads,
+                               head % s.heads, c.merge);
     }
 }
 
 /* ---- backward ---- */
 
-static inline void attention_delta_run(Device *dev, accum *delta, const real *out, const real *dout, i64 rows_heads, i64 head_dim) {
+static inline void attention_delta_run(Device *dev, accum *delta, const real *out, const real *dout, i64 rows_heads,
+                                       i64 head_dim) {
 #pragma omp parallel for num_threads(dev->threads) if (rows_heads * head_dim > SERIAL_BELOW)
     for (i64 r = 0; r < rows_heads; r++) {
         const real *o = out + r * head_dim, *d = dout + r * head_dim;
@@ -305,29 +342,33 @@ typedef struct {
     AttentionShape s;
 } AttentionGradient;
 
-/* What one thread keeps while it works on a pair of tiles: P and dS, and every operand packed as the products read it. */
+/* What one thread keeps while it works on a pair of tiles: P and dS, and every operand
+   packed as the products read it. */
 typedef struct {
     i64 seen[PAIR_QUERIES];
     accum lse[PAIR_QUERIES] __attribute__((aligned(64))), delta[PAIR_QUERIES] __attribute__((aligned(64)));
     accum p[KEYS_MOST * PAIR_STEP] __attribute__((aligned(64))), ds[KEYS_MOST * PAIR_STEP] __attribute__((aligned(64)));
-    real k_rows[KEY_ROOM] __attribute__((aligned(64))), k_columns[KEY_ROOM] __attribute__((aligned(64))), v_rows[KEY_ROOM] __attribute__((aligned(64)));
+    real k_rows[KEY_ROOM] __attribute__((aligned(64))), k_columns[KEY_ROOM] __attribute__((aligned(64))),
+        v_rows[KEY_ROOM] __attribute__((aligned(64)));
     real q_across[QUERY_ROOM] __attribute__((aligned(64))), q_columns[QUERY_ROOM] __attribute__((aligned(64)));
     real dout_across[QUERY_ROOM] __attribute__((aligned(64))), dout_columns[QUERY_ROOM] __attribute__((aligned(64)));
 } AttentionBackwardScratch;
 
-/* n keys of VECTOR_WIDTH queries: p from scores to probabilities, ds from dP to scale P (dP - delta). A query that sees nothing has lse
-   +inf here. */
+/* n keys of VECTOR_WIDTH queries: p from scores to probabilities, ds from dP to scale P (dP - delta). A query that
+   sees nothing has lse +inf here. */
 static inline void backward_vector(accum *p, accum *ds, i64 n, const accum *lse, const accum *delta, accum scale) {
     Vector base = *(const Vector *)lse, mean = *(const Vector *)delta;
     for (i64 j = 0; j < n; j++) {
-        Vector *row = (Vector *)(p + j * PAIR_STEP), *drow = (Vector *)(ds + j * PAIR_STEP), e = vector_exp(scale * *row - base);
+        Vector *row = (Vector *)(p + j * PAIR_STEP), *drow = (Vector *)(ds + j * PAIR_STEP),
+               e = vector_exp(scale * *row - base);
         *row = e;
         *drow = scale * e * (*drow - mean);
     }
 }
 
 /* The queries of one S, all of query head h, against the packed keys of KV head kh. */
-static inline void backward_pair(AttentionBackwardScratch *w, const AttentionGradient *g, TokenTile pair, const TokenTile *keys, i64 b, i64 h, i64 k_at) {
+static inline void backward_pair(AttentionBackwardScratch *w, const AttentionGradient *g, TokenTile pair,
+                                 const TokenTile *keys, i64 b, i64 h, i64 k_at) {
     const AttentionShape *s = &g->s;
     i64 HS = s->head_dim, n = pair.run.count, q_ld = q_stride(s), kv_ld = kv_stride(s);
     i64 row = (pair.first * s->B + b) * s->heads + h, at = row * HS, width = pair_seen(w->seen, &pair, keys);
@@ -346,7 +387,8 @@ static inline void backward_pair(AttentionBackwardScratch *w, const AttentionGra
         panel_scores(w->p + c, w->k_rows, w->q_across + c * HS, seen, HS);
         panel_scores(w->ds + c, w->v_rows, w->dout_across + c * HS, seen, HS);
         panel_hide(w->p + c, w->seen, c, seen, -(accum)INFINITY);
-        for (i64 i = c; i < c + TILE_COLUMNS; i += VECTOR_WIDTH) backward_vector(w->p + i, w->ds + i, seen, w->lse + i, w->delta + i, attention_scale(s));
+        for (i64 i = c; i < c + TILE_COLUMNS; i += VECTOR_WIDTH)
+            backward_vector(w->p + i, w->ds + i, seen, w->lse + i, w->delta + i, attention_scale(s));
         panel_clear(w->p + c, seen, read);
         panel_clear(w->ds + c, seen, read);
     }
@@ -366,12 +408,14 @@ static inline void attention_backward_tile(const AttentionGradient *g, TokenTile
     panels_of_rows(w.v_rows, 'N', g->kv + v_at, kv_stride(s), keys.run.count, HS);
     panels_of_columns(w.k_columns, 'N', g->kv + k_at, kv_stride(s), HS, keys.run.count);
     for (i64 h = kh * group; h < (kh + 1) * group; h++)
-        for (i64 at = 0; at < rows; at += most) backward_pair(&w, g, tile_part(tile, at, i64_min(most, rows - at)), &keys, b, h, k_at);
+        for (i64 at = 0; at < rows; at += most)
+            backward_pair(&w, g, tile_part(tile, at, i64_min(most, rows - at)), &keys, b, h, k_at);
 }
 
 /* The waves of the header. A wave ends when all its pairs are done (the barrier at the end of `omp for`). */
-static inline void attention_backward_run(Device *dev, accum *dq, real *dq_rounded, accum *dkv, real *dkv_rounded, const real *q, const real *kv,
-                                          const real *dout, const accum *lse, const accum *delta, AttentionCall c) {
+static inline void attention_backward_run(Device *dev, accum *dq, real *dq_rounded, accum *dkv, real *dkv_rounded,
+                                          const real *q, const real *kv, const real *dout, const accum *lse,
+                                          const accum *delta, AttentionCall c) {
     (void)dq_rounded, (void)dkv_rounded;
     const AttentionShape s = c.shape;
     AttentionGradient g = {dq, dkv, q, kv, dout, lse, delta, s};

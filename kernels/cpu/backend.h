@@ -12,13 +12,14 @@
    pointwise.h    GELU, SwiGLU, bias, zero, copy, sum of parts
    optimizer.h    sum of squares, AdamW
 
-   Two rules make the same call give the same bits, on any number of threads: an element is written by one thread, and a sum
-   runs in an order that its length alone fixes. So sums over rows are parallel over columns, and sums over everything are made
-   of a fixed number of parts.
+   Two rules make the same call give the same bits, on any number of threads: an element is written by one thread, and a
+   sum runs in an order that its length alone fixes. So sums over rows are parallel over columns, and sums over
+   everything are made of a fixed number of parts.
 
-   Nothing is allocated: a product packs into dev->state.scratch, all other scratch is on the stack of the thread that needs it (below
-   1.2 MB in attention's backward: OMP_STACKSIZE may stay as it is).
-   `real` and `accum` are one type on a CPU; they are kept apart in the code because the names say what a buffer is for.   */
+   Nothing is allocated: a product packs into dev->state.scratch, all other scratch is on the stack of the thread that
+   needs it (below 1.2 MB in attention's backward: OMP_STACKSIZE may stay as it is).
+   `real` and `accum` are one type on a CPU; they are kept apart in the code because the
+   names say what a buffer is for.                                                                                    */
 #ifndef ODYSSEUS_CPU_BACKEND_H
 #define ODYSSEUS_CPU_BACKEND_H
 

@@ -1,10 +1,10 @@
 /* classifier.h - softmax cross-entropy of rows of logits: loss, and the gradient in the logits' own place.
 
-   row:  max -> e = exp(logit - max), summed (kept in place when the gradient is wanted) -> loss = log sum + max - logit[target]
-         -> dlogit = scale (e / sum - onehot)
+   row:  max -> e = exp(logit - max), summed (kept in place when the gradient is wanted) -> loss = log sum + max -
+         logit[target] -> dlogit = scale (e / sum - onehot)
 
    Rows are parallel; their losses wait in a small array and are added in row order, in double.
-   Cost: three passes over a row that fits a cache (V = 50257: 200 KB), one over memory.                                  */
+   Cost: three passes over a row that fits a cache (V = 50257: 200 KB), one over memory.                              */
 #ifndef ODYSSEUS_CPU_CLASSIFIER_H
 #define ODYSSEUS_CPU_CLASSIFIER_H
 
@@ -58,14 +58,15 @@ static inline double classifier_row(real *logits, int32_t target, accum scale, i
     return log(sum) + ((double)top - (double)wanted);
 }
 
-static inline void classifier_run(Device *dev, double *loss_sum, real *logits, i64 ld, const int32_t *targets, accum scale, i64 rows, i64 V,
-                                  int backward) {
+static inline void classifier_run(Device *dev, double *loss_sum, real *logits, i64 ld, const int32_t *targets,
+                                  accum scale, i64 rows, i64 V, int backward) {
     double loss[CLASSIFIER_ROWS];
     for (i64 r0 = 0; r0 < rows; r0 += CLASSIFIER_ROWS) {
         i64 n = i64_min(CLASSIFIER_ROWS, rows - r0);
         if (r0 > 0) device_poll(dev);
 #pragma omp parallel for num_threads(dev->threads) if (n * V > SERIAL_BELOW)
-        for (i64 r = 0; r < n; r++) loss[r] = classifier_row(logits + (r0 + r) * ld, targets[r0 + r], scale, V, backward);
+        for (i64 r = 0; r < n; r++)
+            loss[r] = classifier_row(logits + (r0 + r) * ld, targets[r0 + r], scale, V, backward);
         for (i64 r = 0; r < n; r++) *loss_sum += loss[r];
     }
 }

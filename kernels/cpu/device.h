@@ -1,8 +1,9 @@
 /* device.h - the CPU as a device: how many threads a rank gets, and what the cores could do at best.
 
-   cores of this host (those whose time its control group gives it, if that is less) / ranks on this host, within the affinity mask, if
-   a launcher bound the rank = threads that are planned; threads of a rank = the team that OpenMP then grants (OMP_THREAD_LIMIT, ...).
-   peak of a rank = measured multiply-add rate of one core x the cores it may count on.                                              */
+   cores of this host (those whose time its control group gives it, if that is less) / ranks on this host,
+   within the affinity mask, if a launcher bound the rank = threads that are planned; threads of a rank = the
+   team that OpenMP then grants (OMP_THREAD_LIMIT, ...). peak of a rank = measured multiply-add rate of one core
+   x the cores it may count on.                                                                                       */
 #ifndef ODYSSEUS_CPU_DEVICE_H
 #define ODYSSEUS_CPU_DEVICE_H
 
@@ -25,8 +26,9 @@ typedef struct {
     uint64_t identity; /* 0: the host itself, whose ranks are known */
 } DevicePlace;
 
-/* Threads and cores of rank `local` among `locals` ranks on a host of `cores`, `mask` of which it may use, with `limit` cores' worth of
-   time (0: all); `threads` 0: decide. A part of a core is rounded up to one more thread, for all ranks together. */
+/* Threads and cores of rank `local` among `locals` ranks on a host of `cores`, `mask` of which it may use, with
+   `limit` cores' worth of time (0: all); `threads` 0: decide. A part of a core is rounded up to one more
+   thread, for all ranks together. */
 static inline DevicePlace cpu_place(int cores, int mask, double limit, int locals, int threads) {
     DevicePlace p;
     memset(&p, 0, sizeof p);
@@ -46,11 +48,12 @@ static inline DevicePlace device_place(int local, int locals, int threads) {
     (void)local;
     int cores = (int)sysconf(_SC_NPROCESSORS_ONLN);
     cpu_set_t set;
-    return cpu_place(cores, sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : cores, host_cores_limit(""), locals, threads);
+    return cpu_place(cores, sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : cores, host_cores_limit(""),
+                     locals, threads);
 }
 
-/* The team that OpenMP grants where `threads` are asked for, now and whenever they are again. Whoever counted on more, as a library may,
-   would leave a part of the work undone. */
+/* The team that OpenMP grants where `threads` are asked for, now and whenever they are again. Whoever counted on more,
+   as a library may, would leave a part of the work undone. */
 static inline int team_granted(int threads) {
     int granted = 1;
     omp_set_dynamic(0); /* else it grants another number every time, by the load */
@@ -71,7 +74,9 @@ static inline void device_open(DevicePlace *p) {
 static inline void device_check_comm(const DevicePlace *p, const char *comm) { (void)p, (void)comm; }
 
 /* The host's memory was asked for what is free. */
-static inline void device_print_reserve(const DevicePlace *p, const char *comm, int links) { (void)p, (void)comm, (void)links; }
+static inline void device_print_reserve(const DevicePlace *p, const char *comm, int links) {
+    (void)p, (void)comm, (void)links;
+}
 
 static inline i64 device_memory_available(void) { return host_memory_available(""); }
 
@@ -85,7 +90,9 @@ static inline void device_init(Device *dev, const DevicePlace *p, int imagined) 
 static inline void device_free(Device *dev) { (void)dev; }
 
 /* A device that computes has no time to make up. */
-static inline void device_state_repeat(DeviceState *s, const DeviceState *before, i64 times) { (void)s, (void)before, (void)times; }
+static inline void device_state_repeat(DeviceState *s, const DeviceState *before, i64 times) {
+    (void)s, (void)before, (void)times;
+}
 
 /* The host's clock. */
 static inline double host_seconds(const Device *dev) {
@@ -114,11 +121,14 @@ static inline void device_print(const DevicePlace *p) {
 /* What the user should know about the place; prints nothing if all is well. */
 static inline void device_note(const DevicePlace *p) {
     if (p->threads < p->planned)
-        printf("note     OpenMP grants %d of the %d threads planned (OMP_THREAD_LIMIT, OMP_MAX_ACTIVE_LEVELS)\n", p->threads, p->planned);
+        printf("note     OpenMP grants %d of the %d threads planned (OMP_THREAD_LIMIT, OMP_MAX_ACTIVE_LEVELS)\n",
+               p->threads, p->planned);
     if (p->limit > 0)
-        printf("note     the control group of this process gives it the time of %g of %d cores (cpu.max)\n", p->limit, p->cores);
+        printf("note     the control group of this process gives it the time of %g of %d cores (cpu.max)\n", p->limit,
+               p->cores);
     if (p->mask < p->cores)
-        printf("note     this rank may run on %d of %d cores (launcher binding); mpirun --bind-to none lifts it\n", p->mask, p->cores);
+        printf("note     this rank may run on %d of %d cores (launcher binding); mpirun --bind-to none lifts it\n",
+               p->mask, p->cores);
 }
 
 /* Wait until everything asked for is done: at once. */
@@ -135,13 +145,19 @@ static inline double mark_seconds(const Device *dev, Mark m) {
     return m;
 }
 
-/* Host and device share their memory here. */
+/* Host and device share their memory here: what is in it may be used where it is. A test may say otherwise. */
+#ifndef DEVICE_IS_HOST
+#define DEVICE_IS_HOST 1
+#endif
+
 static inline void copy_in_run(Device *dev, void *dst, const void *src, i64 bytes) {
     (void)dev;
     memcpy(dst, src, (size_t)bytes);
 }
 
-static inline void copy_out_run(Device *dev, void *dst, const void *src, i64 bytes) { copy_in_run(dev, dst, src, bytes); }
+static inline void copy_out_run(Device *dev, void *dst, const void *src, i64 bytes) {
+    copy_in_run(dev, dst, src, bytes);
+}
 
 /* ---- the arena's memory: an inaccessible range, of which the first part becomes real ---- */
 
@@ -168,15 +184,16 @@ static inline void memory_release(Device *dev, void *base, i64 reserved, i64 com
     munmap(base, (size_t)reserved);
 }
 
-/* Chains of multiply-adds that fill the registers but for two: a multiply-add takes four or five cycles, and two begin in each (four on
-   NEON). Were one more than fit, the loop would measure the memory instead. */
+/* Chains of multiply-adds that fill the registers but for two: a multiply-add takes four or five cycles, and two begin
+   in each (four on NEON). Were one more than fit, the loop would measure the memory instead. */
 #if defined __AVX512F__ || defined __aarch64__
 #define CPU_CHAINS 24
 #else
 #define CPU_CHAINS 12
 #endif
 
-/* One round. On x86 the result may overwrite the factor; on NEON only the addend, so the next chain's old value is the factor there. */
+/* One round. On x86 the result may overwrite the factor; on NEON only the addend, so the next chain's
+   old value is the factor there. */
 static inline void cpu_chains_round(Vector *chain, Vector scale, Vector shift) {
 #pragma GCC unroll 24
     for (int c = 0; c < CPU_CHAINS; c++) {
@@ -189,8 +206,9 @@ static inline void cpu_chains_round(Vector *chain, Vector scale, Vector shift) {
     }
 }
 
-/* FLOP/s of one core: independent chains in registers, the best of many trials too short to be interrupted, over the time that a clock
-   takes to rise. The chains start from different numbers, else the compiler would merge them; no number leaves [0, 4]. */
+/* FLOP/s of one core: independent chains in registers, the best of many trials too short to be interrupted, over
+   the time that a clock takes to rise. The chains start from different numbers, else the compiler would merge
+   them; no number leaves [0, 4]. */
 static inline double cpu_core_peak(void) {
     const int trials = 40, rounds = 20000;
     const double enough = 0.05, start = seconds_now();

@@ -2,17 +2,20 @@
 
    libm's expf is a call, and a loop with a call in it stays scalar. exp_f32 is straight-line code:
 
-     x = n ln2 + r, |r| <= ln2/2     n by rounding x log2(e) with the 1.5 * 2^23 trick, ln2 in two parts so that r is exact
+     x = n ln2 + r, |r| <= ln2/2     n by rounding x log2(e) with the 1.5 * 2^23 trick, ln2
+                                     in two parts so that r is exact
      e^x = 2^n p(r)                  p: Taylor to degree 7 (remainder below 2^-27), Horner with fused multiply-adds
 
-   Below 1.5 ulp from e^-86 to e^88.7; above is +inf, below is 0 (the denormals that a faithful exp would give are slower to multiply
-   than they are worth), exp(-inf) = 0, NaN stays NaN. The referee takes libm's double exp instead.                        */
+   Below 1.5 ulp from e^-86 to e^88.7; above is +inf, below is 0 (the denormals that a faithful exp
+   would give are slower to multiply than they are worth), exp(-inf) = 0, NaN stays NaN. The referee
+   takes libm's double exp instead.                                                                                   */
 #ifndef ODYSSEUS_CPU_ELEMENTARY_H
 #define ODYSSEUS_CPU_ELEMENTARY_H
 
 #include "vector.h"
 
-/* a b + c, fused where the processor can: -std=c11 forbids the compiler to fuse by itself, and fma() without hardware is a slow call. */
+/* a b + c, fused where the processor can: -std=c11 forbids the compiler to fuse by itself, and fma()
+   without hardware is a slow call. */
 static inline float fused_f32(float a, float b, float c) {
 #ifdef FP_FAST_FMAF
     return fmaf(a, b, c);
@@ -30,7 +33,8 @@ static inline double fused_f64(double a, double b, double c) {
 }
 
 static inline real fused(real a, real b, real c) {
-    return sizeof(real) == sizeof(float) ? (real)fused_f32((float)a, (float)b, (float)c) : (real)fused_f64((double)a, (double)b, (double)c);
+    return sizeof(real) == sizeof(float) ? (real)fused_f32((float)a, (float)b, (float)c)
+                                         : (real)fused_f64((double)a, (double)b, (double)c);
 }
 
 static inline __attribute__((always_inline)) float exp_f32(float x) {
@@ -60,8 +64,8 @@ static inline __attribute__((always_inline)) float exp_f32(float x) {
     return x != x ? x : y;
 }
 
-/* exp_f32 of each place, without what it does at the ends: from 89 on the last step overflows by itself, and at -87 the power of two is
-   n = -126, which has become 0. The referee asks libm. */
+/* exp_f32 of each place, without what it does at the ends: from 89 on the last step overflows by itself, and at -87 the
+   power of two is n = -126, which has become 0. The referee asks libm. */
 static inline Vector vector_exp(Vector x) {
 #ifdef ODYSSEUS_FP64
     for (int i = 0; i < VECTOR_WIDTH; i++) x[i] = exp(x[i]);
@@ -84,10 +88,15 @@ static inline Vector vector_exp(Vector x) {
 #endif
 }
 
-static inline __attribute__((always_inline)) real real_exp(real x) { return sizeof(real) == sizeof(float) ? (real)exp_f32((float)x) : (real)exp((double)x); }
-static inline real real_sqrt(real x) { return sizeof(real) == sizeof(float) ? (real)sqrtf((float)x) : (real)sqrt((double)x); }
+static inline __attribute__((always_inline)) real real_exp(real x) {
+    return sizeof(real) == sizeof(float) ? (real)exp_f32((float)x) : (real)exp((double)x);
+}
+static inline real real_sqrt(real x) {
+    return sizeof(real) == sizeof(float) ? (real)sqrtf((float)x) : (real)sqrt((double)x);
+}
 
-/* s = 1/(1 + e^-x) and its complement 1 - s without cancellation. e^-x is kept finite: 80 is far past where either is exact. */
+/* s = 1/(1 + e^-x) and its complement 1 - s without cancellation. e^-x is kept finite: 80 is far
+   past where either is exact. */
 static inline __attribute__((always_inline)) real sigmoid_pair(real x, real *complement) {
     real t = -x > (real)80 ? (real)80 : -x;
     real e = real_exp(t), s = (real)1 / ((real)1 + e);

@@ -4,14 +4,14 @@
 
    Backward meets the same token in many rows. To sum them in row order on any number of threads, the threads share the
    channels, not the rows: each walks all rows and touches only its own columns of the tables.
-   Cost: three passes over (T, B, C), bound by memory.                                                                  */
+   Cost: three passes over (T, B, C), bound by memory.                                                                */
 #ifndef ODYSSEUS_CPU_EMBEDDING_H
 #define ODYSSEUS_CPU_EMBEDDING_H
 
 #include "parallel.h"
 
-static inline void embedding_forward_run(Device *dev, real *out, const int32_t *tokens, TokenMap map, const real *wte, const real *wpe, i64 B,
-                                         i64 C) {
+static inline void embedding_forward_run(Device *dev, real *out, const int32_t *tokens, TokenMap map, const real *wte,
+                                         const real *wpe, i64 B, i64 C) {
     i64 rows = map.count * B;
 #pragma omp parallel for num_threads(dev->threads) if (rows * C > SERIAL_BELOW)
     for (i64 r = 0; r < rows; r++) {
@@ -27,8 +27,8 @@ static inline void embedding_forward_run(Device *dev, real *out, const int32_t *
     }
 }
 
-static inline void embedding_backward_run(Device *dev, accum *dwte, accum *dwpe, const real *dout, const int32_t *tokens, TokenMap map, i64 B,
-                                          i64 C, i64 V) {
+static inline void embedding_backward_run(Device *dev, accum *dwte, accum *dwpe, const real *dout,
+                                          const int32_t *tokens, TokenMap map, i64 B, i64 C, i64 V) {
     i64 rows = map.count * B;
     (void)V; /* for backends that sort the rows by token */
 #pragma omp parallel for num_threads(dev->threads) if (rows * C > SERIAL_BELOW)

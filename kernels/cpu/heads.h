@@ -3,14 +3,16 @@
    q (rows, heads, HS), kv (rows, 2, kv_heads, HS)
       | queries_pack, kv_pack: rotate q and k by their position, sort heads by the part that receives them
       v
-   q_out (parts, rows, heads/parts, HS), kv_out (parts, rows, 2, KHl, HS)  --all-to-all-->  each part holds its heads of all rows
+   q_out (parts, rows, heads/parts, HS), kv_out (parts, rows, 2, KHl, HS)
+      | all-to-all: each part holds its heads of all rows
+      v
 
-   queries_unpack and kv_unpack are the transposes: gradients return, copies of a shared KV head are summed in part order, and rotation by the
-   negative angle is the transpose of rotation. With one part both work in place. parts_merge and parts_split are the same
-   reordering without the rotation.
+   queries_unpack and kv_unpack are the transposes: gradients return, copies of a shared KV head are summed in part
+   order, and rotation by the negative angle is the transpose of rotation. With one part both work in place. parts_merge
+   and parts_split are the same reordering without the rotation.
 
    Rotary embedding: Su et al. 2021, arXiv:2104.09864; element i turns with element i + HS/2, as Hugging Face's Llama.
-   Cost: one pass over memory.                                                                                             */
+   Cost: one pass over memory.                                                                                        */
 #ifndef ODYSSEUS_CPU_HEADS_H
 #define ODYSSEUS_CPU_HEADS_H
 
@@ -54,25 +56,32 @@ static inline i64 kv_local(i64 kv_heads, i64 parts) { return i64_max(1, kv_heads
 static inline i64 kv_first(i64 kv_heads, i64 parts, i64 p) { return p * kv_heads / parts; }
 
 /* The rotation of row r, token r / B of the table */
-static inline const accum *row_turn(const accum *table, i64 r, i64 B, i64 head_dim) { return table ? table + r / B * (head_dim / 2) * 2 : NULL; }
+static inline const accum *row_turn(const accum *table, i64 r, i64 B, i64 head_dim) {
+    return table ? table + r / B * (head_dim / 2) * 2 : NULL;
+}
 
-static inline void queries_pack_run(Device *dev, real *out, const real *in, const accum *table, i64 rows, i64 B, i64 heads, i64 head_dim, i64 parts) {
+static inline void queries_pack_run(Device *dev, real *out, const real *in, const accum *table, i64 rows, i64 B,
+                                    i64 heads, i64 head_dim, i64 parts) {
     i64 width = heads / parts * head_dim;
 #pragma omp parallel for num_threads(dev->threads) if (rows * heads * head_dim > SERIAL_BELOW)
     for (i64 r = 0; r < rows; r++)
         for (i64 p = 0; p < parts; p++)
-            heads_move(out + (p * rows + r) * width, in + (r * parts + p) * width, row_turn(table, r, B, head_dim), 1, heads / parts, head_dim);
+            heads_move(out + (p * rows + r) * width, in + (r * parts + p) * width, row_turn(table, r, B, head_dim), 1,
+                       heads / parts, head_dim);
 }
 
-static inline void queries_unpack_run(Device *dev, real *out, const real *in, const accum *table, i64 rows, i64 B, i64 heads, i64 head_dim, i64 parts) {
+static inline void queries_unpack_run(Device *dev, real *out, const real *in, const accum *table, i64 rows, i64 B,
+                                      i64 heads, i64 head_dim, i64 parts) {
     i64 width = heads / parts * head_dim;
 #pragma omp parallel for num_threads(dev->threads) if (rows * heads * head_dim > SERIAL_BELOW)
     for (i64 r = 0; r < rows; r++)
         for (i64 p = 0; p < parts; p++)
-            heads_move(out + (r * parts + p) * width, in + (p * rows + r) * width, row_turn(table, r, B, head_dim), -1, heads / parts, head_dim);
+            heads_move(out + (r * parts + p) * width, in + (p * rows + r) * width, row_turn(table, r, B, head_dim), -1,
+                       heads / parts, head_dim);
 }
 
-static inline void kv_pack_run(Device *dev, real *out, const real *in, const accum *table, i64 rows, i64 B, i64 kv_heads, i64 head_dim, i64 parts) {
+static inline void kv_pack_run(Device *dev, real *out, const real *in, const accum *table, i64 rows, i64 B,
+                               i64 kv_heads, i64 head_dim, i64 parts) {
     i64 kv_l = kv_local(kv_heads, parts);
 #pragma omp parallel for num_threads(dev->threads) if (rows * 2 * kv_heads * head_dim > SERIAL_BELOW)
     for (i64 r = 0; r < rows; r++) {
@@ -96,7 +105,8 @@ static inline void share_join(real *dst, const real *src, i64 n, int first) {
     }
 }
 
-static inline void kv_unpack_run(Device *dev, real *out, const real *in, const accum *table, i64 rows, i64 B, i64 kv_heads, i64 head_dim, i64 parts) {
+static inline void kv_unpack_run(Device *dev, real *out, const real *in, const accum *table, i64 rows, i64 B,
+                                 i64 kv_heads, i64 head_dim, i64 parts) {
     i64 kv_l = kv_local(kv_heads, parts);
 #pragma omp parallel for num_threads(dev->threads) if (rows * 2 * kv_heads * head_dim > SERIAL_BELOW)
     for (i64 r = 0; r < rows; r++) {
@@ -109,20 +119,23 @@ static inline void kv_unpack_run(Device *dev, real *out, const real *in, const a
             share_join(dv + at, dv_in, kv_l * head_dim, head >= done);
             done = head + kv_l;
         }
-        heads_move(dk, dk, row_turn(table, r, B, head_dim), -1, kv_heads, head_dim); /* the sum is turned back once, not each share */
+        /* the sum is turned back once, not each share */
+        heads_move(dk, dk, row_turn(table, r, B, head_dim), -1, kv_heads, head_dim);
     }
 }
 
 static inline void parts_merge_run(Device *dev, real *out, const real *in, i64 parts, i64 rows, i64 width) {
 #pragma omp parallel for num_threads(dev->threads) if (parts * rows * width > SERIAL_BELOW)
     for (i64 r = 0; r < rows; r++)
-        for (i64 p = 0; p < parts; p++) memcpy(out + (r * parts + p) * width, in + (p * rows + r) * width, sizeof(real) * (size_t)width);
+        for (i64 p = 0; p < parts; p++)
+            memcpy(out + (r * parts + p) * width, in + (p * rows + r) * width, sizeof(real) * (size_t)width);
 }
 
 static inline void parts_split_run(Device *dev, real *out, const real *in, i64 parts, i64 rows, i64 width) {
 #pragma omp parallel for num_threads(dev->threads) if (parts * rows * width > SERIAL_BELOW)
     for (i64 r = 0; r < rows; r++)
-        for (i64 p = 0; p < parts; p++) memcpy(out + (p * rows + r) * width, in + (r * parts + p) * width, sizeof(real) * (size_t)width);
+        for (i64 p = 0; p < parts; p++)
+            memcpy(out + (p * rows + r) * width, in + (r * parts + p) * width, sizeof(real) * (size_t)width);
 }
 
 #endif

@@ -7,7 +7,8 @@
               dweight += sum_r dout n,  dbias += sum_r dout             by columns, rows in order
 
    Ba et al. 2016, arXiv:1607.06450; Zhang, Sennrich 2019, arXiv:1910.07467.
-   Layouts: x, out, dout (rows, C); mean, rstd (rows). The variance is taken around the mean, in a second pass over the row. */
+   Layouts: x, out, dout (rows, C); mean, rstd (rows). The variance is taken around the mean, in
+   a second pass over the row. */
 #ifndef ODYSSEUS_CPU_NORM_H
 #define ODYSSEUS_CPU_NORM_H
 
@@ -15,7 +16,8 @@
 #include "parallel.h"
 
 /* out = (x - mean) rstd weight + bias for one row */
-static inline void norm_row(real *out, const real *x, accum mean, accum rstd, const real *weight, const real *bias, i64 C) {
+static inline void norm_row(real *out, const real *x, accum mean, accum rstd, const real *weight, const real *bias,
+                            i64 C) {
     if (bias) {
 #pragma omp simd
         for (i64 c = 0; c < C; c++) out[c] = (x[c] - mean) * rstd * weight[c] + bias[c];
@@ -39,8 +41,8 @@ static inline void norm_statistics(NormKind kind, const real *x, i64 C, double e
     *rstd = (accum)1 / real_sqrt(squares / (accum)C + (accum)eps);
 }
 
-static inline void norm_forward_run(Device *dev, NormCall n, real *out, real *sum, accum *mean, accum *rstd, const real *a,
-                                    const real *delta) {
+static inline void norm_forward_run(Device *dev, NormCall n, real *out, real *sum, accum *mean, accum *rstd,
+                                    const real *a, const real *delta) {
     i64 rows = n.rows, C = n.C;
 #pragma omp parallel for num_threads(dev->threads) if (rows * C > SERIAL_BELOW)
     for (i64 r = 0; r < rows; r++) {
@@ -59,13 +61,16 @@ static inline void norm_forward_run(Device *dev, NormCall n, real *out, real *su
     }
 }
 
-static inline void norm_recompute_run(Device *dev, NormCall n, real *out, const accum *mean, const accum *rstd, const real *x) {
+static inline void norm_recompute_run(Device *dev, NormCall n, real *out, const accum *mean, const accum *rstd,
+                                      const real *x) {
     i64 rows = n.rows, C = n.C;
 #pragma omp parallel for num_threads(dev->threads) if (rows * C > SERIAL_BELOW)
-    for (i64 r = 0; r < rows; r++) norm_row(out + r * C, x + r * C, n.kind == NORM_LAYER ? mean[r] : 0, rstd[r], n.weight, n.bias, C);
+    for (i64 r = 0; r < rows; r++)
+        norm_row(out + r * C, x + r * C, n.kind == NORM_LAYER ? mean[r] : 0, rstd[r], n.weight, n.bias, C);
 }
 
-static inline void norm_backward_row(NormKind kind, real *dx, const real *dout, accum mean, accum rstd, const real *x, const real *weight, i64 C) {
+static inline void norm_backward_row(NormKind kind, real *dx, const real *dout, accum mean, accum rstd, const real *x,
+                                     const real *weight, i64 C) {
     accum sum_g = 0, sum_gn = 0;
 #pragma omp simd reduction(+ : sum_g, sum_gn)
     for (i64 c = 0; c < C; c++) {
@@ -79,8 +84,9 @@ static inline void norm_backward_row(NormKind kind, real *dx, const real *dout, 
 }
 
 /* dweight, dbias of columns c0 .. c0+width-1, over rows first .. first+rows-1 in order */
-static inline void norm_backward_columns(NormKind kind, accum *dweight, accum *dbias, const real *dout, const accum *mean, const accum *rstd,
-                                         const real *x, i64 first, i64 rows, i64 C, i64 c0, i64 width) {
+static inline void norm_backward_columns(NormKind kind, accum *dweight, accum *dbias, const real *dout,
+                                         const accum *mean, const accum *rstd, const real *x, i64 first, i64 rows,
+                                         i64 C, i64 c0, i64 width) {
     for (i64 r0 = first; r0 < first + rows; r0 += ROW_BLOCK) {
         accum part_w[COLUMN_BLOCK] = {0}, part_b[COLUMN_BLOCK] = {0};
         for (i64 r = r0; r < i64_min(first + rows, r0 + ROW_BLOCK); r++) {
@@ -103,10 +109,12 @@ static inline void norm_backward_run(Device *dev, NormCall n, real *dx, accum *d
     i64 rows = n.rows, C = n.C;
 #pragma omp parallel for num_threads(dev->threads) if (rows * C > SERIAL_BELOW)
     for (i64 r = 0; r < rows; r++)
-        norm_backward_row(n.kind, dx + r * C, dout + r * C, n.kind == NORM_LAYER ? mean[r] : 0, rstd[r], x + r * C, n.weight, C);
+        norm_backward_row(n.kind, dx + r * C, dout + r * C, n.kind == NORM_LAYER ? mean[r] : 0, rstd[r], x + r * C,
+                          n.weight, C);
 #pragma omp parallel for num_threads(dev->threads) if (w_rows * C > SERIAL_BELOW)
     for (i64 c0 = 0; c0 < C; c0 += COLUMN_BLOCK)
-        norm_backward_columns(n.kind, dweight, dbias, dout, mean, rstd, x, w_first, w_rows, C, c0, i64_min(COLUMN_BLOCK, C - c0));
+        norm_backward_columns(n.kind, dweight, dbias, dout, mean, rstd, x, w_first, w_rows, C, c0,
+                              i64_min(COLUMN_BLOCK, C - c0));
 }
 
 #endif

@@ -11,7 +11,8 @@ enum { SERIAL_BELOW = 16384 };
 /* Columns that one thread sums over all rows at a time: four cache lines of floats, read row by row. */
 enum { COLUMN_BLOCK = 64 };
 
-/* Rows summed apart before they join the total, so that rounding grows with rows/ROW_BLOCK + ROW_BLOCK and not with rows. */
+/* Rows summed apart before they join the total, so that rounding grows with rows/ROW_BLOCK +
+   ROW_BLOCK and not with rows. */
 enum { ROW_BLOCK = 128 };
 
 #endif

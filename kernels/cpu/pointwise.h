@@ -6,7 +6,7 @@
      silu(x) = x s(x)                                               silu' = s (1 + x (1-s))
 
    Hendrycks, Gimpel 2016, arXiv:1606.08415; Shazeer 2020, arXiv:2002.05202.
-   Cost: bound by memory, each buffer is passed over once.                                                              */
+   Cost: bound by memory, each buffer is passed over once.                                                            */
 #ifndef ODYSSEUS_CPU_POINTWISE_H
 #define ODYSSEUS_CPU_POINTWISE_H
 
@@ -109,7 +109,8 @@ static inline void convert_run(Device *dev, real *dst, const accum *src, i64 n) 
 
 enum { SUM_BLOCK = 1024 }; /* elements that stay in L1 while every part is added to them */
 
-static inline void sum_parts_accum(Device *dev, accum *dst, const accum *parts, i64 n_parts, i64 stride, i64 n, int add) {
+static inline void sum_parts_accum(Device *dev, accum *dst, const accum *parts, i64 n_parts, i64 stride, i64 n,
+                                   int add) {
 #pragma omp parallel for num_threads(dev->threads) if (n_parts * n > SERIAL_BELOW)
     for (i64 i0 = 0; i0 < n; i0 += SUM_BLOCK) {
         accum sum[SUM_BLOCK] = {0};
@@ -132,7 +133,8 @@ static inline void sum_parts_f64(double *dst, const double *parts, i64 n_parts, 
     }
 }
 
-static inline void sum_parts_run(Device *dev, void *dst, const void *parts, i64 n_parts, i64 stride, i64 n, Dtype type, int add) {
+static inline void sum_parts_run(Device *dev, void *dst, const void *parts, i64 n_parts, i64 stride, i64 n, Dtype type,
+                                 int add) {
     if (type == DTYPE_F64) sum_parts_f64((double *)dst, (const double *)parts, n_parts, stride, n, add);
     else sum_parts_accum(dev, (accum *)dst, (const accum *)parts, n_parts, stride, n, add); /* real is accum here */
 }

@@ -1,4 +1,5 @@
-/* types.h - the numbers of the CPU backend: fp32, or fp64 in the referee; compute and accumulation type are the same. */
+/* types.h - the numbers of the CPU backend: fp32, or fp64 in the referee; compute and
+   accumulation type are the same. */
 #ifndef ODYSSEUS_CPU_TYPES_H
 #define ODYSSEUS_CPU_TYPES_H
 

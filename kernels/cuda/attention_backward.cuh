@@ -1,41 +1,46 @@
-/* attention_backward.cuh - flash attention, backward: a block of threads owns one KV tile of one KV head and its gradients.
+/* attention_backward.cuh - flash attention, backward: a block of threads owns one KV tile of
+   one KV head and its gradients.
 
      K, V stay in shared memory, dK, dV in registers, until all queries that see them have passed
      for each query tile that sees the KV tile, the last first
        for each query head of the group
-         Q(next) sets out   |  S = Q K^T, P = 2^(c S - c' lse), dP = dout V^T, dS = P (dP - delta); P, dS to shared memory in bf16
+         Q(next) sets out   |  S = Q K^T, P = 2^(c S - c' lse), dP = dout V^T, dS = P (dP - delta)
+                            |  P, dS to shared memory in bf16
                             |  dV += P^T dout
          dout(next) sets out|  dQ = dS K                    16 x 8 pieces; then this tile's turn in dq, below
                             |  dK += dS^T Q                 while the old dq is on its way from memory
                                dq = old + scale dQ         the first turn has no old, the last one may round to bf16
      dkv = scale dK, dV
 
-   The order of sums. Many KV tiles add to one dq tile. They do so by turns, KV tile 0 first, 1 next, ...: a counter in scratch per dq
-   tile holds whose turn it is. Positions ascend from tile to tile, so a query tile that sees KV tile j sees 0 .. j-1 too, and j's turn is
-   number j whatever the maps. Every block goes from the last queries to the first, so block j follows one step behind block j-1 and
-   does not wait again:
+   The order of sums. Many KV tiles add to one dq tile. They do so by turns, KV tile 0 first, 1 next, ...: a counter in
+   scratch per dq tile holds whose turn it is. Positions ascend from tile to tile, so a query tile that sees KV tile j
+   sees 0 .. j-1 too, and j's turn is number j whatever the maps. Every block goes from the last queries to the first,
+   so block j follows one step behind block j-1 and does not wait again:
 
         step     0    1    2    3    4        dq tile that the block of KV tile j adds to (4 query tiles, causal)
         j = 0    3    2    1    0             the longest block is the first to start, and block j waits only for blocks
         j = 1         3    2    1             that have started before it, as the counters' protocol wants
         j = 2              3    2
 
-   Nothing promises that blocks start in the order of blockIdx. So a block draws a ticket as it starts, and takes the work of that number.
+   Nothing promises that blocks start in the order of blockIdx. So a block draws a ticket as it starts, and
+   takes the work of that number.
 
-   What a block added is seen by the next once it has passed the counter on: one thread does, behind a barrier of the block, in the middle of
-   its next step, when the stores have long been made. No float atomics: the order, and so the bits, are the same on every run.
+   What a block added is seen by the next once it has passed the counter on: one thread does, behind a barrier of the
+   block, in the middle of its next step, when the stores have long been made. No float atomics: the order, and so the
+   bits, are the same on every run.
 
-   dkv has one writer. Rows whose lse is -inf (they saw nothing) and rows past the tile's end get P = 0. Query tiles that see no key at all
-   have no turns: the block of KV tile 0 writes them.
+   dkv has one writer. Rows whose lse is -inf (they saw nothing) and rows past the tile's end get P = 0. Query tiles
+   that see no key at all have no turns: the block of KV tile 0 writes them.
 
    Dao 2023, arXiv:2307.08691
 
-   layouts   q, dout (Tq, B, heads, HS), kv (Tk, B, 2, kv_heads, HS) bf16; dq, dkv alike in fp32, or rounded; lse, delta (Tq, B, heads) fp32
+   layouts   q, dout (Tq, B, heads, HS), kv (Tk, B, 2, kv_heads, HS) bf16; dq, dkv alike in fp32, or rounded;
+             lse, delta (Tq, B, heads) fp32
    cost      10 pairs HS FLOP; dq is read and written once per pair of tiles, in 16-byte accesses, mostly in L2
    scratch   one int per (B, head, query tile), and the number of tickets drawn
    shared    d64, 128 x 128: 145.1 KB  d128, 64 x 128: 144.6 KB    8 warps, one block on a multiprocessor
              d64,  64 x 128: 88.6 KB   d128, 64 x 64:  96.6 KB     where a block has 99 KB at most: sm_86, sm_89, sm_120
-   registers 255 (194 to 230 of the smaller tiles), no spills                                                                */
+   registers 255 (194 to 230 of the smaller tiles), no spills                                                         */
 #ifndef ODYSSEUS_CUDA_ATTENTION_BACKWARD_H
 #define ODYSSEUS_CUDA_ATTENTION_BACKWARD_H
 
@@ -60,15 +65,16 @@ attention_delta_kernel(float *delta, const bf16 *out, const bf16 *dout, i64 rows
     if (row < rows && col == 0) delta[row] = sum;
 }
 
-static inline void attention_delta_run(Device *dev, accum *delta, const real *out, const real *dout, i64 rows_heads, i64 head_dim) {
+static inline void attention_delta_run(Device *dev, accum *delta, const real *out, const real *dout, i64 rows_heads,
+                                       i64 head_dim) {
     if (!attention_takes_head_dim(head_dim))
-        FAIL(THIS_RANK, "attention: head dim %lld; the CUDA kernels take multiples of 8 up to 128", (long long)head_dim);
+        FAIL(THIS_RANK, "attention: head dim %lld; the CUDA kernels take multiples of 8 up to 128", head_dim);
     if (rows_heads == 0) return;
     int lanes = 1;
     while (lanes * 8 < head_dim) lanes *= 2;
     i64 blocks = ceil_div(rows_heads, DELTA_THREADS / lanes);
-    LAUNCH(attention_delta_kernel, dim3((unsigned)blocks), dim3(DELTA_THREADS), 0, dev->state.stream, delta, out, dout, rows_heads,
-           (int)head_dim, lanes);
+    LAUNCH(attention_delta_kernel, dim3((unsigned)blocks), dim3(DELTA_THREADS), 0, dev->state.stream, delta, out, dout,
+           rows_heads, (int)head_dim, lanes);
 }
 
 /* ---- backward ---- */
@@ -88,33 +94,38 @@ typedef struct {
     AttentionOrder order; /* KV tiles of KV heads */
 } AttentionBackward;
 
-/* One step of a block: a query tile of a query head. One thread makes them, two steps ahead, in shared memory, where the others read what they
-   need when they need it: it is the same for all, and their registers are full. */
+/* One step of a block: a query tile of a query head. One thread makes them, two steps ahead, in shared memory, where
+   the others read what they need when they need it: it is the same for all, and their registers are full. */
 typedef struct {
     i64 row;                     /* of lse and delta, where the tile begins */
-    int i, h;                    /* index of the tile, query head within the group; i < 0: no step, h the tiles before the last one, unseen */
+    int i, h;                    /* index of the tile, query head within the group; i < 0: no step, h the tiles
+                                    before the last one, unseen */
     int position, stride, count; /* of the tile's tokens */
     int last;                    /* no later KV tile is seen: the sum is complete */
 } BackwardStep;
 enum { STEPS = 4 }; /* the last one, this one, the next, and the one after it, which is being made */
 
-/* Tiles in shared memory, and which part of each product a warp has. The eight warps stand in S_ROWS rows for S and dP, in KV_ROWS for dK
-   and dV, in Q_ROWS for dQ. */
+/* Tiles in shared memory, and which part of each product a warp has. The eight warps stand in S_ROWS rows for S and dP,
+   in KV_ROWS for dK and dV, in Q_ROWS for dQ. */
 template <int HD, int BM, int BN, int S_ROWS, int KV_ROWS, int Q_ROWS> struct BackwardTile {
     static constexpr int WARPS = 8, THREADS = 32 * WARPS;
     static constexpr int S_M = BM / S_ROWS, S_N = BN * S_ROWS / WARPS;   /* rows and columns of one warp */
     static constexpr int KV_M = BN / KV_ROWS, KV_N = HD * KV_ROWS / WARPS;
     static constexpr int Q_M = BM / Q_ROWS, Q_N = HD * Q_ROWS / WARPS;
-    static constexpr int SHARED_BYTES = (2 * BN * HD + 3 * BM * HD + 2 * BM * BN) * (int)sizeof(bf16) + 2 * BM * (int)sizeof(float) +
-                                        STEPS * (int)sizeof(BackwardStep) + (int)sizeof(int);
+    static constexpr int SHARED_BYTES = (2 * BN * HD + 3 * BM * HD + 2 * BM * BN) * (int)sizeof(bf16) +
+                                        2 * BM * (int)sizeof(float) + STEPS * (int)sizeof(BackwardStep) +
+                                        (int)sizeof(int);
     static __device__ __forceinline__ int kv_row(void) { return thread_anew() / 32 % KV_ROWS * KV_M; }
     static __device__ __forceinline__ int kv_col(void) { return thread_anew() / 32 / KV_ROWS * KV_N; }
     static_assert(2 * BM <= THREADS, "a thread for every lse and delta of a tile");
 };
 
-/* The step of query tile i and head h of the group, if the tile sees KV tile j: it becomes `s`. `head` is the group's first, of all sequences. */
-template <int BM, int BN> __device__ __forceinline__ void step_make(const AttentionBackward &a, BackwardStep *s, int i, int h, int j, int head) {
-    AttentionTile tile = attention_tile<BM>(a.q_map, i < 0 ? 0 : i), kv = attention_tile<BN>(a.kv_map, j), after = attention_tile<BN>(a.kv_map, j + 1);
+/* The step of query tile i and head h of the group, if the tile sees KV tile j: it becomes `s`. `head` is the
+   group's first, of all sequences. */
+template <int BM, int BN>
+__device__ __forceinline__ void step_make(const AttentionBackward &a, BackwardStep *s, int i, int h, int j, int head) {
+    AttentionTile tile = attention_tile<BM>(a.q_map, i < 0 ? 0 : i), kv = attention_tile<BN>(a.kv_map, j),
+                  after = attention_tile<BN>(a.kv_map, j + 1);
     bool seen = i >= 0 && tile_last(tile) >= kv.position;
     s->row = (i64)tile.first * a.rows + head + h;
     s->i = seen ? i : -1, s->h = seen ? h : i + 1;
@@ -123,7 +134,9 @@ template <int BM, int BN> __device__ __forceinline__ void step_make(const Attent
 }
 
 /* The step after `s`: all heads of the group, then the query tile before. */
-template <int BM, int BN> __device__ __forceinline__ void step_after(const AttentionBackward &a, BackwardStep *next, const BackwardStep *s, int j, int head) {
+template <int BM, int BN>
+__device__ __forceinline__ void step_after(const AttentionBackward &a, BackwardStep *next, const BackwardStep *s, int j,
+                                           int head) {
     bool same = s->h + 1 < a.group;
     if (s->i < 0) *next = *s;
     else step_make<BM, BN>(a, next, same ? s->i : s->i - 1, same ? s->h + 1 : 0, j, head);
@@ -131,7 +144,8 @@ template <int BM, int BN> __device__ __forceinline__ void step_after(const Atten
 
 /* Begin to bring a step's tile of q or dout. */
 template <int BM, int HD, int THREADS>
-__device__ __forceinline__ void step_fetch(const AttentionBackward &a, bf16 *tile, const bf16 *from, const BackwardStep *s) {
+__device__ __forceinline__ void step_fetch(const AttentionBackward &a, bf16 *tile, const bf16 *from,
+                                           const BackwardStep *s) {
     tile_fetch<BM, HD, THREADS>(tile, from + s->row * a.head_dim, a.q_step, s->count, a.head_dim, thread_anew());
 }
 
@@ -147,10 +161,13 @@ template <int BM> __device__ __forceinline__ float step_value(const AttentionBac
 }
 
 /* Whose turn it is with a step's tile of dq. */
-__device__ __forceinline__ int *step_turn(const AttentionBackward &a, const BackwardStep *s, int head) { return a.turns + (head + s->h) * a.q_tiles + s->i; }
+__device__ __forceinline__ int *step_turn(const AttentionBackward &a, const BackwardStep *s, int head) {
+    return a.turns + (head + s->h) * a.q_tiles + s->i;
+}
 
 /* Scores become probabilities: 2^(c s - lse), 0 for a score of -inf. */
-template <int MT, int NT> __device__ __forceinline__ void probabilities(float (&s)[MT][NT][4], const float *lse, int row, float scale_log2) {
+template <int MT, int NT>
+__device__ __forceinline__ void probabilities(float (&s)[MT][NT][4], const float *lse, int row, float scale_log2) {
     UNROLL
     for (int m = 0; m < MT; m++)
         UNROLL
@@ -159,13 +176,14 @@ template <int MT, int NT> __device__ __forceinline__ void probabilities(float (&
             UNROLL
             for (int n = 0; n < NT; n++)
                 UNROLL
-                for (int e = 2 * half; e < 2 * half + 2; e++) s[m][n][e] = fast_exp2(fmaf(s[m][n][e], scale_log2, -base));
+            for (int e = 2 * half; e < 2 * half + 2; e++) s[m][n][e] = fast_exp2(fmaf(s[m][n][e], scale_log2, -base));
         }
 }
 
 /* dP becomes dS = P (dP - delta). */
 template <int MT, int NT>
-__device__ __forceinline__ void score_gradients(float (&dp)[MT][NT][4], const float (&p)[MT][NT][4], const float *delta, int row) {
+__device__ __forceinline__ void score_gradients(float (&dp)[MT][NT][4], const float (&p)[MT][NT][4], const float *delta,
+                                                int row) {
     UNROLL
     for (int m = 0; m < MT; m++)
         UNROLL
@@ -178,9 +196,10 @@ __device__ __forceinline__ void score_gradients(float (&dp)[MT][NT][4], const fl
         }
 }
 
-/* A warp's accumulators into a tile of shared memory, rounded. The warp's columns begin at a multiple of their number: an address is one
-   number, with bits flipped per piece. */
-template <int COLS, int MT, int NT> __device__ __forceinline__ void tile_store(bf16 *tile, const float (&x)[MT][NT][4], int row, int col) {
+/* A warp's accumulators into a tile of shared memory, rounded. The warp's columns begin at a multiple of their number:
+   an address is one number, with bits flipped per piece. */
+template <int COLS, int MT, int NT>
+__device__ __forceinline__ void tile_store(bf16 *tile, const float (&x)[MT][NT][4], int row, int col) {
     static_assert((NT & (NT - 1)) == 0, "a power of two");
     int first = swizzle<COLS>(row, col);
     UNROLL
@@ -189,12 +208,14 @@ template <int COLS, int MT, int NT> __device__ __forceinline__ void tile_store(b
         for (int n = 0; n < NT; n++)
             UNROLL
             for (int half = 0; half < 2; half++)
-                *(Bf16Pair *)(tile + (first ^ (8 * n)) + (16 * m + 8 * half) * COLS) = bf16x2_round(x[m][n][2 * half], x[m][n][2 * half + 1]);
+                *(Bf16Pair *)(tile + (first ^ (8 * n)) + (16 * m + 8 * half) * COLS) =
+                    bf16x2_round(x[m][n][2 * half], x[m][n][2 * half + 1]);
 }
 
 /* What a warp's accumulators will be added to: begin to read it, or zeros ... */
 template <int MT, int NT>
-__device__ __forceinline__ void rows_read(floatx4 (&old)[MT][NT], const float *from, bool zeros, int step, int row, int rows, int col, int width) {
+__device__ __forceinline__ void rows_read(floatx4 (&old)[MT][NT], const float *from, bool zeros, int step, int row,
+                                          int rows, int col, int width) {
     int thread = thread_anew(), r = row + traded_row(thread);
     unsigned at = (unsigned)(r * step + col + traded_col(thread));
     UNROLL
@@ -202,11 +223,13 @@ __device__ __forceinline__ void rows_read(floatx4 (&old)[MT][NT], const float *f
         UNROLL
         for (int n = 0; n < NT; n++) {
             old[m][n].v[0] = old[m][n].v[1] = old[m][n].v[2] = old[m][n].v[3] = 0;
-            if (!zeros && r + 16 * m < rows && col + 8 * n < width) old[m][n] = *(const floatx4 *)(from + at + (unsigned)(16 * m * step) + 8 * n);
+            if (!zeros && r + 16 * m < rows && col + 8 * n < width)
+                old[m][n] = *(const floatx4 *)(from + at + (unsigned)(16 * m * step) + 8 * n);
         }
 }
 /* ... and later x = old + factor x, traded. */
-template <int MT, int NT> __device__ __forceinline__ void rows_add(float (&x)[MT][NT][4], const floatx4 (&old)[MT][NT], float factor) {
+template <int MT, int NT>
+__device__ __forceinline__ void rows_add(float (&x)[MT][NT][4], const floatx4 (&old)[MT][NT], float factor) {
     UNROLL
     for (int m = 0; m < MT; m++)
         UNROLL
@@ -218,7 +241,8 @@ template <int MT, int NT> __device__ __forceinline__ void rows_add(float (&x)[MT
 }
 /* Traded accumulators to memory, in fp32 or rounded. */
 template <int MT, int NT>
-__device__ __forceinline__ void rows_write(float *to, const float (&x)[MT][NT][4], int step, int row, int rows, int col, int width) {
+__device__ __forceinline__ void rows_write(float *to, const float (&x)[MT][NT][4], int step, int row, int rows, int col,
+                                           int width) {
     int thread = thread_anew(), r = row + traded_row(thread);
     unsigned at = (unsigned)(r * step + col + traded_col(thread));
     UNROLL
@@ -231,7 +255,8 @@ __device__ __forceinline__ void rows_write(float *to, const float (&x)[MT][NT][4
         }
 }
 template <int MT, int NT>
-__device__ __forceinline__ void rows_write(bf16 *to, const float (&x)[MT][NT][4], int step, int row, int rows, int col, int width) {
+__device__ __forceinline__ void rows_write(bf16 *to, const float (&x)[MT][NT][4], int step, int row, int rows, int col,
+                                           int width) {
     static_assert(NT % 2 == 0, "two pieces side by side");
     int thread = thread_anew(), r = row + traded_row(thread), c = col + rounded_col(thread);
     unsigned at = (unsigned)(r * step + c);
@@ -246,7 +271,8 @@ __device__ __forceinline__ void rows_write(bf16 *to, const float (&x)[MT][NT][4]
 
 /* dK or dV, complete: factor x in the place of its tile in dkv. */
 template <int MT, int NT>
-__device__ __forceinline__ void kv_write(const AttentionBackward &a, i64 at, float (&x)[MT][NT][4], float factor, int row, int rows, int col) {
+__device__ __forceinline__ void kv_write(const AttentionBackward &a, i64 at, float (&x)[MT][NT][4], float factor,
+                                         int row, int rows, int col) {
     UNROLL
     for (int m = 0; m < MT; m++)
         UNROLL
@@ -260,10 +286,11 @@ __device__ __forceinline__ void kv_write(const AttentionBackward &a, i64 at, flo
 }
 
 /* Query tile i sees nothing: its gradient is what it was, or zero. */
-template <int BM, int THREADS> __device__ __forceinline__ void unseen_rows(const AttentionBackward &a, int i, int head) {
+template <int BM, int THREADS>
+__device__ __forceinline__ void unseen_rows(const AttentionBackward &a, int i, int head, int thread) {
     AttentionTile tile = attention_tile<BM>(a.q_map, i);
     int chunks = a.head_dim / 8;
-    for (int c = thread_anew(); c < tile.count * a.group * chunks; c += THREADS) {
+    for (int c = thread; c < tile.count * a.group * chunks; c += THREADS) {
         int r = c / chunks / a.group, h = c / chunks % a.group;
         i64 at = ((i64)(tile.first + r) * a.rows + head + h) * a.head_dim + c % chunks * 8;
         float x[8];
@@ -288,7 +315,8 @@ __global__ void __launch_bounds__(256, 1) attention_backward_kernel(AttentionBac
     typedef BackwardTile<HD, BM, BN, S_ROWS, KV_ROWS, Q_ROWS> T;
     constexpr int THREADS = T::THREADS;
     SHARED_DYNAMIC(bf16, shared);
-    bf16 *k = shared, *v = k + BN * HD, *queries = v + BN * HD, *dout = queries + 2 * BM * HD, *p = dout + BM * HD, *ds = p + BM * BN;
+    bf16 *k = shared, *v = k + BN * HD, *queries = v + BN * HD, *dout = queries + 2 * BM * HD, *p = dout + BM * HD,
+         *ds = p + BM * BN;
     float *lse = (float *)(ds + BM * BN), *delta = lse + BM;
     BackwardStep *steps = (BackwardStep *)(delta + BM);
     int *ticket = (int *)(steps + STEPS), j, kv_head;
@@ -318,7 +346,8 @@ __global__ void __launch_bounds__(256, 1) attention_backward_kernel(AttentionBac
     warp_zero(dk), warp_zero(dv);
     unsigned n = 0; /* steps done */
     for (; steps[n % STEPS].i >= 0; n++) {
-        const BackwardStep *step = steps + n % STEPS, *next = steps + (n + 1) % STEPS, *done = steps + (n + STEPS - 1) % STEPS;
+        const BackwardStep *step = steps + n % STEPS, *next = steps + (n + 1) % STEPS,
+                           *done = steps + (n + STEPS - 1) % STEPS;
         cp_async_wait<0>();
         __syncthreads(); /* this step's tiles and rows are here, all are done with the last step's */
         const bf16 *q = queries + n % 2 * BM * HD;
@@ -330,11 +359,13 @@ __global__ void __launch_bounds__(256, 1) attention_backward_kernel(AttentionBac
         if (threadIdx.x == THREADS - 32) step_after<BM, BN>(a, steps + (n + 2) % STEPS, next, j, head);
         {
             int thread = thread_anew(), warp = thread / 32, lane = thread % 32;
-            int row = warp % S_ROWS * T::S_M, col = warp / S_ROWS * T::S_N, lane_row = row + lane / 4, lane_col = col + lane % 4 * 2;
+            int row = warp % S_ROWS * T::S_M, col = warp / S_ROWS * T::S_N, lane_row = row + lane / 4,
+                lane_col = col + lane % 4 * 2;
             float s[T::S_M / 16][T::S_N / 8][4], dp[T::S_M / 16][T::S_N / 8][4];
             warp_zero(s);
             warp_multiply<false, true, HD, HD, HD>(s, q, row, k, col, thread_anew(), thread_anew());
-            AttentionTile tile = {0, step->position, step->stride, step->count}, kv = attention_tile<BN>(a.kv_map, value_anew(j));
+            AttentionTile tile = {0, step->position, step->stride, step->count},
+                          kv = attention_tile<BN>(a.kv_map, value_anew(j));
             if (tile_is_masked<BN>(tile, kv)) mask_tile(s, tile, kv, lane_row, lane_col);
             probabilities(s, lse, lane_row, a.scale_log2);
             tile_store<BN>(p, s, lane_row, lane_col);
@@ -347,7 +378,8 @@ __global__ void __launch_bounds__(256, 1) attention_backward_kernel(AttentionBac
         if (n > 0 && threadIdx.x == 0) counter_add(step_turn(a, done, head), 1);
         if (next->i >= 0 && (int)threadIdx.x < 2 * BM) lse[threadIdx.x] = value;
         warp_multiply<true, false, BM, BN, HD>(dv, p, T::kv_row(), dout, T::kv_col(), thread_anew(), thread_anew());
-        if (threadIdx.x == THREADS / 2) counter_wait(step_turn(a, step, head), j); /* another warp than the one that has just fenced */
+        /* another warp than the one that has just fenced */
+        if (threadIdx.x == THREADS / 2) counter_wait(step_turn(a, step, head), j);
         __syncthreads(); /* all are done with dout; it is this block's turn */
         if (next->i >= 0) step_fetch<BM, HD, THREADS>(a, dout, a.dout, next);
         cp_async_commit();
@@ -357,10 +389,12 @@ __global__ void __launch_bounds__(256, 1) attention_backward_kernel(AttentionBac
             floatx4 old[T::Q_M / 16][T::Q_N / 8];
             warp_zero(dq);
             warp_multiply<false, false, BN, BN, HD>(dq, ds, row, k, col, thread_anew(), thread_anew());
-            rows_read(old, a.dq + step->row * a.head_dim, j == 0 && !a.add, a.q_step, row, step->count, col, a.head_dim);
+            rows_read(old, a.dq + step->row * a.head_dim, j == 0 && !a.add, a.q_step, row, step->count, col,
+                      a.head_dim);
             warp_multiply<true, false, BM, BN, HD>(dk, ds, T::kv_row(), q, T::kv_col(), thread_anew(), thread_anew());
             rows_add(dq, old, a.scale);
-            if (step->last && a.dq_rounded) rows_write(a.dq_rounded + step->row * a.head_dim, dq, a.q_step, row, step->count, col, a.head_dim);
+            if (step->last && a.dq_rounded)
+                rows_write(a.dq_rounded + step->row * a.head_dim, dq, a.q_step, row, step->count, col, a.head_dim);
             else rows_write(a.dq + step->row * a.head_dim, dq, a.q_step, row, step->count, col, a.head_dim);
         }
     }
@@ -368,7 +402,8 @@ __global__ void __launch_bounds__(256, 1) attention_backward_kernel(AttentionBac
     __syncthreads();
     if (n > 0 && threadIdx.x == 0) counter_add(step_turn(a, steps + (n + STEPS - 1) % STEPS, head), 1);
     attention_block(a.order, *ticket, &j, &kv_head);
-    for (int i = 0; j == 0 && i < steps[n % STEPS].h; i++) unseen_rows<BM, THREADS>(a, i, kv_head * a.group);
+    for (int i = 0; j == 0 && i < steps[n % STEPS].h; i++)
+        unseen_rows<BM, THREADS>(a, i, kv_head * a.group, thread_anew());
     AttentionTile kv = attention_tile<BN>(a.kv_map, j);
     i64 kv_at = kv_begin(a, kv, kv_head);
     kv_write(a, kv_at, dk, a.scale, T::kv_row(), kv.count, T::kv_col());
@@ -377,46 +412,70 @@ __global__ void __launch_bounds__(256, 1) attention_backward_kernel(AttentionBac
 
 /* ---- launch ---- */
 
-template <int HD, int BM, int BN, int S_ROWS, int KV_ROWS, int Q_ROWS>
-static inline void attention_backward_launch(Device *dev, AttentionBackward a, i64 kv_heads, const TokenMap *q_map, const TokenMap *kv_map) {
-    typedef BackwardTile<HD, BM, BN, S_ROWS, KV_ROWS, Q_ROWS> Tile;
+/* Maps, order of blocks and counters for tiles of BM queries and BN keys; returns the KV tiles. */
+static inline i64 backward_prepare(Device *dev, AttentionBackward *a, int BM, int BN, i64 kv_heads,
+                                   const TokenMap *q_map, const TokenMap *kv_map) {
     i64 q_tiles = ceil_div(q_map->run[0].count, BM) + ceil_div(q_map->run[1].count, BM);
     i64 kv_tiles = ceil_div(kv_map->run[0].count, BN) + ceil_div(kv_map->run[1].count, BN);
-    a.q_map = attention_map(q_map, BM), a.kv_map = attention_map(kv_map, BN), a.q_tiles = (int)q_tiles;
-    /* Q, dout and dq of a KV head's group. Blocks of one head follow each other by a step, so that they share what they read; many of them
-       in flight would wait at their beginning, hence a head for every four multiprocessors at least. */
-    double bytes = 8.0 * (double)q_map->count * a.head_dim * a.group;
-    a.order = attention_order(kv_heads, kv_tiles, bytes, i64_max(8, dev->state.multiprocessors / 4));
-    i64 scratch = TICKET_BYTES + (i64)a.rows * q_tiles * (i64)sizeof(int);
+    a->q_map = attention_map(q_map, BM), a->kv_map = attention_map(kv_map, BN), a->q_tiles = (int)q_tiles;
+    /* Q, dout and dq of a KV head's group. Blocks of one head follow each other by a step, so that they
+       share what they read; many of them in flight would wait at their beginning, hence a head for every
+       four multiprocessors at least. */
+    double bytes = 8.0 * (double)q_map->count * a->head_dim * a->group;
+    a->order = attention_order(kv_heads, kv_tiles, bytes, i64_max(8, dev->state.multiprocessors / 4));
+    i64 scratch = TICKET_BYTES + (i64)a->rows * q_tiles * (i64)sizeof(int);
     if (scratch > dev->state.scratch_bytes)
-        FAIL(THIS_RANK, "attention backward: %lld bytes of scratch are needed, there are %lld", (long long)scratch,
-             (long long)dev->state.scratch_bytes);
-    a.tickets = (int *)dev->state.scratch, a.turns = (int *)(dev->state.scratch + TICKET_BYTES);
-    CUDA_CHECK(cudaMemsetAsync(a.tickets, 0, (size_t)scratch, dev->state.stream));
-    LAUNCH((attention_backward_kernel<HD, BM, BN, S_ROWS, KV_ROWS, Q_ROWS>), dim3((unsigned)(kv_tiles * a.order.heads)), dim3(Tile::THREADS),
-           Tile::SHARED_BYTES, dev->state.stream, a);
+        FAIL(THIS_RANK, "attention backward: %lld bytes of scratch are needed, there are %lld", scratch,
+             dev->state.scratch_bytes);
+    a->tickets = (int *)dev->state.scratch, a->turns = (int *)(dev->state.scratch + TICKET_BYTES);
+    CUDA_CHECK(cudaMemsetAsync(a->tickets, 0, (size_t)scratch, dev->state.stream));
+    return kv_tiles;
 }
 
-/* The one place that picks a kernel: a path for sm_90a (wgmma, TMA) would branch off here. */
-static inline void attention_backward_run(Device *dev, accum *dq, real *dq_rounded, accum *dkv, real *dkv_rounded, const real *q, const real *kv,
-                                          const real *dout, const accum *lse, const accum *delta, AttentionCall c) {
+template <int HD, int BM, int BN, int S_ROWS, int KV_ROWS, int Q_ROWS>
+static inline void attention_backward_launch(Device *dev, AttentionBackward a, i64 kv_heads, const TokenMap *q_map,
+                                             const TokenMap *kv_map) {
+    typedef BackwardTile<HD, BM, BN, S_ROWS, KV_ROWS, Q_ROWS> Tile;
+    i64 kv_tiles = backward_prepare(dev, &a, BM, BN, kv_heads, q_map, kv_map);
+    LAUNCH((attention_backward_kernel<HD, BM, BN, S_ROWS, KV_ROWS, Q_ROWS>), dim3((unsigned)(kv_tiles * a.order.heads)),
+           dim3(Tile::THREADS), Tile::SHARED_BYTES, dev->state.stream, a);
+}
+
+#ifdef ODYSSEUS_HOPPER
+#include "attention_hopper_backward.cuh"
+#endif
+
+/* The one place that picks a kernel. */
+static inline void attention_backward_run(Device *dev, accum *dq, real *dq_rounded, accum *dkv, real *dkv_rounded,
+                                          const real *q, const real *kv, const real *dout, const accum *lse,
+                                          const accum *delta, AttentionCall c) {
     const AttentionShape s = c.shape;
     attention_check(&c);
     attention_yield(dev);
     if (c.q_map.count == 0 || c.kv_map.count == 0)
-        FAIL(THIS_RANK, "attention backward: a block of %lld queries and %lld keys; it needs both", (long long)c.q_map.count,
-             (long long)c.kv_map.count);
+        FAIL(THIS_RANK, "attention backward: a block of %lld queries and %lld keys; it needs both", c.q_map.count,
+             c.kv_map.count);
     AttentionBackward a;
     memset(&a, 0, sizeof a);
-    a.dq = dq, a.dkv = dkv, a.dq_rounded = dq_rounded, a.dkv_rounded = dkv_rounded, a.add = c.merge, a.q = q, a.kv = kv, a.dout = dout, a.lse = lse, a.delta = delta;
+    a.dq = dq, a.dkv = dkv, a.dq_rounded = dq_rounded, a.dkv_rounded = dkv_rounded, a.add = c.merge, a.q = q, a.kv = kv,
+    a.dout = dout, a.lse = lse, a.delta = delta;
     a.kv_heads = (int)s.kv_heads, a.group = (int)(s.heads / s.kv_heads), a.head_dim = (int)s.head_dim;
     a.rows = (int)(s.B * s.heads), a.q_step = a.rows * a.head_dim, a.kv_step = (int)(s.B * 2 * s.kv_heads * s.head_dim);
-    a.scale = (float)(1 / sqrt((double)s.head_dim)), a.scale_log2 = (float)(1.44269504088896340736 / sqrt((double)s.head_dim));
+    a.scale = (float)(1 / sqrt((double)s.head_dim)),
+    a.scale_log2 = (float)(1.44269504088896340736 / sqrt((double)s.head_dim));
     i64 heads = s.B * s.kv_heads, shared = dev->state.shared_bytes;
+#ifdef ODYSSEUS_HOPPER
+    if (dev->state.wgmma) {
+        if (s.head_dim <= 64) attention_backward_hopper_launch<64, 128, 128>(dev, &a, heads, &c.q_map, &c.kv_map);
+        else attention_backward_hopper_launch<128, 64, 128>(dev, &a, heads, &c.q_map, &c.kv_map);
+        return;
+    }
+#endif
     if (s.head_dim <= 64 && BackwardTile<64, 128, 128, 4, 4, 4>::SHARED_BYTES <= shared)
         attention_backward_launch<64, 128, 128, 4, 4, 4>(dev, a, heads, &c.q_map, &c.kv_map);
     else if (s.head_dim <= 64) attention_backward_launch<64, 64, 128, 2, 4, 4>(dev, a, heads, &c.q_map, &c.kv_map);
-    else if (BackwardTile<128, 64, 128, 2, 4, 2>::SHARED_BYTES <= shared) attention_backward_launch<128, 64, 128, 2, 4, 2>(dev, a, heads, &c.q_map, &c.kv_map);
+    else if (BackwardTile<128, 64, 128, 2, 4, 2>::SHARED_BYTES <= shared)
+        attention_backward_launch<128, 64, 128, 2, 4, 2>(dev, a, heads, &c.q_map, &c.kv_map);
     else attention_backward_launch<128, 64, 64, 4, 4, 2>(dev, a, heads, &c.q_map, &c.kv_map);
 }
 

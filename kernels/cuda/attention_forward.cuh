@@ -1,24 +1,27 @@
-/* attention_forward.cuh - flash attention, forward: a block of threads has one query tile of one head and walks its KV tiles.
+/* attention_forward.cuh - flash attention, forward: a block of threads has one query tile of
+   one head and walks its KV tiles.
 
    a warp has 32 query rows, their running maximum and sum, and their rows of out: softmax never leaves the warp
 
      Q, K(n-1) on their way
      for j = n-1 .. 0   the last tiles first: the masked ones are there
          V(j) sets out          |  S = Q K(j)^T              16 x 8 pieces in registers
-         K(j-1) sets out        |  P = 2^(c S - max), out += P V(j): S's registers become the A operand of the second product
+         K(j-1) sets out        |  P = 2^(c S - max), out += P V(j)
+                                |  S's registers become the A operand of the second product
      out /= sum, lse = ln 2 (max + log2 sum)
 
-   c = log2(e) / sqrt(head_dim), so that one multiply-add and one ex2 make an element of P; the maximum is kept in those units.
-   K and V have one buffer each and are copy groups of their own: while one is multiplied the other flies. Blocks of the last
-   queries, which see most, go first. merge = 1: maximum = lse, sum = 1, out = out to begin with, all in fp32. The last block of a row
-   of merges, often the only one, writes bf16 at once.
+   c = log2(e) / sqrt(head_dim), so that one multiply-add and one ex2 make an element of P; the
+   maximum is kept in those units.
+   K and V have one buffer each and are copy groups of their own: while one is multiplied the other flies. Blocks of the
+   last queries, which see most, go first. merge = 1: maximum = lse, sum = 1, out = out to begin with, all in fp32. The
+   last block of a row of merges, often the only one, writes bf16 at once.
 
    Dao 2023, arXiv:2307.08691; merge of blocks: Liu, Zaharia, Abbeel 2023, arXiv:2310.01889
 
    layouts   q (Tq, B, heads, HS), kv (Tk, B, 2, kv_heads, HS), rounded as q, bf16; out as q, lse (Tq, B, heads) fp32
    cost      4 pairs HS FLOP; reads KV once per query tile, from L2 where it can
    shared    d64, 128 x 128: 48 KB    d128, 128 x 64: 64 KB    4 warps, two blocks on a multiprocessor
-   registers 255, no spills                                                                                                         */
+   registers 255, no spills                                                                                           */
 #ifndef ODYSSEUS_CUDA_ATTENTION_FORWARD_H
 #define ODYSSEUS_CUDA_ATTENTION_FORWARD_H
 
@@ -38,14 +41,15 @@ typedef struct {
 #define LOG2_E 1.44269504088896340736f
 #define LN_2 0.69314718055994530942f
 
-/* One tile of scores becomes 2^(score - base), and the sum goes on. `top` is the base, at first the maximum: any number will do that keeps the
-   powers within bounds, so it stays until a score is 2^8 times too large for it, and what was summed shrinks then. That takes a multiplication
-   for every accumulator, and is rare after the first tiles. A warp skips it if no row of its needs it, but no row's bits depend on another's.
-   Four lanes share a row: they agree on its maximum here, their sums are added at the end. While a row has seen nothing its top is -inf; 0
-   stands in for it, so that no inf - inf arises. */
+/* One tile of scores becomes 2^(score - base), and the sum goes on. `top` is the base, at first the maximum: any
+   number will do that keeps the powers within bounds, so it stays until a score is 2^8 times too large for it, and
+   what was summed shrinks then. That takes a multiplication for every accumulator, and is rare after the first tiles.
+   A warp skips it if no row of its needs it, but no row's bits depend on another's. Four lanes share a row: they agree
+   on its maximum here, their sums are added at the end. While a row has seen nothing its top is -inf; 0 stands in for
+   it, so that no inf - inf arises. */
 template <int MT, int NT, int DT>
-__device__ __forceinline__ void softmax_tile(float (&s)[MT][NT][4], float (&out)[MT][DT][4], float (&top)[MT][2], float (&sum)[MT][2],
-                                             float scale) {
+__device__ __forceinline__ void softmax_tile(float (&s)[MT][NT][4], float (&out)[MT][DT][4], float (&top)[MT][2],
+                                             float (&sum)[MT][2], float scale) {
     float high[MT][2];
     bool grown = false;
     UNROLL
@@ -91,7 +95,8 @@ __device__ __forceinline__ void softmax_tile(float (&s)[MT][NT][4], float (&out)
 
 /* Scores that the mask hides become -inf. `row`, `col`: this lane's first in the tile. */
 template <int MT, int NT>
-__device__ __forceinline__ void mask_tile(float (&s)[MT][NT][4], const AttentionTile &q, const AttentionTile &kv, int row, int col) {
+__device__ __forceinline__ void mask_tile(float (&s)[MT][NT][4], const AttentionTile &q, const AttentionTile &kv,
+                                          int row, int col) {
     UNROLL
     for (int m = 0; m < MT; m++)
         UNROLL
@@ -105,7 +110,8 @@ __device__ __forceinline__ void mask_tile(float (&s)[MT][NT][4], const Attention
         }
 }
 
-/* out (16 MT x 8 DT of this warp) += P V. The accumulators of two pieces of P side by side, rounded, are one A operand. */
+/* out (16 MT x 8 DT of this warp) += P V. The accumulators of two pieces of P side by side,
+   rounded, are one A operand. */
 template <int HD, int MT, int NT, int DT>
 __device__ __forceinline__ void multiply_values(float (&out)[MT][DT][4], float (&p)[MT][NT][4], const bf16 *v) {
     int lane = lane_offset<HD, true>((int)threadIdx.x);
@@ -115,7 +121,8 @@ __device__ __forceinline__ void multiply_values(float (&out)[MT][DT][4], float (
         UNROLL
         for (int m = 0; m < MT; m++)
             UNROLL
-            for (int r = 0; r < 4; r++) fa[m][r] = bf16x2_round(p[m][k + r / 2][2 * (r % 2)], p[m][k + r / 2][2 * (r % 2) + 1]);
+        for (int r = 0; r < 4; r++)
+            fa[m][r] = bf16x2_round(p[m][k + r / 2][2 * (r % 2)], p[m][k + r / 2][2 * (r % 2) + 1]);
         UNROLL
         for (int d = 0; d < DT; d += 2) {
             uint32_t fb[4];
@@ -129,10 +136,11 @@ __device__ __forceinline__ void multiply_values(float (&out)[MT][DT][4], float (
     }
 }
 
-/* The running softmax before the first key: nothing, or what an earlier block left. `at` is the tile's first row of lse. */
+/* The running softmax before the first key: nothing, or what an earlier block left. `at` is
+   the tile's first row of lse. */
 template <int MT, int DT>
-__device__ __forceinline__ void softmax_begin(const AttentionForward &a, i64 at, int count, int warp_row, float (&out)[MT][DT][4],
-                                              float (&top)[MT][2], float (&sum)[MT][2]) {
+__device__ __forceinline__ void softmax_begin(const AttentionForward &a, i64 at, int count, int warp_row,
+                                              float (&out)[MT][DT][4], float (&top)[MT][2], float (&sum)[MT][2]) {
     int lane = (int)threadIdx.x % 32;
     i64 step = a.rows;
     warp_zero(out);
@@ -163,8 +171,8 @@ __device__ __forceinline__ void softmax_begin(const AttentionForward &a, i64 at,
 }
 
 template <int MT, int DT>
-__device__ __forceinline__ void softmax_end(const AttentionForward &a, i64 at, int count, int warp_row, float (&out)[MT][DT][4],
-                                            float (&top)[MT][2], float (&sum)[MT][2]) {
+__device__ __forceinline__ void softmax_end(const AttentionForward &a, i64 at, int count, int warp_row,
+                                            float (&out)[MT][DT][4], float (&top)[MT][2], float (&sum)[MT][2]) {
     int lane = (int)threadIdx.x % 32;
     i64 step = a.rows;
     UNROLL
@@ -176,7 +184,8 @@ __device__ __forceinline__ void softmax_end(const AttentionForward &a, i64 at, i
             all += __shfl_xor_sync(0xffffffffu, all, 2);
             float inverse = all > 0 ? 1 / all : 0;
             int row = warp_row + 16 * m + 8 * half + lane / 4;
-            if (lane % 4 == 0 && row < count) a.lse[at + row * step] = all > 0 ? (top[m][half] + fast_log2(all)) * LN_2 : -INFINITY;
+            if (lane % 4 == 0 && row < count)
+                a.lse[at + row * step] = all > 0 ? (top[m][half] + fast_log2(all)) * LN_2 : -INFINITY;
             UNROLL
             for (int d = 0; d < DT; d++) out[m][d][2 * half] *= inverse, out[m][d][2 * half + 1] *= inverse;
         }
@@ -207,7 +216,8 @@ template <int HD, int BM, int BN, int WARPS> struct AttentionForwardTile {
     static constexpr int THREADS = 32 * WARPS, SHARED_BYTES = (BM + 2 * BN) * HD * (int)sizeof(bf16);
 };
 
-template <int HD, int BM, int BN, int WARPS> __global__ void __launch_bounds__(32 * WARPS, 2) attention_forward_kernel(AttentionForward a) {
+template <int HD, int BM, int BN, int WARPS>
+__global__ void __launch_bounds__(32 * WARPS, 2) attention_forward_kernel(AttentionForward a) {
     constexpr int MT = BM / 16 / WARPS, NT = BN / 8, DT = HD / 8, THREADS = 32 * WARPS;
     SHARED_DYNAMIC(bf16, shared);
     bf16 *q = shared, *k = q + BM * HD, *v = k + BN * HD;
@@ -216,14 +226,16 @@ template <int HD, int BM, int BN, int WARPS> __global__ void __launch_bounds__(3
     AttentionTile tile = attention_tile<BM>(a.q_map, a.order.tiles - 1 - i);
     int tiles = tiles_until<BN>(a.kv_map, tile_last(tile));
     if (tiles == 0 && a.merge && !a.rounded) return; /* nothing joins */
-    int b = head / a.heads, h = head - b * a.heads, warp_row = (int)threadIdx.x / 32 * 16 * MT, lane_row = warp_row + (int)threadIdx.x % 32 / 4;
+    int b = head / a.heads, h = head - b * a.heads, warp_row = (int)threadIdx.x / 32 * 16 * MT,
+        lane_row = warp_row + (int)threadIdx.x % 32 / 4;
     i64 at = (i64)tile.first * a.rows + head;
     int keys = (b * 2 * a.kv_heads + h / a.group) * a.head_dim; /* where this head's begin within a token of kv */
 
     if (tiles > 0) {
         AttentionTile kv = attention_tile<BN>(a.kv_map, tiles - 1);
         tile_fetch<BM, HD, THREADS>(q, a.q + at * a.head_dim, a.q_step, tile.count, a.head_dim, (int)threadIdx.x);
-        tile_fetch<BN, HD, THREADS>(k, a.kv + keys + (i64)kv.first * a.kv_step, a.kv_step, kv.count, a.head_dim, (int)threadIdx.x);
+        tile_fetch<BN, HD, THREADS>(k, a.kv + keys + (i64)kv.first * a.kv_step, a.kv_step, kv.count, a.head_dim,
+                                    (int)threadIdx.x);
         cp_async_commit();
     }
     float out[MT][DT][4], top[MT][2], sum[MT][2];
@@ -232,7 +244,8 @@ template <int HD, int BM, int BN, int WARPS> __global__ void __launch_bounds__(3
         cp_async_wait<0>();
         __syncthreads(); /* K(j) is here, all are done with V(j+1) */
         AttentionTile kv = attention_tile<BN>(a.kv_map, j);
-        tile_fetch<BN, HD, THREADS>(v, a.kv + keys + a.kv_heads * a.head_dim + (i64)kv.first * a.kv_step, a.kv_step, kv.count, a.head_dim, (int)threadIdx.x);
+        tile_fetch<BN, HD, THREADS>(v, a.kv + keys + a.kv_heads * a.head_dim + (i64)kv.first * a.kv_step, a.kv_step,
+                                    kv.count, a.head_dim, (int)threadIdx.x);
         cp_async_commit();
         float s[MT][NT][4];
         warp_zero(s);
@@ -242,7 +255,8 @@ template <int HD, int BM, int BN, int WARPS> __global__ void __launch_bounds__(3
         __syncthreads(); /* V(j) is here, all are done with K(j) */
         if (j > 0) {
             AttentionTile next = attention_tile<BN>(a.kv_map, j - 1);
-            tile_fetch<BN, HD, THREADS>(k, a.kv + keys + (i64)next.first * a.kv_step, a.kv_step, next.count, a.head_dim, (int)threadIdx.x);
+            tile_fetch<BN, HD, THREADS>(k, a.kv + keys + (i64)next.first * a.kv_step, a.kv_step, next.count, a.head_dim,
+                                        (int)threadIdx.x);
         }
         cp_async_commit();
         softmax_tile(s, out, top, sum, a.scale_log2);
@@ -254,15 +268,17 @@ template <int HD, int BM, int BN, int WARPS> __global__ void __launch_bounds__(3
 }
 
 template <int HD, int BM, int BN, int WARPS>
-static inline void attention_forward_launch(Device *dev, AttentionForward a, const TokenMap *q_map, const TokenMap *kv_map) {
+static inline void attention_forward_launch(Device *dev, AttentionForward a, const TokenMap *q_map,
+                                            const TokenMap *kv_map) {
     typedef AttentionForwardTile<HD, BM, BN, WARPS> Tile;
     i64 tiles = ceil_div(q_map->run[0].count, BM) + ceil_div(q_map->run[1].count, BM);
     if (tiles == 0) return;
     a.q_map = attention_map(q_map, BM), a.kv_map = attention_map(kv_map, BN);
-    double kv_bytes = 4.0 * (double)kv_map->count * a.head_dim * a.kv_heads / a.heads; /* a query head's share of its K and V */
+    /* a query head's share of its K and V */
+    double kv_bytes = 4.0 * (double)kv_map->count * a.head_dim * a.kv_heads / a.heads;
     a.order = attention_order(a.rows, tiles, kv_bytes + 1, a.group);
-    LAUNCH((attention_forward_kernel<HD, BM, BN, WARPS>), dim3((unsigned)(tiles * a.order.heads)), dim3(Tile::THREADS), Tile::SHARED_BYTES,
-           dev->state.stream, a);
+    LAUNCH((attention_forward_kernel<HD, BM, BN, WARPS>), dim3((unsigned)(tiles * a.order.heads)), dim3(Tile::THREADS),
+           Tile::SHARED_BYTES, dev->state.stream, a);
 }
 
 #ifdef ODYSSEUS_HOPPER
@@ -270,15 +286,16 @@ static inline void attention_forward_launch(Device *dev, AttentionForward a, con
 #endif
 
 /* The one place that picks a kernel. */
-static inline void attention_forward_run(Device *dev, accum *out, real *rounded, accum *lse, const real *q, const real *kv,
-                                         AttentionCall c) {
+static inline void attention_forward_run(Device *dev, accum *out, real *rounded, accum *lse, const real *q,
+                                         const real *kv, AttentionCall c) {
     const AttentionShape s = c.shape;
     attention_check(&c);
     attention_yield(dev);
     AttentionForward a;
     memset(&a, 0, sizeof a);
     a.out = out, a.rounded = rounded, a.lse = lse, a.q = q, a.kv = kv, a.merge = c.merge;
-    a.heads = (int)s.heads, a.kv_heads = (int)s.kv_heads, a.group = (int)(s.heads / s.kv_heads), a.head_dim = (int)s.head_dim;
+    a.heads = (int)s.heads, a.kv_heads = (int)s.kv_heads, a.group = (int)(s.heads / s.kv_heads),
+    a.head_dim = (int)s.head_dim;
     a.rows = (int)(s.B * s.heads), a.q_step = a.rows * a.head_dim, a.kv_step = (int)(s.B * 2 * s.kv_heads * s.head_dim);
     a.scale_log2 = (float)(1.44269504088896340736 / sqrt((double)s.head_dim));
 #ifdef ODYSSEUS_HOPPER

@@ -1,4 +1,5 @@
-/* attention_hopper_forward.cuh - flash attention on sm_90a, forward: bulk copies bring tiles, warpgroups multiply them, blocks stay resident.
+/* attention_hopper_forward.cuh - flash attention on sm_90a, forward: bulk copies bring tiles, warpgroups
+   multiply them, blocks stay resident.
 
      warpgroup 0        one thread keeps rings of Q, K and V tiles filled, for one query tile after the other
      warpgroups 1, 2    64 query rows each:
@@ -10,10 +11,12 @@
            P V is there: out shrinks if a base has moved, P = P' rounded
        out += P V(0)
 
-   The two groups take turns by named barriers, so that one multiplies while the other makes powers. What a row's bits depend on is as in
-   attention_forward.cuh: softmax with a base that moves seldom, merge, masks by tile, the last step rounded.
+   The two groups take turns by named barriers, so that one multiplies while the other makes powers. What a
+   row's bits depend on is as in attention_forward.cuh: softmax with a base that moves seldom, merge, masks
+   by tile, the last step rounded.
 
-   Blocks take query tiles from the same order, the longest first; every other round backwards, so that all blocks get alike.
+   Blocks draw query tiles by ticket from one order, the longest first: whoever is done early takes the next. Which
+   block computes a tile changes none of its bits.
 
    Shah et al. 2024, arXiv:2407.08608
 
@@ -27,36 +30,48 @@
 typedef struct {
     TensorMap q[2], kv[2]; /* of each run */
     AttentionForward a;
-    int blocks; /* query tiles of all heads */
+    int *tickets; /* how many have been drawn */
+    int blocks;   /* query tiles of all heads */
 } HopperForward;
 
 template <int HD, int BM, int BN, int STAGES> struct HopperForwardTile {
     static constexpr int GROUPS = BM / 64, THREADS = GROUP_THREADS * (GROUPS + 1), Q_STAGES = 2, WARPS = 4 * GROUPS;
     static constexpr int BARRIERS = 2 * Q_STAGES + 4 * STAGES;
-    static constexpr int SHARED_BYTES = (Q_STAGES * BM + 2 * STAGES * BN) * HD * (int)sizeof(bf16) + BARRIERS * (int)sizeof(Mbarrier);
+    static constexpr int SHARED_BYTES = (Q_STAGES * BM + 2 * STAGES * BN) * HD * (int)sizeof(bf16) +
+                                        BARRIERS * (int)sizeof(Mbarrier) + Q_STAGES * (int)sizeof(int);
     bf16 *q, *k, *v; /* stage after stage */
     Mbarrier *q_full, *q_empty, *k_full, *k_empty, *v_full, *v_empty;
+    int *index; /* with each stage of Q: which of `blocks` it is; -1: no more */
     static __device__ __forceinline__ HopperForwardTile make(void) {
         HopperForwardTile t;
         SHARED_DYNAMIC_ALIGNED(bf16, shared, 1024);
         t.q = shared, t.k = t.q + Q_STAGES * BM * HD, t.v = t.k + STAGES * BN * HD;
         t.q_full = (Mbarrier *)(t.v + STAGES * BN * HD), t.q_empty = t.q_full + Q_STAGES;
-        t.k_full = t.q_empty + Q_STAGES, t.k_empty = t.k_full + STAGES, t.v_full = t.k_empty + STAGES, t.v_empty = t.v_full + STAGES;
+        t.k_full = t.q_empty + Q_STAGES, t.k_empty = t.k_full + STAGES, t.v_full = t.k_empty + STAGES,
+        t.v_empty = t.v_full + STAGES;
+        t.index = (int *)(t.v_empty + STAGES);
         return t;
     }
 };
 
-/* What number `round` of this block is: 0, nothing any more. */
-__device__ __forceinline__ int block_of_round(int round, int blocks, int *index) {
-    int place = round % 2 ? (int)gridDim.x - 1 - block_anew() : block_anew();
-    *index = round * (int)gridDim.x + place;
-    return *index < blocks;
+/* Query tile `index` of all: its tile, its head, and how many KV tiles it sees. */
+typedef struct {
+    int i, head, tiles;
+} ForwardItem;
+
+template <int BM, int BN> __device__ __forceinline__ ForwardItem forward_item(const AttentionForward &a, int index) {
+    ForwardItem item;
+    attention_block(a.order, index, &item.i, &item.head);
+    item.i = a.order.tiles - 1 - item.i;
+    item.tiles = tiles_until<BN>(a.kv_map, tile_last(attention_tile<BM>(a.q_map, item.i)));
+    return item;
 }
 
-/* Scores become 2^(c s - base), their sums go on; returns whether the base of a row of this warp has moved, and by what factors the sums of
-   before, and so out, shrink. As softmax_tile, but out is still being added to. */
+/* Scores become 2^(c s - base), their sums go on; returns whether the base of a row of this warp has moved, and by what
+   factors the sums of before, and so out, shrink. As softmax_tile, but out is still being added to. */
 template <int NT>
-__device__ __forceinline__ bool softmax_scores(float (&s)[1][NT][4], float (&top)[1][2], float (&sum)[1][2], float (&shrink)[2], float scale) {
+__device__ __forceinline__ bool softmax_scores(float (&s)[1][NT][4], float (&top)[1][2], float (&sum)[1][2],
+                                               float (&shrink)[2], float scale) {
     bool grown = false;
     float high[2];
     UNROLL
@@ -109,7 +124,8 @@ template <int DT> __device__ __forceinline__ void shrink_rows(float (&out)[1][DT
 
 /* Where single scores are masked, they become -inf. `first`: the position of the first of this warpgroup's rows. */
 template <int BN, int NT>
-__device__ __forceinline__ void scores_mask(float (&s)[1][NT][4], const AttentionTile &tile, const AttentionTile &kv, int first, int lane_row) {
+__device__ __forceinline__ void scores_mask(float (&s)[1][NT][4], const AttentionTile &tile, const AttentionTile &kv,
+                                            int first, int lane_row) {
     if (kv.count < BN || first < tile_last(kv)) mask_tile(s, tile, kv, lane_row, 2 * ((int)threadIdx.x % 4));
 }
 
@@ -123,21 +139,30 @@ __device__ __forceinline__ void forward_copies(const HopperForward &p, const Hop
         if (a.q_map.count[r]) tma_prefetch_map(&p.q[r]);
         if (a.kv_map.count[r]) tma_prefetch_map(&p.kv[r]);
     }
-    int index, items = 0, n = 0; /* query tiles and KV tiles so far */
-    for (int round = 0; block_of_round(round, p.blocks, &index); round++) {
-        int i, head;
-        attention_block(a.order, index, &i, &head);
-        i = a.order.tiles - 1 - i;
-        int tiles = tiles_until<BN>(a.kv_map, tile_last(attention_tile<BM>(a.q_map, i)));
-        if (tiles == 0) continue;
-        int b = head / a.heads, k_head = b * 2 * a.kv_heads + (head - b * a.heads) / a.group;
+    int n = 0, index = atomicAdd(p.tickets, 1); /* n: KV tiles so far */
+    for (int items = 0;;) {
+        ForwardItem item = {0, 0, 0};
+        if (index < p.blocks) {
+            item = forward_item<BM, BN>(a, index);
+            if (item.tiles == 0 && a.merge && !a.rounded) { /* nothing joins */
+                index = atomicAdd(p.tickets, 1);
+                continue;
+            }
+        } else index = -1;
         int stage = ring_stage<T::Q_STAGES>(items);
         mbarrier_wait(t.q_empty + stage, ring_parity<T::Q_STAGES>(items) ^ 1);
-        mbarrier_arrive_expect(t.q_full + stage, Q_BYTES);
-        tile_load<BM, HD>(t.q + stage * BM * HD, p.q, a.q_map, i, head, t.q_full + stage);
+        t.index[stage] = index;
+        if (item.tiles) {
+            mbarrier_arrive_expect(t.q_full + stage, Q_BYTES);
+            tile_load<BM, HD>(t.q + stage * BM * HD, p.q, a.q_map, item.i, item.head, t.q_full + stage);
+        } else mbarrier_arrive(t.q_full + stage);
+        if (index < 0) break;
         items++;
-        for (int j = tiles - 1; j >= 0; j--, n++) {
+        if (item.tiles == 0) index = atomicAdd(p.tickets, 1);
+        int b = item.head / a.heads, k_head = b * 2 * a.kv_heads + (item.head - b * a.heads) / a.group;
+        for (int j = item.tiles - 1; j >= 0; j--, n++) {
             int s = ring_stage<STAGES>(n), parity = ring_parity<STAGES>(n) ^ 1;
+            if (j == 0) index = atomicAdd(p.tickets, 1); /* is there when the last tiles are on their way */
             mbarrier_wait(t.k_empty + s, parity);
             mbarrier_arrive_expect(t.k_full + s, KV_BYTES);
             tile_load<BN, HD>(t.k + s * BN * HD, p.kv, a.kv_map, j, k_head, t.k_full + s);
@@ -153,28 +178,31 @@ enum { TURN = 1 };
 
 /* A warpgroup that multiplies: rows 64 group .. of every query tile of this block. */
 template <int HD, int BM, int BN, int STAGES>
-__device__ __forceinline__ void forward_products(const HopperForward &p, const HopperForwardTile<HD, BM, BN, STAGES> &t, int group) {
+__device__ __forceinline__ void forward_products(const HopperForward &p, const HopperForwardTile<HD, BM, BN, STAGES> &t,
+                                                 int group) {
     typedef HopperForwardTile<HD, BM, BN, STAGES> T;
     constexpr int NT = BN / 8, DT = HD / 8;
     static_assert(T::GROUPS == 2, "turns of two");
     const AttentionForward &a = p.a;
-    int other = 1 - group, index, items = 0, n = 0;
+    int other = 1 - group, n = 0;
     if (group == 1) named_barrier_arrive(TURN + other, 2 * GROUP_THREADS); /* group 0 begins */
-    for (int round = 0; block_of_round(round, p.blocks, &index); round++) {
-        int i, head;
-        attention_block(a.order, index, &i, &head);
-        AttentionTile tile = attention_tile<BM>(a.q_map, a.order.tiles - 1 - i);
-        int tiles = tiles_until<BN>(a.kv_map, tile_last(tile));
-        if (tiles == 0 && a.merge && !a.rounded) continue; /* nothing joins */
-        int warp_row = 64 * group + (int)threadIdx.x % GROUP_THREADS / 32 * 16, lane_row = warp_row + (int)threadIdx.x % 32 / 4;
+    for (int items = 0;; items++) {
+        int q_stage = ring_stage<T::Q_STAGES>(items);
+        mbarrier_wait(t.q_full + q_stage, ring_parity<T::Q_STAGES>(items));
+        int index = __shfl_sync(0xffffffffu, t.index[q_stage], 0);
+        if (index < 0) break;
+        ForwardItem item = forward_item<BM, BN>(a, index);
+        AttentionTile tile = attention_tile<BM>(a.q_map, item.i);
+        int tiles = item.tiles;
+        int warp_row = 64 * group + (int)threadIdx.x % GROUP_THREADS / 32 * 16,
+            lane_row = warp_row + (int)threadIdx.x % 32 / 4;
         float out[1][DT][4], top[1][2], sum[1][2], shrink[2];
-        softmax_begin(a, (i64)tile.first * a.rows + head, tile.count, warp_row, out, top, sum);
+        softmax_begin(a, (i64)tile.first * a.rows + item.head, tile.count, warp_row, out, top, sum);
         if (tiles > 0) {
             float s[1][NT][4];
             uint32_t pieces[NT / 2][4];
-            int q_stage = ring_stage<T::Q_STAGES>(items), first = tile.position + 64 * group * tile.stride; /* this group's first position */
+            int first = tile.position + 64 * group * tile.stride; /* this group's first position */
             const bf16 *q = t.q + q_stage * BM * HD + 64 * 64 * group;
-            mbarrier_wait(t.q_full + q_stage, ring_parity<T::Q_STAGES>(items));
             mbarrier_wait(t.k_full + ring_stage<STAGES>(n), ring_parity<STAGES>(n));
             wgmma_fence();
             group_multiply<BN, HD, BM, BN>(flat(s), q, t.k + ring_stage<STAGES>(n) * BN * HD);
@@ -204,6 +232,7 @@ __device__ __forceinline__ void forward_products(const HopperForward &p, const H
                 warp_arrive(t.k_empty + stage);
                 scores_mask<BN>(s, tile, attention_tile<BN>(a.kv_map, j), first, lane_row);
                 bool grown = softmax_scores(s, top, sum, shrink, a.scale_log2);
+                before_the_wait(sum[0][0] + sum[0][1]);
                 wgmma_wait<0>();
                 wgmma_hold(flat(out));
                 wgmma_hold(flat(s));
@@ -220,16 +249,16 @@ __device__ __forceinline__ void forward_products(const HopperForward &p, const H
             wgmma_wait<0>();
             wgmma_hold(flat(out));
             warp_arrive(t.v_empty + last);
-            warp_arrive(t.q_empty + q_stage);
-            items++;
         }
-        softmax_end(a, (i64)tile.first * a.rows + head, tile.count, warp_row, out, top, sum);
+        warp_arrive(t.q_empty + q_stage);
+        softmax_end(a, (i64)tile.first * a.rows + item.head, tile.count, warp_row, out, top, sum);
     }
     if (group == 0) named_barrier_sync(TURN, 2 * GROUP_THREADS); /* the turn that nobody took */
 }
 
 template <int HD, int BM, int BN, int STAGES>
-__global__ void __launch_bounds__(GROUP_THREADS *(BM / 64 + 1), 1) attention_forward_hopper_kernel(const __grid_constant__ HopperForward p) {
+__global__ void __launch_bounds__(GROUP_THREADS *(BM / 64 + 1), 1)
+    attention_forward_hopper_kernel(const __grid_constant__ HopperForward p) {
 #if HOPPER_CODE
     typedef HopperForwardTile<HD, BM, BN, STAGES> T;
     T t = T::make();
@@ -256,7 +285,8 @@ __global__ void __launch_bounds__(GROUP_THREADS *(BM / 64 + 1), 1) attention_for
 }
 
 template <int HD, int BM, int BN, int STAGES>
-static inline void attention_forward_hopper_launch(Device *dev, const AttentionForward *a, const TokenMap *q_map, const TokenMap *kv_map) {
+static inline void attention_forward_hopper_launch(Device *dev, const AttentionForward *a, const TokenMap *q_map,
+                                                   const TokenMap *kv_map) {
     typedef HopperForwardTile<HD, BM, BN, STAGES> T;
     HopperForward p;
     memset(&p, 0, sizeof p);
@@ -264,7 +294,8 @@ static inline void attention_forward_hopper_launch(Device *dev, const AttentionF
     if (tiles == 0) return;
     p.a = *a;
     p.a.q_map = attention_map(q_map, BM), p.a.kv_map = attention_map(kv_map, BN);
-    double kv_bytes = 4.0 * (double)kv_map->count * a->head_dim * a->kv_heads / a->heads; /* a query head's share of its K and V */
+    /* a query head's share of its K and V */
+    double kv_bytes = 4.0 * (double)kv_map->count * a->head_dim * a->kv_heads / a->heads;
     p.a.order = attention_order(a->rows, tiles, kv_bytes + 1, a->group);
     p.blocks = (int)tiles * p.a.order.heads;
     i64 kv_rows = (i64)a->rows / a->heads * 2 * a->kv_heads;
@@ -272,8 +303,14 @@ static inline void attention_forward_hopper_launch(Device *dev, const AttentionF
         run_tensor_map(&p.q[r], TENSOR_BF16, a->q, a->head_dim, a->rows, a->q_step, q_map, r, 64, BM);
         run_tensor_map(&p.kv[r], TENSOR_BF16, a->kv, a->head_dim, kv_rows, a->kv_step, kv_map, r, 64, BN);
     }
+    if (dev->state.scratch_bytes < TICKET_BYTES)
+        FAIL(THIS_RANK, "attention: %d bytes of scratch are needed, there are %lld", TICKET_BYTES,
+             dev->state.scratch_bytes);
+    p.tickets = (int *)dev->state.scratch;
+    CUDA_CHECK(cudaMemsetAsync(p.tickets, 0, sizeof *p.tickets, dev->state.stream));
     int grid = (int)i64_min(p.blocks, dev->state.multiprocessors);
-    LAUNCH((attention_forward_hopper_kernel<HD, BM, BN, STAGES>), dim3((unsigned)grid), dim3(T::THREADS), T::SHARED_BYTES, dev->state.stream, p);
+    LAUNCH((attention_forward_hopper_kernel<HD, BM, BN, STAGES>), dim3((unsigned)grid), dim3(T::THREADS),
+           T::SHARED_BYTES, dev->state.stream, p);
 }
 
 #endif

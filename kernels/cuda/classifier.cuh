@@ -1,12 +1,13 @@
 /* classifier.cuh - softmax cross-entropy of rows of logits: loss, and the gradient in the logits' own place.
 
-   A block to a row. First pass, by threads: the largest logit so far and the sum of exp(logit - largest), which is rescaled when a larger
-   one comes; warps and block join the pairs in order. Second pass, backwards through the row, so that what was read last is still in L1
-   and the rest in L2: dlogit = scale (exp(logit - largest) / sum - onehot).
+   A block to a row. First pass, by threads: the largest logit so far and the sum of exp(logit - largest), which is
+   rescaled when a larger one comes; warps and block join the pairs in order. Second pass, backwards through the row, so
+   that what was read last is still in L1 and the rest in L2: dlogit = scale (exp(logit - largest) / sum - onehot).
 
-   Rows of an odd V that are neighbours begin anywhere: up to 7 logits to the first multiple of 16 bytes and up to 7 after the last go one by one.
-   The rows' losses wait in scratch and are added by one block, in a fixed order, in double.
-   Cost: one read and one write of memory, the second read is served by the caches (a row of V = 50257 is 100 KB).              */
+   Rows of an odd V that are neighbours begin anywhere: up to 7 logits to the first multiple of 16 bytes
+   and up to 7 after the last go one by one. The rows' losses wait in scratch and are added by one
+   block, in a fixed order, in double.
+   Cost: one read and one write of memory, the second read is served by the caches (a row of V = 50257 is 100 KB).    */
 #ifndef ODYSSEUS_CUDA_CLASSIFIER_CUH
 #define ODYSSEUS_CUDA_CLASSIFIER_CUH
 
@@ -25,21 +26,25 @@ __device__ __forceinline__ Softmax softmax_join(Softmax a, Softmax b) {
 }
 
 __device__ __forceinline__ void softmax_add(Softmax *s, float x) {
-    Softmax one = {x > -3e38f ? x : -3e38f, x > -INFINITY ? 1.0f : x == x ? 0.0f : x}; /* -inf counts nothing, a NaN stays one */
+    /* -inf counts nothing, a NaN stays one */
+    Softmax one = {x > -3e38f ? x : -3e38f, x > -INFINITY ? 1.0f : x == x ? 0.0f : x};
     *s = softmax_join(*s, one);
 }
 
-/* Three blocks of 512 on a multiprocessor, each in another of its passes, keep memory busy: on an H200 0.76 of a copy's rate where one block of
-   1024, whose unrolled loops fill the registers, gets 0.45 to 0.55. */
+/* Three blocks of 512 on a multiprocessor, each in another of its passes, keep memory busy: on an H200 0.76 of a copy's
+   rate where one block of 1024, whose unrolled loops fill the registers, gets 0.45 to 0.55. */
 template <int THREADS>
-__global__ void __launch_bounds__(THREADS, 1536 / THREADS) classifier_kernel(double *losses, real *logits, i64 apart, const int32_t *targets, accum scale, i64 V, int backward) {
+__global__ void __launch_bounds__(THREADS, 1536 / THREADS)
+    classifier_kernel(double *losses, real *logits, i64 apart, const int32_t *targets, accum scale, i64 V,
+                      int backward) {
     constexpr int WARPS = THREADS / WARP;
     SHARED(float, tops, WARPS);
     SHARED(float, sums, WARPS);
     i64 row = blockIdx.x;
     int t = (int)threadIdx.x, target = targets[row];
     real *x = logits + row * apart;
-    i64 head = min((i64)((16 - (uintptr_t)x % 16) % 16 / sizeof(real)), V), chunks = (V - head) / 8, tail = head + chunks * 8;
+    i64 head = min((i64)((16 - (uintptr_t)x % 16) % 16 / sizeof(real)), V), chunks = (V - head) / 8,
+        tail = head + chunks * 8;
     if (target < 0) {
         if (t == 0) losses[row] = 0;
         if (!backward) return;
@@ -81,7 +86,9 @@ __global__ void __launch_bounds__(THREADS, 1536 / THREADS) classifier_kernel(dou
     if (!backward) return;
     float factor = scale / sum;
     if (t < head) x[t] = bf16_round(factor * fast_exp2((bf16_float(x[t]) - top) * LOG2_E) - (t == target ? scale : 0));
-    if (tail + t < V) x[tail + t] = bf16_round(factor * fast_exp2((bf16_float(x[tail + t]) - top) * LOG2_E) - (tail + t == target ? scale : 0));
+    if (tail + t < V)
+        x[tail + t] =
+            bf16_round(factor * fast_exp2((bf16_float(x[tail + t]) - top) * LOG2_E) - (tail + t == target ? scale : 0));
     i64 mine = (chunks - t + THREADS - 1) / THREADS; /* chunks of this thread */
     UNROLL_4
     for (i64 k = mine - 1; k >= 0; k--) {
@@ -94,13 +101,17 @@ __global__ void __launch_bounds__(THREADS, 1536 / THREADS) classifier_kernel(dou
     }
 }
 
-static inline void classifier_run(Device *dev, double *loss_sum, real *logits, i64 ld, const int32_t *targets, accum scale, i64 rows, i64 V,
-                                  int backward) {
+static inline void classifier_run(Device *dev, double *loss_sum, real *logits, i64 ld, const int32_t *targets,
+                                  accum scale, i64 rows, i64 V, int backward) {
     if (rows == 0) return;
-    if (V < 1 || !aligned_to(logits, sizeof(real))) FAIL(THIS_RANK, "classifier: a vocabulary of %lld is not taken", (long long)V);
+    if (V < 1 || !aligned_to(logits, sizeof(real))) FAIL(THIS_RANK, "classifier: a vocabulary of %lld is not taken", V);
     double *losses = (double *)scratch_take(dev, classifier_scratch_bytes(rows), "classifier");
-    if (V > 8192) LAUNCH(classifier_kernel<512>, blocks_for(rows, 1), 512, 0, dev->state.stream, losses, logits, ld, targets, scale, V, backward);
-    else LAUNCH(classifier_kernel<BLOCK>, blocks_for(rows, 1), BLOCK, 0, dev->state.stream, losses, logits, ld, targets, scale, V, backward);
+    if (V > 8192)
+        LAUNCH(classifier_kernel<512>, blocks_for(rows, 1), 512, 0, dev->state.stream, losses, logits, ld, targets,
+               scale, V, backward);
+    else
+        LAUNCH(classifier_kernel<BLOCK>, blocks_for(rows, 1), BLOCK, 0, dev->state.stream, losses, logits, ld, targets,
+               scale, V, backward);
     LAUNCH(doubles_sum_kernel, 1, 1024, 0, dev->state.stream, loss_sum, losses, rows);
 }
 

@@ -2,9 +2,11 @@
    then looks for headers in dev/emu.
 
    LAUNCH           starts a kernel on a stream and reports a launch that was refused; the only place with <<< >>>
-   SHARED           static shared memory, SHARED_DYNAMIC what the launch gave: declared here alone, so that the emulator can guard it
+   SHARED           static shared memory, SHARED_DYNAMIC what the launch gave: declared here alone, so
+                    that the emulator can guard it
    CUDA_CHECK       a runtime call that fails ends the run with the call and the reason
-   bf16             the compute type: the upper half of an fp32 number. Sums, statistics and everything added to are fp32            */
+   bf16             the compute type: the upper half of an fp32 number. Sums, statistics and
+                    everything added to are fp32                                                                      */
 #ifndef ODYSSEUS_CUDA_H
 #define ODYSSEUS_CUDA_H
 
@@ -36,11 +38,12 @@
 #include <emu.h>
 #endif
 
-/* A kernel has 48 KB of shared memory unasked: what the launch gives, its own static arrays and a KB of the system's together. More is asked
-   for, kernel by kernel; 32 KB leave room for any static arrays of ours. */
+/* A kernel has 48 KB of shared memory unasked: what the launch gives, its own static arrays and a KB of the system's
+   together. More is asked for, kernel by kernel; 32 KB leave room for any static arrays of ours. */
 #define SHARED_ASK(kernel, bytes) \
     do { \
-        if ((bytes) > 32 * 1024) CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)(bytes))); \
+        if ((bytes) > 32 * 1024) CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, \
+            (int)(bytes))); \
     } while (0)
 
 #define CUDA_CHECK(call) \

@@ -1,9 +1,11 @@
 /* device.h - a GPU as a device: which one a rank gets, its stream and memory, copies, its peak, its time.
 
-   ranks of a host share its GPUs in turn: local rank r takes GPU r modulo the number that it sees; whose GPUs have one UUID share it
-   memory     a range of addresses is reserved (cuMemAddressReserve), the plan laid out in it, then as much mapped as the plan needs:
-              device memory is the arena and the CUDA context, nothing else. A dry run reserves host addresses and needs no GPU
-   peak       bf16 multiply-adds of a multiprocessor and clock x multiprocessors x clock                                          */
+   ranks of a host share its GPUs in turn: local rank r takes GPU r modulo the number that it sees;
+   whose GPUs have one UUID share it
+   memory     a range of addresses is reserved (cuMemAddressReserve), the plan laid out in it, then as much mapped
+              as the plan needs: device memory is the arena and the CUDA context, nothing else. A dry run reserves
+              host addresses and needs no GPU
+   peak       bf16 multiply-adds of a multiprocessor and clock x multiprocessors x clock                              */
 #ifndef ODYSSEUS_CUDA_DEVICE_H
 #define ODYSSEUS_CUDA_DEVICE_H
 
@@ -23,8 +25,11 @@ typedef struct {
     double clock_hz;
 } DevicePlace;
 
-#define DEVICE_RESERVE ((i64)512 << 20) /* what CUDA takes after memory was counted: code that loads with its first use */
-#define LINK_RESERVE ((i64)1 << 30)     /* what NCCL takes for a communicator, stated: it is reported to be 1 to 4 GB on eight H100. A run measures it */
+#define DEVICE_IS_HOST 0 /* its memory is not the host's */
+/* what CUDA takes after memory was counted: code that loads with its first use */
+#define DEVICE_RESERVE ((i64)512 << 20)
+/* what NCCL takes for a communicator, stated: it is reported to be 1 to 4 GB on eight H100. A run measures it */
+#define LINK_RESERVE ((i64)1 << 30)
 #define MEMORY_OWNER "GPU, less 512 MiB for CUDA,"
 #define PEAK_ORIGIN "by its clock"
 
@@ -51,9 +56,12 @@ static inline void device_open(DevicePlace *p) {
         cudaDriverGetVersion(&driver), cudaRuntimeGetVersion(&runtime);
         if (driver == 0) FAIL(EVERYONE, "no NVIDIA driver on this host; install it, or use make train_gpt_cpu");
         if (driver < runtime)
-            FAIL(EVERYONE, "the NVIDIA driver knows CUDA %d.%d, this program was built with %d.%d; update the driver or build with an older toolkit",
+            FAIL(EVERYONE,
+                 "the NVIDIA driver knows CUDA %d.%d, this program was built with %d.%d; update the driver or build "
+                 "with an older toolkit",
                  driver / 1000, driver % 1000 / 10, runtime / 1000, runtime % 1000 / 10);
-        FAIL(EVERYONE, "no GPU on this host (is CUDA_VISIBLE_DEVICES empty?); use make train_gpt_cpu to train without one");
+        FAIL(EVERYONE,
+             "no GPU on this host (is CUDA_VISIBLE_DEVICES empty?); use make train_gpt_cpu to train without one");
     }
     cudaDeviceProp prop;
     cudaFuncAttributes kernel;
@@ -63,21 +71,29 @@ static inline void device_open(DevicePlace *p) {
     CUDA_CHECK(cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, p->index));
     snprintf(p->name, sizeof p->name, "%s", prop.name);
     memcpy(&p->identity, prop.uuid.bytes, sizeof p->identity);
-    p->major = prop.major, p->minor = prop.minor, p->multiprocessors = prop.multiProcessorCount, p->clock_hz = 1e3 * clock_khz, p->shared_bytes = shared;
-    if (p->major < 8) FAIL(EVERYONE, "GPU %d is a %s (sm_%d%d); the kernels need sm_80 or later (A100, H100, ...)", p->index, p->name, p->major, p->minor);
+    p->major = prop.major, p->minor = prop.minor, p->multiprocessors = prop.multiProcessorCount,
+    p->clock_hz = 1e3 * clock_khz, p->shared_bytes = shared;
+    if (p->major < 8)
+        FAIL(EVERYONE, "GPU %d is a %s (sm_%d%d); the kernels need sm_80 or later (A100, H100, ...)", p->index, p->name,
+             p->major, p->minor);
     if (cudaFuncGetAttributes(&kernel, sum_parts_f64_kernel) != cudaSuccess)
-        FAIL(EVERYONE, "this program has no kernels for GPU %d, a %s (sm_%d%d); build it with make -B train_gpt CUDA_ARCHS=%d%d%s", p->index, p->name, p->major,
-             p->minor, p->major, p->minor, p->major == 9 ? "a" : "");
+        FAIL(
+            EVERYONE,
+            "this program has no kernels for GPU %d, a %s (sm_%d%d); build it with make -B train_gpt CUDA_ARCHS=%d%d%s",
+            p->index, p->name, p->major, p->minor, p->major, p->minor, p->major == 9 ? "a" : "");
 }
 
 /* Can ranks reach each other by --comm `comm` from where they are? p->sharing is known. */
 static inline void device_check_comm(const DevicePlace *p, const char *comm) {
     if (strcmp(comm, "nccl") == 0 && p->sharing > 1)
-        FAIL(EVERYONE, "%d ranks of this host have the same GPU (each sees %d), and NCCL needs a GPU for each; start as many ranks a host as it has GPUs, or let "
-                       "them share with --comm mpi", p->sharing, p->count);
+        FAIL(EVERYONE,
+             "%d ranks of this host have the same GPU (each sees %d), and NCCL needs a GPU for each; start as many "
+             "ranks a host as it has GPUs, or let them share with --comm mpi",
+             p->sharing, p->count);
 }
 
-/* Multiply-adds in bf16 of a multiprocessor's tensor cores in a clock, by architecture (NVIDIA's white papers); 0: an unknown one. */
+/* Multiply-adds in bf16 of a multiprocessor's tensor cores in a clock, by architecture (NVIDIA's white
+   papers); 0: an unknown one. */
 static inline int known_fma(const DevicePlace *p) {
     static const struct {
         int arch, fma;
@@ -104,20 +120,24 @@ static inline i64 device_memory_available(void) {
 }
 
 static inline void device_print(const DevicePlace *p) {
-    printf("%s (sm_%d%d, %d multiprocessors), GPU %d of %d on this host", p->name, p->major, p->minor, p->multiprocessors, p->index, p->count);
+    printf("%s (sm_%d%d, %d multiprocessors), GPU %d of %d on this host", p->name, p->major, p->minor,
+           p->multiprocessors, p->index, p->count);
 }
 
 /* What the user should know about the place. */
 static inline void device_note(const DevicePlace *p) {
-    if (p->sharing > 1) printf("note     %d ranks share this GPU: for tests; a rank of its own each is faster\n", p->sharing);
+    if (p->sharing > 1)
+        printf("note     %d ranks share this GPU: for tests; a rank of its own each is faster\n", p->sharing);
     if (p->count > 1 && strcmp(COMM_DEFAULT, "mpi") == 0) printf("note     " NCCL_MISSING "\n");
 }
 
-/* What a GPU must have besides the arena, where nothing was measured; `links`: groups that need a communicator by --comm nccl. */
+/* What a GPU must have besides the arena, where nothing was measured; `links`: groups that need a
+   communicator by --comm nccl. */
 static inline void device_print_reserve(const DevicePlace *p, const char *comm, int links) {
     (void)p;
     if (strcmp(comm, "nccl") != 0) links = 0;
-    printf("reserve  %.2f GB besides: 512 MiB for CUDA, 1 GiB for each of %d NCCL communicators\n", (double)(DEVICE_RESERVE + links * LINK_RESERVE) / 1e9, links);
+    printf("reserve  %.2f GB besides: 512 MiB for CUDA, 1 GiB for each of %d NCCL communicators\n",
+           (double)(DEVICE_RESERVE + links * LINK_RESERVE) / 1e9, links);
 }
 
 /* Why attention cannot run heads of this size: NULL, it can. */
@@ -142,7 +162,9 @@ static inline void device_init(Device *dev, const DevicePlace *p, int imagined) 
 }
 
 /* A device that computes has no time to make up. */
-static inline void device_state_repeat(DeviceState *s, const DeviceState *before, i64 times) { (void)s, (void)before, (void)times; }
+static inline void device_state_repeat(DeviceState *s, const DeviceState *before, i64 times) {
+    (void)s, (void)before, (void)times;
+}
 
 /* The host's clock. */
 static inline double host_seconds(const Device *dev) {
@@ -150,7 +172,8 @@ static inline double host_seconds(const Device *dev) {
     return seconds_now();
 }
 
-/* Wait until everything asked for is done. The host looks after the transfers meanwhile, which would wait for a lost rank for ever. */
+/* Wait until everything asked for is done. The host looks after the transfers meanwhile, which would
+   wait for a lost rank for ever. */
 static inline void device_finish(Device *dev) {
     if (!dev->state.stream) return;
     cudaError_t state;
@@ -214,7 +237,8 @@ static inline void device_free(Device *dev) {
     dev->state.stream = NULL, dev->state.gemm = NULL;
 }
 
-/* The largest scratch that any operation needs on `rows` rows of at most `widest` numbers, `vocab` words and attention of `s`. */
+/* The largest scratch that any operation needs on `rows` rows of at most `widest` numbers, `vocab`
+   words and attention of `s`. */
 static inline i64 device_scratch_bytes(i64 rows, i64 widest, i64 vocab, const AttentionShape *s) {
     return cuda_scratch_bytes(rows, widest, vocab, s);
 }
@@ -229,7 +253,8 @@ static inline PinnedSlot *pinned_slot(Device *dev) {
     PinnedSlot *slot = &dev->state.pinned[dev->state.pinned_next++ % PINNED_SLOTS];
     cudaError_t state = cudaSuccess;
     if (!slot->host) {
-        if (cudaMallocHost(&slot->host, PINNED_BYTES) != cudaSuccess) FAIL(THIS_RANK, "out of pinned host memory: %d bytes to copy through", PINNED_BYTES);
+        if (cudaMallocHost(&slot->host, PINNED_BYTES) != cudaSuccess)
+            FAIL(THIS_RANK, "out of pinned host memory: %d bytes to copy through", PINNED_BYTES);
         CUDA_CHECK(cudaEventCreateWithFlags(&slot->done, cudaEventDisableTiming));
     } else {
         while ((state = cudaEventQuery(slot->done)) == cudaErrorNotReady) device_poll(dev);
@@ -238,7 +263,8 @@ static inline PinnedSlot *pinned_slot(Device *dev) {
     return slot;
 }
 
-/* Through pinned memory, in the stream's order: the host goes on, and may overwrite `src`. Any thread of the host, one at a time. */
+/* Through pinned memory, in the stream's order: the host goes on, and may overwrite `src`. Any thread
+   of the host, one at a time. */
 static inline void copy_in_run(Device *dev, void *dst, const void *src, i64 bytes) {
     CUDA_CHECK(cudaSetDevice(dev->state.index)); /* a thread's own setting */
     for (i64 at = 0; at < bytes; at += PINNED_BYTES) {

@@ -12,8 +12,9 @@
               a larger one: a block of 8 warps, warp w takes rows w, w+8, ..., the warps' sums are joined in order
 
    A position occurs B times, in rows t*B .. t*B+B-1: a warp adds them in order.
-   Cost: dout is read once (twice with positions), a row of dwte is read and written once per token that occurs. Rank is quadratic in
-   the size of a bucket: 0.02 n^2 comparisons for n rows of text, a millisecond even where all of 65536 rows are one token.          */
+   Cost: dout is read once (twice with positions), a row of dwte is read and written once per token that occurs.
+   Rank is quadratic in the size of a bucket: 0.02 n^2 comparisons for n rows of text, a millisecond even where all
+   of 65536 rows are one token.                                                                                       */
 #ifndef ODYSSEUS_CUDA_EMBEDDING_CUH
 #define ODYSSEUS_CUDA_EMBEDDING_CUH
 
@@ -22,7 +23,8 @@ static constexpr int EMBED_COLUMNS = 256, SCAN_THREADS = 1024, SCAN_EACH = 8;
 /* ---- forward ---- */
 
 template <int W>
-__global__ void __launch_bounds__(BLOCK) embedding_forward_kernel(real *out, const int32_t *tokens, TokenMap map, const real *wte, const real *wpe, i64 B, i64 C) {
+__global__ void __launch_bounds__(BLOCK) embedding_forward_kernel(real *out, const int32_t *tokens, TokenMap map,
+                                                                  const real *wte, const real *wpe, i64 B, i64 C) {
     i64 i = grid_thread() * W;
     if (i >= map.count * B * C) return;
     i64 r = quotient(i / W, C / W), c = i - r * C;
@@ -36,12 +38,16 @@ __global__ void __launch_bounds__(BLOCK) embedding_forward_kernel(real *out, con
     store_real<W>(out + i, x, W);
 }
 
-static inline void embedding_forward_run(Device *dev, real *out, const int32_t *tokens, TokenMap map, const real *wte, const real *wpe, i64 B, i64 C) {
+static inline void embedding_forward_run(Device *dev, real *out, const int32_t *tokens, TokenMap map, const real *wte,
+                                         const real *wpe, i64 B, i64 C) {
     i64 n = map.count * B * C;
     if (n == 0) return;
     if (C % 8 == 0 && aligned_to(out, 16) && aligned_to(wte, 16) && aligned_to(wpe, 16))
-        LAUNCH(embedding_forward_kernel<8>, blocks_for(n, 8 * BLOCK), BLOCK, 0, dev->state.stream, out, tokens, map, wte, wpe, B, C);
-    else LAUNCH(embedding_forward_kernel<1>, blocks_for(n, BLOCK), BLOCK, 0, dev->state.stream, out, tokens, map, wte, wpe, B, C);
+        LAUNCH(embedding_forward_kernel<8>, blocks_for(n, 8 * BLOCK), BLOCK, 0, dev->state.stream, out, tokens, map,
+               wte, wpe, B, C);
+    else
+        LAUNCH(embedding_forward_kernel<1>, blocks_for(n, BLOCK), BLOCK, 0, dev->state.stream, out, tokens, map, wte,
+               wpe, B, C);
 }
 
 /* ---- backward: the buckets ---- */
@@ -72,7 +78,8 @@ __global__ void __launch_bounds__(BLOCK) buckets_count_kernel(Buckets b, const i
     if (r < rows) atomicAdd(b.cursor + tokens[r], 1);
 }
 
-/* starts, cursor = the exclusive sum of the counts in cursor; by one block, SCAN_THREADS * SCAN_EACH counts at a time */
+/* starts, cursor = the exclusive sum of the counts in cursor; by one block, SCAN_THREADS
+   * SCAN_EACH counts at a time */
 __global__ void __launch_bounds__(SCAN_THREADS) buckets_scan_kernel(Buckets b, int vocab) {
     SHARED(int, totals, 2 * WARP); /* of the warps; turns alternate, so that one barrier is enough */
     int lane = (int)threadIdx.x % WARP, warp = (int)threadIdx.x / WARP, before = 0, turn = 0;
@@ -151,7 +158,8 @@ template <int W> __device__ __forceinline__ void row_add_to(accum *to, const flo
 
 /* A warp to (place in `sorted`, 256 columns): the first of a small bucket adds the bucket. */
 template <int W>
-__global__ void __launch_bounds__(BLOCK) embedding_small_kernel(accum *dwte, const real *dout, const int32_t *tokens, Buckets b, i64 rows, i64 C, i64 tiles) {
+__global__ void __launch_bounds__(BLOCK) embedding_small_kernel(accum *dwte, const real *dout, const int32_t *tokens,
+                                                                Buckets b, i64 rows, i64 C, i64 tiles) {
     i64 warp = grid_thread() / WARP, i = quotient(warp, tiles);
     if (i >= rows) return;
     int lane = (int)threadIdx.x % WARP, v = tokens[b.sorted[i]], start = b.starts[v], end = b.starts[v + 1];
@@ -164,15 +172,18 @@ __global__ void __launch_bounds__(BLOCK) embedding_small_kernel(accum *dwte, con
 }
 
 template <int W>
-__global__ void __launch_bounds__(BLOCK) embedding_large_kernel(accum *dwte, const real *dout, Buckets b, i64 C, i64 tiles) {
+__global__ void __launch_bounds__(BLOCK)
+    embedding_large_kernel(accum *dwte, const real *dout, Buckets b, i64 C, i64 tiles) {
     SHARED(float, joined, 8 * EMBED_COLUMNS);
     i64 i = quotient(blockIdx.x, tiles), tile = (blockIdx.x - i * tiles) * EMBED_COLUMNS;
     if (i >= *b.n_large) return;
-    int lane = (int)threadIdx.x % WARP, warp = (int)threadIdx.x / WARP, first = W == 8 ? lane * 8 : lane, step = W == 8 ? 1 : WARP;
+    int lane = (int)threadIdx.x % WARP, warp = (int)threadIdx.x / WARP, first = W == 8 ? lane * 8 : lane,
+        step = W == 8 ? 1 : WARP;
     int v = b.large[i], end = b.starts[v + 1];
     float sum[8] = {0};
     UNROLL_4
-    for (int j = b.starts[v] + warp; j < end; j += 8) row_add<W>(sum, dout + b.sorted[j] * C + tile + first, C - tile - first);
+    for (int j = b.starts[v] + warp; j < end; j += 8)
+        row_add<W>(sum, dout + b.sorted[j] * C + tile + first, C - tile - first);
     UNROLL
     for (int e = 0; e < 8; e++) joined[warp * EMBED_COLUMNS + first + e * step] = sum[e];
     __syncthreads();
@@ -185,7 +196,9 @@ __global__ void __launch_bounds__(BLOCK) embedding_large_kernel(accum *dwte, con
 }
 
 /* A warp to (token of the map, 256 columns) */
-template <int W> __global__ void __launch_bounds__(BLOCK) embedding_positions_kernel(accum *dwpe, const real *dout, TokenMap map, i64 B, i64 C, i64 tiles) {
+template <int W>
+__global__ void __launch_bounds__(BLOCK)
+    embedding_positions_kernel(accum *dwpe, const real *dout, TokenMap map, i64 B, i64 C, i64 tiles) {
     i64 warp = grid_thread() / WARP, t = quotient(warp, tiles);
     if (t >= map.count) return;
     int lane = (int)threadIdx.x % WARP;
@@ -197,18 +210,25 @@ template <int W> __global__ void __launch_bounds__(BLOCK) embedding_positions_ke
 }
 
 template <int W>
-static inline void embedding_backward_sums(Device *dev, accum *dwte, accum *dwpe, const real *dout, const int32_t *tokens, TokenMap map, Buckets b, i64 B, i64 C) {
+static inline void embedding_backward_sums(Device *dev, accum *dwte, accum *dwpe, const real *dout,
+                                           const int32_t *tokens, TokenMap map, Buckets b, i64 B, i64 C) {
     i64 rows = map.count * B, tiles = ceil_div(C, EMBED_COLUMNS), most_large = rows / (EMBED_SMALL + 1);
     cudaStream_t stream = dev->state.stream;
-    LAUNCH(embedding_small_kernel<W>, blocks_for(rows * tiles, BLOCK / WARP), BLOCK, 0, stream, dwte, dout, tokens, b, rows, C, tiles);
-    if (most_large) LAUNCH(embedding_large_kernel<W>, blocks_for(most_large * tiles, 1), BLOCK, 0, stream, dwte, dout, b, C, tiles);
-    if (dwpe) LAUNCH(embedding_positions_kernel<W>, blocks_for(map.count * tiles, BLOCK / WARP), BLOCK, 0, stream, dwpe, dout, map, B, C, tiles);
+    LAUNCH(embedding_small_kernel<W>, blocks_for(rows * tiles, BLOCK / WARP), BLOCK, 0, stream, dwte, dout, tokens, b,
+           rows, C, tiles);
+    if (most_large)
+        LAUNCH(embedding_large_kernel<W>, blocks_for(most_large * tiles, 1), BLOCK, 0, stream, dwte, dout, b, C, tiles);
+    if (dwpe)
+        LAUNCH(embedding_positions_kernel<W>, blocks_for(map.count * tiles, BLOCK / WARP), BLOCK, 0, stream, dwpe, dout,
+               map, B, C, tiles);
 }
 
-static inline void embedding_backward_run(Device *dev, accum *dwte, accum *dwpe, const real *dout, const int32_t *tokens, TokenMap map, i64 B, i64 C, i64 V) {
+static inline void embedding_backward_run(Device *dev, accum *dwte, accum *dwpe, const real *dout,
+                                          const int32_t *tokens, TokenMap map, i64 B, i64 C, i64 V) {
     i64 rows = map.count * B;
     if (rows * C == 0) return;
-    if (rows > 0x7fffffff || V > 0x40000000) FAIL(THIS_RANK, "embedding_backward: %lld rows of %lld tokens are not taken, at most 2^31", (long long)rows, (long long)V);
+    if (rows > 0x7fffffff || V > 0x40000000)
+        FAIL(THIS_RANK, "embedding_backward: %lld rows of %lld tokens are not taken, at most 2^31", rows, V);
     cudaStream_t stream = dev->state.stream;
     Buckets b = buckets_in((int *)scratch_take(dev, embedding_scratch_bytes(rows, V), "embedding_backward"), rows, V);
     unsigned grid = blocks_for(rows, BLOCK);

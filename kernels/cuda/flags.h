@@ -18,7 +18,8 @@
 #define SAVE_ASYNC "on"
 
 #define BACKEND_FLAGS \
-    {NULL, "grad-comm", FLAG_CHOICE, AT(grad_comm), "fp32", 0, 0, "fp32|bf16", "weight gradients on the wire; bf16 ones are still summed in fp32"},
+    {NULL, "grad-comm", FLAG_CHOICE, AT(grad_comm), "fp32", 0, 0, "fp32|bf16", \
+     "weight gradients on the wire; bf16 ones are still summed in fp32"},
 
 #define BACKEND_GROUP /* a group of flags of its own: none */
 

@@ -1,6 +1,7 @@
 /* memory.h - a range of a GPU's addresses, reserved first and given memory later (CUDA's virtual memory management).
 
-   The driver's functions are looked up at run time, so that the program starts, and can say what is missing, where there is no driver. */
+   The driver's functions are looked up at run time, so that the program starts, and can say what is
+   missing, where there is no driver. */
 #ifndef ODYSSEUS_CUDA_MEMORY_H
 #define ODYSSEUS_CUDA_MEMORY_H
 
@@ -17,7 +18,8 @@ static inline void *driver_function(const char *name) {
 #else
     CUDA_CHECK(cudaGetDriverEntryPoint(name, &function, cudaEnableDefault, &found));
 #endif
-    if (found != cudaDriverEntryPointSuccess || !function) FAIL(THIS_RANK, "the NVIDIA driver has no %s; update it", name);
+    if (found != cudaDriverEntryPointSuccess || !function)
+        FAIL(THIS_RANK, "the NVIDIA driver has no %s; update it", name);
     return function;
 }
 
@@ -37,15 +39,18 @@ static inline size_t memory_granules(i64 bytes) {
     CUmemAllocationProp prop = memory_properties();
     size_t granule = 0;
     CUresult (*granularity)(size_t *, const CUmemAllocationProp *, CUmemAllocationGranularity_flags) =
-        (CUresult(*)(size_t *, const CUmemAllocationProp *, CUmemAllocationGranularity_flags))driver_function("cuMemGetAllocationGranularity");
-    if (granularity(&granule, &prop, CU_MEM_ALLOC_GRANULARITY_MINIMUM) != CUDA_SUCCESS) FAIL(THIS_RANK, "CUDA: cuMemGetAllocationGranularity failed");
+        (CUresult(*)(size_t *, const CUmemAllocationProp *, CUmemAllocationGranularity_flags))driver_function(
+            "cuMemGetAllocationGranularity");
+    if (granularity(&granule, &prop, CU_MEM_ALLOC_GRANULARITY_MINIMUM) != CUDA_SUCCESS)
+        FAIL(THIS_RANK, "CUDA: cuMemGetAllocationGranularity failed");
     return (size_t)round_up(bytes, (i64)granule);
 }
 
 /* NULL: no range of this size. */
 static inline void *memory_reserve_device(i64 bytes) {
     CUresult (*reserve)(CUdeviceptr *, size_t, size_t, CUdeviceptr, unsigned long long) =
-        (CUresult(*)(CUdeviceptr *, size_t, size_t, CUdeviceptr, unsigned long long))driver_function("cuMemAddressReserve");
+        (CUresult(*)(CUdeviceptr *, size_t, size_t, CUdeviceptr, unsigned long long))driver_function(
+            "cuMemAddressReserve");
     CUdeviceptr base = 0;
     return reserve(&base, memory_granules(bytes), 0, 0, 0) == CUDA_SUCCESS ? (void *)base : NULL;
 }
@@ -53,12 +58,15 @@ static inline void *memory_reserve_device(i64 bytes) {
 /* 0: not enough memory. */
 static inline int memory_commit_device(void *base, i64 bytes) {
     CUresult (*create)(CUmemGenericAllocationHandle *, size_t, const CUmemAllocationProp *, unsigned long long) =
-        (CUresult(*)(CUmemGenericAllocationHandle *, size_t, const CUmemAllocationProp *, unsigned long long))driver_function("cuMemCreate");
+        (CUresult(*)(CUmemGenericAllocationHandle *, size_t, const CUmemAllocationProp *,
+                     unsigned long long))driver_function("cuMemCreate");
     CUresult (*map)(CUdeviceptr, size_t, size_t, CUmemGenericAllocationHandle, unsigned long long) =
-        (CUresult(*)(CUdeviceptr, size_t, size_t, CUmemGenericAllocationHandle, unsigned long long))driver_function("cuMemMap");
+        (CUresult(*)(CUdeviceptr, size_t, size_t, CUmemGenericAllocationHandle, unsigned long long))driver_function(
+            "cuMemMap");
     CUresult (*access)(CUdeviceptr, size_t, const CUmemAccessDesc *, size_t) =
         (CUresult(*)(CUdeviceptr, size_t, const CUmemAccessDesc *, size_t))driver_function("cuMemSetAccess");
-    CUresult (*release)(CUmemGenericAllocationHandle) = (CUresult(*)(CUmemGenericAllocationHandle))driver_function("cuMemRelease");
+    CUresult (*release)(CUmemGenericAllocationHandle) =
+        (CUresult(*)(CUmemGenericAllocationHandle))driver_function("cuMemRelease");
     CUmemAllocationProp prop = memory_properties();
     CUmemGenericAllocationHandle memory;
     CUmemAccessDesc all;
@@ -67,7 +75,8 @@ static inline int memory_commit_device(void *base, i64 bytes) {
     memset(&all, 0, sizeof all);
     all.location = prop.location;
     all.flags = CU_MEM_ACCESS_FLAGS_PROT_READWRITE;
-    int mapped = map((CUdeviceptr)base, size, 0, memory, 0) == CUDA_SUCCESS && access((CUdeviceptr)base, size, &all, 1) == CUDA_SUCCESS;
+    int mapped = map((CUdeviceptr)base, size, 0, memory, 0) == CUDA_SUCCESS &&
+                 access((CUdeviceptr)base, size, &all, 1) == CUDA_SUCCESS;
     release(memory); /* the mapping keeps it */
     return mapped;
 }

@@ -8,8 +8,8 @@
    classifier.cuh   softmax cross-entropy, loss and gradient
    optimizer.cuh    sum of squares, AdamW
 
-   Two rules make the same call give the same bits: an element is written by one thread, and a sum runs in an order that follows from
-   the sizes alone (norm_backward: from the sizes and the GPU's multiprocessors). Nothing is allocated.                       */
+   Two rules make the same call give the same bits: an element is written by one thread, and a sum runs in an order that
+   follows from the sizes alone (norm_backward: from the sizes and the GPU's multiprocessors). Nothing is allocated.  */
 #ifndef ODYSSEUS_CUDA_OPS_CUH
 #define ODYSSEUS_CUDA_OPS_CUH
 

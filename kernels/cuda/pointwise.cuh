@@ -5,16 +5,18 @@
      gelu(x) = x s(2u)     2u = 2 sqrt(2/pi) (x + 0.044715 x^3)     gelu' = s + x s (1-s) (2u)'
      silu(x) = x s(x)                                               silu' = s (1 + x (1-s))
 
-   A thread takes eight neighbouring bf16 (four floats) in one access, computes in fp32 and rounds once; a block is short, so many
-   loads are under way. Where pointers or widths are not multiples of 16 bytes a thread takes one element.
+   A thread takes eight neighbouring bf16 (four floats) in one access, computes in fp32 and rounds
+   once; a block is short, so many loads are under way. Where pointers or widths are not multiples of
+   16 bytes a thread takes one element.
    Hendrycks, Gimpel 2016, arXiv:1606.08415; Shazeer 2020, arXiv:2002.05202.
-   Cost: bound by memory, each buffer is passed over once.                                                              */
+   Cost: bound by memory, each buffer is passed over once.                                                            */
 #ifndef ODYSSEUS_CUDA_POINTWISE_CUH
 #define ODYSSEUS_CUDA_POINTWISE_CUH
 
 /* ---- activations ---- */
 
-/* s = 1/(1 + e^-x) and its complement 1 - s without cancellation. e^-x is kept finite: 80 is far past where either is exact. */
+/* s = 1/(1 + e^-x) and its complement 1 - s without cancellation. e^-x is kept finite: 80 is far
+   past where either is exact. */
 __device__ __forceinline__ float sigmoid_pair(float x, float *complement) {
     float e = __expf(fminf(-x, 80.0f)), s = __fdividef(1.0f, 1.0f + e);
     if (x != x) e = x; /* fminf drops a NaN */
@@ -38,7 +40,8 @@ template <int W> __global__ void __launch_bounds__(BLOCK) gelu_forward_kernel(re
     store_real<W>(out + i, y, n - i);
 }
 
-template <int W> __global__ void __launch_bounds__(BLOCK) gelu_backward_kernel(real *dpre, real *act, const real *pre, i64 n) {
+template <int W>
+__global__ void __launch_bounds__(BLOCK) gelu_backward_kernel(real *dpre, real *act, const real *pre, i64 n) {
     i64 i = grid_thread() * W;
     if (i >= n) return;
     float x[W], d[W];
@@ -57,7 +60,8 @@ template <int W> __global__ void __launch_bounds__(BLOCK) gelu_backward_kernel(r
 
 static inline void gelu_forward_run(Device *dev, real *out, const real *pre, i64 n) {
     if (n == 0) return;
-    if (aligned_to(out, 16) && aligned_to(pre, 16)) LAUNCH(gelu_forward_kernel<8>, blocks_for(n, 8 * BLOCK), BLOCK, 0, dev->state.stream, out, pre, n);
+    if (aligned_to(out, 16) && aligned_to(pre, 16))
+        LAUNCH(gelu_forward_kernel<8>, blocks_for(n, 8 * BLOCK), BLOCK, 0, dev->state.stream, out, pre, n);
     else LAUNCH(gelu_forward_kernel<1>, blocks_for(n, BLOCK), BLOCK, 0, dev->state.stream, out, pre, n);
 }
 
@@ -69,7 +73,8 @@ static inline void gelu_backward_run(Device *dev, real *dpre, real *act, const r
 }
 
 /* One item: W neighbours of a row of I. pre and dpre hold gate then up. */
-template <int W> __global__ void __launch_bounds__(BLOCK) swiglu_forward_kernel(real *out, const real *pre, i64 rows, i64 I) {
+template <int W>
+__global__ void __launch_bounds__(BLOCK) swiglu_forward_kernel(real *out, const real *pre, i64 rows, i64 I) {
     i64 i = grid_thread() * W;
     if (i >= rows * I) return;
     i64 r = quotient(i / W, I / W); /* W divides I */
@@ -84,7 +89,9 @@ template <int W> __global__ void __launch_bounds__(BLOCK) swiglu_forward_kernel(
     store_real<W>(out + i, up, W);
 }
 
-template <int W> __global__ void __launch_bounds__(BLOCK) swiglu_backward_kernel(real *dpre, real *act, const real *pre, i64 rows, i64 I) {
+template <int W>
+__global__ void __launch_bounds__(BLOCK)
+    swiglu_backward_kernel(real *dpre, real *act, const real *pre, i64 rows, i64 I) {
     i64 i = grid_thread() * W;
     if (i >= rows * I) return;
     i64 r = quotient(i / W, I / W);
@@ -107,20 +114,25 @@ template <int W> __global__ void __launch_bounds__(BLOCK) swiglu_backward_kernel
 static inline void swiglu_forward_run(Device *dev, real *out, const real *pre, i64 rows, i64 I) {
     if (rows * I == 0) return;
     if (I % 8 == 0 && aligned_to(out, 16) && aligned_to(pre, 16))
-        LAUNCH(swiglu_forward_kernel<8>, blocks_for(rows * I, 8 * BLOCK), BLOCK, 0, dev->state.stream, out, pre, rows, I);
+        LAUNCH(swiglu_forward_kernel<8>, blocks_for(rows * I, 8 * BLOCK), BLOCK, 0, dev->state.stream, out, pre, rows,
+               I);
     else LAUNCH(swiglu_forward_kernel<1>, blocks_for(rows * I, BLOCK), BLOCK, 0, dev->state.stream, out, pre, rows, I);
 }
 
 static inline void swiglu_backward_run(Device *dev, real *dpre, real *act, const real *pre, i64 rows, i64 I) {
     if (rows * I == 0) return;
     if (I % 8 == 0 && aligned_to(dpre, 16) && aligned_to(act, 16) && aligned_to(pre, 16))
-        LAUNCH(swiglu_backward_kernel<8>, blocks_for(rows * I, 8 * BLOCK), BLOCK, 0, dev->state.stream, dpre, act, pre, rows, I);
-    else LAUNCH(swiglu_backward_kernel<1>, blocks_for(rows * I, BLOCK), BLOCK, 0, dev->state.stream, dpre, act, pre, rows, I);
+        LAUNCH(swiglu_backward_kernel<8>, blocks_for(rows * I, 8 * BLOCK), BLOCK, 0, dev->state.stream, dpre, act, pre,
+               rows, I);
+    else
+        LAUNCH(swiglu_backward_kernel<1>, blocks_for(rows * I, BLOCK), BLOCK, 0, dev->state.stream, dpre, act, pre,
+               rows, I);
 }
 
 /* ---- bias ---- */
 
-template <int W> __global__ void __launch_bounds__(BLOCK) bias_add_kernel(real *out, const real *bias, i64 rows, i64 C) {
+template <int W>
+__global__ void __launch_bounds__(BLOCK) bias_add_kernel(real *out, const real *bias, i64 rows, i64 C) {
     i64 i = grid_thread() * W;
     if (i >= rows * C) return;
     i64 c = i - quotient(i / W, C / W) * C;
@@ -160,12 +172,15 @@ template <int W> __global__ void __launch_bounds__(BLOCK) convert_kernel(real *d
 
 static inline void convert_run(Device *dev, real *dst, const accum *src, i64 n) {
     if (n == 0) return;
-    if (aligned_to(dst, 8) && aligned_to(src, 16)) LAUNCH(convert_kernel<4>, blocks_for(n, 4 * BLOCK), BLOCK, 0, dev->state.stream, dst, src, n);
+    if (aligned_to(dst, 8) && aligned_to(src, 16))
+        LAUNCH(convert_kernel<4>, blocks_for(n, 4 * BLOCK), BLOCK, 0, dev->state.stream, dst, src, n);
     else LAUNCH(convert_kernel<1>, blocks_for(n, BLOCK), BLOCK, 0, dev->state.stream, dst, src, n);
 }
 
 /* bf16 parts are summed in fp32, with dst where it is added to, and rounded once. */
-template <int W> __global__ void __launch_bounds__(BLOCK) sum_parts_real_kernel(real *dst, const real *parts, i64 n_parts, i64 stride, i64 n, int add) {
+template <int W>
+__global__ void __launch_bounds__(BLOCK)
+    sum_parts_real_kernel(real *dst, const real *parts, i64 n_parts, i64 stride, i64 n, int add) {
     i64 i = grid_thread() * W;
     if (i >= n) return;
     float sum[W] = {0}, x[W];
@@ -183,7 +198,9 @@ template <int W> __global__ void __launch_bounds__(BLOCK) sum_parts_real_kernel(
     store_real<W>(dst + i, sum, n - i);
 }
 
-template <int W> __global__ void __launch_bounds__(BLOCK) sum_parts_accum_kernel(accum *dst, const accum *parts, i64 n_parts, i64 stride, i64 n, int add) {
+template <int W>
+__global__ void __launch_bounds__(BLOCK)
+    sum_parts_accum_kernel(accum *dst, const accum *parts, i64 n_parts, i64 stride, i64 n, int add) {
     i64 i = grid_thread() * W;
     if (i >= n) return;
     float sum[W] = {0}, x[W];
@@ -201,7 +218,8 @@ template <int W> __global__ void __launch_bounds__(BLOCK) sum_parts_accum_kernel
     store_accum<W>(dst + i, sum, n - i);
 }
 
-__global__ void __launch_bounds__(BLOCK) sum_parts_f64_kernel(double *dst, const double *parts, i64 n_parts, i64 stride, i64 n, int add) {
+__global__ void __launch_bounds__(BLOCK)
+    sum_parts_f64_kernel(double *dst, const double *parts, i64 n_parts, i64 stride, i64 n, int add) {
     i64 i = grid_thread();
     if (i >= n) return;
     double sum = 0;
@@ -210,7 +228,9 @@ __global__ void __launch_bounds__(BLOCK) sum_parts_f64_kernel(double *dst, const
 }
 
 /* dst (accum) += parts (real) */
-template <int W> __global__ void __launch_bounds__(BLOCK) add_parts_kernel(accum *dst, const real *parts, i64 n_parts, i64 stride, i64 n) {
+template <int W>
+__global__ void __launch_bounds__(BLOCK)
+    add_parts_kernel(accum *dst, const real *parts, i64 n_parts, i64 stride, i64 n) {
     i64 i = grid_thread() * W;
     if (i >= n) return;
     float sum[W] = {0}, x[W];
@@ -228,26 +248,36 @@ static inline void add_parts_run(Device *dev, accum *dst, const real *parts, i64
     if (n == 0) return;
     cudaStream_t stream = dev->state.stream;
     int vectors = aligned_to(parts, 16) && stride * (i64)sizeof(real) % 16 == 0;
-    if (vectors) LAUNCH(add_parts_kernel<8>, blocks_for(n, 8 * BLOCK), BLOCK, 0, stream, dst, parts, n_parts, stride, n);
+    if (vectors)
+        LAUNCH(add_parts_kernel<8>, blocks_for(n, 8 * BLOCK), BLOCK, 0, stream, dst, parts, n_parts, stride, n);
     else LAUNCH(add_parts_kernel<1>, blocks_for(n, BLOCK), BLOCK, 0, stream, dst, parts, n_parts, stride, n);
 }
 
-static inline void sum_parts_run(Device *dev, void *dst, const void *parts, i64 n_parts, i64 stride, i64 n, Dtype type, int add) {
+static inline void sum_parts_run(Device *dev, void *dst, const void *parts, i64 n_parts, i64 stride, i64 n, Dtype type,
+                                 int add) {
     if (n == 0) return;
     cudaStream_t stream = dev->state.stream;
     int vectors = aligned_to(dst, 16) && aligned_to(parts, 16) && stride * dtype_size(type) % 16 == 0;
     if (type == DTYPE_F64) {
-        LAUNCH(sum_parts_f64_kernel, blocks_for(n, BLOCK), BLOCK, 0, stream, (double *)dst, (const double *)parts, n_parts, stride, n, add);
+        LAUNCH(sum_parts_f64_kernel, blocks_for(n, BLOCK), BLOCK, 0, stream, (double *)dst, (const double *)parts,
+               n_parts, stride, n, add);
     } else if (type == DTYPE_ACCUM) {
         accum *to = (accum *)dst;
         const accum *from = (const accum *)parts;
-        if (vectors) LAUNCH(sum_parts_accum_kernel<4>, blocks_for(n, 4 * BLOCK), BLOCK, 0, stream, to, from, n_parts, stride, n, add);
-        else LAUNCH(sum_parts_accum_kernel<1>, blocks_for(n, BLOCK), BLOCK, 0, stream, to, from, n_parts, stride, n, add);
+        if (vectors)
+            LAUNCH(sum_parts_accum_kernel<4>, blocks_for(n, 4 * BLOCK), BLOCK, 0, stream, to, from, n_parts, stride, n,
+                   add);
+        else
+            LAUNCH(sum_parts_accum_kernel<1>, blocks_for(n, BLOCK), BLOCK, 0, stream, to, from, n_parts, stride, n,
+                   add);
     } else {
         real *to = (real *)dst;
         const real *from = (const real *)parts;
-        if (vectors) LAUNCH(sum_parts_real_kernel<8>, blocks_for(n, 8 * BLOCK), BLOCK, 0, stream, to, from, n_parts, stride, n, add);
-        else LAUNCH(sum_parts_real_kernel<1>, blocks_for(n, BLOCK), BLOCK, 0, stream, to, from, n_parts, stride, n, add);
+        if (vectors)
+            LAUNCH(sum_parts_real_kernel<8>, blocks_for(n, 8 * BLOCK), BLOCK, 0, stream, to, from, n_parts, stride, n,
+                   add);
+        else
+            LAUNCH(sum_parts_real_kernel<1>, blocks_for(n, BLOCK), BLOCK, 0, stream, to, from, n_parts, stride, n, add);
     }
 }
 

@@ -1,14 +1,17 @@
-/* reduce.cuh - what the memory-bound kernels share: accesses of 16 bytes, sums over a warp, a block, the rows of a matrix.
+/* reduce.cuh - what the memory-bound kernels share: accesses of 16 bytes, sums over a warp,
+   a block, the rows of a matrix.
 
    access   W = 8 neighbouring bf16 (4 floats) of a thread at once, or W = 1 where pointers or widths do not allow it
    warp     butterfly of shuffles: every lane ends with the same bits
    block    warps leave their sums in shared memory, after one barrier every thread adds them in the order of the warps
-   columns  (rows, C) -> (C): strips of rows are summed apart into scratch (strips, C), which a second kernel adds in the order of
-            the strips. The strips follow from rows and C alone, so the same sizes give the same bits on any GPU
+   columns  (rows, C) -> (C): strips of rows are summed apart into scratch (strips, C), which a second
+            kernel adds in the order of the strips. The strips follow from rows and C alone, so the same
+            sizes give the same bits on any GPU
 
-            warp w of a block      rows w, w+8, w+16, ... of its strip, 256 columns, 8 to a lane      the 8 warps are joined in order
+            warp w of a block      rows w, w+8, w+16, ... of its strip, 256 columns, 8 to a lane
+                                   the 8 warps are joined in order
 
-   Cost: columns read the matrix once; scratch is at most 2 MB (or 8 C bytes, if that is more).                                    */
+   Cost: columns read the matrix once; scratch is at most 2 MB (or 8 C bytes, if that is more).                       */
 #ifndef ODYSSEUS_CUDA_REDUCE_CUH
 #define ODYSSEUS_CUDA_REDUCE_CUH
 
@@ -21,7 +24,9 @@ static constexpr int WARP = 32, BLOCK = 256; /* threads of a block, where a kern
 /* Blocks for n items, `each` to a block; the x dimension takes 2^31 - 1. */
 static inline unsigned blocks_for(i64 n, i64 each) {
     i64 blocks = ceil_div(n, each);
-    if (blocks > 0x7fffffff) FAIL(THIS_RANK, "a kernel would need %lld blocks, more than a grid has: lower the batch or the sequence length", (long long)blocks);
+    if (blocks > 0x7fffffff)
+        FAIL(THIS_RANK, "a kernel would need %lld blocks, more than a grid has: lower the batch or the sequence length",
+             blocks);
     return (unsigned)blocks;
 }
 
@@ -30,12 +35,13 @@ static inline int aligned_to(const void *p, uintptr_t bytes) { return (uintptr_t
 /* The scratch of an operation: checked, never allocated. */
 static inline void *scratch_take(Device *dev, i64 bytes, const char *op) {
     if (bytes > dev->state.scratch_bytes)
-        FAIL(THIS_RANK, "%s needs %lld bytes of scratch, the device has %lld: ops_scratch_bytes was asked for other sizes", op, (long long)bytes,
-             (long long)dev->state.scratch_bytes);
+        FAIL(THIS_RANK,
+             "%s needs %lld bytes of scratch, the device has %lld: ops_scratch_bytes was asked for other sizes", op,
+             bytes, dev->state.scratch_bytes);
     return dev->state.scratch;
 }
 
-/* ---- access -------------------------------------------------------------------------------------------------------- */
+/* ---- access ------------------------------------------------------------------------------------------------------ */
 
 typedef struct __attribute__((aligned(8))) { bf16 v[4]; } bf16x4;
 
@@ -125,7 +131,7 @@ __device__ __forceinline__ i64 map_position(const TokenMap &map, i64 t) {
     return map.run[1].first + (t - map.run[0].count) * map.run[1].stride;
 }
 
-/* ---- warp and block ------------------------------------------------------------------------------------------------- */
+/* ---- warp and block ---------------------------------------------------------------------------------------------- */
 
 template <class T> __device__ __forceinline__ T warp_sum(T x) {
     UNROLL
@@ -133,8 +139,8 @@ template <class T> __device__ __forceinline__ T warp_sum(T x) {
     return x;
 }
 
-/* The sum over WARPS neighbouring warps of the block; `shared` has WARPS places that nothing else uses until the next barrier but this one.
-   All threads of the block must come (unless WARPS is 1). */
+/* The sum over WARPS neighbouring warps of the block; `shared` has WARPS places that nothing else uses until the next
+   barrier but this one. All threads of the block must come (unless WARPS is 1). */
 template <int WARPS, class T> __device__ __forceinline__ T warps_sum(T x, T *shared) {
     x = warp_sum(x);
     if constexpr (WARPS > 1) {
@@ -157,7 +163,7 @@ __global__ void __launch_bounds__(1024) doubles_sum_kernel(double *out, const do
     if (threadIdx.x == 0) *out += sum;
 }
 
-/* ---- columns ---------------------------------------------------------------------------------------------------------- */
+/* ---- columns ----------------------------------------------------------------------------------------------------- */
 
 static constexpr int COLUMN_WARPS = 8;
 
@@ -166,8 +172,8 @@ enum { COLUMNS_PLAIN, COLUMNS_RMS, COLUMNS_LAYER };
 
 /* partial (strips, outputs, C): outputs 1, or for COLUMNS_LAYER 2 (d n, then d) */
 template <int WHAT, int W>
-__global__ void __launch_bounds__(BLOCK) columns_kernel(accum *partial, const real *d, const real *x, const accum *mean, const accum *rstd, i64 rows, i64 C,
-                                                        i64 strip_rows, i64 tiles) {
+__global__ void __launch_bounds__(BLOCK) columns_kernel(accum *partial, const real *d, const real *x, const accum *mean,
+                                                        const accum *rstd, i64 rows, i64 C, i64 strip_rows, i64 tiles) {
     constexpr int OUTPUTS = WHAT == COLUMNS_LAYER ? 2 : 1;
     SHARED(float, joined, OUTPUTS * COLUMN_WARPS * COLUMN_TILE);
     int lane = (int)threadIdx.x % WARP, warp = (int)threadIdx.x / WARP;
@@ -221,7 +227,8 @@ __global__ void __launch_bounds__(BLOCK) columns_kernel(accum *partial, const re
 }
 
 /* first (C) and second (C) += the sum over parts of partial (parts, columns); columns is C, or 2 C with `second` */
-__global__ void __launch_bounds__(BLOCK) columns_add_kernel(accum *first, accum *second, const accum *partial, i64 parts, i64 C, i64 columns) {
+__global__ void __launch_bounds__(BLOCK)
+    columns_add_kernel(accum *first, accum *second, const accum *partial, i64 parts, i64 C, i64 columns) {
     SHARED(float, joined, COLUMN_WARPS * WARP);
     int lane = (int)threadIdx.x % WARP, warp = (int)threadIdx.x / WARP;
     i64 c = (i64)blockIdx.x * WARP + lane;
@@ -236,19 +243,25 @@ __global__ void __launch_bounds__(BLOCK) columns_add_kernel(accum *first, accum 
     if (to) *to += sum;
 }
 
-static inline void columns_add(Device *dev, accum *first, accum *second, const accum *partial, i64 parts, i64 C, i64 columns) {
-    LAUNCH(columns_add_kernel, blocks_for(columns, WARP), BLOCK, 0, dev->state.stream, first, second, partial, parts, C, columns);
+static inline void columns_add(Device *dev, accum *first, accum *second, const accum *partial, i64 parts, i64 C,
+                               i64 columns) {
+    LAUNCH(columns_add_kernel, blocks_for(columns, WARP), BLOCK, 0, dev->state.stream, first, second, partial, parts, C,
+           columns);
 }
 
 /* Launch for one WHAT: sum (C) += columns of d (times n), plain (C) += columns of d. */
 template <int WHAT>
-static inline void columns_run(Device *dev, accum *sum, accum *plain, const real *d, const real *x, const accum *mean, const accum *rstd, i64 rows, i64 C) {
+static inline void columns_run(Device *dev, accum *sum, accum *plain, const real *d, const real *x, const accum *mean,
+                               const accum *rstd, i64 rows, i64 C) {
     i64 strips = column_strips(rows, C), strip_rows = ceil_div(rows, strips), tiles = ceil_div(C, COLUMN_TILE);
     accum *partial = (accum *)scratch_take(dev, columns_scratch_bytes(rows, C), "a sum over rows");
     unsigned grid = blocks_for(strips * tiles, 1);
     if (C % 8 == 0 && aligned_to(d, 16) && aligned_to(x, 16))
-        LAUNCH((columns_kernel<WHAT, 8>), grid, BLOCK, 0, dev->state.stream, partial, d, x, mean, rstd, rows, C, strip_rows, tiles);
-    else LAUNCH((columns_kernel<WHAT, 1>), grid, BLOCK, 0, dev->state.stream, partial, d, x, mean, rstd, rows, C, strip_rows, tiles);
+        LAUNCH((columns_kernel<WHAT, 8>), grid, BLOCK, 0, dev->state.stream, partial, d, x, mean, rstd, rows, C,
+               strip_rows, tiles);
+    else
+        LAUNCH((columns_kernel<WHAT, 1>), grid, BLOCK, 0, dev->state.stream, partial, d, x, mean, rstd, rows, C,
+               strip_rows, tiles);
     columns_add(dev, sum, plain, partial, strips, C, WHAT == COLUMNS_LAYER ? 2 * C : C);
 }
 

@@ -1,4 +1,5 @@
-/* types.h - the numbers of the CUDA backend: bf16 to compute with, fp32 for sums, statistics, gradients and optimizer state. */
+/* types.h - the numbers of the CUDA backend: bf16 to compute with, fp32 for sums, statistics,
+   gradients and optimizer state. */
 #ifndef ODYSSEUS_CUDA_TYPES_H
 #define ODYSSEUS_CUDA_TYPES_H
 
@@ -11,8 +12,9 @@ typedef float accum;
 static inline i64 real_size(void) { return (i64)sizeof(real); }
 static inline i64 accum_size(void) { return (i64)sizeof(accum); }
 
-/* Bytes of logits that are held at once, about. Every chunk of r rows adds to the gradient of the head's weights, with 2r FLOP for each
-   8 bytes of it. A GPU does some 300 FLOP while a byte comes and another goes, so it wants thousands of rows. */
+/* Bytes of logits that are held at once, about. Every chunk of r rows adds to the gradient of the head's
+   weights, with 2r FLOP for each 8 bytes of it. A GPU does some 300 FLOP while a byte comes and another goes, so
+   it wants thousands of rows. */
 static inline i64 logits_bytes(void) { return (i64)256 << 20; }
 
 /* A value of the compute type, and back. */
@@ -22,7 +24,8 @@ static inline double real_value(real x) { return (double)bf16_float(x); }
 /* A moment: an event of the device's pool. */
 typedef int Mark;
 
-/* Events with times, used again every traced step. The first is where the device's time and the host's are known to agree. */
+/* Events with times, used again every traced step. The first is where the device's time and
+   the host's are known to agree. */
 typedef struct {
     cudaEvent_t *event;
     int used, room;
@@ -30,20 +33,22 @@ typedef struct {
     cudaStream_t idle;   /* has nothing to do: an event in it is when the host asked */
 } MarkPool;
 
-/* Pinned memory that copies from the host go through, slot after slot: tokens and targets of two micro-batches may be under way. */
+/* Pinned memory that copies from the host go through, slot after slot: tokens and targets of two
+   micro-batches may be under way. */
 enum { PINNED_SLOTS = 4, PINNED_BYTES = 4 << 20 };
 typedef struct {
     void *host;
     cudaEvent_t done; /* the device has read it */
 } PinnedSlot;
 
-/* What the backend keeps of a rank's GPU. Every operation runs on `stream`, in the order of the calls, and may use `scratch`, which the
-   next operation overwrites. */
+/* What the backend keeps of a rank's GPU. Every operation runs on `stream`, in the order of the calls, and may use
+   `scratch`, which the next operation overwrites. */
 typedef struct {
     cudaStream_t stream;
     char *scratch;
     i64 scratch_bytes;
-    cudaEvent_t transfer; /* where the oldest transfer begins that this stream has not waited for; NULL: there is none */
+    /* where the oldest transfer begins that this stream has not waited for; NULL: there is none */
+    cudaEvent_t transfer;
     int index; /* of the GPU on this host */
     int multiprocessors;
     i64 shared_bytes; /* that a block may ask for */

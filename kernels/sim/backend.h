@@ -1,18 +1,20 @@
 /* backend.h - the simulator's backend: every *_run function that compute.h calls, as the time it would take.
 
-   products, attention     FLOP / (peak x fraction at this size), but not less than their bytes take; slower while bytes are moving
+   products, attention     FLOP / (peak x fraction at this size), but not less than their bytes
+                           take; slower while bytes are moving
    everything else         bytes / (bandwidth x fraction at this size)
    gpu                     the host needs `launch` to ask, the compute stream begins when it is free and has been asked
    cpu                     the host computes: it is the compute stream
 
-   FLOP and bytes are those that compute.h has counted for the operation (dev->now). The clocks are in types.h, the figures in
-   cluster.h, the links in core/transfer_sim.h. No buffer is touched: they are addresses without memory.                              */
+   FLOP and bytes are those that compute.h has counted for the operation (dev->now). The clocks are in types.h, the
+   figures in cluster.h, the links in core/transfer_sim.h. No buffer is touched: they are addresses without memory.   */
 #ifndef ODYSSEUS_SIM_BACKEND_H
 #define ODYSSEUS_SIM_BACKEND_H
 
 #include "device.h"
 
-/* The operation under way takes `seconds` of the compute stream, and up to `slowdown` times that while the comm stream is busy. */
+/* The operation under way takes `seconds` of the compute stream, and up to `slowdown` times that
+   while the comm stream is busy. */
 static inline void sim_charge(Device *dev, double seconds, double slowdown) {
     DeviceState *s = &dev->state;
     s->host += s->cluster->launch;
@@ -31,7 +33,8 @@ static inline void sim_flop(Device *dev, double fraction) {
 
 /* An operation that memory bounds, of the class whose curve this is. */
 static inline void sim_bytes(Device *dev, const Curve *fraction) {
-    if (dev->now.bytes > 0) sim_charge(dev, dev->now.bytes / (dev->state.cluster->bandwidth * curve_at(fraction, dev->now.bytes)), 1);
+    if (dev->now.bytes > 0)
+        sim_charge(dev, dev->now.bytes / (dev->state.cluster->bandwidth * curve_at(fraction, dev->now.bytes)), 1);
 }
 
 /* Where the time ends up on the host's side: it waits for the compute stream. */
@@ -40,7 +43,8 @@ static inline void sim_finish(Device *dev) { dev->state.host = fmax(dev->state.h
 /* Operands are not looked at: only what compute.h counted matters. */
 static inline void sim_ignore(int first, ...) { (void)first; }
 
-#define SIM_GEMM(dev, ...) (sim_ignore(0, __VA_ARGS__), sim_flop(dev, curve_at(&(dev)->state.cluster->gemm, (dev)->now.flop)))
+#define SIM_GEMM(dev, ...) \
+    (sim_ignore(0, __VA_ARGS__), sim_flop(dev, curve_at(&(dev)->state.cluster->gemm, (dev)->now.flop)))
 #define SIM_BYTES(dev, curve, ...) (sim_ignore(0, __VA_ARGS__), sim_bytes(dev, &(dev)->state.cluster->curve))
 
 #define linear_forward_run(dev, ...) SIM_GEMM(dev, __VA_ARGS__)
@@ -76,8 +80,8 @@ static inline void sim_ignore(int first, ...) { (void)first; }
 #define sum_squares_run(dev, ...) SIM_BYTES(dev, optimizer, __VA_ARGS__)
 #define adamw_run(dev, ...) SIM_BYTES(dev, optimizer, __VA_ARGS__)
 
-/* The next three need to know more than FLOP and bytes: attention how many keys a query of the block has, its delta that it is bound by
-   memory; a copy to the host that the host waits. */
+/* The next three need to know more than FLOP and bytes: attention how many keys a query of the block has, its delta
+   that it is bound by memory; a copy to the host that the host waits. */
 #define attention_forward_run(dev, out, rounded, lse, q, kv, c) \
     (sim_ignore(0, out, rounded, lse, q, kv), \
      sim_flop(dev, curve_at(&(dev)->state.cluster->attention_forward, (double)(c).shape.Tk)))

@@ -14,6 +14,7 @@ typedef struct {
     uint64_t identity;
 } DevicePlace;
 
+#define DEVICE_IS_HOST 0
 #define DEVICE_RESERVE 0 /* the cluster says it */
 #define MEMORY_OWNER "rank"
 #define PEAK_ORIGIN "the cluster's"
@@ -40,14 +41,16 @@ static inline void device_open(DevicePlace *p) { (void)p; }
 static inline void device_check_comm(const DevicePlace *p, const char *comm) { (void)p, (void)comm; }
 
 /* Bytes that the arena of a rank may have; `links`: communicators of its mesh. */
-static inline i64 cluster_memory(const Cluster *c, int links) { return (i64)(c->memory - c->reserved - links * c->communicator); }
+static inline i64 cluster_memory(const Cluster *c, int links) {
+    return (i64)(c->memory - c->reserved - links * c->communicator);
+}
 static inline i64 device_memory_available(void) { return 0; }
 static inline void device_print_reserve(const DevicePlace *p, const char *comm, int links) {
     const Cluster *c = p->cluster;
     (void)comm;
     if (c->communicator > 0)
-        printf("reserve  %.2f GB besides: %.2f GB for CUDA, %.2f GB for each of %d communicators\n", (c->reserved + links * c->communicator) / 1e9, c->reserved / 1e9,
-               c->communicator / 1e9, links);
+        printf("reserve  %.2f GB besides: %.2f GB for CUDA, %.2f GB for each of %d communicators\n",
+               (c->reserved + links * c->communicator) / 1e9, c->reserved / 1e9, c->communicator / 1e9, links);
 }
 
 /* All clocks at zero. */
@@ -89,7 +92,9 @@ static inline i64 device_scratch_bytes(i64 rows, i64 widest, i64 vocab, const At
 static inline void device_scratch(Device *dev, void *scratch, i64 bytes) { (void)dev, (void)scratch, (void)bytes; }
 
 /* Heads that the modelled program's kernels refuse are refused here, too. */
-static inline const char *device_refuses_heads(i64 head_dim) { return sim_program()->gpu ? cuda_refuses_heads(head_dim) : cpu_refuses_heads(head_dim); }
+static inline const char *device_refuses_heads(i64 head_dim) {
+    return sim_program()->gpu ? cuda_refuses_heads(head_dim) : cpu_refuses_heads(head_dim);
+}
 
 static inline void device_print(const DevicePlace *p) { printf("modelled: %s", p->cluster->name); }
 static inline void device_note(const DevicePlace *p) { (void)p; }

@@ -11,14 +11,20 @@
 #define SAVE_ASYNC "off"
 
 #define BACKEND_FLAGS \
-    {NULL, "grad-comm", FLAG_CHOICE, AT(grad_comm), NULL, 0, 0, "fp32|bf16", "weight gradients on the wire; default: the cluster's"},
+    {NULL, "grad-comm", FLAG_CHOICE, AT(grad_comm), NULL, 0, 0, "fp32|bf16", \
+     "weight gradients on the wire; default: the cluster's"},
 
 #define BACKEND_GROUP \
-    {"Simulator", "cluster", FLAG_TEXT, AT(cluster), "a100-80gb-nvlink", 0, 0, NULL, "a name in kernels/sim/clusters, or a file like those"}, \
+    {"Simulator", "cluster", FLAG_TEXT, AT(cluster), "a100-80gb-nvlink", 0, 0, NULL, \
+     "a name in kernels/sim/clusters, or a file like those"}, \
     {NULL, "dtype", FLAG_CHOICE, AT(dtype), NULL, 0, 0, "bf16|fp32|fp64", "compute type; default: the cluster's"}, \
-    {NULL, "plan", FLAG_SWITCH, AT(plan), NULL, 0, 0, NULL, "every way to run this model, length, batch and world, the fastest first; flags given are kept"}, \
-    {NULL, "max-seq", FLAG_SWITCH, AT(max_seq), NULL, 0, 0, NULL, "the longest sequence that fits, per scheme, and what stops it; flags given are kept"}, \
-    {NULL, "json", FLAG_TEXT, AT(json), NULL, 0, 0, NULL, "write what is printed, and every row of --plan, to this file as JSON"}, \
-    {NULL, "calibrate", FLAG_SWITCH, AT(calibrate), NULL, 0, 0, NULL, "measure this machine with --world ranks (default: its cores), for --cluster this-machine"},
+    {NULL, "plan", FLAG_SWITCH, AT(plan), NULL, 0, 0, NULL, \
+     "every way to run this model, length, batch and world, the fastest first; flags given are kept"}, \
+    {NULL, "max-seq", FLAG_SWITCH, AT(max_seq), NULL, 0, 0, NULL, \
+     "the longest sequence that fits, per scheme, and what stops it; flags given are kept"}, \
+    {NULL, "json", FLAG_TEXT, AT(json), NULL, 0, 0, NULL, \
+     "write what is printed, and every row of --plan, to this file as JSON"}, \
+    {NULL, "calibrate", FLAG_SWITCH, AT(calibrate), NULL, 0, 0, NULL, \
+     "measure this machine with --world ranks (default: its cores), for --cluster this-machine"},
 
 #endif

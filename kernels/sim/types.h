@@ -1,6 +1,8 @@
-/* types.h - the numbers of the simulator: none are computed, so `real` and `accum` have the sizes of the program that is modelled.
+/* types.h - the numbers of the simulator: none are computed, so `real` and `accum` have the sizes
+   of the program that is modelled.
 
-   The sizes are set once, at the start, and hold for the process: formulas of bytes ask for them where no device is at hand.        */
+   The sizes are set once, at the start, and hold for the process: formulas of bytes ask for them
+   where no device is at hand.                                                                                        */
 #ifndef ODYSSEUS_SIM_TYPES_H
 #define ODYSSEUS_SIM_TYPES_H
 
@@ -54,13 +56,13 @@ typedef struct {
 
 #define GROUP_PLACES 8
 
-/* The modelled clocks of one rank, in seconds from the start, and where the time went. `host` asks for operations, the compute stream
-   runs them, the comm stream moves bytes; on a CPU the host is the compute stream. */
+/* The modelled clocks of one rank, in seconds from the start, and where the time went. `host` asks for operations, the
+   compute stream runs them, the comm stream moves bytes; on a CPU the host is the compute stream. */
 typedef struct {
     const struct Cluster *cluster;
     double host, compute, comm;
     double op_seconds[8];                                  /* by OpClass: time on the compute stream */
-    double comm_seconds[COMM_OPS], comm_exposed[COMM_OPS]; /* on the links; of that, what the compute stream waited for */
+    double comm_seconds[COMM_OPS], comm_exposed[COMM_OPS]; /* on the links; of that, what was waited for */
     double exposed;                                        /* since links_exposed last asked */
     GroupPlace place[GROUP_PLACES];                        /* of the axes met so far */
     int places;
