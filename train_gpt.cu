@@ -60,13 +60,7 @@ static inline const Scheme *scheme_find(const char *name) {
     FAIL(EVERYONE, "--sp %s: must be one of %s", name, names);
 }
 
-/* ---- the model: layout in the arena ---------------------------------------------------------------------------------------------- */
-
-/* The norm of the block acquired last, over `rows` rows of the stream. */
-static inline NormCall block_norm(const Model *m, i64 rows) {
-    real *const *w = m->zero.weight;
-    return norm_call(m->config.has & HAS_LAYER_NORM ? NORM_LAYER : NORM_RMS, w[T_NORM], w[T_NORM_BIAS], rows, m->config.dim, m->config.norm_eps);
-}
+/* ---- the model: layout in the arena ------------------------------------------------------------------------------ */
 
 /* Who attends what: tokens of the ring rank, of this rank, of its stream; heads. */
 static void model_place(Model *m, const ModelOptions *o) {
@@ -131,6 +125,8 @@ static void model_layout(Model *m) {
     for (i64 l = 0; l < L; l++) {
         if (l > 0 && m->recompute) m->attention[l] = m->attention[0], m->mlp[l] = m->mlp[0];
         else model_keep_layer(m, &m->attention[l], &m->mlp[l]);
+        if (l > 0 && m->recompute && m->samples) /* the cache */
+            m->attention[l].kv = take_real(m, MEM_ACTIVATIONS, kv_count_own(m));
         m->attention[l].rope = layer_in(&m->config.no_rope, l) ? NULL : m->rope;
         m->attention[l].in.x = take_real(m, MEM_ACTIVATIONS, rows * C);
         m->mlp[l].in.x = take_real(m, MEM_ACTIVATIONS, rows * C);
@@ -701,7 +697,7 @@ static void print_model(const Trainer *t) {
     if (attention_width(c) != c->dim) snprintf(size, sizeof size, " of %lld", c->head_dim);
     printf("model    %s, %lld layers, d %lld, %lld heads%s, %lld KV heads, i %lld, vocab %lld: %.2fM parameters, %s\n",
            arch_name(c->arch), c->layers, c->dim, c->heads, size, c->kv_heads,
-           (long long)c->ffn, (long long)c->vocab, (double)config_parameters(c) / 1e6, REAL_NAME);
+           c->ffn, c->vocab, (double)config_parameters(c) / 1e6, REAL_NAME);
 }
 
 /* What sequences of L tokens mean to the model's positions, where that is not plain. */
@@ -716,11 +712,17 @@ static void print_positions(const Config *c, i64 L) {
 static void print_mesh(const Trainer *t) {
     const Config *c = &t->options.config;
     const MeshShape *shape = &t->options.shape;
-    printf("mesh     %s on %lld ranks: dp %lld x ring %lld%s%s x head %lld\n", t->options.scheme->name, (long long)shape->world, (long long)shape->dp,
-           (long long)shape->ring, shape->ring > 1 ? " " : "", shape->ring > 1 ? t->settings->ring_layout : "", (long long)shape->head);
-    printf("batch    %lld sequences of %lld tokens a step, %lld micro-steps of %lld a group\n", (long long)t->options.batch, (long long)t->options.L,
-           (long long)micro_steps(&t->options), (long long)t->options.B);
+    printf("mesh     %s on %lld ranks: dp %lld x ring %lld%s%s x head %lld\n", t->options.scheme->name, shape->world,
+           shape->dp, shape->ring, shape->ring > 1 ? " " : "", shape->ring > 1 ? t->settings->ring_layout : "",
+           shape->head);
+    printf("batch    %lld sequences of %lld tokens a step, %lld micro-steps of %lld a group\n", t->options.batch,
+           t->options.L, micro_steps(&t->options), t->options.B);
     print_positions(c, t->options.L);
+}
+
+static void print_data(const Trainer *t) {
+    if (t->train.shards) dataset_print(&t->train, "train");
+    if (t->val.shards) dataset_print(&t->val, "val");
 }
 
 static void print_device(const Trainer *t) {

@@ -12,8 +12,8 @@
    Jacobs et al. 2023, arXiv:2309.14509; with a ring: Fang, Zhao 2024, arXiv:2405.07719
 
    per rank  q, out (L/R, B, h/N, HS)  kv (L/R, B, 2, max(1, k/N), HS)  out_local (T, B, h HS)
-   traffic   of a layer and rank, elements, c = (N-1)/N, g = max(k, N)/h: q, kv, out forward and their gradients backward:
-             (4 + 4g) c L a / (R N), a = h HS; weights 3c((2 + 2g) d a + m d i) by ZeRO                                             */
+   traffic   of a layer and rank, elements, c = (N-1)/N, g = max(k, N)/h: q, kv, out forward and their gradients
+             backward: (4 + 4g) c L a / (R N), a = h HS; weights 3c((2 + 2g) d a + m d i) by ZeRO                               */
 #ifndef ODYSSEUS_ULYSSES_H
 #define ODYSSEUS_ULYSSES_H
 
@@ -42,7 +42,8 @@ static inline void ulysses_attention_forward(Model *m, AttentionSaved *s, real *
     Tag t = tag(BLOCK_ATTENTION, m->phase, WHAT_ACTIVATION);
     ArenaMark mark = arena_mark(&m->arena);
     real *q = take_real(m, MEM_WORKSPACE, rows * width), *kv = take_real(m, MEM_WORKSPACE, rows * 2 * c->kv_heads * HS);
-    real *q_send = take_real(m, MEM_COMM, N * ulysses_q_part(m)), *kv_send = take_real(m, MEM_COMM, N * ulysses_kv_part(m));
+    real *q_send = take_real(m, MEM_COMM, N * ulysses_q_part(m)),
+         *kv_send = take_real(m, MEM_COMM, N * ulysses_kv_part(m));
     project_q(m, s, q, xn, rows, c->heads);
     queries_pack(&m->dev, q_send, q, s->rope, rows, m->B, c->heads, HS, N);
     Request *sent = comm_all_to_all_start(&m->fabric, head, t, s->q, q_send, ulysses_q_part(m), DTYPE_REAL);
@@ -74,10 +75,12 @@ static inline void ulysses_attention_backward(Model *m, AttentionSaved *s, real 
     Tag t = tag(BLOCK_ATTENTION, PHASE_BACKWARD, WHAT_ACTIVATION);
     ArenaMark mark = arena_mark(&m->arena);
     real *dq = take_real(m, MEM_WORKSPACE, rows * width), *dkv = take_real(m, MEM_WORKSPACE, rows * 2 * c->kv_heads * HS);
-    real *q_parts = take_real(m, MEM_COMM, N * q_part), *kv_parts = take_real(m, MEM_COMM, N * kv_part), *dout_heads = take_real(m, MEM_COMM, N * q_part);
+    real *q_parts = take_real(m, MEM_COMM, N * q_part), *kv_parts = take_real(m, MEM_COMM, N * kv_part),
+         *dout_heads = take_real(m, MEM_COMM, N * q_part);
     real *dq_heads = take_real(m, MEM_WORKSPACE, N * q_part), *dkv_heads = take_real(m, MEM_WORKSPACE, N * kv_part);
+    /* by tokens, in dq's place until that is made */
     real *normed = queries_normed(m, s, dq, rows, c->heads);
-    linear_backward_input(&m->dev, dq, dout, c->dim, m->zero.weight[T_O], rows, width, c->dim, 0); /* by tokens, in dq's place until that is made */
+    linear_backward_input(&m->dev, dq, dout, c->dim, m->zero.weight[T_O], rows, width, c->dim, 0);
     parts_split(&m->dev, q_parts, dq, N, rows, m->heads_l * HS);
     Request *flying = comm_all_to_all_start(&m->fabric, head, t, dout_heads, q_parts, q_part, DTYPE_REAL);
     linear_backward_weight(&m->dev, g[T_O], s->out_local, dout, c->dim, rows, width, c->dim);

@@ -1,14 +1,21 @@
 /* blocks.h - the parts of a transformer block that know nothing of parallelism: projections and the MLP on some rows.
 
    xn (rows, C) -> project_q, project_kv -> q (rows, heads, HS), kv (rows, 2, kv_heads, HS)      normed by heads, before rotation
-   xn (rows, C) -> mlp_body    -> (rows, C), without the output bias                    ffn_l wide: all of it, or this rank's part
-   backward comes in halves: the gradient of the input, which other ranks wait for, and those of the first weights, which can be computed
-   while it travels
-   Schemes wrap them in their exchanges. Weights and gradients are those of the block acquired last.                            */
+   xn (rows, C) -> mlp_body -> (rows, C), without the output bias       ffn_l wide: all of it, or this rank's part
+   backward comes in halves: the gradient of the input, which other ranks wait for, and those of the first weights,
+   which can be computed while it travels
+   Schemes wrap them in their exchanges. Weights and gradients are those of the block acquired last.                  */
 #ifndef ODYSSEUS_BLOCKS_H
 #define ODYSSEUS_BLOCKS_H
 
 #include "scheme.h"
+
+/* The norm of the block acquired last, over `rows` rows of the stream. */
+static inline NormCall block_norm(const Model *m, i64 rows) {
+    real *const *w = m->zero.weight;
+    NormKind kind = m->config.has & HAS_LAYER_NORM ? NORM_LAYER : NORM_RMS;
+    return norm_call(kind, w[T_NORM], w[T_NORM_BIAS], rows, m->config.dim, m->config.norm_eps);
+}
 
 /* The norm of each head's query (T_Q_NORM) or key (T_K_NORM), over `n` of them. */
 static inline NormCall head_norm(const Model *m, Role role, i64 n) {
@@ -135,7 +142,8 @@ static inline void mlp_body_backward_input(Model *m, MlpSaved *s, real *dxn, rea
     ArenaMark mark = arena_mark(&m->arena);
     real *act = take_real(m, MEM_WORKSPACE, rows * ffn_l);
     zero_prefetch(&m->zero);
-    linear_backward_input(dev, act, dout, C, w[T_DOWN], rows, ffn_l, C, 0); /* act's gradient, until the next operation computes act again */
+    /* act's gradient, until the next operation computes act again */
+    linear_backward_input(dev, act, dout, C, w[T_DOWN], rows, ffn_l, C, 0);
     if (m->config.has & HAS_GATE) swiglu_backward(dev, dpre, act, s->pre, rows, ffn_l);
     else gelu_backward(dev, dpre, act, s->pre, rows * ffn_l);
     linear_backward_weight(dev, m->zero.dweight[T_DOWN], act, dout, C, rows, ffn_l, C);
@@ -145,7 +153,7 @@ static inline void mlp_body_backward_input(Model *m, MlpSaved *s, real *dxn, rea
 
 /* Adds to the gradients of the first projection and of its bias. */
 static inline void mlp_body_backward_weight(Model *m, const real *dpre, const real *xn, i64 rows, i64 ffn_l) {
-    first_backward_weight(m, mlp_first(m), mlp_first_bias(m), dpre, xn, rows, mlp_gates(&m->config) * ffn_l);
+        first_backward_weight(m, mlp_first(m), mlp_first_bias(m), dpre, xn, rows, mlp_gates(&m->config) * ffn_l);
 }
 
 /* The MLP of every scheme that leaves it alone: on the own tokens, with whole weights that ZeRO-3 has gathered. */

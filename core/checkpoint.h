@@ -1,8 +1,9 @@
 /* checkpoint.h - Hugging Face directories: *.safetensors <-> the logical tensors of a Zero; config.json: config_json.h.
 
    read    *.safetensors -> z->master, param  each rank converts, out of the mapped files, the elements that it owns
-   write   z->master     -> model.safetensors pieces of 16M elements: zero, put in what this rank owns, collect by bitwise or
-                                              on rank 0 (every element has one owner), which appends them to the file
+   write   z->master     -> model.safetensors pieces of 16M elements: zero, put in what this rank owns,
+                                              collect by bitwise or on rank 0 (every element has one owner),
+                                              which appends them to the file
 
    In between stands one map: element (row, col) of our tensor is element base + row row_step + col col_step of
    the file's, which covers GPT-2's (in, out) matrices and its fused c_attn; tensor_owned() gives the runs. So

@@ -145,24 +145,29 @@ static inline i64 mlp_gates(const Config *c) { return c->has & HAS_GATE ? 2 : 1;
 /* All heads together: the width of the queries and of what attention gives, h D, which need not be d. */
 static inline i64 attention_width(const Config *c) { return c->heads * c->head_dim; }
 
-/* Sizes that only make sense together; called on every configuration, whatever it came
-   from. `where` opens the message. */
+/* Sizes that only make sense together; called on every configuration, whatever it came from. `where` opens the message. */
 static inline void config_check(Config *c, const char *where) {
     if (!c->head_dim && c->dim % c->heads != 0)
-        FAIL(EVERYONE, "%s: dim %lld does not divide by %lld heads", where, (long long)c->dim, (long long)c->heads);
+        FAIL(EVERYONE, "%s: dim %lld does not divide by %lld heads", where, c->dim, c->heads);
     if (!c->head_dim) c->head_dim = c->dim / c->heads;
     double widest = fmax(fmax((double)c->vocab, (double)c->ffn), (double)(c->heads * c->head_dim));
     widest = (double)c->dim * fmax(fmax(widest, (double)c->dim), c->has & HAS_POSITIONS ? (double)c->max_pos : 0);
     if (widest * (double)c->layers > 1e15) FAIL(EVERYONE, "%s: a model of more than 1e15 parameters; lower its sizes", where);
     if (c->heads % c->kv_heads != 0)
-        FAIL(EVERYONE, "%s: %lld heads do not divide by %lld KV heads", where, (long long)c->heads, (long long)c->kv_heads);
+        FAIL(EVERYONE, "%s: %lld heads do not divide by %lld KV heads", where, c->heads, c->kv_heads);
     if (c->arch == ARCH_GPT2 && c->kv_heads != c->heads) FAIL(EVERYONE, "%s: gpt2 has no grouped KV heads; --kv-heads must equal --heads", where);
     if (c->arch == ARCH_GPT2 && attention_width(c) != c->dim)
-        FAIL(EVERYONE, "%s: gpt2's head dimension is dim / heads (%lld / %lld), not %lld", where, (long long)c->dim, (long long)c->heads,
-             (long long)c->head_dim);
+        FAIL(EVERYONE, "%s: gpt2's head dimension is dim / heads (%lld / %lld), not %lld", where, c->dim, c->heads,
+             c->head_dim);
     if (!(c->has & HAS_POSITIONS) && c->head_dim % 2 != 0)
         FAIL(EVERYONE, "%s: head dimension %lld is odd; rotary embedding needs pairs: change --head-dim, --dim or --heads", where,
-             (long long)c->head_dim);
+             c->head_dim);
+    const RopeScaling *r = &c->rope_scaling;
+    if (r->kind == ROPE_YARN && c->rope_theta <= 1)
+        FAIL(EVERYONE, "%s: yarn needs a rope_theta above 1, not %g", where, c->rope_theta);
+    if (r->kind == ROPE_DYNAMIC && c->head_dim <= 2) FAIL(EVERYONE, "%s: dynamic scaling needs heads of more than 2", where);
+    if (r->kind == ROPE_LONGROPE && r->attention_factor == 0 && r->original_max_pos < 2)
+        FAIL(EVERYONE, "%s: longrope needs an attention_factor, or an original_max_position_embeddings above 1", where);
     for (i64 l = c->layers; l < LAYERS_APART; l++) /* of layers that are not there, none differs */
         c->no_rope.bits[l / 64] &= ~((uint64_t)1 << l % 64), c->windowed.bits[l / 64] &= ~((uint64_t)1 << l % 64);
 }

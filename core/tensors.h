@@ -7,16 +7,17 @@
    TensorSpec   the table row: name, shape in terms of the model's sizes, split, decay, initial value
    Tensor       one tensor of one layer on this rank: its rows and columns here, its place in a ZeRO chunk
 
-   Order within a block is order in memory: matrices first, k before v and gate before up, so that
-   both come out of one product. */
+   Order within a block is order in memory: matrices first, k before v and gate before up, so that both come out of one product. */
 #ifndef ODYSSEUS_TENSORS_H
 #define ODYSSEUS_TENSORS_H
 
 #include "config.h"
 #include "ledger.h"
 
-typedef enum { T_WTE, T_WPE, T_Q, T_K, T_V, T_O, T_GATE, T_UP, T_DOWN, T_LM_HEAD, T_Q_BIAS, T_K_BIAS, T_V_BIAS, T_GATE_BIAS,
-               T_UP_BIAS, T_O_BIAS, T_DOWN_BIAS, T_NORM, T_NORM_BIAS, T_Q_NORM, T_K_NORM, T_ROLES } Role;
+typedef enum {
+    T_WTE, T_WPE, T_Q, T_K, T_V, T_O, T_GATE, T_UP, T_DOWN, T_LM_HEAD, T_Q_BIAS, T_K_BIAS, T_V_BIAS, T_GATE_BIAS,
+    T_UP_BIAS, T_O_BIAS, T_DOWN_BIAS, T_NORM, T_NORM_BIAS, T_Q_NORM, T_K_NORM, T_ROLES
+} Role;
 
 typedef enum { SIZE_1, SIZE_C, SIZE_Q, SIZE_KV, SIZE_HEAD, SIZE_FFN, SIZE_V, SIZE_P } SizeName;
 typedef enum { SPLIT_NONE, SPLIT_Q_ROWS, SPLIT_KV_ROWS, SPLIT_Q_COLS, SPLIT_FFN_ROWS, SPLIT_FFN_COLS } Split;

@@ -221,8 +221,11 @@ typedef struct {
 #define GPT2_SIZES "\"n_layer\": 1, \"n_embd\": 8, \"n_head\": 2, \"n_positions\": 16, \"vocab_size\": 10"
 #define GPT2_TEXT "\"model_type\": \"gpt2\", " GPT2_SIZES
 #define GPT2_DEFAULT CONFIG(ARCH_GPT2, 12, 768, 12, 12, 64, 3072, 50257, 1024, 1, 1e-5, 0)
-#define LLAMA_SMALL(theta, factor, low, high, original) {ARCH_LLAMA, 1, 8, 2, 2, 4, 12, 10, 16, 0, 1e-6, theta, {factor, low, high, original}}
-#define LLAMA_SIZES "\"num_hidden_layers\": 1, \"hidden_size\": 8, \"num_attention_heads\": 2, \"intermediate_size\": 12, \"vocab_size\": 10"
+#define LLAMA_SMALL(theta, factor, low, high, original) \
+    {ARCH_LLAMA, 1, 8, 2, 2, 4, 12, 10, 16, 0, 1e-6, theta, {factor, low, high, original}}
+#define LLAMA_SIZES \
+    "\"num_hidden_layers\": 1, \"hidden_size\": 8, \"num_attention_heads\": 2, \"intermediate_size\": 12, " \
+    "\"vocab_size\": 10"
 #define LLAMA_TEXT "\"model_type\": \"llama\", \"max_position_embeddings\": 16, " LLAMA_SIZES
 #define LLAMA_DEFAULT CONFIG(ARCH_LLAMA, 32, 4096, 32, 32, 128, 11008, 32000, 2048, 0, 1e-6, 10000)
 #define LLAMA3 "\"factor\": 2.0, \"low_freq_factor\": 1.0, \"high_freq_factor\": 3"
@@ -242,28 +245,39 @@ static const GoodConfig GOOD_CONFIGS[] = {
     {"\"architectures\": [\"LLaMAForCausalLM\"]", LLAMA_DEFAULT, "num_hidden_layers 32"},
     {"\"architectures\": [\"LlamaModel\"]", LLAMA_DEFAULT, "num_hidden_layers 32"},
     /* published: a distilled GPT-2, an early Llama of 60M, Llama 2 13B */
-    {"\"_num_labels\": 1, \"activation_function\": \"gelu_new\", \"architectures\": [\"GPT2LMHeadModel\"], \"attn_pdrop\": 0.1, "
-     "\"embd_pdrop\": 0.1, \"id2label\": {\"0\": \"LABEL_0\"}, \"initializer_range\": 0.02, \"layer_norm_epsilon\": 1e-05, \"n_ctx\": 1024, "
-     "\"n_embd\": 768, \"n_head\": 12, \"n_layer\": 6, \"n_positions\": 1024, \"resid_pdrop\": 0.1, \"summary_first_dropout\": 0.1, "
-     "\"summary_type\": \"cls_index\", \"vocab_size\": 50257",
-     CONFIG(ARCH_GPT2, 6, 768, 12, 12, 64, 3072, 50257, 1024, 1, 1e-5, 0), "attn_pdrop is 0.1; training runs without dropout"},
-    {"\"architectures\": [\"LlamaForCausalLM\"], \"bos_token_id\": 0, \"hidden_act\": \"silu\", \"hidden_size\": 512, \"intermediate_size\": 1376, "
-     "\"initializer_range\": 0.02, \"max_sequence_length\": 1024, \"model_type\": \"llama\", \"num_attention_heads\": 8, \"num_hidden_layers\": 8, "
-     "\"pad_token_id\": -1, \"rms_norm_eps\": 1e-06, \"use_cache\": true, \"vocab_size\": 32000",
-     CONFIG(ARCH_LLAMA, 8, 512, 8, 8, 64, 1376, 32000, 2048, 0, 1e-6, 10000), "defaults: max_position_embeddings 2048\n"},
-    {"\"architectures\": [\"LlamaForCausalLM\"], \"bos_token_id\": 1, \"eos_token_id\": 2, \"hidden_act\": \"silu\", \"hidden_size\": 5120, "
-     "\"initializer_range\": 0.02, \"intermediate_size\": 13824, \"max_position_embeddings\": 4096, \"model_type\": \"llama\", "
-     "\"num_attention_heads\": 40, \"num_hidden_layers\": 40, \"num_key_value_heads\": 40, \"pretraining_tp\": 2, \"rms_norm_eps\": 1e-05, "
-     "\"rope_scaling\": null, \"tie_word_embeddings\": false, \"torch_dtype\": \"float16\", \"use_cache\": true, \"vocab_size\": 32000",
-     CONFIG(ARCH_LLAMA, 40, 5120, 40, 40, 128, 13824, 32000, 4096, 0, 1e-5, 10000), NULL},
+    {"\"_num_labels\": 1, \"activation_function\": \"gelu_new\", \"architectures\": [\"GPT2LMHeadModel\"], "
+     "\"attn_pdrop\": 0.1, \"embd_pdrop\": 0.1, \"id2label\": {\"0\": \"LABEL_0\"}, \"initializer_range\": 0.02, "
+     "\"layer_norm_epsilon\": 1e-05, \"n_ctx\": 1024, \"n_embd\": 768, \"n_head\": 12, \"n_layer\": 6, "
+     "\"n_positions\": 1024, \"resid_pdrop\": 0.1, \"summary_first_dropout\": 0.1, \"summary_type\": \"cls_index\", "
+     "\"vocab_size\": 50257",
+     CONFIG(ARCH_GPT2, 6, 768, 12, 12, 64, 3072, 50257, 1024, 1, 1e-5, 0),
+     "attn_pdrop is 0.1; training runs without dropout"},
+    {"\"architectures\": [\"LlamaForCausalLM\"], \"bos_token_id\": 0, \"hidden_act\": \"silu\", \"hidden_size\": 512, "
+     "\"intermediate_size\": 1376, \"initializer_range\": 0.02, \"max_sequence_length\": 1024, \"model_type\": "
+     "\"llama\", \"num_attention_heads\": 8, \"num_hidden_layers\": 8, \"pad_token_id\": -1, \"rms_norm_eps\": 1e-06, "
+     "\"use_cache\": true, \"vocab_size\": 32000",
+     CONFIG(ARCH_LLAMA, 8, 512, 8, 8, 64, 1376, 32000, 2048, 0, 1e-6, 10000),
+     "defaults: max_position_embeddings 2048\n"},
+    {"\"architectures\": [\"LlamaForCausalLM\"], \"bos_token_id\": 1, \"eos_token_id\": 2, \"hidden_act\": \"silu\", "
+     "\"hidden_size\": 5120, \"initializer_range\": 0.02, \"intermediate_size\": 13824, \"max_position_embeddings\": "
+     "4096, \"model_type\": \"llama\", \"num_attention_heads\": 40, \"num_hidden_layers\": 40, "
+     "\"num_key_value_heads\": 40, \"pretraining_tp\": 2, \"rms_norm_eps\": 1e-05, \"rope_scaling\": null, "
+     "\"tie_word_embeddings\": false, \"torch_dtype\": \"float16\", \"use_cache\": true, \"vocab_size\": 32000",
+     CONFIG(ARCH_LLAMA, 40, 5120, 40, 40, 128, 13824, 32000, 4096, 0, 1e-5, 10000),
+     NULL},
     /* gpt2: other names, defaults, functions of the same values */
-    {"\"model_type\": \"gpt2\", \"num_hidden_layers\": 1, \"hidden_size\": 8, \"num_attention_heads\": 2, \"max_position_embeddings\": 16, "
-     "\"vocab_size\": 10", GPT2_SMALL, NULL},
-    {GPT2_TEXT ", \"num_hidden_layers\": 1, \"hidden_size\": 8, \"num_attention_heads\": 2, \"max_position_embeddings\": 16", GPT2_SMALL, NULL},
-    {GPT2_TEXT ", \"n_inner\": null, \"n_ctx\": 8, \"intermediate_size\": 20, \"num_key_value_heads\": 1", GPT2_SMALL, NULL},
+    {"\"model_type\": \"gpt2\", \"num_hidden_layers\": 1, \"hidden_size\": 8, \"num_attention_heads\": 2, "
+     "\"max_position_embeddings\": 16, \"vocab_size\": 10",
+     GPT2_SMALL, NULL},
+    {GPT2_TEXT ", \"num_hidden_layers\": 1, \"hidden_size\": 8, \"num_attention_heads\": 2, "
+               "\"max_position_embeddings\": 16",
+     GPT2_SMALL, NULL},
+    {GPT2_TEXT ", \"n_inner\": null, \"n_ctx\": 8, \"intermediate_size\": 20, \"num_key_value_heads\": 1", GPT2_SMALL,
+     NULL},
     {GPT2_TEXT ", \"n_inner\": 20", CONFIG(ARCH_GPT2, 1, 8, 2, 2, 4, 20, 10, 16, 1, 1e-5, 0), NULL},
     {GPT2_TEXT ", \"layer_norm_epsilon\": 0.1", CONFIG(ARCH_GPT2, 1, 8, 2, 2, 4, 32, 10, 16, 1, 0.1, 0), NULL},
-    {GPT2_TEXT ", \"activation_function\": \"gelu_new\", \"tie_word_embeddings\": true, \"scale_attn_weights\": true", GPT2_SMALL, NULL},
+    {GPT2_TEXT ", \"activation_function\": \"gelu_new\", \"tie_word_embeddings\": true, \"scale_attn_weights\": true",
+     GPT2_SMALL, NULL},
     {GPT2_TEXT ", \"activation_function\": \"gelu_pytorch_tanh\", \"add_cross_attention\": false", GPT2_SMALL, NULL},
     {GPT2_TEXT ", \"activation_function\": \"gelu_python_tanh\", \"use_cache\": false", GPT2_SMALL, NULL},
     {GPT2_TEXT ", \"activation_function\": \"gelu_fast\", \"dtype\": \"bfloat16\"", GPT2_SMALL, NULL},
@@ -283,8 +297,10 @@ static const GoodConfig GOOD_CONFIGS[] = {
      LLAMA_SMALL(10000, 0, 0, 0, 0), NULL},
     {LLAMA_TEXT ", \"attention_dropout\": 0.1", LLAMA_SMALL(10000, 0, 0, 0, 0), "attention_dropout is 0.1"},
     {LLAMA_TEXT ", \"sliding_window\": 4", LLAMA_SMALL(10000, 0, 0, 0, 0), "sliding_window has no effect"},
-    {LLAMA_TEXT ", \"tie_word_embeddings\": true, \"num_key_value_heads\": 1, \"rms_norm_eps\": 1e-5, \"attention_bias\": false, \"mlp_bias\": false",
-     CONFIG(ARCH_LLAMA, 1, 8, 2, 1, 4, 12, 10, 16, 1, 1e-5, 10000), NULL},
+    {LLAMA_TEXT ", \"tie_word_embeddings\": true, \"num_key_value_heads\": 1, \"rms_norm_eps\": 1e-5, "
+                "\"attention_bias\": false, \"mlp_bias\": false",
+     CONFIG(ARCH_LLAMA, 1, 8, 2, 1, 4, 12, 10, 16, 1, 1e-5, 10000),
+     NULL},
     /* rotary embedding: in two ages' spelling */
     {LLAMA_TEXT ", \"rope_theta\": 5e5", LLAMA_SMALL(5e5, 0, 0, 0, 0), NULL},
     {LLAMA_TEXT ", \"rope_parameters\": {\"rope_theta\": 500000}, \"partial_rotary_factor\": 1.0",

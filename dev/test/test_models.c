@@ -5,7 +5,7 @@
    function of a tensor's name and a place in it, the same here and there. fp64 alone: gradients are compared by two sums. */
 #include "support.h"
 
-#define B 2
+enum { SEQUENCES = 2 };
 
 static char path_of_config[512];
 
@@ -24,7 +24,7 @@ static ModelOptions options_of(const char *directory, i64 L) {
     memset(&o, 0, sizeof o);
     checkpoint_read_config(&o.config, directory);
     o.scheme = SCHEMES[0], o.shape.world = o.shape.dp = o.shape.ring = o.shape.head = 1;
-    o.L = L, o.B = o.batch = B, o.overlap = 1, o.place = device_place(0, 1, 1);
+    o.L = L, o.B = o.batch = SEQUENCES, o.overlap = 1, o.place = device_place(0, 1, 1);
     return o;
 }
 
@@ -87,9 +87,9 @@ static void trained(const cJSON *model, const char *directory, Wire world) {
     Settings s;
     FlagsGiven given;
     flags_parse(&s, &given, 0, NULL);
-    for (i64 b = 0; b < B; b++) {
+    for (i64 b = 0; b < SEQUENCES; b++) {
         for (i64 i = 0; i <= o.L; i++) tokens[i] = (int32_t)(mix64((uint64_t)(b * (o.L + 1) + i) + 99) % (uint64_t)o.config.vocab);
-        snprintf(data, sizeof data, "%s/tokens_%lld.bin", directory, (long long)b);
+        snprintf(data, sizeof data, "%s/tokens_%lld.bin", directory, b);
         write_shard(data, tokens, o.L + 1);
     }
     free(tokens);
@@ -134,7 +134,7 @@ static void check_presets(void) {
         Config c = preset_find(known[i].name)->config;
         config_check(&c, known[i].name);
         i64 n = config_parameters(&c);
-        check(n == known[i].parameters, "%s has %lld parameters", known[i].name, (long long)n);
+        check(n == known[i].parameters, "%s has %lld parameters", known[i].name, n);
     }
 }
 

@@ -5,8 +5,8 @@
 enum { LENGTH = 48, PROMPT = 13 };
 
 static Config sample_config(int model) {
-    Config gpt2 = {ARCH_GPT2, 2, 48, 8, 8, 0, 72, 256, 96, 1, 1e-5, 0, {0, 0, 0, 0}};
-    Config llama = {ARCH_LLAMA, 2, 48, 8, model == 1 ? 4 : 1, 0, 72, 256, 96, 0, 1e-5, 10000, {0, 0, 0, 0}};
+    Config gpt2 = CONFIG(ARCH_GPT2, 2, 48, 8, 8, 0, 72, 256, 96, 1, 1e-5, 0);
+    Config llama = CONFIG(ARCH_LLAMA, 2, 48, 8, model == 1 ? 4 : 1, 0, 72, 256, 96, 0, 1e-5, 10000);
     config_check(model ? &llama : &gpt2, "test");
     return model ? llama : gpt2;
 }
