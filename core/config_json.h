@@ -175,8 +175,8 @@ static inline void rope_read_list(const Config *c, const JsonAt *r, const char *
     i64 n = 0, pairs = c->head_dim / 2;
     if (!list) json_missing(r, key);
     for (const cJSON *item = cJSON_IsArray(list) ? list->child : NULL; item; item = item->next, n++) {
-        if (!cJSON_IsNumber(item) || !(item->valuedouble > 0 && item->valuedouble < 1e12))
-            FAIL(EVERYONE, "%s: %s%s: number %lld is none above 0", r->path, r->within, key, n + 1);
+        if (!cJSON_IsNumber(item) || !(item->valuedouble >= 1e-9 && item->valuedouble <= 1e9))
+            FAIL(EVERYONE, "%s: %s%s: number %lld is none from 1e-9 to 1e9", r->path, r->within, key, n + 1);
         if (n < ROPE_LISTED) out[n] = item->valuedouble;
     }
     if (n != pairs || n > ROPE_LISTED)
@@ -196,9 +196,12 @@ static inline void rope_read_scaling(const Config *c, const JsonAt *j, const Jso
     int stretched = s->kind == ROPE_YARN || s->kind == ROPE_LONGROPE;
     if (s->kind == ROPE_LLAMA3 || stretched)
         s->original_max_pos = json_int(length, "original_max_position_embeddings", c->max_pos, 1, (i64)COUNT_MAX);
-    double ratio = stretched ? fmax(1, (double)c->max_pos / (double)s->original_max_pos) : JSON_REQUIRED;
+    double ratio = stretched ? (double)c->max_pos / (double)s->original_max_pos : JSON_REQUIRED;
     /* yarn has a factor, which may be null; longrope may leave it out */
     if (s->kind == ROPE_YARN && !json_find(r->path, r->object, "factor")) json_missing(r, "factor");
+    if (stretched && ratio < 1 && !json_item(r, "factor"))
+        FAIL(EVERYONE, "%s: %soriginal_max_position_embeddings %lld is above max_position_embeddings %lld, and no factor is given",
+             r->path, length->within, s->original_max_pos, c->max_pos);
     s->factor = stretched ? json_real_or(r, "factor", ratio, 1, 1e9) : json_real(r, "factor", JSON_REQUIRED, 1, 1e9);
     if (stretched) s->attention_factor = json_real_or(r, "attention_factor", 0, 0, 1e9);
     if (s->kind == ROPE_YARN) {
