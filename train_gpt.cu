@@ -1,4 +1,4 @@
-/* train_gpt.cu - trains GPT-2 and Llama on long sequences under five sequence-parallel schemes.
+/* train_gpt.cu - trains GPT-2, Llama and its kin on long sequences under five sequence-parallel schemes.
 
    flags -> config -> mesh -> scheme -> arena, laid out once -> loader: this rank's tokens and their positions
 
@@ -77,14 +77,17 @@ static void model_place(Model *m, const ModelOptions *o) {
     m->kv_heads_l = kv_heads_local(&m->config, H);
 }
 
-/* What the norms of queries and keys keep, where these are projected: of all heads on the own tokens, or of the own heads. */
+/* What the norms of queries and keys keep, where these are projected: of all heads on the own
+   tokens, or of the own heads. */
 static void model_keep_heads(Model *m, AttentionSaved *a) {
     int own = m->scheme->rope_on_own;
     i64 rows = own ? own_rows(m) : ring_rows(m), HS = m->config.head_dim;
     i64 heads = own ? m->config.heads : m->heads_l, kv_heads = own ? m->config.kv_heads : m->kv_heads_l;
     if (!(m->config.has & HAS_QK_NORM)) return;
-    a->q_raw = take_real(m, MEM_ACTIVATIONS, rows * heads * HS), a->q_rstd = take_accum(m, MEM_ACTIVATIONS, rows * heads);
-    a->k_raw = take_real(m, MEM_ACTIVATIONS, rows * kv_heads * HS), a->k_rstd = take_accum(m, MEM_ACTIVATIONS, rows * kv_heads);
+    a->q_raw = take_real(m, MEM_ACTIVATIONS, rows * heads * HS),
+    a->q_rstd = take_accum(m, MEM_ACTIVATIONS, rows * heads);
+    a->k_raw = take_real(m, MEM_ACTIVATIONS, rows * kv_heads * HS),
+    a->k_rstd = take_accum(m, MEM_ACTIVATIONS, rows * kv_heads);
 }
 
 /* Buffers that a layer's attention and MLP keep for backward, except their inputs. */
@@ -117,9 +120,11 @@ static i64 model_logits_rows(const Model *m) {
 }
 
 static void model_layout(Model *m) {
-    i64 rows = stream_rows(m), C = m->config.dim, L = m->config.layers, widest = i64_max(C, attention_width(&m->config));
+    i64 rows = stream_rows(m), C = m->config.dim, L = m->config.layers,
+        widest = i64_max(C, attention_width(&m->config));
     AttentionShape attended = attention_shape(m);
-    if (!(m->config.has & HAS_POSITIONS)) m->rope = take_accum(m, MEM_WORKSPACE, m->rope_map.count * m->config.head_dim);
+    if (!(m->config.has & HAS_POSITIONS))
+        m->rope = take_accum(m, MEM_WORKSPACE, m->rope_map.count * m->config.head_dim);
     m->attention = (AttentionSaved *)host_alloc(sizeof(AttentionSaved) * (size_t)L);
     m->mlp = (MlpSaved *)host_alloc(sizeof(MlpSaved) * (size_t)L);
     for (i64 l = 0; l < L; l++) {
@@ -137,7 +142,9 @@ static void model_layout(Model *m) {
     m->tokens = (int32_t *)arena_take(&m->arena, MEM_WORKSPACE, rows * 4);
     m->targets = (int32_t *)arena_take(&m->arena, MEM_WORKSPACE, own_rows(m) * 4);
     m->sums = (double *)arena_take(&m->arena, MEM_WORKSPACE, 2 * sizeof(double));
-    i64 scratch = device_scratch_bytes(i64_max(rows, ring_rows(m)), i64_max(widest, mlp_gates(&m->config) * m->config.ffn), m->config.vocab, &attended);
+    i64 scratch =
+        device_scratch_bytes(i64_max(rows, ring_rows(m)), i64_max(widest, mlp_gates(&m->config) * m->config.ffn),
+                             m->config.vocab, &attended);
     if (scratch) device_scratch(&m->dev, arena_take(&m->arena, MEM_WORKSPACE, scratch), scratch);
     m->logits_rows = model_logits_rows(m);
 }
@@ -684,8 +691,10 @@ static inline void print_help(const char *what, const char *usage) {
     for (int i = 0; i < COUNT_OF(PRESETS); i++) {
         Config c = PRESETS[i].config;
         config_check(&c, PRESETS[i].name);
-        printf("  %-14s %9.2fM parameters: %s, %lld layers, d %lld, %lld heads of %lld, %lld KV heads, i %lld, vocab %lld\n", PRESETS[i].name,
-               (double)config_parameters(&c) / 1e6, arch_name(c.arch), c.layers, c.dim, c.heads, c.head_dim, c.kv_heads, c.ffn, c.vocab);
+        printf("  %-14s %9.2fM parameters: %s, %lld layers, d %lld, %lld heads of %lld, %lld KV heads, i %lld, vocab "
+               "%lld\n",
+               PRESETS[i].name, (double)config_parameters(&c) / 1e6, arch_name(c.arch), c.layers, c.dim, c.heads,
+               c.head_dim, c.kv_heads, c.ffn, c.vocab);
     }
     printf("\nSchemes of --sp\n");
     for (int i = 0; i < COUNT_OF(SCHEMES); i++) printf("  %-10s %s\n", SCHEMES[i]->name, SCHEMES[i]->help);
@@ -704,9 +713,12 @@ static void print_model(const Trainer *t) {
 static void print_positions(const Config *c, i64 L) {
     const RopeScaling *r = &c->rope_scaling;
     if (rope_follows_length(r))
-        printf("note     rotary embedding by %s scaling: fixed at sequences of %lld tokens, in validation, too\n", ROPE_NAMES[r->kind], L);
+        printf("note     rotary embedding by %s scaling: fixed at sequences of %lld tokens, in validation, too\n",
+               ROPE_NAMES[r->kind], L);
     if (!(c->has & HAS_POSITIONS) && r->kind != ROPE_DYNAMIC && L > c->max_pos)
-        printf("note     sequences of %lld tokens go past the model's %lld positions; --rope-scaling yarn stretches them\n", L, c->max_pos);
+        printf("note     sequences of %lld tokens go past the model's %lld positions; --rope-scaling yarn stretches "
+               "them\n",
+               L, c->max_pos);
 }
 
 static void print_mesh(const Trainer *t) {
@@ -903,7 +915,7 @@ int main(int argc, char **argv) {
     if (settings.help) {
         if (wire_rank(world) == 0)
             print_help(
-                "train_gpt - trains GPT-2 and Llama on long sequences under five sequence-parallel schemes (" REAL_NAME
+                "train_gpt - trains GPT-2, Llama and its kin on long sequences under five sequence-parallel schemes (" REAL_NAME
                 " build)",
                 "mpirun -np N ./train_gpt_... --train \"data/train_*.bin\" [flags]");
     } else {

@@ -13,7 +13,7 @@
 
    per rank  q, out (L/R, B, h/N, HS)  kv (L/R, B, 2, max(1, k/N), HS)  out_local (T, B, h HS)
    traffic   of a layer and rank, elements, c = (N-1)/N, g = max(k, N)/h: q, kv, out forward and their gradients
-             backward: (4 + 4g) c L a / (R N), a = h HS; weights 3c((2 + 2g) d a + m d i) by ZeRO                               */
+             backward: (4 + 4g) c L a / (R N), a = h HS; weights 3c((2 + 2g) d a + m d i) by ZeRO                     */
 #ifndef ODYSSEUS_ULYSSES_H
 #define ODYSSEUS_ULYSSES_H
 
@@ -54,7 +54,8 @@ static inline void ulysses_attention_forward(Model *m, AttentionSaved *s, real *
     m->context->forward(m, s);
     comm_wait(&m->fabric, comm_all_to_all_start(&m->fabric, head, t, q_send, s->out, ulysses_q_part(m), DTYPE_REAL));
     parts_merge(&m->dev, s->out_local, q_send, N, rows, m->heads_l * HS);
-    linear_forward(&m->dev, out, c->dim, s->out_local, m->zero.weight[T_O], m->zero.weight[T_O_BIAS], rows, width, c->dim);
+    linear_forward(&m->dev, out, c->dim, s->out_local, m->zero.weight[T_O], m->zero.weight[T_O_BIAS], rows, width,
+                   c->dim);
     arena_release(&m->arena, mark);
 }
 
@@ -74,7 +75,8 @@ static inline void ulysses_attention_backward(Model *m, AttentionSaved *s, real 
     i64 width = attention_width(c);
     Tag t = tag(BLOCK_ATTENTION, PHASE_BACKWARD, WHAT_ACTIVATION);
     ArenaMark mark = arena_mark(&m->arena);
-    real *dq = take_real(m, MEM_WORKSPACE, rows * width), *dkv = take_real(m, MEM_WORKSPACE, rows * 2 * c->kv_heads * HS);
+    real *dq = take_real(m, MEM_WORKSPACE, rows * width),
+         *dkv = take_real(m, MEM_WORKSPACE, rows * 2 * c->kv_heads * HS);
     real *q_parts = take_real(m, MEM_COMM, N * q_part), *kv_parts = take_real(m, MEM_COMM, N * kv_part),
          *dout_heads = take_real(m, MEM_COMM, N * q_part);
     real *dq_heads = take_real(m, MEM_WORKSPACE, N * q_part), *dkv_heads = take_real(m, MEM_WORKSPACE, N * kv_part);
@@ -106,7 +108,8 @@ static inline void ulysses_attention_backward(Model *m, AttentionSaved *s, real 
 /* Forward and backward each: q and out (N-1) rows (h/N) HS, kv (N-1) rows 2 max(1, k/N) HS elements. */
 static inline void ulysses_volume(Ledger *l, const Config *c, const Mesh *m, i64 L, i64 B, i64 times) {
     i64 N = m->shape.head, rows = volume_own(m, L) * B;
-    i64 one = times * (N - 1) * rows * (2 * attention_width(c) / N + 2 * kv_heads_local(c, N) * c->head_dim) * real_size();
+    i64 one =
+        times * (N - 1) * rows * (2 * attention_width(c) / N + 2 * kv_heads_local(c, N) * c->head_dim) * real_size();
     ledger_expect(l, COMM_ALL_TO_ALL, tag(BLOCK_ATTENTION, PHASE_FORWARD, WHAT_ACTIVATION), one);
     ledger_expect(l, COMM_ALL_TO_ALL, tag(BLOCK_ATTENTION, PHASE_BACKWARD, WHAT_ACTIVATION), one);
 }

@@ -1,6 +1,7 @@
 /* blocks.h - the parts of a transformer block that know nothing of parallelism: projections and the MLP on some rows.
 
-   xn (rows, C) -> project_q, project_kv -> q (rows, heads, HS), kv (rows, 2, kv_heads, HS)      normed by heads, before rotation
+   xn (rows, C) -> project_q, project_kv -> q (rows, heads, HS), kv (rows, 2, kv_heads, HS)
+   normed by heads, before rotation
    xn (rows, C) -> mlp_body -> (rows, C), without the output bias       ffn_l wide: all of it, or this rank's part
    backward comes in halves: the gradient of the input, which other ranks wait for, and those of the first weights,
    which can be computed while it travels
@@ -35,8 +36,8 @@ static inline void keys_norm_forward(Model *m, AttentionSaved *s, real *kv, i64 
     arena_release(&m->arena, mark);
 }
 
-/* dkv (rows, 2, kv_heads, HS): the gradient of normed keys becomes that of the keys before; that of values stays. The sum over
-   tokens and heads of what a norm's weight gets is this rank's; ZeRO adds the ranks. */
+/* dkv (rows, 2, kv_heads, HS): the gradient of normed keys becomes that of the keys before; that of values stays. The
+   sum over tokens and heads of what a norm's weight gets is this rank's; ZeRO adds the ranks. */
 static inline void keys_norm_backward(Model *m, AttentionSaved *s, real *dkv, i64 rows, i64 kv_heads) {
     Device *dev = &m->dev;
     i64 width = kv_heads * m->config.head_dim, n = rows * kv_heads;
@@ -46,17 +47,21 @@ static inline void keys_norm_backward(Model *m, AttentionSaved *s, real *dkv, i6
     parts_split(dev, apart, dkv, 2, rows, width);
     parts_split(dev, dk, apart, 1, rows, width);
     zero_fill(dev, apart, rows * width * real_size());
-    norm_backward(dev, head_norm(m, T_K_NORM, n), apart, m->zero.dweight[T_K_NORM], NULL, dk, NULL, s->k_rstd, s->k_raw, 0, n);
+    norm_backward(dev, head_norm(m, T_K_NORM, n), apart, m->zero.dweight[T_K_NORM], NULL, dk, NULL, s->k_rstd, s->k_raw,
+                  0, n);
     parts_merge(dev, dkv, apart, 2, rows, width);
     arena_release(&m->arena, mark);
 }
 
-/* dq (rows, heads, HS) = the gradient of queries before their norm, for `normed`, that after it; without a norm they are one buffer. */
-static inline void queries_norm_backward(Model *m, AttentionSaved *s, real *dq, const real *normed, i64 rows, i64 heads) {
+/* dq (rows, heads, HS) = the gradient of queries before their norm, for `normed`, that after it; without
+   a norm they are one buffer. */
+static inline void queries_norm_backward(Model *m, AttentionSaved *s, real *dq, const real *normed, i64 rows,
+                                         i64 heads) {
     i64 n = rows * heads;
     if (!s->q_raw) return;
     zero_fill(&m->dev, dq, n * m->config.head_dim * real_size());
-    norm_backward(&m->dev, head_norm(m, T_Q_NORM, n), dq, m->zero.dweight[T_Q_NORM], NULL, normed, NULL, s->q_rstd, s->q_raw, 0, n);
+    norm_backward(&m->dev, head_norm(m, T_Q_NORM, n), dq, m->zero.dweight[T_Q_NORM], NULL, normed, NULL, s->q_rstd,
+                  s->q_raw, 0, n);
 }
 
 /* Where the gradient of normed queries goes: a buffer of its own, of the caller's mark, or dq itself. */
@@ -64,8 +69,8 @@ static inline real *queries_normed(Model *m, const AttentionSaved *s, real *dq, 
     return s->q_raw ? take_real(m, MEM_WORKSPACE, rows * heads * m->config.head_dim) : dq;
 }
 
-/* q = xn (rows, C) times this rank's query projection, of `heads` heads; kv likewise, of `kv_heads` key and value heads. Normed, where
-   the model norms them. */
+/* q = xn (rows, C) times this rank's query projection, of `heads` heads; kv likewise, of `kv_heads` key and value
+   heads. Normed, where the model norms them. */
 static inline void project_q(Model *m, AttentionSaved *s, real *q, const real *xn, i64 rows, i64 heads) {
     real **w = m->zero.weight, *raw = s->q_raw ? s->q_raw : q;
     i64 width = heads * m->config.head_dim;
@@ -215,7 +220,8 @@ static inline void heads_attention_forward(Model *m, AttentionSaved *s, real *ou
                    m->config.dim);
 }
 
-/* Backward up to the projections: gradients of q and kv as projected, the latter complete after heads_backward_finish. */
+/* Backward up to the projections: gradients of q and kv as projected, the latter complete
+   after heads_backward_finish. */
 typedef struct {
     AttentionSaved *saved;
     real *dq, *dkv; /* (L/R, B, heads_l, HS), (L/R, B, 2, kv_heads_l, HS), of the caller's mark */

@@ -1,10 +1,14 @@
 /* config.h - what model: its features and sizes; families, presets.
 
-   Names of sizes follow the papers: d = dim, i = ffn, h = heads, k = kv_heads, D = head_dim, which is d / h unless given.
-   What a model has - biases, a norm of queries and keys, a gate, rotation, and where - are features. The walk, the table of
-   tensors and the costs ask for those. A family is a name that config.json has for some of them, with defaults.
-   GPT-2: Radford et al. 2019. Llama: Touvron et al. 2023, arXiv:2302.13971, arXiv:2307.09288; Llama 3: arXiv:2407.21783.
-   Mistral: Jiang et al. 2023, arXiv:2310.06825. Qwen2.5: arXiv:2412.15115; Qwen3: arXiv:2505.09388. SmolLM3: Hugging Face 2025. */
+   Names of sizes follow the papers: d = dim, i = ffn, h = heads, k = kv_heads, D =
+   head_dim, which is d / h unless given.
+   What a model has - biases, a norm of queries and keys, a gate, rotation, and where - are features.
+   The walk, the table of tensors and the costs ask for those. A family is a name that config.json has
+   for some of them, with defaults.
+   GPT-2: Radford et al. 2019. Llama: Touvron et al. 2023, arXiv:2302.13971,
+   arXiv:2307.09288; Llama 3: arXiv:2407.21783.
+   Mistral: Jiang et al. 2023, arXiv:2310.06825. Qwen2.5: arXiv:2412.15115; Qwen3: arXiv:2505.09388.
+   SmolLM3: Hugging Face 2025. */
 #ifndef ODYSSEUS_CONFIG_H
 #define ODYSSEUS_CONFIG_H
 
@@ -30,7 +34,9 @@ typedef struct {
     uint64_t bits[LAYERS_APART / 64];
 } LayerSet;
 
-static inline int layer_in(const LayerSet *s, i64 layer) { return layer < LAYERS_APART && (s->bits[layer / 64] >> layer % 64 & 1); }
+static inline int layer_in(const LayerSet *s, i64 layer) {
+    return layer < LAYERS_APART && (s->bits[layer / 64] >> layer % 64 & 1);
+}
 static inline void layer_add(LayerSet *s, i64 layer) { s->bits[layer / 64] |= (uint64_t)1 << layer % 64; }
 static inline int layers_equal(const LayerSet *a, const LayerSet *b) { return memcmp(a, b, sizeof *a) == 0; }
 
@@ -64,9 +70,11 @@ typedef struct {
 #define CONFIG(arch, layers, dim, heads, kv, head_dim, ffn, vocab, max_pos, tied, eps, theta) \
     CONFIG_ROPE(arch, layers, dim, heads, kv, head_dim, ffn, vocab, max_pos, tied, eps, theta, ROPE_NO_SCALING)
 #define CONFIG_ROPE(arch, layers, dim, heads, kv, head_dim, ffn, vocab, max_pos, tied, eps, theta, ...) \
-    {arch, layers, dim, heads, kv, head_dim, ffn, vocab, max_pos, tied, eps, theta, __VA_ARGS__, HAS_OF(arch), 0, NO_LAYERS, NO_LAYERS}
+    {arch, layers, dim, heads, kv, head_dim, ffn, vocab, max_pos, tied, eps, theta, __VA_ARGS__, HAS_OF(arch), 0, \
+     NO_LAYERS, NO_LAYERS}
 #define SMOLLM3(layers, dim, heads, kv, ffn, vocab, max_pos, theta) \
-    {ARCH_SMOLLM3, layers, dim, heads, kv, 0, ffn, vocab, max_pos, 1, 1e-6, theta, ROPE_NO_SCALING, HAS_OF(ARCH_SMOLLM3), 0, EVERY_FOURTH, NO_LAYERS}
+    {ARCH_SMOLLM3, layers, dim, heads, kv, 0, ffn, vocab, max_pos, 1, 1e-6, theta, ROPE_NO_SCALING, \
+     HAS_OF(ARCH_SMOLLM3), 0, EVERY_FOURTH, NO_LAYERS}
 
 /* Which layers a sliding window is in, where config.json asks for one. */
 typedef enum { WINDOW_NONE, WINDOW_ALL, WINDOW_UPPER, WINDOW_NO_ROPE } WindowRule;
@@ -80,7 +88,8 @@ typedef struct {
 } Family;
 
 static const Family FAMILIES[ARCHS] = {
-    {"gpt2", "GPT2LMHeadModel", "GPT2Model", 0, WINDOW_NONE, CONFIG(ARCH_GPT2, 12, 768, 12, 12, 0, 3072, 50257, 1024, 1, 1e-5, 0)},
+    {"gpt2", "GPT2LMHeadModel", "GPT2Model", 0, WINDOW_NONE,
+     CONFIG(ARCH_GPT2, 12, 768, 12, 12, 0, 3072, 50257, 1024, 1, 1e-5, 0)},
     {"llama", "LlamaForCausalLM", "LlamaModel", HAS_QKV_BIAS | HAS_O_BIAS | HAS_MLP_BIAS, WINDOW_NONE,
      CONFIG(ARCH_LLAMA, 32, 4096, 32, 0, 0, 11008, 32000, 2048, 0, 1e-6, 10000)},
     {"mistral", "MistralForCausalLM", "MistralModel", 0, WINDOW_ALL,
@@ -122,7 +131,8 @@ static const Preset PRESETS[] = {
     {"llama2-13b", LLAMA(40, 5120, 40, 40, 13824, 32000, 4096, 10000)},
     {"llama3-8b", LLAMA(32, 4096, 32, 8, 14336, 128256, 8192, 500000)},
     {"llama2-3b-gqa", LLAMA(16, 4096, 32, 8, 11008, 32000, 4096, 10000)},
-    {"llama3.2-1b", CONFIG_ROPE(ARCH_LLAMA, 16, 2048, 32, 8, 0, 8192, 128256, 131072, 1, 1e-5, 500000, ROPE_LIKE_LLAMA3(32, 1, 4, 8192))},
+    {"llama3.2-1b", CONFIG_ROPE(ARCH_LLAMA, 16, 2048, 32, 8, 0, 8192, 128256, 131072, 1, 1e-5, 500000,
+                                ROPE_LIKE_LLAMA3(32, 1, 4, 8192))},
     {"qwen2.5-0.5b", CONFIG(ARCH_QWEN2, 24, 896, 14, 2, 0, 4864, 151936, 32768, 1, 1e-6, 1000000)},
     {"qwen2.5-1.5b", CONFIG(ARCH_QWEN2, 28, 1536, 12, 2, 0, 8960, 151936, 131072, 1, 1e-6, 1000000)},
     {"qwen2.5-7b", CONFIG(ARCH_QWEN2, 28, 3584, 28, 4, 0, 18944, 152064, 131072, 0, 1e-6, 1000000)},
@@ -145,45 +155,54 @@ static inline i64 mlp_gates(const Config *c) { return c->has & HAS_GATE ? 2 : 1;
 /* All heads together: the width of the queries and of what attention gives, h D, which need not be d. */
 static inline i64 attention_width(const Config *c) { return c->heads * c->head_dim; }
 
-/* Sizes that only make sense together; called on every configuration, whatever it came from. `where` opens the message. */
+/* Sizes that only make sense together; called on every configuration, whatever it came
+   from. `where` opens the message. */
 static inline void config_check(Config *c, const char *where) {
     if (!c->head_dim && c->dim % c->heads != 0)
         FAIL(EVERYONE, "%s: dim %lld does not divide by %lld heads", where, c->dim, c->heads);
     if (!c->head_dim) c->head_dim = c->dim / c->heads;
     double widest = fmax(fmax((double)c->vocab, (double)c->ffn), (double)(c->heads * c->head_dim));
     widest = (double)c->dim * fmax(fmax(widest, (double)c->dim), c->has & HAS_POSITIONS ? (double)c->max_pos : 0);
-    if (widest * (double)c->layers > 1e15) FAIL(EVERYONE, "%s: a model of more than 1e15 parameters; lower its sizes", where);
+    if (widest * (double)c->layers > 1e15)
+        FAIL(EVERYONE, "%s: a model of more than 1e15 parameters; lower its sizes", where);
     if (c->heads % c->kv_heads != 0)
         FAIL(EVERYONE, "%s: %lld heads do not divide by %lld KV heads", where, c->heads, c->kv_heads);
-    if (c->arch == ARCH_GPT2 && c->kv_heads != c->heads) FAIL(EVERYONE, "%s: gpt2 has no grouped KV heads; --kv-heads must equal --heads", where);
+    if (c->arch == ARCH_GPT2 && c->kv_heads != c->heads)
+        FAIL(EVERYONE, "%s: gpt2 has no grouped KV heads; --kv-heads must equal --heads", where);
     if (c->arch == ARCH_GPT2 && attention_width(c) != c->dim)
         FAIL(EVERYONE, "%s: gpt2's head dimension is dim / heads (%lld / %lld), not %lld", where, c->dim, c->heads,
              c->head_dim);
     if (!(c->has & HAS_POSITIONS) && c->head_dim % 2 != 0)
-        FAIL(EVERYONE, "%s: head dimension %lld is odd; rotary embedding needs pairs: change --head-dim, --dim or --heads", where,
+        FAIL(EVERYONE,
+             "%s: head dimension %lld is odd; rotary embedding needs pairs: change --head-dim, --dim or --heads", where,
              c->head_dim);
     const RopeScaling *r = &c->rope_scaling;
     if (r->kind == ROPE_YARN && c->rope_theta <= 1)
         FAIL(EVERYONE, "%s: yarn needs a rope_theta above 1, not %g", where, c->rope_theta);
-    if (r->kind == ROPE_DYNAMIC && c->head_dim <= 2) FAIL(EVERYONE, "%s: dynamic scaling needs heads of more than 2", where);
+    if (r->kind == ROPE_DYNAMIC && c->head_dim <= 2)
+        FAIL(EVERYONE, "%s: dynamic scaling needs heads of more than 2", where);
     if (r->kind == ROPE_LONGROPE && r->attention_factor == 0 && r->original_max_pos < 2)
         FAIL(EVERYONE, "%s: longrope needs an attention_factor, or an original_max_position_embeddings above 1", where);
     for (i64 l = c->layers; l < LAYERS_APART; l++) /* of layers that are not there, none differs */
         c->no_rope.bits[l / 64] &= ~((uint64_t)1 << l % 64), c->windowed.bits[l / 64] &= ~((uint64_t)1 << l % 64);
 }
 
-/* --rope-scaling on a model that has no scaling yet: its longest position becomes `factor` times what it was; but that of
-   dynamic scaling stays, since it tells where scaling begins. */
+/* --rope-scaling on a model that has no scaling yet: its longest position becomes `factor` times what it was; but that
+   of dynamic scaling stays, since it tells where scaling begins. */
 static inline void config_extend(Config *c, const Settings *s) {
     RopeScaling *r = &c->rope_scaling;
     if (!s->rope_scaling && s->rope_factor == 0) return;
     if (!s->rope_scaling) FAIL(EVERYONE, "--rope-factor needs --rope-scaling: linear, dynamic or yarn");
-    if (s->rope_factor == 0) FAIL(EVERYONE, "--rope-scaling %s needs --rope-factor: how many times longer", s->rope_scaling);
-    if (c->has & HAS_POSITIONS) FAIL(EVERYONE, "--rope-scaling: %s has learned positions; use a rotary model", arch_name(c->arch));
+    if (s->rope_factor == 0)
+        FAIL(EVERYONE, "--rope-scaling %s needs --rope-factor: how many times longer", s->rope_scaling);
+    if (c->has & HAS_POSITIONS)
+        FAIL(EVERYONE, "--rope-scaling: %s has learned positions; use a rotary model", arch_name(c->arch));
     if (r->kind != ROPE_PLAIN)
-        FAIL(EVERYONE, "--rope-scaling %s: the model's rotary embedding is scaled already (%s by %g); leave the flag out to train on",
+        FAIL(EVERYONE,
+             "--rope-scaling %s: the model's rotary embedding is scaled already (%s by %g); leave the flag out to "
+             "train on",
              s->rope_scaling, ROPE_NAMES[r->kind], r->factor);
-    r->kind = strcmp(s->rope_scaling, "yarn") == 0 ? ROPE_YARN : strcmp(s->rope_scaling, "linear") == 0 ? ROPE_LINEAR : ROPE_DYNAMIC;
+    r->kind = rope_kind_find(s->rope_scaling);
     r->factor = s->rope_factor;
     if (r->kind == ROPE_YARN) r->original_max_pos = c->max_pos, r->beta_fast = 32, r->beta_slow = 1;
     if (r->kind != ROPE_DYNAMIC) c->max_pos = (i64)ceil((double)c->max_pos * r->factor);

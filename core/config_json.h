@@ -1,15 +1,16 @@
 /* config_json.h - config.json <-> Config: what transformers makes of each key, or a refusal that names it.
 
-   A family's row in FAMILIES (config.h) says which switches its config.json may set and what stands where a key is left out.
-   Keys that change a model in a way that is not implemented are refused, those that change nothing are passed over. What was
-   read is written again: the same features, in the spelling that every transformers reads. */
+   A family's row in FAMILIES (config.h) says which switches its config.json may set and what
+   stands where a key is left out.
+   Keys that change a model in a way that is not implemented are refused, those that change nothing are passed over.
+   What was read is written again: the same features, in the spelling that every transformers reads. */
 #ifndef ODYSSEUS_CONFIG_JSON_H
 #define ODYSSEUS_CONFIG_JSON_H
 
 #include "config.h"
 #include "safetensors.h"
 
-/* ---- config.json: typed access --------------------------------------------------------------------------------------- */
+/* ---- config.json: typed access ----------------------------------------------------------------------------------- */
 
 /* An object in a JSON file; `within` is its place there ("" or "rope_scaling."), for messages. */
 typedef struct {
@@ -33,7 +34,9 @@ static inline const cJSON *json_given(const JsonAt *j, const char *key) {
     return item;
 }
 
-static inline void json_missing(const JsonAt *j, const char *key) { FAIL(EVERYONE, "%s: %s%s is missing", j->path, j->within, key); }
+static inline void json_missing(const JsonAt *j, const char *key) {
+    FAIL(EVERYONE, "%s: %s%s is missing", j->path, j->within, key);
+}
 
 static inline double json_real(const JsonAt *j, const char *key, double fallback, double min, double max) {
     const cJSON *item = json_given(j, key);
@@ -67,17 +70,20 @@ static inline const char *json_text(const JsonAt *j, const char *key, const char
     const cJSON *item = json_given(j, key);
     if (!item && !fallback) json_missing(j, key);
     if (!item) return fallback;
-    if (!cJSON_IsString(item) || !text_is_printable(item->valuestring)) FAIL(EVERYONE, "%s: %s%s is not a text", j->path, j->within, key);
+    if (!cJSON_IsString(item) || !text_is_printable(item->valuestring))
+        FAIL(EVERYONE, "%s: %s%s is not a text", j->path, j->within, key);
     return item->valuestring;
 }
 
-/* A switch that changes the model in a way we have not implemented: it must stand at `wanted`, which is also its default. */
+/* A switch that changes the model in a way we have not implemented: it must stand at
+   `wanted`, which is also its default. */
 static inline void json_demand(const JsonAt *j, const char *key, int wanted) {
     if (json_flag(j, key, wanted) != wanted)
-        FAIL(EVERYONE, "%s: %s%s %s is not implemented; only %s is", j->path, j->within, key, wanted ? "false" : "true", wanted ? "true" : "false");
+        FAIL(EVERYONE, "%s: %s%s %s is not implemented; only %s is", j->path, j->within, key, wanted ? "false" : "true",
+             wanted ? "true" : "false");
 }
 
-/* ---- config.json -> Config --------------------------------------------------------------------------------------------- */
+/* ---- config.json -> Config --------------------------------------------------------------------------------------- */
 
 /* What a file leaves to transformers' defaults, for one note. */
 typedef struct {
@@ -160,12 +166,11 @@ static inline double json_real_or(const JsonAt *j, const char *key, double fallb
     return v == 0 ? fallback : v;
 }
 
-static inline RopeKind rope_kind_find(const JsonAt *j, const char *key, const char *name) {
+static inline RopeKind rope_read_kind(const JsonAt *j, const char *key, const char *name) {
     char known[128] = "";
-    for (int i = 0; i < ROPE_KINDS; i++) {
-        if (strcmp(name, ROPE_NAMES[i]) == 0) return (RopeKind)i;
+    if (rope_kind_find(name) < ROPE_KINDS) return rope_kind_find(name);
+    for (int i = 0; i < ROPE_KINDS; i++)
         snprintf(known + strlen(known), sizeof known - strlen(known), "%s%s", i ? ", " : "", ROPE_NAMES[i]);
-    }
     FAIL(EVERYONE, "%s: %s type %.40s is not implemented; %s are", j->path, key, name, known);
 }
 
@@ -180,8 +185,8 @@ static inline void rope_read_list(const Config *c, const JsonAt *r, const char *
         if (n < ROPE_LISTED) out[n] = item->valuedouble;
     }
     if (n != pairs || n > ROPE_LISTED)
-        FAIL(EVERYONE, "%s: %s%s has %lld numbers; heads of %lld take %lld (at most %d)", r->path, r->within, key, n, c->head_dim,
-             pairs, ROPE_LISTED);
+        FAIL(EVERYONE, "%s: %s%s has %lld numbers; heads of %lld take %lld (at most %d)", r->path, r->within, key, n,
+             c->head_dim, pairs, ROPE_LISTED);
 }
 
 typedef struct {
@@ -200,13 +205,16 @@ static inline void rope_read_scaling(const Config *c, const JsonAt *j, const Jso
     /* yarn has a factor, which may be null; longrope may leave it out */
     if (s->kind == ROPE_YARN && !json_find(r->path, r->object, "factor")) json_missing(r, "factor");
     if (stretched && ratio < 1 && !json_item(r, "factor"))
-        FAIL(EVERYONE, "%s: %soriginal_max_position_embeddings %lld is above max_position_embeddings %lld, and no factor is given",
-             r->path, length->within, s->original_max_pos, c->max_pos);
+        FAIL(
+            EVERYONE,
+            "%s: %soriginal_max_position_embeddings %lld is above max_position_embeddings %lld, and no factor is given",
+            r->path, length->within, s->original_max_pos, c->max_pos);
     s->factor = stretched ? json_real_or(r, "factor", ratio, 1, 1e9) : json_real(r, "factor", JSON_REQUIRED, 1, 1e9);
     if (stretched) s->attention_factor = json_real_or(r, "attention_factor", 0, 0, 1e9);
     if (s->kind == ROPE_YARN) {
         s->beta_fast = json_real_or(r, "beta_fast", 32, 0, 1e9), s->beta_slow = json_real_or(r, "beta_slow", 1, 0, 1e9);
-        s->mscale = json_real_or(r, "mscale", 0, 0, 1e9), s->mscale_all_dim = json_real_or(r, "mscale_all_dim", 0, 0, 1e9);
+        s->mscale = json_real_or(r, "mscale", 0, 0, 1e9),
+        s->mscale_all_dim = json_real_or(r, "mscale_all_dim", 0, 0, 1e9);
         s->exact_ramp = !json_flag(r, "truncate", 1);
     }
     if (s->kind == ROPE_LONGROPE)
@@ -215,8 +223,8 @@ static inline void rope_read_scaling(const Config *c, const JsonAt *j, const Jso
     s->low_freq_factor = json_real(r, "low_freq_factor", JSON_REQUIRED, 1e-9, 1e9);
     s->high_freq_factor = json_real(r, "high_freq_factor", JSON_REQUIRED, 1e-9, 1e9);
     if (!(s->high_freq_factor > s->low_freq_factor))
-        FAIL(EVERYONE, "%s: %shigh_freq_factor %g must be above low_freq_factor %g", r->path, r->within, s->high_freq_factor,
-             s->low_freq_factor);
+        FAIL(EVERYONE, "%s: %shigh_freq_factor %g must be above low_freq_factor %g", r->path, r->within,
+             s->high_freq_factor, s->low_freq_factor);
 }
 
 /* `key` is rope_parameters or rope_scaling, an object; what it leaves out comes from the keys around it. */
@@ -233,7 +241,7 @@ static inline void config_read_rope_object(const Config *c, const JsonAt *j, con
         FAIL(EVERYONE, "%s: rope_theta is %g, %srope_theta %g; keep one", j->path, rope->theta, within, theta);
     rope->theta = theta;
     config_full_rotation(&r);
-    rope->scaling.kind = rope_kind_find(j, key, json_text(&r, "rope_type", json_text(&r, "type", "default")));
+    rope->scaling.kind = rope_read_kind(j, key, json_text(&r, "rope_type", json_text(&r, "type", "default")));
     if (rope->scaling.kind != ROPE_PLAIN) rope_read_scaling(c, j, &r, &rope->scaling);
 }
 
@@ -271,7 +279,8 @@ static inline const cJSON *config_layer_list(const Config *c, const JsonAt *j, c
 /* Add a layer to a set of those that differ. */
 static inline void config_layer_apart(LayerSet *s, const JsonAt *j, const char *key, i64 layer) {
     if (layer >= LAYERS_APART)
-        FAIL(EVERYONE, "%s: %s: layers that differ are implemented in models of up to %d layers", j->path, key, LAYERS_APART);
+        FAIL(EVERYONE, "%s: %s: layers that differ are implemented in models of up to %d layers", j->path, key,
+             LAYERS_APART);
     layer_add(s, layer);
 }
 
@@ -294,15 +303,19 @@ static inline void config_read_window(Config *c, const JsonAt *j, WindowRule rul
     int asked = rule == WINDOW_ALL || (rule != WINDOW_NONE && json_flag(j, "use_sliding_window", 0));
     i64 upper = rule == WINDOW_UPPER ? json_int(j, "max_window_layers", 28, 0, 1 << 30) : 0, window = 0;
     int stated = json_find(j->path, j->object, "sliding_window") != NULL; /* transformers: 4096, but for SmolLM3 */
-    if (asked) window = json_int_or_null(j, "sliding_window", stated || rule == WINDOW_NO_ROPE ? 0 : 4096, 1, (i64)COUNT_MAX);
+    if (asked)
+        window = json_int_or_null(j, "sliding_window", stated || rule == WINDOW_NO_ROPE ? 0 : 4096, 1, (i64)COUNT_MAX);
     const cJSON *item = rule == WINDOW_UPPER || rule == WINDOW_NO_ROPE ? config_layer_list(c, j, "layer_types") : NULL;
     int listed = item != NULL;
     for (i64 l = 0; l < c->layers; l++, item = item ? item->next : NULL) {
-        int in = rule == WINDOW_ALL || (rule == WINDOW_UPPER && l >= upper) || (rule == WINDOW_NO_ROPE && layer_in(&c->no_rope, l));
+        int in = rule == WINDOW_ALL || (rule == WINDOW_UPPER && l >= upper) ||
+                 (rule == WINDOW_NO_ROPE && layer_in(&c->no_rope, l));
         if (listed) {
             in = cJSON_IsString(item) && strcmp(item->valuestring, "sliding_attention") == 0;
             if (!in && !(cJSON_IsString(item) && strcmp(item->valuestring, "full_attention") == 0))
-                FAIL(EVERYONE, "%s: layer_types: item %lld is neither full_attention nor sliding_attention; others are not implemented",
+                FAIL(EVERYONE,
+                     "%s: layer_types: item %lld is neither full_attention nor sliding_attention; others are not "
+                     "implemented",
                      j->path, l + 1);
         }
         if (window && in) config_layer_apart(&c->windowed, j, "sliding_window", l);
@@ -325,7 +338,8 @@ static inline void config_read_llama(Config *c, const JsonAt *j, const Family *f
     c->layers = config_size(j, "num_hidden_layers", NULL, c->layers, 100000, defaults);
     c->dim = config_size(j, "hidden_size", NULL, c->dim, 1 << 20, defaults);
     c->heads = config_size(j, "num_attention_heads", NULL, c->heads, 1 << 16, defaults);
-    int null_kv = json_find(j->path, j->object, "num_key_value_heads") != NULL || !c->kv_heads; /* null: as many as heads */
+    /* null: as many as heads */
+    int null_kv = json_find(j->path, j->object, "num_key_value_heads") != NULL || !c->kv_heads;
     c->kv_heads = json_int_or_null(j, "num_key_value_heads", null_kv ? c->heads : c->kv_heads, 1, 1 << 16);
     c->ffn = config_size(j, "intermediate_size", NULL, c->ffn, 1 << 22, defaults);
     c->vocab = config_size(j, "vocab_size", NULL, c->vocab, 1 << 30, defaults);
@@ -355,9 +369,12 @@ static inline const Family *config_family(const JsonAt *j) {
     }
     const cJSON *list = json_item(j, "architectures"), *first = cJSON_IsArray(list) ? list->child : NULL;
     for (int i = 0; i < ARCHS && cJSON_IsString(first); i++)
-        if (strcmp(first->valuestring, FAMILIES[i].lm) == 0 || strcmp(first->valuestring, FAMILIES[i].body) == 0) return &FAMILIES[i];
-    if (cJSON_IsString(first) && strcmp(first->valuestring, "LLaMAForCausalLM") == 0) return &FAMILIES[ARCH_LLAMA]; /* its first name */
-    FAIL(EVERYONE, "%s: model_type is missing, and architectures does not tell it; add \"model_type\": one of %s", j->path, known);
+        if (strcmp(first->valuestring, FAMILIES[i].lm) == 0 || strcmp(first->valuestring, FAMILIES[i].body) == 0)
+            return &FAMILIES[i];
+    /* its first name */
+    if (cJSON_IsString(first) && strcmp(first->valuestring, "LLaMAForCausalLM") == 0) return &FAMILIES[ARCH_LLAMA];
+    FAIL(EVERYONE, "%s: model_type is missing, and architectures does not tell it; add \"model_type\": one of %s",
+         j->path, known);
 }
 
 /* DIR/config.json -> c, checked. */
@@ -380,7 +397,8 @@ static inline void checkpoint_read_config(Config *c, const char *dir) {
         if (defaults.text[0])
             fprintf(stderr, "train_gpt: note: %s leaves to transformers' defaults: %s\n", path, defaults.text);
         if (f->window == WINDOW_NONE && json_item(&j, "sliding_window"))
-            fprintf(stderr, "train_gpt: note: %s: sliding_window has no effect in %s: attention sees all before a token\n",
+            fprintf(stderr,
+                    "train_gpt: note: %s: sliding_window has no effect in %s: attention sees all before a token\n",
                     path, f->name);
         char adapter[PATH_MAX];
         path_join(adapter, dir, "adapter_config.json");
@@ -390,7 +408,7 @@ static inline void checkpoint_read_config(Config *c, const char *dir) {
     cJSON_Delete(root);
 }
 
-/* ---- Config -> config.json ---------------------------------------------------------------------------------------------- */
+/* ---- Config -> config.json --------------------------------------------------------------------------------------- */
 
 /* A number that stays one with a point in it: Python tells 10000 from 10000.0. */
 static inline void json_add_real(cJSON *object, const char *key, double value) {
@@ -403,9 +421,15 @@ static inline void json_add_real(cJSON *object, const char *key, double value) {
     json_made(cJSON_AddRawToObject(object, key, text));
 }
 
-static inline void json_add_int(cJSON *object, const char *key, i64 value) { json_made(cJSON_AddNumberToObject(object, key, (double)value)); }
-static inline void json_add_flag(cJSON *object, const char *key, int value) { json_made(cJSON_AddBoolToObject(object, key, value)); }
-static inline void json_add_text(cJSON *object, const char *key, const char *value) { json_made(cJSON_AddStringToObject(object, key, value)); }
+static inline void json_add_int(cJSON *object, const char *key, i64 value) {
+    json_made(cJSON_AddNumberToObject(object, key, (double)value));
+}
+static inline void json_add_flag(cJSON *object, const char *key, int value) {
+    json_made(cJSON_AddBoolToObject(object, key, value));
+}
+static inline void json_add_text(cJSON *object, const char *key, const char *value) {
+    json_made(cJSON_AddStringToObject(object, key, value));
+}
 
 static inline void config_write_gpt2(cJSON *j, const Config *c) {
     json_add_int(j, "n_layer", c->layers);
@@ -434,8 +458,8 @@ static inline void config_write_rope(cJSON *j, const Config *c) {
         return;
     }
     cJSON *r = json_made(cJSON_AddObjectToObject(j, "rope_scaling"));
-    const char *names[] = {"factor", "low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim",
-                           "attention_factor"};
+    const char *names[] = {"factor", "low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow", "mscale",
+                           "mscale_all_dim", "attention_factor"};
     const double values[] = {s->factor, s->low_freq_factor, s->high_freq_factor, s->beta_fast, s->beta_slow, s->mscale,
                              s->mscale_all_dim, s->attention_factor};
     json_add_text(r, "rope_type", ROPE_NAMES[s->kind]);
@@ -462,7 +486,8 @@ static inline void config_write_layers(cJSON *j, const Config *c, WindowRule rul
     json_add_flag(j, "use_sliding_window", c->window > 0);
     cJSON *list = json_made(cJSON_AddArrayToObject(j, "layer_types"));
     for (i64 l = 0; l < c->layers; l++)
-        cJSON_AddItemToArray(list, json_made(cJSON_CreateString(layer_in(&c->windowed, l) ? "sliding_attention" : "full_attention")));
+        cJSON_AddItemToArray(list, json_made(cJSON_CreateString(layer_in(&c->windowed, l) ? "sliding_attention"
+                                                                                          : "full_attention")));
 }
 
 static inline void config_write_llama(cJSON *j, const Config *c, const Family *f) {
@@ -495,7 +520,8 @@ static inline char *checkpoint_config_text(const Config *c) {
     if (gpt2) config_write_gpt2(j, c);
     else config_write_llama(j, c, f);
     static const char *const ids[] = {"bos_token_id", "eos_token_id", "pad_token_id"};
-    for (int i = 0; i < COUNT_OF(ids); i++) /* belong to a tokenizer, which we do not know: null, lest the defaults be taken for ours */
+    /* belong to a tokenizer, which we do not know: null, lest the defaults be taken for ours */
+    for (int i = 0; i < COUNT_OF(ids); i++)
         if (gpt2 && c->vocab == 50257 && i < 2) json_add_int(j, ids[i], 50256);
         else json_made(cJSON_AddNullToObject(j, ids[i]));
     char *text = cJSON_Print(j);

@@ -334,13 +334,15 @@ static inline void config_compare(const Config *now, const Config *was, Changes 
         change(now->has & HAS_POSITIONS ? shapes : others, "--max-pos %lld (was %lld)", now->max_pos, was->max_pos);
     if (now->norm_eps != was->norm_eps) change(others, "the norm's epsilon %g (was %g)", now->norm_eps, was->norm_eps);
     if (now->has != was->has) change(shapes, "which biases and norms it has");
-    if (now->window != was->window || !layers_equal(&now->windowed, &was->windowed)) change(others, "its sliding window");
+    if (now->window != was->window || !layers_equal(&now->windowed, &was->windowed))
+        change(others, "its sliding window");
     if (!layers_equal(&now->no_rope, &was->no_rope)) change(others, "which layers rotate");
     if (now->rope_theta != was->rope_theta)
         change(others, "--rope-theta %g (was %g)", now->rope_theta, was->rope_theta);
     if (!rope_scaling_equal(&now->rope_scaling, &was->rope_scaling))
-        change(others, "the scaling of its rotary embedding: %s by %g (was %s by %g)", ROPE_NAMES[now->rope_scaling.kind],
-               now->rope_scaling.factor, ROPE_NAMES[was->rope_scaling.kind], was->rope_scaling.factor);
+        change(others, "the scaling of its rotary embedding: %s by %g (was %s by %g)",
+               ROPE_NAMES[now->rope_scaling.kind], now->rope_scaling.factor, ROPE_NAMES[was->rope_scaling.kind],
+               was->rope_scaling.factor);
 }
 
 /* ---- back into memory -------------------------------------------------------------------------------------------- */

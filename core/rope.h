@@ -1,13 +1,18 @@
-/* rope.h - rotary embedding: from the base and a way of scaling to the frequency of each pair, and to a common magnitude.
+/* rope.h - rotary embedding: from the base and a way of scaling to the frequency of each
+   pair, and to a common magnitude.
 
-   f_i = theta^(-2 i / D) for the pairs i of a head of D numbers; a position turns pair i by position f_i. A model that was
-   trained on sequences of O tokens is stretched to `factor` times as many:
-   linear     f_i / factor                                                                            Chen 2023, arXiv:2306.15595
+   f_i = theta^(-2 i / D) for the pairs i of a head of D numbers; a position turns pair i by position f_i. A model that
+   was trained on sequences of O tokens is stretched to `factor` times as many:
+   linear     f_i / factor                                                                            Chen 2023,
+              arXiv:2306.15595
    dynamic    a larger theta, by how far L goes past the model's longest position; up to there, nothing changes
    llama3     wavelengths well inside O stay, those beyond are divided, those between are blended     arXiv:2407.21783
-   yarn       the same by turns: pairs that turn beta_fast times in O stay, those of beta_slow are divided, a ramp between;
-              q and k grow by attention_factor, so that the softmax stays as sharp        Peng et al. 2023, arXiv:2309.00071
-   longrope   a divisor for each pair, found by a search: one list up to O, one beyond    Ding et al. 2024, arXiv:2402.13753
+   yarn       the same by turns: pairs that turn beta_fast times in O stay, those of
+              beta_slow are divided, a ramp between;
+              q and k grow by attention_factor, so that the softmax stays as sharp
+              Peng et al. 2023, arXiv:2309.00071
+   longrope   a divisor for each pair, found by a search: one list up to O, one beyond
+              Ding et al. 2024, arXiv:2402.13753
    dynamic and longrope ask how long a sequence is: here it is the run's --seq-len, from the first step to the last.
 
    Formulas are those of transformers, in double. */
@@ -21,6 +26,13 @@ typedef enum { ROPE_PLAIN, ROPE_LINEAR, ROPE_DYNAMIC, ROPE_LLAMA3, ROPE_YARN, RO
 /* By these names config.json and --rope-scaling know them. */
 static const char *const ROPE_NAMES[ROPE_KINDS] = {"default", "linear", "dynamic", "llama3", "yarn", "longrope"};
 
+/* ROPE_KINDS: none of that name. */
+static inline RopeKind rope_kind_find(const char *name) {
+    int kind = 0;
+    while (kind < ROPE_KINDS && strcmp(name, ROPE_NAMES[kind]) != 0) kind++;
+    return (RopeKind)kind;
+}
+
 #define ROPE_LISTED 128 /* most pairs that longrope can list */
 
 /* What does not belong to the kind is 0. */
@@ -30,13 +42,15 @@ typedef struct {
     i64 original_max_pos;                                /* llama3, yarn, longrope */
     double low_freq_factor, high_freq_factor;            /* llama3 */
     double beta_fast, beta_slow, mscale, mscale_all_dim; /* yarn */
-    int exact_ramp;                                      /* yarn: its ends are not rounded to whole pairs (truncate: false) */
+    int exact_ramp;                                      /* yarn: its ends are not rounded to
+                                                            whole pairs (truncate: false) */
     double attention_factor;                             /* yarn, longrope; 0: follows from factor */
     double short_factor[ROPE_LISTED], long_factor[ROPE_LISTED]; /* longrope, (head_dim / 2) of each */
 } RopeScaling;
 
 #define ROPE_NO_SCALING {ROPE_PLAIN, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, {0}, {0}}
-#define ROPE_LIKE_LLAMA3(factor, low, high, original) {ROPE_LLAMA3, factor, original, low, high, 0, 0, 0, 0, 0, 0, {0}, {0}}
+#define ROPE_LIKE_LLAMA3(factor, low, high, original) \
+    {ROPE_LLAMA3, factor, original, low, high, 0, 0, 0, 0, 0, 0, {0}, {0}}
 
 static inline int rope_scaling_equal(const RopeScaling *a, const RopeScaling *b) {
     const double x[] = {a->factor, a->low_freq_factor, a->high_freq_factor, a->beta_fast, a->beta_slow, a->mscale,
@@ -73,7 +87,8 @@ static inline double llama3_frequency(const RopeScaling *s, double f) {
     return (1 - smooth) * f / s->factor + smooth * f;
 }
 
-/* The pairs' inverse frequencies, out (head_dim / 2), of a model whose longest position is max_pos, for sequences of L tokens. */
+/* The pairs' inverse frequencies, out (head_dim / 2), of a model whose longest position is
+   max_pos, for sequences of L tokens. */
 static inline void rope_scale(const RopeScaling *s, double theta, i64 head_dim, i64 max_pos, i64 L, double *out) {
     double D = (double)head_dim, past = (double)i64_max(L, max_pos) / (double)max_pos;
     if (s->kind == ROPE_DYNAMIC && past > 1) theta *= pow(s->factor * past - (s->factor - 1), D / (D - 2));
@@ -95,7 +110,8 @@ static inline void rope_scale(const RopeScaling *s, double theta, i64 head_dim, 
     }
 }
 
-static inline double yarn_magnitude(double factor, double mscale) { return 0.1 * mscale * log(factor) + 1; } /* factor >= 1 */
+/* factor >= 1 */
+static inline double yarn_magnitude(double factor, double mscale) { return 0.1 * mscale * log(factor) + 1; }
 
 /* By what rotated q and k are multiplied. */
 static inline double rope_magnitude(const RopeScaling *s) {
@@ -107,6 +123,8 @@ static inline double rope_magnitude(const RopeScaling *s) {
 }
 
 /* Does the kind ask how long a sequence is? */
-static inline int rope_follows_length(const RopeScaling *s) { return s->kind == ROPE_DYNAMIC || s->kind == ROPE_LONGROPE; }
+static inline int rope_follows_length(const RopeScaling *s) {
+    return s->kind == ROPE_DYNAMIC || s->kind == ROPE_LONGROPE;
+}
 
 #endif

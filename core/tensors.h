@@ -7,7 +7,8 @@
    TensorSpec   the table row: name, shape in terms of the model's sizes, split, decay, initial value
    Tensor       one tensor of one layer on this rank: its rows and columns here, its place in a ZeRO chunk
 
-   Order within a block is order in memory: matrices first, k before v and gate before up, so that both come out of one product. */
+   Order within a block is order in memory: matrices first, k before v and gate before up, so that
+   both come out of one product. */
 #ifndef ODYSSEUS_TENSORS_H
 #define ODYSSEUS_TENSORS_H
 
@@ -37,6 +38,7 @@ typedef struct {
 } TensorSpec;
 
 #define WHOLE HF_PLAIN, 0, 1
+#define TURNED HF_TRANSPOSED, 0, 1
 #define H "transformer.h.%d."
 
 static const TensorSpec GPT2_TENSORS[] = {
@@ -45,15 +47,15 @@ static const TensorSpec GPT2_TENSORS[] = {
     {T_Q, BLOCK_ATTENTION, 0, H "attn.c_attn.weight", SIZE_Q, SIZE_C, SPLIT_Q_ROWS, INIT_NORMAL, HF_TRANSPOSED, 0, 3},
     {T_K, BLOCK_ATTENTION, 0, H "attn.c_attn.weight", SIZE_KV, SIZE_C, SPLIT_KV_ROWS, INIT_NORMAL, HF_TRANSPOSED, 1, 3},
     {T_V, BLOCK_ATTENTION, 0, H "attn.c_attn.weight", SIZE_KV, SIZE_C, SPLIT_KV_ROWS, INIT_NORMAL, HF_TRANSPOSED, 2, 3},
-    {T_O, BLOCK_ATTENTION, 0, H "attn.c_proj.weight", SIZE_C, SIZE_Q, SPLIT_Q_COLS, INIT_NORMAL_RESIDUAL, HF_TRANSPOSED, 0, 1},
+    {T_O, BLOCK_ATTENTION, 0, H "attn.c_proj.weight", SIZE_C, SIZE_Q, SPLIT_Q_COLS, INIT_NORMAL_RESIDUAL, TURNED},
     {T_Q_BIAS, BLOCK_ATTENTION, 0, H "attn.c_attn.bias", SIZE_Q, SIZE_1, SPLIT_Q_ROWS, INIT_ZERO, HF_PLAIN, 0, 3},
     {T_K_BIAS, BLOCK_ATTENTION, 0, H "attn.c_attn.bias", SIZE_KV, SIZE_1, SPLIT_KV_ROWS, INIT_ZERO, HF_PLAIN, 1, 3},
     {T_V_BIAS, BLOCK_ATTENTION, 0, H "attn.c_attn.bias", SIZE_KV, SIZE_1, SPLIT_KV_ROWS, INIT_ZERO, HF_PLAIN, 2, 3},
     {T_O_BIAS, BLOCK_ATTENTION, 0, H "attn.c_proj.bias", SIZE_C, SIZE_1, SPLIT_NONE, INIT_ZERO, WHOLE},
     {T_NORM, BLOCK_ATTENTION, 0, H "ln_1.weight", SIZE_C, SIZE_1, SPLIT_NONE, INIT_ONE, WHOLE},
     {T_NORM_BIAS, BLOCK_ATTENTION, 0, H "ln_1.bias", SIZE_C, SIZE_1, SPLIT_NONE, INIT_ZERO, WHOLE},
-    {T_UP, BLOCK_MLP, 0, H "mlp.c_fc.weight", SIZE_FFN, SIZE_C, SPLIT_FFN_ROWS, INIT_NORMAL, HF_TRANSPOSED, 0, 1},
-    {T_DOWN, BLOCK_MLP, 0, H "mlp.c_proj.weight", SIZE_C, SIZE_FFN, SPLIT_FFN_COLS, INIT_NORMAL_RESIDUAL, HF_TRANSPOSED, 0, 1},
+    {T_UP, BLOCK_MLP, 0, H "mlp.c_fc.weight", SIZE_FFN, SIZE_C, SPLIT_FFN_ROWS, INIT_NORMAL, TURNED},
+    {T_DOWN, BLOCK_MLP, 0, H "mlp.c_proj.weight", SIZE_C, SIZE_FFN, SPLIT_FFN_COLS, INIT_NORMAL_RESIDUAL, TURNED},
     {T_UP_BIAS, BLOCK_MLP, 0, H "mlp.c_fc.bias", SIZE_FFN, SIZE_1, SPLIT_FFN_ROWS, INIT_ZERO, WHOLE},
     {T_DOWN_BIAS, BLOCK_MLP, 0, H "mlp.c_proj.bias", SIZE_C, SIZE_1, SPLIT_NONE, INIT_ZERO, WHOLE},
     {T_NORM, BLOCK_MLP, 0, H "ln_2.weight", SIZE_C, SIZE_1, SPLIT_NONE, INIT_ONE, WHOLE},
@@ -64,34 +66,39 @@ static const TensorSpec GPT2_TENSORS[] = {
 
 #undef H
 #define LAYER "model.layers.%d."
+#define ATTN LAYER "self_attn."
+#define MLP LAYER "mlp."
 
 /* Llama's, and its kin's. */
 static const TensorSpec LLAMA_TENSORS[] = {
     {T_WTE, BLOCK_EMBEDDING, 0, "model.embed_tokens.weight", SIZE_V, SIZE_C, SPLIT_NONE, INIT_NORMAL, WHOLE},
-    {T_Q, BLOCK_ATTENTION, 0, LAYER "self_attn.q_proj.weight", SIZE_Q, SIZE_C, SPLIT_Q_ROWS, INIT_NORMAL, WHOLE},
-    {T_K, BLOCK_ATTENTION, 0, LAYER "self_attn.k_proj.weight", SIZE_KV, SIZE_C, SPLIT_KV_ROWS, INIT_NORMAL, WHOLE},
-    {T_V, BLOCK_ATTENTION, 0, LAYER "self_attn.v_proj.weight", SIZE_KV, SIZE_C, SPLIT_KV_ROWS, INIT_NORMAL, WHOLE},
-    {T_O, BLOCK_ATTENTION, 0, LAYER "self_attn.o_proj.weight", SIZE_C, SIZE_Q, SPLIT_Q_COLS, INIT_NORMAL_RESIDUAL, WHOLE},
-    {T_Q_BIAS, BLOCK_ATTENTION, HAS_QKV_BIAS, LAYER "self_attn.q_proj.bias", SIZE_Q, SIZE_1, SPLIT_Q_ROWS, INIT_ZERO, WHOLE},
-    {T_K_BIAS, BLOCK_ATTENTION, HAS_QKV_BIAS, LAYER "self_attn.k_proj.bias", SIZE_KV, SIZE_1, SPLIT_KV_ROWS, INIT_ZERO, WHOLE},
-    {T_V_BIAS, BLOCK_ATTENTION, HAS_QKV_BIAS, LAYER "self_attn.v_proj.bias", SIZE_KV, SIZE_1, SPLIT_KV_ROWS, INIT_ZERO, WHOLE},
-    {T_O_BIAS, BLOCK_ATTENTION, HAS_O_BIAS, LAYER "self_attn.o_proj.bias", SIZE_C, SIZE_1, SPLIT_NONE, INIT_ZERO, WHOLE},
-    {T_Q_NORM, BLOCK_ATTENTION, HAS_QK_NORM, LAYER "self_attn.q_norm.weight", SIZE_HEAD, SIZE_1, SPLIT_NONE, INIT_ONE, WHOLE},
-    {T_K_NORM, BLOCK_ATTENTION, HAS_QK_NORM, LAYER "self_attn.k_norm.weight", SIZE_HEAD, SIZE_1, SPLIT_NONE, INIT_ONE, WHOLE},
+    {T_Q, BLOCK_ATTENTION, 0, ATTN "q_proj.weight", SIZE_Q, SIZE_C, SPLIT_Q_ROWS, INIT_NORMAL, WHOLE},
+    {T_K, BLOCK_ATTENTION, 0, ATTN "k_proj.weight", SIZE_KV, SIZE_C, SPLIT_KV_ROWS, INIT_NORMAL, WHOLE},
+    {T_V, BLOCK_ATTENTION, 0, ATTN "v_proj.weight", SIZE_KV, SIZE_C, SPLIT_KV_ROWS, INIT_NORMAL, WHOLE},
+    {T_O, BLOCK_ATTENTION, 0, ATTN "o_proj.weight", SIZE_C, SIZE_Q, SPLIT_Q_COLS, INIT_NORMAL_RESIDUAL, WHOLE},
+    {T_Q_BIAS, BLOCK_ATTENTION, HAS_QKV_BIAS, ATTN "q_proj.bias", SIZE_Q, SIZE_1, SPLIT_Q_ROWS, INIT_ZERO, WHOLE},
+    {T_K_BIAS, BLOCK_ATTENTION, HAS_QKV_BIAS, ATTN "k_proj.bias", SIZE_KV, SIZE_1, SPLIT_KV_ROWS, INIT_ZERO, WHOLE},
+    {T_V_BIAS, BLOCK_ATTENTION, HAS_QKV_BIAS, ATTN "v_proj.bias", SIZE_KV, SIZE_1, SPLIT_KV_ROWS, INIT_ZERO, WHOLE},
+    {T_O_BIAS, BLOCK_ATTENTION, HAS_O_BIAS, ATTN "o_proj.bias", SIZE_C, SIZE_1, SPLIT_NONE, INIT_ZERO, WHOLE},
+    {T_Q_NORM, BLOCK_ATTENTION, HAS_QK_NORM, ATTN "q_norm.weight", SIZE_HEAD, SIZE_1, SPLIT_NONE, INIT_ONE, WHOLE},
+    {T_K_NORM, BLOCK_ATTENTION, HAS_QK_NORM, ATTN "k_norm.weight", SIZE_HEAD, SIZE_1, SPLIT_NONE, INIT_ONE, WHOLE},
     {T_NORM, BLOCK_ATTENTION, 0, LAYER "input_layernorm.weight", SIZE_C, SIZE_1, SPLIT_NONE, INIT_ONE, WHOLE},
-    {T_GATE, BLOCK_MLP, 0, LAYER "mlp.gate_proj.weight", SIZE_FFN, SIZE_C, SPLIT_FFN_ROWS, INIT_NORMAL, WHOLE},
-    {T_UP, BLOCK_MLP, 0, LAYER "mlp.up_proj.weight", SIZE_FFN, SIZE_C, SPLIT_FFN_ROWS, INIT_NORMAL, WHOLE},
-    {T_DOWN, BLOCK_MLP, 0, LAYER "mlp.down_proj.weight", SIZE_C, SIZE_FFN, SPLIT_FFN_COLS, INIT_NORMAL_RESIDUAL, WHOLE},
-    {T_GATE_BIAS, BLOCK_MLP, HAS_MLP_BIAS, LAYER "mlp.gate_proj.bias", SIZE_FFN, SIZE_1, SPLIT_FFN_ROWS, INIT_ZERO, WHOLE},
-    {T_UP_BIAS, BLOCK_MLP, HAS_MLP_BIAS, LAYER "mlp.up_proj.bias", SIZE_FFN, SIZE_1, SPLIT_FFN_ROWS, INIT_ZERO, WHOLE},
-    {T_DOWN_BIAS, BLOCK_MLP, HAS_MLP_BIAS, LAYER "mlp.down_proj.bias", SIZE_C, SIZE_1, SPLIT_NONE, INIT_ZERO, WHOLE},
+    {T_GATE, BLOCK_MLP, 0, MLP "gate_proj.weight", SIZE_FFN, SIZE_C, SPLIT_FFN_ROWS, INIT_NORMAL, WHOLE},
+    {T_UP, BLOCK_MLP, 0, MLP "up_proj.weight", SIZE_FFN, SIZE_C, SPLIT_FFN_ROWS, INIT_NORMAL, WHOLE},
+    {T_DOWN, BLOCK_MLP, 0, MLP "down_proj.weight", SIZE_C, SIZE_FFN, SPLIT_FFN_COLS, INIT_NORMAL_RESIDUAL, WHOLE},
+    {T_GATE_BIAS, BLOCK_MLP, HAS_MLP_BIAS, MLP "gate_proj.bias", SIZE_FFN, SIZE_1, SPLIT_FFN_ROWS, INIT_ZERO, WHOLE},
+    {T_UP_BIAS, BLOCK_MLP, HAS_MLP_BIAS, MLP "up_proj.bias", SIZE_FFN, SIZE_1, SPLIT_FFN_ROWS, INIT_ZERO, WHOLE},
+    {T_DOWN_BIAS, BLOCK_MLP, HAS_MLP_BIAS, MLP "down_proj.bias", SIZE_C, SIZE_1, SPLIT_NONE, INIT_ZERO, WHOLE},
     {T_NORM, BLOCK_MLP, 0, LAYER "post_attention_layernorm.weight", SIZE_C, SIZE_1, SPLIT_NONE, INIT_ONE, WHOLE},
     {T_LM_HEAD, BLOCK_LM_HEAD, 0, "lm_head.weight", SIZE_V, SIZE_C, SPLIT_NONE, INIT_NORMAL, WHOLE},
     {T_NORM, BLOCK_LM_HEAD, 0, "model.norm.weight", SIZE_C, SIZE_1, SPLIT_NONE, INIT_ONE, WHOLE},
 };
 
 #undef LAYER
+#undef ATTN
+#undef MLP
 #undef WHOLE
+#undef TURNED
 
 /* The table of an architecture; *count rows. */
 static inline const TensorSpec *tensor_specs(Arch arch, int *count) {

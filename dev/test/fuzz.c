@@ -487,7 +487,8 @@ static void config_one(Input in) {
     double frequencies[32];
     write_file("config.json", "", 0, in.at, in.left);
     checkpoint_read_config(&c, directory);
-    demand(c.layers > 0 && c.vocab > 1 && c.ffn > 0 && c.max_pos > 0 && c.head_dim > 0 && c.heads % c.kv_heads == 0, "sizes");
+    demand(c.layers > 0 && c.vocab > 1 && c.ffn > 0 && c.max_pos > 0 && c.head_dim > 0 && c.heads % c.kv_heads == 0,
+           "sizes");
     demand(!(c.has & HAS_POSITIONS) || c.head_dim * c.heads == c.dim, "heads of learned positions");
     demand(c.window == 0 || layers_count(&c.windowed, c.layers) > 0, "a window in no layer");
     demand(config_parameters(&c) > 0, "%lld parameters", config_parameters(&c));

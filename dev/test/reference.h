@@ -74,7 +74,8 @@ static inline void reference_norm_backward(NormKind kind, double *dx, double *dw
     }
 }
 
-static inline void reference_rope_table(double *table, TokenMap map, const double *inv_freq, double magnitude, i64 head_dim) {
+static inline void reference_rope_table(double *table, TokenMap map, const double *inv_freq, double magnitude,
+                                        i64 head_dim) {
     i64 half = head_dim / 2;
     for (i64 t = 0; t < map.count; t++)
         for (i64 i = 0; i < half; i++) {

@@ -156,9 +156,11 @@ typedef struct {
 #define LLAMA3_ROPE \
     CONFIG_ROPE(ARCH_LLAMA, 1, 32, 4, 1, 8, 16, 29, 128, 0, 1e-5, 200, ROPE_LIKE_LLAMA3(8, 1, 4, 32))
 #define QWEN3_YARN \
-    CONFIG_ROPE(ARCH_QWEN3, 2, 16, 4, 2, 8, 12, 23, 160, 0, 1e-6, 200, {ROPE_YARN, 4, 40, 0, 0, 8, 0.5, 0, 0, 0, 0, {0}, {0}})
+    CONFIG_ROPE(ARCH_QWEN3, 2, 16, 4, 2, 8, 12, 23, 160, 0, 1e-6, 200, \
+                {ROPE_YARN, 4, 40, 0, 0, 8, 0.5, 0, 0, 0, 0, {0}, {0}})
 #define MISTRAL_DYNAMIC \
-    CONFIG_ROPE(ARCH_MISTRAL, 2, 16, 4, 2, 6, 12, 23, 8, 0, 1e-6, 100, {ROPE_DYNAMIC, 3, 0, 0, 0, 0, 0, 0, 0, 0, 0, {0}, {0}})
+    CONFIG_ROPE(ARCH_MISTRAL, 2, 16, 4, 2, 6, 12, 23, 8, 0, 1e-6, 100, \
+                {ROPE_DYNAMIC, 3, 0, 0, 0, 0, 0, 0, 0, 0, 0, {0}, {0}})
 
 static const ConfigCase CONFIGS[] = {
     {"gpt2-tied", "config.json", CONFIG(ARCH_GPT2, 2, 32, 4, 4, 8, 128, 61, 32, 1, 1e-5, 0)},
@@ -238,9 +240,11 @@ typedef struct {
 #define GPT2_DEFAULT CONFIG(ARCH_GPT2, 12, 768, 12, 12, 64, 3072, 50257, 1024, 1, 1e-5, 0)
 #define LLAMA_SCALED(theta, ...) CONFIG_ROPE(ARCH_LLAMA, 1, 8, 2, 2, 4, 12, 10, 16, 0, 1e-6, theta, __VA_ARGS__)
 #define LLAMA_SMALL(theta, factor, low, high, original) \
-    LLAMA_SCALED(theta, {(factor) > 0 ? ROPE_LLAMA3 : ROPE_PLAIN, factor, original, low, high, 0, 0, 0, 0, 0, 0, {0}, {0}})
+    LLAMA_SCALED(theta, \
+                 {(factor) > 0 ? ROPE_LLAMA3 : ROPE_PLAIN, factor, original, low, high, 0, 0, 0, 0, 0, 0, {0}, {0}})
 #define LLAMA_HAS(...) \
-    {ARCH_LLAMA, 1, 8, 2, 2, 4, 12, 10, 16, 0, 1e-6, 10000, ROPE_NO_SCALING, HAS_GATE | __VA_ARGS__, 0, NO_LAYERS, NO_LAYERS}
+    {ARCH_LLAMA, 1, 8, 2, 2, 4, 12, 10, 16, 0, 1e-6, 10000, ROPE_NO_SCALING, HAS_GATE | __VA_ARGS__, 0, NO_LAYERS, \
+     NO_LAYERS}
 #define LLAMA_SIZES \
     "\"num_hidden_layers\": 1, \"hidden_size\": 8, \"num_attention_heads\": 2, \"intermediate_size\": 12, " \
     "\"vocab_size\": 10"
@@ -281,8 +285,7 @@ static const GoodConfig GOOD_CONFIGS[] = {
      "4096, \"model_type\": \"llama\", \"num_attention_heads\": 40, \"num_hidden_layers\": 40, "
      "\"num_key_value_heads\": 40, \"pretraining_tp\": 2, \"rms_norm_eps\": 1e-05, \"rope_scaling\": null, "
      "\"tie_word_embeddings\": false, \"torch_dtype\": \"float16\", \"use_cache\": true, \"vocab_size\": 32000",
-     CONFIG(ARCH_LLAMA, 40, 5120, 40, 40, 128, 13824, 32000, 4096, 0, 1e-5, 10000),
-     NULL},
+     CONFIG(ARCH_LLAMA, 40, 5120, 40, 40, 128, 13824, 32000, 4096, 0, 1e-5, 10000), NULL},
     /* gpt2: other names, defaults, functions of the same values */
     {"\"model_type\": \"gpt2\", \"num_hidden_layers\": 1, \"hidden_size\": 8, \"num_attention_heads\": 2, "
      "\"max_position_embeddings\": 16, \"vocab_size\": 10",
@@ -317,8 +320,7 @@ static const GoodConfig GOOD_CONFIGS[] = {
     {LLAMA_TEXT ", \"sliding_window\": 4", LLAMA_SMALL(10000, 0, 0, 0, 0), "sliding_window has no effect"},
     {LLAMA_TEXT ", \"tie_word_embeddings\": true, \"num_key_value_heads\": 1, \"rms_norm_eps\": 1e-5, "
                 "\"attention_bias\": false, \"mlp_bias\": false",
-     CONFIG(ARCH_LLAMA, 1, 8, 2, 1, 4, 12, 10, 16, 1, 1e-5, 10000),
-     NULL},
+     CONFIG(ARCH_LLAMA, 1, 8, 2, 1, 4, 12, 10, 16, 1, 1e-5, 10000), NULL},
     {LLAMA_TEXT ", \"attention_bias\": true", LLAMA_HAS(HAS_QKV_BIAS | HAS_O_BIAS), NULL},
     {LLAMA_TEXT ", \"mlp_bias\": true", LLAMA_HAS(HAS_MLP_BIAS), NULL},
     {LLAMA_TEXT ", \"head_dim\": 6", CONFIG(ARCH_LLAMA, 1, 8, 2, 2, 6, 12, 10, 16, 0, 1e-6, 10000), NULL},
@@ -327,9 +329,10 @@ static const GoodConfig GOOD_CONFIGS[] = {
      "vocab_size 151936, max_position_embeddings 32768"},
     {"\"architectures\": [\"Qwen3ForCausalLM\"]",
      CONFIG(ARCH_QWEN3, 32, 4096, 32, 32, 128, 22016, 151936, 32768, 0, 1e-6, 10000), "intermediate_size 22016"},
-    {"\"architectures\": [\"SmolLM3Model\"]", SMOLLM3(36, 2048, 16, 4, 11008, 128256, 32768, 2000000), "num_hidden_layers 36"},
-    {"\"model_type\": \"mistral\", \"max_position_embeddings\": 16, \"sliding_window\": null, \"attention_bias\": true, " LLAMA_SIZES
-     ", \"num_key_value_heads\": 1",
+    {"\"architectures\": [\"SmolLM3Model\"]", SMOLLM3(36, 2048, 16, 4, 11008, 128256, 32768, 2000000),
+     "num_hidden_layers 36"},
+    {"\"model_type\": \"mistral\", \"max_position_embeddings\": 16, \"sliding_window\": null, \"attention_bias\": "
+     "true, " LLAMA_SIZES ", \"num_key_value_heads\": 1",
      CONFIG(ARCH_MISTRAL, 1, 8, 2, 1, 0, 12, 10, 16, 0, 1e-6, 10000), NULL},
     {"\"model_type\": \"qwen2\", \"max_position_embeddings\": 16, \"sliding_window\": 4, \"max_window_layers\": 0, "
      "\"use_sliding_window\": false, \"num_key_value_heads\": null, \"attention_bias\": false, " LLAMA_SIZES,
@@ -344,7 +347,8 @@ static const GoodConfig GOOD_CONFIGS[] = {
      NULL},
     {LLAMA_TEXT ", \"rope_scaling\": {}, \"rope_parameters\": {\"rope_theta\": 7, \"partial_rotary_factor\": 1}",
      LLAMA_SMALL(7, 0, 0, 0, 0), NULL},
-    {LLAMA_TEXT ", \"rope_scaling\": {\"type\": \"linear\", \"factor\": 1.0}", LLAMA_SCALED(10000, {ROPE_LINEAR, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, {0}, {0}}), NULL},
+    {LLAMA_TEXT ", \"rope_scaling\": {\"type\": \"linear\", \"factor\": 1.0}",
+     LLAMA_SCALED(10000, {ROPE_LINEAR, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, {0}, {0}}), NULL},
     {LLAMA_TEXT ", \"rope_scaling\": {\"type\": \"llama3\", " LLAMA3 ", \"original_max_position_embeddings\": 8}",
      LLAMA_SMALL(10000, 2, 1, 3, 8), NULL},
     {LLAMA_TEXT ", \"rope_theta\": 7, \"rope_scaling\": {\"rope_type\": \"llama3\", \"type\": \"linear\", " LLAMA3 "}",
@@ -471,19 +475,28 @@ static const BadConfig BAD_CONFIGS[] = {
     {LLAMA_JSON, NULL, ", \"rope_scaling\": {\"type\": \"dynamic\", \"factor\": null}", "rope_scaling.factor is null"},
     {LLAMA_JSON, NULL, ", \"rope_scaling\": {\"type\": \"yarn\"}", "rope_scaling.factor is missing"},
     {LLAMA_JSON, NULL, ", \"rope_scaling\": {\"type\": \"yarn\", \"factor\": 0.5}", "rope_scaling.factor is 0.5"},
-    {LLAMA_JSON, NULL, ", \"rope_scaling\": {\"type\": \"yarn\", \"factor\": null, \"original_max_position_embeddings\": 32}",
+    {LLAMA_JSON, NULL, ", \"rope_scaling\": {\"type\": \"yarn\", \"factor\": null, "
+     "\"original_max_position_embeddings\": 32}",
      "original_max_position_embeddings 32 is above max_position_embeddings 16"},
-    {LLAMA_JSON, NULL, ", \"rope_theta\": 1, \"rope_scaling\": {\"type\": \"yarn\", \"factor\": 2}", "yarn needs a rope_theta above 1"},
-    {LLAMA_JSON, NULL, ", \"head_dim\": 2, \"rope_scaling\": {\"type\": \"dynamic\", \"factor\": 2}", "heads of more than 2"},
-    {LLAMA_JSON, NULL, ", \"rope_scaling\": {\"type\": \"longrope\", \"factor\": 2}", "rope_scaling.short_factor is missing"},
+    {LLAMA_JSON, NULL, ", \"rope_theta\": 1, \"rope_scaling\": {\"type\": \"yarn\", \"factor\": 2}",
+     "yarn needs a rope_theta above 1"},
+    {LLAMA_JSON, NULL, ", \"head_dim\": 2, \"rope_scaling\": {\"type\": \"dynamic\", \"factor\": 2}",
+     "heads of more than 2"},
+    {LLAMA_JSON, NULL, ", \"rope_scaling\": {\"type\": \"longrope\", \"factor\": 2}",
+     "rope_scaling.short_factor is missing"},
     {LLAMA_JSON, NULL, ", \"rope_scaling\": {\"type\": \"longrope\", \"factor\": 2, \"short_factor\": [1]}",
      "rope_scaling.short_factor has 1 numbers; heads of 4 take 2"},
-    {LLAMA_JSON, NULL, ", \"rope_scaling\": {\"type\": \"longrope\", \"factor\": 2, \"short_factor\": [1, 0], \"long_factor\": [1, 2]}",
+    {LLAMA_JSON, NULL, ", \"rope_scaling\": {\"type\": \"longrope\", \"factor\": 2, \"short_factor\": [1, 0], "
+     "\"long_factor\": [1, 2]}",
      "rope_scaling.short_factor: number 2"},
-    {LLAMA_JSON, "\"model_type\"", ", \"model_type\": \"smollm3\", \"no_rope_layers\": [1, 0]", "no_rope_layers has 2 items for 1 layers"},
-    {LLAMA_JSON, "\"model_type\"", ", \"model_type\": \"smollm3\", \"no_rope_layers\": [2]", "no_rope_layers: item 1 is neither 0 nor 1"},
-    {LLAMA_JSON, "\"model_type\"", ", \"model_type\": \"qwen2\", \"layer_types\": [\"linear_attention\"]", "layer_types: item 1"},
-    {LLAMA_JSON, "\"model_type\"", ", \"model_type\": \"qwen2\", \"use_sliding_window\": 1", "use_sliding_window is not true or false"},
+    {LLAMA_JSON, "\"model_type\"", ", \"model_type\": \"smollm3\", \"no_rope_layers\": [1, 0]",
+     "no_rope_layers has 2 items for 1 layers"},
+    {LLAMA_JSON, "\"model_type\"", ", \"model_type\": \"smollm3\", \"no_rope_layers\": [2]",
+     "no_rope_layers: item 1 is neither 0 nor 1"},
+    {LLAMA_JSON, "\"model_type\"", ", \"model_type\": \"qwen2\", \"layer_types\": [\"linear_attention\"]",
+     "layer_types: item 1"},
+    {LLAMA_JSON, "\"model_type\"", ", \"model_type\": \"qwen2\", \"use_sliding_window\": 1",
+     "use_sliding_window is not true or false"},
     {LLAMA_JSON, "\"model_type\"", ", \"model_type\": \"qwen2\"", "2 heads do not divide by 32 KV heads"},
     {LLAMA_JSON, NULL, ", \"rope_parameters\": {\"rope_type\": \"llama3\", \"factor\": 2}",
      "rope_parameters.low_freq_factor is missing"},

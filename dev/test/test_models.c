@@ -1,8 +1,10 @@
-/* test_models.c - the config.json of public models, shrunk, against transformers: fixtures/models.json (make_models.py).
+/* test_models.c - the config.json of public models, shrunk, against transformers:
+   fixtures/models.json (make_models.py).
 
-   Each either trains, with the loss and the gradient of transformers to 1e-10, under fields that no one has cleaned up for
-   us, and stands in a checkpoint's config.json as it was read; or is refused by a line that names the field. Weights are a
-   function of a tensor's name and a place in it, the same here and there. fp64 alone: gradients are compared by two sums. */
+   Each either trains, with the loss and the gradient of transformers to 1e-10, under fields that no one has
+   cleaned up for us, and stands in a checkpoint's config.json as it was read; or is refused by a line that names
+   the field. Weights are a function of a tensor's name and a place in it, the same here and there. fp64 alone:
+   gradients are compared by two sums. */
 #include "support.h"
 
 enum { SEQUENCES = 2 };
@@ -40,13 +42,16 @@ static void refused(const cJSON *model, const char *directory) {
     const char *why = cJSON_GetObjectItem(model, "refused")->valuestring;
     char text[2048];
     tried_length = tokens_of(model);
-    int status = run_child(try_options, directory, text, sizeof text), good = is_one_error(status, text) && strstr(text, why);
+    int status = run_child(try_options, directory, text, sizeof text),
+        good = is_one_error(status, text) && strstr(text, why);
     text[strcspn(text, "\n")] = 0;
     check(good, "%s is refused, naming %s: %s", name, why, text);
 }
 
 /* A number in (-1, 1) of a place in a tensor whose key it is. */
-static double uniform(uint64_t key, i64 index) { return ((double)(mix64(key + (uint64_t)index) >> 11) + 0.5) * 0x1p-52 - 1; }
+static double uniform(uint64_t key, i64 index) {
+    return ((double)(mix64(key + (uint64_t)index) >> 11) + 0.5) * 0x1p-52 - 1;
+}
 
 typedef struct {
     const Config *config;
@@ -88,7 +93,8 @@ static void trained(const cJSON *model, const char *directory, Wire world) {
     FlagsGiven given;
     flags_parse(&s, &given, 0, NULL);
     for (i64 b = 0; b < SEQUENCES; b++) {
-        for (i64 i = 0; i <= o.L; i++) tokens[i] = (int32_t)(mix64((uint64_t)(b * (o.L + 1) + i) + 99) % (uint64_t)o.config.vocab);
+        for (i64 i = 0; i <= o.L; i++)
+            tokens[i] = (int32_t)(mix64((uint64_t)(b * (o.L + 1) + i) + 99) % (uint64_t)o.config.vocab);
         snprintf(data, sizeof data, "%s/tokens_%lld.bin", directory, b);
         write_shard(data, tokens, o.L + 1);
     }
@@ -104,10 +110,11 @@ static void trained(const cJSON *model, const char *directory, Wire world) {
     step_gradients(t, 0, &loss, &norm);
     v.weight = NULL, v.gradient = z->grad;
     visit(&v, z);
-    double off = fabs(loss / expected(model, "loss") - 1), norm_off = fabs(sqrt(v.squares) / expected(model, "grad_norm") - 1);
+    double off = fabs(loss / expected(model, "loss") - 1),
+           norm_off = fabs(sqrt(v.squares) / expected(model, "grad_norm") - 1);
     double dot_off = fabs(v.dot - expected(model, "grad_dot")) / expected(model, "grad_norm");
-    check(off <= 1e-10 && norm_off <= 1e-10 && dot_off <= 1e-10, "%s: loss %.6f, off by %.1e; gradient by %.1e and %.1e", name, loss,
-          off, norm_off, dot_off);
+    check(off <= 1e-10 && norm_off <= 1e-10 && dot_off <= 1e-10,
+          "%s: loss %.6f, off by %.1e; gradient by %.1e and %.1e", name, loss, off, norm_off, dot_off);
     trainer_stop(t);
     free(t);
 
@@ -127,9 +134,10 @@ static void check_presets(void) {
     static const struct {
         const char *name;
         i64 parameters;
-    } known[] = {{"gpt2-124m", 124439808},     {"1558m", 1557611200},         {"llama2-7b", 6738415616},    {"llama3-8b", 8030261248},
-                 {"llama3.2-1b", 1235814400},  {"qwen2.5-0.5b", 494032768},   {"qwen2.5-1.5b", 1543714304}, {"qwen2.5-7b", 7615616512},
-                 {"qwen3-0.6b", 596049920},    {"qwen3-8b", 8190735360},      {"mistral-7b", 7248023552},   {"smollm3-3b", 3075098624}};
+    } known[] = {{"gpt2-124m", 124439808}, {"1558m", 1557611200}, {"llama2-7b", 6738415616}, {"llama3-8b", 8030261248},
+                 {"llama3.2-1b", 1235814400}, {"qwen2.5-0.5b", 494032768}, {"qwen2.5-1.5b", 1543714304},
+                 {"qwen2.5-7b", 7615616512}, {"qwen3-0.6b", 596049920}, {"qwen3-8b", 8190735360},
+                 {"mistral-7b", 7248023552}, {"smollm3-3b", 3075098624}};
     for (int i = 0; i < COUNT_OF(known); i++) {
         Config c = preset_find(known[i].name)->config;
         config_check(&c, known[i].name);
@@ -148,10 +156,12 @@ int main(int argc, char **argv) {
     if (!cJSON_IsArray(models)) FAIL(THIS_RANK, "%s is not a list", file);
     check_presets();
     for (const cJSON *model = models->child; model; model = model->next) /* children first: they must know of no MPI */
-        if (cJSON_GetObjectItem(model, "refused")) write_config(cJSON_GetObjectItem(model, "config")), refused(model, directory);
+        if (cJSON_GetObjectItem(model, "refused"))
+            write_config(cJSON_GetObjectItem(model, "config")), refused(model, directory);
     Wire world = wire_start_mpi(&argc, &argv);
     for (const cJSON *model = models->child; model; model = model->next)
-        if (!cJSON_GetObjectItem(model, "refused")) write_config(cJSON_GetObjectItem(model, "config")), trained(model, directory, world);
+        if (!cJSON_GetObjectItem(model, "refused"))
+            write_config(cJSON_GetObjectItem(model, "config")), trained(model, directory, world);
     cJSON_Delete(models);
     file_unmap(&m);
     snprintf(command, sizeof command, "rm -rf '%s'", directory);

@@ -18,7 +18,8 @@
 
 #include "parallel.h"
 
-static inline void rope_table_run(Device *dev, accum *table, TokenMap map, const double *inv_freq, double magnitude, i64 head_dim) {
+static inline void rope_table_run(Device *dev, accum *table, TokenMap map, const double *inv_freq, double magnitude,
+                                  i64 head_dim) {
     i64 half = head_dim / 2;
 #pragma omp parallel for num_threads(dev->threads) if (map.count * head_dim > SERIAL_BELOW)
     for (i64 t = 0; t < map.count; t++) {

@@ -36,7 +36,8 @@ __global__ void __launch_bounds__(BLOCK) rope_table_kernel(accum *table, TokenMa
     table[2 * i] = (float)(f.magnitude * c), table[2 * i + 1] = (float)(f.magnitude * s);
 }
 
-static inline void rope_table_run(Device *dev, accum *table, TokenMap map, const double *inv_freq, double magnitude, i64 head_dim) {
+static inline void rope_table_run(Device *dev, accum *table, TokenMap map, const double *inv_freq, double magnitude,
+                                  i64 head_dim) {
     i64 half = head_dim / 2;
     if (head_dim > ROPE_WIDEST)
         FAIL(THIS_RANK, "rope_table: a head dim of %lld is not taken, at most %d", head_dim, ROPE_WIDEST);
