@@ -80,7 +80,7 @@ static inline void reference_rope_table(double *table, TokenMap map, const doubl
     for (i64 t = 0; t < map.count; t++)
         for (i64 i = 0; i < half; i++) {
             double angle = (double)token_position(&map, t) * inv_freq[i];
-            table[(t * half + i) * 2] = cos(angle), table[(t * half + i) * 2 + 1] = sin(angle);
+            table[(t * half + i) * 2] = magnitude * cos(angle), table[(t * half + i) * 2 + 1] = magnitude * sin(angle);
         }
 }
 
