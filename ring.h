@@ -16,9 +16,9 @@
    per rank  q, out (L/R, B, heads_l, HS)  kv (L/R, B, 2, kv_heads_l, HS)  lse (L/R, B, heads_l)
              two buffers of kv, three of dkv
    traffic   of a layer and rank, elements, g = KV heads / heads, c = (R-1)/R:
-             forward 2 g c L d of kv; backward 2 g c L d of kv and 2 g c L d of dkv; sum 6 g c L d. Whole
-             blocks travel every hop, needed or not. Under a head axis of H the ring carries 1/H of the heads:
-             6 g' c L d / H, g' = max(k, H)/h.
+             forward 2 g c L a of kv, a = h HS; backward 2 g c L a of kv and as many of dkv; sum 6 g c L a. Whole
+             blocks travel every hop, needed or not. Under a head axis of H the ring carries 1/H of the heads: 6
+             g' c L a / H, g' = max(k, H)/h.
 
    CONTEXT_RING is how queries meet keys over the ring axis, under every scheme; with a ring of one rank it is one local
    block. The scheme `ring` runs it on all heads, with weights by ZeRO-3 and a local MLP.                             */
@@ -121,7 +121,8 @@ static inline void ring_finish(Model *m, ContextBackward *h) {
     convert(&m->dev, h->dkv, h->dkv_sum, h->count);
 }
 
-/* g' = max(k, H)/h: forward 2 g' c_R L d/H elements of KV; backward the KV again and as many of dKV in accum. */
+/* g' = max(k, H)/h: forward 2 g' c_R L a/H elements of KV, a = h HS; backward the KV again
+   and as many of dKV in accum. */
 static inline void ring_volume(Ledger *l, const Config *c, const Mesh *m, i64 L, i64 B, i64 times) {
     i64 R = m->shape.ring;
     i64 kv = times * (R - 1) * (L / R) * B * 2 * kv_heads_local(c, m->shape.head) * c->head_dim;

@@ -1,4 +1,4 @@
-/* train_gpt.cu - trains GPT-2 and Llama on long sequences under five sequence-parallel schemes.
+/* train_gpt.cu - trains GPT-2, Llama and its kin on long sequences under five sequence-parallel schemes.
 
    flags -> config -> mesh -> scheme -> arena, laid out once -> loader: this rank's tokens and their positions
 
@@ -16,7 +16,7 @@
                                  sum_squares, copy_in, copy_out */
 #include "core/positions.h"   /* TokenMap, token_map: which positions a rank holds */
 #include "core/flags.h"       /* Settings, flags_parse, flags_help */
-#include "core/config.h"      /* Config, PRESETS, rope_frequencies */
+#include "core/config.h"      /* Config, PRESETS, HAS_ features, rope_frequencies */
 #include "core/options.h"     /* ModelOptions, options_from_flags, options_check, micro_steps */
 #include "core/arena.h"       /* arena_reserve, arena_take, arena_mark, arena_release, arena_commit */
 #include "core/mesh.h"        /* Mesh, MeshShape, mesh_init, mesh_link, mesh_try, mesh_links */
@@ -78,6 +78,19 @@ static void model_place(Model *m, const ModelOptions *o) {
     m->kv_heads_l = kv_heads_local(&m->config, H);
 }
 
+/* What the norms of queries and keys keep, where these are projected: of all heads on the own
+   tokens, or of the own heads. */
+static void model_keep_heads(Model *m, AttentionSaved *a) {
+    int own = m->scheme->rope_on_own;
+    i64 rows = own ? own_rows(m) : ring_rows(m), HS = m->config.head_dim;
+    i64 heads = own ? m->config.heads : m->heads_l, kv_heads = own ? m->config.kv_heads : m->kv_heads_l;
+    if (!(m->config.has & HAS_QK_NORM)) return;
+    a->q_raw = take_real(m, MEM_ACTIVATIONS, rows * heads * HS),
+    a->q_rstd = take_accum(m, MEM_ACTIVATIONS, rows * heads);
+    a->k_raw = take_real(m, MEM_ACTIVATIONS, rows * kv_heads * HS),
+    a->k_rstd = take_accum(m, MEM_ACTIVATIONS, rows * kv_heads);
+}
+
 /* Buffers that a layer's attention and MLP keep for backward, except their inputs. */
 static void model_keep_layer(Model *m, AttentionSaved *a, MlpSaved *p) {
     i64 rows = stream_rows(m), ring = ring_rows(m), HS = m->config.head_dim;
@@ -87,6 +100,7 @@ static void model_keep_layer(Model *m, AttentionSaved *a, MlpSaved *p) {
     a->out = take_real(m, kept, ring * m->heads_l * HS);
     a->lse = take_accum(m, kept, ring * m->heads_l);
     a->in.mean = take_accum(m, kept, rows), a->in.rstd = take_accum(m, kept, rows);
+    model_keep_heads(m, a);
     if (m->scheme->attention_keep) m->scheme->attention_keep(m, a);
     p->in.mean = take_accum(m, kept, rows), p->in.rstd = take_accum(m, kept, rows);
     /* split columns of all tokens, or all columns of own tokens */
@@ -107,8 +121,11 @@ static i64 model_logits_rows(const Model *m) {
 }
 
 static void model_layout(Model *m) {
-    i64 rows = stream_rows(m), C = m->config.dim, L = m->config.layers;
+    i64 rows = stream_rows(m), C = m->config.dim, L = m->config.layers,
+        widest = i64_max(C, attention_width(&m->config));
     AttentionShape attended = attention_shape(m);
+    if (!(m->config.has & HAS_POSITIONS))
+        m->rope = take_accum(m, MEM_WORKSPACE, m->rope_map.count * m->config.head_dim);
     m->attention = (AttentionSaved *)host_alloc(sizeof(AttentionSaved) * (size_t)L);
     m->mlp = (MlpSaved *)host_alloc(sizeof(MlpSaved) * (size_t)L);
     for (i64 l = 0; l < L; l++) {
@@ -116,6 +133,7 @@ static void model_layout(Model *m) {
         else model_keep_layer(m, &m->attention[l], &m->mlp[l]);
         if (l > 0 && m->recompute && m->samples) /* the cache */
             m->attention[l].kv = take_real(m, MEM_ACTIVATIONS, kv_count_own(m));
+        m->attention[l].rope = layer_in(&m->config.no_rope, l) ? NULL : m->rope;
         m->attention[l].in.x = take_real(m, MEM_ACTIVATIONS, rows * C);
         m->mlp[l].in.x = take_real(m, MEM_ACTIVATIONS, rows * C);
     }
@@ -125,11 +143,11 @@ static void model_layout(Model *m) {
     m->tokens = (int32_t *)arena_take(&m->arena, MEM_WORKSPACE, rows * 4);
     m->targets = (int32_t *)arena_take(&m->arena, MEM_WORKSPACE, own_rows(m) * 4);
     m->sums = (double *)arena_take(&m->arena, MEM_WORKSPACE, 2 * sizeof(double));
-    i64 scratch = device_scratch_bytes(i64_max(rows, ring_rows(m)), i64_max(C, mlp_gates(&m->config) * m->config.ffn),
-                                       m->config.vocab, &attended);
+    i64 scratch =
+        device_scratch_bytes(i64_max(rows, ring_rows(m)), i64_max(widest, mlp_gates(&m->config) * m->config.ffn),
+                             m->config.vocab, &attended);
     if (scratch) device_scratch(&m->dev, arena_take(&m->arena, MEM_WORKSPACE, scratch), scratch);
     m->logits_rows = model_logits_rows(m);
-    if (m->config.arch == ARCH_LLAMA) m->rope = take_accum(m, MEM_WORKSPACE, m->rope_map.count * m->config.head_dim);
 }
 
 /* The blocks in the order that a training walk (or, its first half, a validation walk) uses them. */
@@ -166,8 +184,8 @@ static void model_tables(Model *m) {
     m->host_tokens = (int32_t *)host_alloc((size_t)(stream_rows(m) + own_rows(m)) * sizeof(int32_t));
     if (!m->rope) return;
     double *frequencies = (double *)host_alloc(sizeof(double) * (size_t)m->config.head_dim);
-    rope_frequencies(&m->config, frequencies);
-    rope_table(&m->dev, m->rope, m->rope_map, frequencies, m->config.head_dim);
+    rope_frequencies(&m->config, m->L, frequencies);
+    rope_table(&m->dev, m->rope, m->rope_map, frequencies, rope_magnitude(&m->config.rope_scaling), m->config.head_dim);
     free(frequencies);
 }
 
@@ -685,17 +703,38 @@ static void train(Trainer *t) {
 static inline void print_help(const char *what, const char *usage) {
     printf("%s\n\nusage: %s\n\n", what, usage);
     flags_help(stdout);
-    printf("\nPresets of --model\n ");
-    for (int i = 0; i < COUNT_OF(PRESETS); i++) printf(" %s", PRESETS[i].name);
-    printf("\n\nSchemes of --sp\n");
+    printf("\nPresets of --model\n");
+    for (int i = 0; i < COUNT_OF(PRESETS); i++) {
+        Config c = PRESETS[i].config;
+        config_check(&c, PRESETS[i].name);
+        printf("  %-14s %9.2fM parameters: %s, %lld layers, d %lld, %lld heads of %lld, %lld KV heads, i %lld, vocab "
+               "%lld\n",
+               PRESETS[i].name, (double)config_parameters(&c) / 1e6, arch_name(c.arch), c.layers, c.dim, c.heads,
+               c.head_dim, c.kv_heads, c.ffn, c.vocab);
+    }
+    printf("\nSchemes of --sp\n");
     for (int i = 0; i < COUNT_OF(SCHEMES); i++) printf("  %-10s %s\n", SCHEMES[i]->name, SCHEMES[i]->help);
 }
 
 static void print_model(const Trainer *t) {
     const Config *c = &t->options.config;
-    printf("model    %s, %lld layers, d %lld, %lld heads, %lld KV heads, i %lld, vocab %lld: %.2fM parameters, %s\n",
-           c->arch == ARCH_GPT2 ? "gpt2" : "llama", c->layers, c->dim, c->heads, c->kv_heads,
+    char size[32] = "";
+    if (attention_width(c) != c->dim) snprintf(size, sizeof size, " of %lld", c->head_dim);
+    printf("model    %s, %lld layers, d %lld, %lld heads%s, %lld KV heads, i %lld, vocab %lld: %.2fM parameters, %s\n",
+           arch_name(c->arch), c->layers, c->dim, c->heads, size, c->kv_heads,
            c->ffn, c->vocab, (double)config_parameters(c) / 1e6, REAL_NAME);
+}
+
+/* What sequences of L tokens mean to the model's positions, where that is not plain. */
+static void print_positions(const Config *c, i64 L) {
+    const RopeScaling *r = &c->rope_scaling;
+    if (rope_follows_length(r))
+        printf("note     rotary embedding by %s scaling: fixed at sequences of %lld tokens, in validation, too\n",
+               ROPE_NAMES[r->kind], L);
+    if (!(c->has & HAS_POSITIONS) && r->kind != ROPE_DYNAMIC && L > c->max_pos)
+        printf("note     sequences of %lld tokens go past the model's %lld positions; --rope-scaling yarn stretches "
+               "them\n",
+               L, c->max_pos);
 }
 
 static void print_mesh(const Trainer *t) {
@@ -706,8 +745,7 @@ static void print_mesh(const Trainer *t) {
            shape->head);
     printf("batch    %lld sequences of %lld tokens a step, %lld micro-steps of %lld a group\n", t->options.batch,
            t->options.L, micro_steps(&t->options), t->options.B);
-    if (c->arch == ARCH_LLAMA && t->options.L > c->max_pos)
-        printf("note     sequences of %lld tokens go past the model's %lld positions\n", t->options.L, c->max_pos);
+    print_positions(c, t->options.L);
 }
 
 static void print_data(const Trainer *t) {
@@ -907,7 +945,7 @@ int main(int argc, char **argv) {
     if (settings.help) {
         if (wire_rank(world) == 0)
             print_help(
-                "train_gpt - trains GPT-2 and Llama on long sequences under five sequence-parallel schemes (" REAL_NAME
+                "train_gpt - trains GPT-2, Llama and its kin on long sequences under five sequence-parallel schemes (" REAL_NAME
                 " build)",
                 "mpirun -np N ./train_gpt_... --train \"data/train_*.bin\" [flags]");
     } else {

@@ -11,9 +11,9 @@
 
    Jacobs et al. 2023, arXiv:2309.14509; with a ring: Fang, Zhao 2024, arXiv:2405.07719
 
-   per rank  q, out (L/R, B, h/N, HS)  kv (L/R, B, 2, max(1, k/N), HS)  out_local (T, B, C)
+   per rank  q, out (L/R, B, h/N, HS)  kv (L/R, B, 2, max(1, k/N), HS)  out_local (T, B, h HS)
    traffic   of a layer and rank, elements, c = (N-1)/N, g = max(k, N)/h: q, kv, out forward and their gradients
-             backward: (4 + 4g) c L d / (R N); weights 3c((2 + 2g) d^2 + m d i) by ZeRO                               */
+             backward: (4 + 4g) c L a / (R N), a = h HS; weights 3c((2 + 2g) d a + m d i) by ZeRO                     */
 #ifndef ODYSSEUS_ULYSSES_H
 #define ODYSSEUS_ULYSSES_H
 
@@ -24,7 +24,7 @@ static inline int ulysses_refuses(const Config *c, const MeshShape *shape, char 
 }
 
 static inline void ulysses_keep(Model *m, AttentionSaved *s) {
-    if (m->mesh.head.size > 1) s->out_local = take_real(m, MEM_ACTIVATIONS, own_rows(m) * m->config.dim);
+    if (m->mesh.head.size > 1) s->out_local = take_real(m, MEM_ACTIVATIONS, own_rows(m) * attention_width(&m->config));
 }
 
 /* Elements that go to each rank of the head axis: of q or out, and of kv. */
@@ -38,24 +38,23 @@ static inline void ulysses_attention_forward(Model *m, AttentionSaved *s, real *
         return;
     }
     const Config *c = &m->config;
-    i64 rows = own_rows(m), N = head->size, HS = c->head_dim;
+    i64 rows = own_rows(m), N = head->size, HS = c->head_dim, width = attention_width(c);
     Tag t = tag(BLOCK_ATTENTION, m->phase, WHAT_ACTIVATION);
     ArenaMark mark = arena_mark(&m->arena);
-    real *q = take_real(m, MEM_WORKSPACE, rows * c->dim),
-         *kv = take_real(m, MEM_WORKSPACE, rows * 2 * c->kv_heads * HS);
+    real *q = take_real(m, MEM_WORKSPACE, rows * width), *kv = take_real(m, MEM_WORKSPACE, rows * 2 * c->kv_heads * HS);
     real *q_send = take_real(m, MEM_COMM, N * ulysses_q_part(m)),
          *kv_send = take_real(m, MEM_COMM, N * ulysses_kv_part(m));
-    project_q(m, q, xn, rows, c->heads);
-    queries_pack(&m->dev, q_send, q, m->rope, rows, m->B, c->heads, HS, N);
+    project_q(m, s, q, xn, rows, c->heads);
+    queries_pack(&m->dev, q_send, q, s->rope, rows, m->B, c->heads, HS, N);
     Request *sent = comm_all_to_all_start(&m->fabric, head, t, s->q, q_send, ulysses_q_part(m), DTYPE_REAL);
-    project_kv(m, kv, xn, rows, c->kv_heads);
-    kv_pack(&m->dev, kv_send, kv, m->rope, rows, m->B, c->kv_heads, HS, N);
+    project_kv(m, s, kv, xn, rows, c->kv_heads);
+    kv_pack(&m->dev, kv_send, kv, s->rope, rows, m->B, c->kv_heads, HS, N);
     comm_wait(&m->fabric, comm_all_to_all_start(&m->fabric, head, t, s->kv, kv_send, ulysses_kv_part(m), DTYPE_REAL));
     comm_wait(&m->fabric, sent);
     m->context->forward(m, s);
     comm_wait(&m->fabric, comm_all_to_all_start(&m->fabric, head, t, q_send, s->out, ulysses_q_part(m), DTYPE_REAL));
     parts_merge(&m->dev, s->out_local, q_send, N, rows, m->heads_l * HS);
-    linear_forward(&m->dev, out, c->dim, s->out_local, m->zero.weight[T_O], m->zero.weight[T_O_BIAS], rows, c->dim,
+    linear_forward(&m->dev, out, c->dim, s->out_local, m->zero.weight[T_O], m->zero.weight[T_O_BIAS], rows, width,
                    c->dim);
     arena_release(&m->arena, mark);
 }
@@ -73,18 +72,20 @@ static inline void ulysses_attention_backward(Model *m, AttentionSaved *s, real 
     const Config *c = &m->config;
     accum **g = m->zero.dweight;
     i64 rows = own_rows(m), N = head->size, HS = c->head_dim, q_part = ulysses_q_part(m), kv_part = ulysses_kv_part(m);
+    i64 width = attention_width(c);
     Tag t = tag(BLOCK_ATTENTION, PHASE_BACKWARD, WHAT_ACTIVATION);
     ArenaMark mark = arena_mark(&m->arena);
-    real *dq = take_real(m, MEM_WORKSPACE, rows * c->dim),
+    real *dq = take_real(m, MEM_WORKSPACE, rows * width),
          *dkv = take_real(m, MEM_WORKSPACE, rows * 2 * c->kv_heads * HS);
     real *q_parts = take_real(m, MEM_COMM, N * q_part), *kv_parts = take_real(m, MEM_COMM, N * kv_part),
          *dout_heads = take_real(m, MEM_COMM, N * q_part);
     real *dq_heads = take_real(m, MEM_WORKSPACE, N * q_part), *dkv_heads = take_real(m, MEM_WORKSPACE, N * kv_part);
     /* by tokens, in dq's place until that is made */
-    linear_backward_input(&m->dev, dq, dout, c->dim, m->zero.weight[T_O], rows, c->dim, c->dim, 0);
+    real *normed = queries_normed(m, s, dq, rows, c->heads);
+    linear_backward_input(&m->dev, dq, dout, c->dim, m->zero.weight[T_O], rows, width, c->dim, 0);
     parts_split(&m->dev, q_parts, dq, N, rows, m->heads_l * HS);
     Request *flying = comm_all_to_all_start(&m->fabric, head, t, dout_heads, q_parts, q_part, DTYPE_REAL);
-    linear_backward_weight(&m->dev, g[T_O], s->out_local, dout, c->dim, rows, c->dim, c->dim);
+    linear_backward_weight(&m->dev, g[T_O], s->out_local, dout, c->dim, rows, width, c->dim);
     if (g[T_O_BIAS]) bias_backward(&m->dev, g[T_O_BIAS], dout, rows, c->dim);
     comm_wait(&m->fabric, flying);
     ContextBackward rest = m->context->backward(m, s, dq_heads, dkv_heads, dout_heads);
@@ -92,11 +93,13 @@ static inline void ulysses_attention_backward(Model *m, AttentionSaved *s, real 
     m->context->finish(m, &rest);
     Request *kv_flying = comm_all_to_all_start(&m->fabric, head, t, kv_parts, dkv_heads, kv_part, DTYPE_REAL);
     comm_wait(&m->fabric, flying);
-    queries_unpack(&m->dev, dq, q_parts, m->rope, rows, m->B, c->heads, HS, N);
+    queries_unpack(&m->dev, normed, q_parts, s->rope, rows, m->B, c->heads, HS, N);
+    queries_norm_backward(m, s, dq, normed, rows, c->heads);
     project_q_backward_input(m, dxn, dq, rows, c->heads);
     project_q_backward_weight(m, dq, xn, rows, c->heads);
     comm_wait(&m->fabric, kv_flying);
-    kv_unpack(&m->dev, dkv, kv_parts, m->rope, rows, m->B, c->kv_heads, HS, N);
+    kv_unpack(&m->dev, dkv, kv_parts, s->rope, rows, m->B, c->kv_heads, HS, N);
+    keys_norm_backward(m, s, dkv, rows, c->kv_heads);
     project_kv_backward_input(m, dxn, dkv, rows, c->kv_heads);
     project_kv_backward_weight(m, dkv, xn, rows, c->kv_heads);
     arena_release(&m->arena, mark);
@@ -105,7 +108,8 @@ static inline void ulysses_attention_backward(Model *m, AttentionSaved *s, real 
 /* Forward and backward each: q and out (N-1) rows (h/N) HS, kv (N-1) rows 2 max(1, k/N) HS elements. */
 static inline void ulysses_volume(Ledger *l, const Config *c, const Mesh *m, i64 L, i64 B, i64 times) {
     i64 N = m->shape.head, rows = volume_own(m, L) * B;
-    i64 one = times * (N - 1) * rows * (2 * c->dim / N + 2 * kv_heads_local(c, N) * c->head_dim) * real_size();
+    i64 one =
+        times * (N - 1) * rows * (2 * attention_width(c) / N + 2 * kv_heads_local(c, N) * c->head_dim) * real_size();
     ledger_expect(l, COMM_ALL_TO_ALL, tag(BLOCK_ATTENTION, PHASE_FORWARD, WHAT_ACTIVATION), one);
     ledger_expect(l, COMM_ALL_TO_ALL, tag(BLOCK_ATTENTION, PHASE_BACKWARD, WHAT_ACTIVATION), one);
 }

@@ -1,6 +1,7 @@
 /* blocks.h - the parts of a transformer block that know nothing of parallelism: projections and the MLP on some rows.
 
-   xn (rows, C) -> project_q, project_kv -> q (rows, heads, HS), kv (rows, 2, kv_heads, HS)      before rotation
+   xn (rows, C) -> project_q, project_kv -> q (rows, heads, HS), kv (rows, 2, kv_heads, HS)
+   normed by heads, before rotation
    xn (rows, C) -> mlp_body -> (rows, C), without the output bias       ffn_l wide: all of it, or this rank's part
    backward comes in halves: the gradient of the input, which other ranks wait for, and those of the first weights,
    which can be computed while it travels
@@ -13,22 +14,75 @@
 /* The norm of the block acquired last, over `rows` rows of the stream. */
 static inline NormCall block_norm(const Model *m, i64 rows) {
     real *const *w = m->zero.weight;
-    NormKind kind = m->config.arch == ARCH_LLAMA ? NORM_RMS : NORM_LAYER;
+    NormKind kind = m->config.has & HAS_LAYER_NORM ? NORM_LAYER : NORM_RMS;
     return norm_call(kind, w[T_NORM], w[T_NORM_BIAS], rows, m->config.dim, m->config.norm_eps);
 }
 
-/* q = xn (rows, C) times this rank's query projection, of `heads` heads; kv likewise, of
-   `kv_heads` key and value heads. */
-static inline void project_q(Model *m, real *q, const real *xn, i64 rows, i64 heads) {
-    real **w = m->zero.weight;
-    i64 width = heads * m->config.head_dim;
-    linear_forward(&m->dev, q, width, xn, w[T_Q], w[T_Q_BIAS], rows, m->config.dim, width);
+/* The norm of each head's query (T_Q_NORM) or key (T_K_NORM), over `n` of them. */
+static inline NormCall head_norm(const Model *m, Role role, i64 n) {
+    return norm_call(NORM_RMS, m->zero.weight[role], NULL, n, m->config.head_dim, m->config.norm_eps);
 }
 
-static inline void project_kv(Model *m, real *kv, const real *xn, i64 rows, i64 kv_heads) {
+/* Norm the keys in kv (rows, 2, kv_heads, HS), and keep them as they were. */
+static inline void keys_norm_forward(Model *m, AttentionSaved *s, real *kv, i64 rows, i64 kv_heads) {
+    Device *dev = &m->dev;
+    i64 width = kv_heads * m->config.head_dim;
+    ArenaMark mark = arena_mark(&m->arena);
+    real *apart = take_real(m, MEM_WORKSPACE, 2 * rows * width); /* k, then v */
+    parts_split(dev, apart, kv, 2, rows, width);
+    parts_split(dev, s->k_raw, apart, 1, rows, width); /* a copy */
+    norm_forward(dev, head_norm(m, T_K_NORM, rows * kv_heads), apart, NULL, NULL, s->k_rstd, s->k_raw, NULL);
+    parts_merge(dev, kv, apart, 2, rows, width);
+    arena_release(&m->arena, mark);
+}
+
+/* dkv (rows, 2, kv_heads, HS): the gradient of normed keys becomes that of the keys before; that of values stays. The
+   sum over tokens and heads of what a norm's weight gets is this rank's; ZeRO adds the ranks. */
+static inline void keys_norm_backward(Model *m, AttentionSaved *s, real *dkv, i64 rows, i64 kv_heads) {
+    Device *dev = &m->dev;
+    i64 width = kv_heads * m->config.head_dim, n = rows * kv_heads;
+    if (!s->k_raw) return;
+    ArenaMark mark = arena_mark(&m->arena);
+    real *apart = take_real(m, MEM_WORKSPACE, 2 * rows * width), *dk = take_real(m, MEM_WORKSPACE, rows * width);
+    parts_split(dev, apart, dkv, 2, rows, width);
+    parts_split(dev, dk, apart, 1, rows, width);
+    zero_fill(dev, apart, rows * width * real_size());
+    norm_backward(dev, head_norm(m, T_K_NORM, n), apart, m->zero.dweight[T_K_NORM], NULL, dk, NULL, s->k_rstd, s->k_raw,
+                  0, n);
+    parts_merge(dev, dkv, apart, 2, rows, width);
+    arena_release(&m->arena, mark);
+}
+
+/* dq (rows, heads, HS) = the gradient of queries before their norm, for `normed`, that after it; without
+   a norm they are one buffer. */
+static inline void queries_norm_backward(Model *m, AttentionSaved *s, real *dq, const real *normed, i64 rows,
+                                         i64 heads) {
+    i64 n = rows * heads;
+    if (!s->q_raw) return;
+    zero_fill(&m->dev, dq, n * m->config.head_dim * real_size());
+    norm_backward(&m->dev, head_norm(m, T_Q_NORM, n), dq, m->zero.dweight[T_Q_NORM], NULL, normed, NULL, s->q_rstd,
+                  s->q_raw, 0, n);
+}
+
+/* Where the gradient of normed queries goes: a buffer of its own, of the caller's mark, or dq itself. */
+static inline real *queries_normed(Model *m, const AttentionSaved *s, real *dq, i64 rows, i64 heads) {
+    return s->q_raw ? take_real(m, MEM_WORKSPACE, rows * heads * m->config.head_dim) : dq;
+}
+
+/* q = xn (rows, C) times this rank's query projection, of `heads` heads; kv likewise, of `kv_heads` key and value
+   heads. Normed, where the model norms them. */
+static inline void project_q(Model *m, AttentionSaved *s, real *q, const real *xn, i64 rows, i64 heads) {
+    real **w = m->zero.weight, *raw = s->q_raw ? s->q_raw : q;
+    i64 width = heads * m->config.head_dim;
+    linear_forward(&m->dev, raw, width, xn, w[T_Q], w[T_Q_BIAS], rows, m->config.dim, width);
+    if (s->q_raw) norm_forward(&m->dev, head_norm(m, T_Q_NORM, rows * heads), q, NULL, NULL, s->q_rstd, raw, NULL);
+}
+
+static inline void project_kv(Model *m, AttentionSaved *s, real *kv, const real *xn, i64 rows, i64 kv_heads) {
     real **w = m->zero.weight; /* v's weights follow k's */
     i64 width = 2 * kv_heads * m->config.head_dim;
     linear_forward(&m->dev, kv, width, xn, w[T_K], w[T_K_BIAS], rows, m->config.dim, width);
+    if (s->k_raw) keys_norm_forward(m, s, kv, rows, kv_heads);
 }
 
 /* dxn (rows, C) = the input gradient of the query projection for dq (rows, heads, HS), before rotation; that of
@@ -60,9 +114,13 @@ static inline void project_kv_backward_weight(Model *m, const real *dkv, const r
     first_backward_weight(m, T_K, T_K_BIAS, dkv, xn, rows, 2 * kv_heads * m->config.head_dim);
 }
 
+/* The first of the tensors that make the first product; up's follows gate's. */
+static inline Role mlp_first(const Model *m) { return m->config.has & HAS_GATE ? T_GATE : T_UP; }
+static inline Role mlp_first_bias(const Model *m) { return m->config.has & HAS_GATE ? T_GATE_BIAS : T_UP_BIAS; }
+
 /* act (rows, ffn_l) = what the down projection reads, from what was kept */
 static inline void mlp_activation(Model *m, real *act, const real *pre, i64 rows, i64 ffn_l) {
-    if (m->config.arch == ARCH_LLAMA) swiglu_forward(&m->dev, act, pre, rows, ffn_l);
+    if (m->config.has & HAS_GATE) swiglu_forward(&m->dev, act, pre, rows, ffn_l);
     else gelu_forward(&m->dev, act, pre, rows * ffn_l);
 }
 
@@ -72,9 +130,8 @@ static inline void mlp_body_forward(Model *m, MlpSaved *s, real *out, const real
     i64 C = m->config.dim, width = mlp_gates(&m->config) * ffn_l;
     ArenaMark mark = arena_mark(&m->arena);
     real *act = take_real(m, MEM_WORKSPACE, rows * ffn_l);
-    real *first = m->config.arch == ARCH_LLAMA ? w[T_GATE] : w[T_UP]; /* up's weights follow gate's */
     zero_prefetch(&m->zero);
-    linear_forward(&m->dev, s->pre, width, xn, first, w[T_UP_BIAS], rows, C, width);
+    linear_forward(&m->dev, s->pre, width, xn, w[mlp_first(m)], w[mlp_first_bias(m)], rows, C, width);
     mlp_activation(m, act, s->pre, rows, ffn_l);
     linear_forward(&m->dev, out, C, act, w[T_DOWN], NULL, rows, ffn_l, C);
     arena_release(&m->arena, mark);
@@ -92,17 +149,16 @@ static inline void mlp_body_backward_input(Model *m, MlpSaved *s, real *dxn, rea
     zero_prefetch(&m->zero);
     /* act's gradient, until the next operation computes act again */
     linear_backward_input(dev, act, dout, C, w[T_DOWN], rows, ffn_l, C, 0);
-    if (m->config.arch == ARCH_LLAMA) swiglu_backward(dev, dpre, act, s->pre, rows, ffn_l);
+    if (m->config.has & HAS_GATE) swiglu_backward(dev, dpre, act, s->pre, rows, ffn_l);
     else gelu_backward(dev, dpre, act, s->pre, rows * ffn_l);
     linear_backward_weight(dev, m->zero.dweight[T_DOWN], act, dout, C, rows, ffn_l, C);
-    linear_backward_input(dev, dxn, dpre, width, m->config.arch == ARCH_LLAMA ? w[T_GATE] : w[T_UP], rows, C, width, 0);
+    linear_backward_input(dev, dxn, dpre, width, w[mlp_first(m)], rows, C, width, 0);
     arena_release(&m->arena, mark);
 }
 
 /* Adds to the gradients of the first projection and of its bias. */
 static inline void mlp_body_backward_weight(Model *m, const real *dpre, const real *xn, i64 rows, i64 ffn_l) {
-    first_backward_weight(m, m->config.arch == ARCH_LLAMA ? T_GATE : T_UP, T_UP_BIAS, dpre, xn, rows,
-                          mlp_gates(&m->config) * ffn_l);
+        first_backward_weight(m, mlp_first(m), mlp_first_bias(m), dpre, xn, rows, mlp_gates(&m->config) * ffn_l);
 }
 
 /* The MLP of every scheme that leaves it alone: on the own tokens, with whole weights that ZeRO-3 has gathered. */
@@ -155,18 +211,19 @@ static inline i64 visitor_last(const Model *m) {
    without bias: everything where all heads are here, a partial sum where the head axis has split them. */
 static inline void heads_attention_forward(Model *m, AttentionSaved *s, real *out, const real *xn) {
     i64 rows = ring_rows(m), HS = m->config.head_dim;
-    project_q(m, s->q, xn, rows, m->heads_l);
-    project_kv(m, s->kv, xn, rows, m->kv_heads_l);
-    queries_pack(&m->dev, s->q, s->q, m->rope, rows, m->B, m->heads_l, HS, 1);
-    kv_pack(&m->dev, s->kv, s->kv, m->rope, rows, m->B, m->kv_heads_l, HS, 1);
+    project_q(m, s, s->q, xn, rows, m->heads_l);
+    project_kv(m, s, s->kv, xn, rows, m->kv_heads_l);
+    queries_pack(&m->dev, s->q, s->q, s->rope, rows, m->B, m->heads_l, HS, 1);
+    kv_pack(&m->dev, s->kv, s->kv, s->rope, rows, m->B, m->kv_heads_l, HS, 1);
     m->context->forward(m, s);
     linear_forward(&m->dev, out, m->config.dim, s->out, m->zero.weight[T_O], NULL, rows, m->heads_l * HS,
                    m->config.dim);
 }
 
-/* Backward up to the projections: gradients of q and kv before rotation, the latter complete
+/* Backward up to the projections: gradients of q and kv as projected, the latter complete
    after heads_backward_finish. */
 typedef struct {
+    AttentionSaved *saved;
     real *dq, *dkv; /* (L/R, B, heads_l, HS), (L/R, B, 2, kv_heads_l, HS), of the caller's mark */
     ContextBackward rest;
     ArenaMark inner; /* of all else, which goes with heads_backward_finish */
@@ -178,13 +235,15 @@ typedef struct {
 static inline HeadsBackward heads_backward(Model *m, AttentionSaved *s, const real *dout) {
     HeadsBackward h;
     i64 rows = ring_rows(m), HS = m->config.head_dim, NQ = m->heads_l * HS, NKV = 2 * m->kv_heads_l * HS;
-    h.dq = take_real(m, MEM_WORKSPACE, rows * NQ), h.dkv = take_real(m, MEM_WORKSPACE, rows * NKV);
+    h.saved = s, h.dq = take_real(m, MEM_WORKSPACE, rows * NQ), h.dkv = take_real(m, MEM_WORKSPACE, rows * NKV);
     h.inner = arena_mark(&m->arena);
+    real *normed = queries_normed(m, s, h.dq, rows, m->heads_l);
     real *dattended = take_real(m, MEM_WORKSPACE, rows * NQ);
     linear_backward_weight(&m->dev, m->zero.dweight[T_O], s->out, dout, m->config.dim, rows, NQ, m->config.dim);
     linear_backward_input(&m->dev, dattended, dout, m->config.dim, m->zero.weight[T_O], rows, NQ, m->config.dim, 0);
-    h.rest = m->context->backward(m, s, h.dq, h.dkv, dattended);
-    queries_unpack(&m->dev, h.dq, h.dq, m->rope, rows, m->B, m->heads_l, HS, 1);
+    h.rest = m->context->backward(m, s, normed, h.dkv, dattended);
+    queries_unpack(&m->dev, normed, normed, s->rope, rows, m->B, m->heads_l, HS, 1);
+    queries_norm_backward(m, s, h.dq, normed, rows, m->heads_l);
     return h;
 }
 
@@ -192,7 +251,8 @@ static inline HeadsBackward heads_backward(Model *m, AttentionSaved *s, const re
 static inline void heads_backward_finish(Model *m, HeadsBackward *h) {
     i64 rows = ring_rows(m), HS = m->config.head_dim;
     m->context->finish(m, &h->rest);
-    kv_unpack(&m->dev, h->dkv, h->dkv, m->rope, rows, m->B, m->kv_heads_l, HS, 1);
+    kv_unpack(&m->dev, h->dkv, h->dkv, h->saved->rope, rows, m->B, m->kv_heads_l, HS, 1);
+    keys_norm_backward(m, h->saved, h->dkv, rows, m->kv_heads_l);
     arena_release(&m->arena, h->inner);
 }
 

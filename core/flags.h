@@ -10,9 +10,9 @@
 
 typedef struct {
     /* model */
-    const char *model, *arch, *tied_head;
-    i64 layers, dim, heads, kv_heads, ffn, vocab, max_pos;
-    double rope_theta;
+    const char *model, *arch, *tied_head, *rope_scaling;
+    i64 layers, dim, heads, kv_heads, head_dim, ffn, vocab, max_pos;
+    double rope_theta, rope_factor;
     /* data */
     const char *train, *val, *check_data, *shuffle, *sample, *sample_file, *sample_ids, *eval_task, *eval_file;
     i64 seq_len, batch, micro_batch, ignore_token;
@@ -59,20 +59,27 @@ typedef struct {
 static const Flag FLAGS[] = {
     {"Model", "model", FLAG_TEXT, AT(model), "tiny-llama", 0, 0, NULL,
      "preset (listed below) or a Hugging Face directory (config.json, model*.safetensors)"},
-    {NULL, "arch", FLAG_CHOICE, AT(arch), NULL, 0, 0, "gpt2|llama", "architecture; default: the preset's"},
+    {NULL, "arch", FLAG_CHOICE, AT(arch), NULL, 0, 0, "gpt2|llama|mistral|qwen2|qwen3|smollm3",
+     "architecture; default: the preset's"},
     {NULL, "layers", FLAG_INT, AT(layers), NULL, 1, 100000, NULL,
-     "transformer layers; this and the next eight override the preset"},
+     "transformer layers; this and the next nine override the preset"},
     {NULL, "dim", FLAG_INT, AT(dim), NULL, 1, 1 << 20, NULL, "model width d"},
     {NULL, "heads", FLAG_INT, AT(heads), NULL, 1, 1 << 16, NULL, "query heads"},
     {NULL, "kv-heads", FLAG_INT, AT(kv_heads), NULL, 1, 1 << 16, NULL,
      "key/value heads; default: the preset's, or --heads where that was overridden"},
+    {NULL, "head-dim", FLAG_INT, AT(head_dim), NULL, 1, 1 << 16, NULL,
+     "width of a head; default: the preset's, or dim / heads"},
     {NULL, "ffn", FLAG_INT, AT(ffn), NULL, 1, 1 << 22, NULL, "MLP width i"},
     {NULL, "vocab", FLAG_INT, AT(vocab), NULL, 2, 1 << 30, NULL, "vocabulary size"},
     {NULL, "max-pos", FLAG_INT, AT(max_pos), NULL, 1, COUNT_MAX, NULL,
-     "longest position; gpt2 cannot go past it, llama can"},
-    {NULL, "rope-theta", FLAG_REAL, AT(rope_theta), NULL, 1, 1e12, NULL, "base of the rotary embedding (llama)"},
+     "longest position; learned ones (gpt2) cannot go past it, rotary ones can"},
+    {NULL, "rope-theta", FLAG_REAL, AT(rope_theta), NULL, 1, 1e12, NULL, "base of the rotary embedding"},
     {NULL, "tied-head", FLAG_CHOICE, AT(tied_head), NULL, 0, 0, "on|off",
      "LM head shares the token embedding; default: the preset's"},
+    {NULL, "rope-scaling", FLAG_CHOICE, AT(rope_scaling), NULL, 0, 0, "linear|dynamic|yarn",
+     "stretch the rotary embedding of a preset or a directory while training it on; checkpoints then say so"},
+    {NULL, "rope-factor", FLAG_REAL, AT(rope_factor), NULL, 1, 1e9, NULL,
+     "times that --rope-scaling makes the longest position longer"},
 
     {"Data", "train", FLAG_TEXT, AT(train), NULL, 0, 0, NULL,
      "token shards to train on, a glob in quotes (llm.c's formats, uint16 or uint32)"},

@@ -102,7 +102,7 @@ static inline cJSON *run_config_json(const Settings *s, const Config *c, i64 wor
     cJSON *json = cJSON_CreateObject(), *flags = cJSON_AddObjectToObject(json, "flags"),
           *model = cJSON_AddObjectToObject(json, "model");
     for (int i = 0; i < COUNT_OF(FLAGS); i++) flag_json(flags, s, &FLAGS[i]);
-    cJSON_AddStringToObject(model, "arch", c->arch == ARCH_GPT2 ? "gpt2" : "llama");
+    cJSON_AddStringToObject(model, "arch", arch_name(c->arch));
     const char *names[] = {"layers", "dim", "heads", "kv_heads", "head_dim", "ffn", "vocab", "max_pos"};
     const i64 sizes[] = {c->layers, c->dim, c->heads, c->kv_heads, c->head_dim, c->ffn, c->vocab, c->max_pos};
     for (int i = 0; i < COUNT_OF(names); i++) cJSON_AddNumberToObject(model, names[i], (double)sizes[i]);

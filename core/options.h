@@ -31,7 +31,8 @@ static inline i64 sequence_unit(const ModelOptions *o) {
 /* Why these options cannot run, with what nearest to them can: 1 and a reason, or 0. */
 static inline int options_refuse(const ModelOptions *o, char *why, size_t size) {
     const Config *c = &o->config;
-    if ((double)o->L * (double)o->B / (double)(o->shape.ring * o->shape.head) * (double)i64_max(c->dim, 2 * c->ffn) >
+    if ((double)o->L * (double)o->B / (double)(o->shape.ring * o->shape.head) *
+            (double)i64_max(i64_max(c->dim, attention_width(c)), 2 * c->ffn) >
         1e15) {
         snprintf(why, size, "--seq-len %lld x --micro-batch %lld: a rank would hold more than 1e15 numbers; lower one",
                  o->L, o->B);
@@ -57,11 +58,17 @@ static inline int options_refuse(const ModelOptions *o, char *why, size_t size) 
         if (below) n += snprintf(why + n, size - (size_t)n, "%lld and ", below);
         snprintf(why + n, size - (size_t)n, "%lld", below + group);
     } else if (device_refuses_heads(c->head_dim)) {
-        snprintf(why, size, "heads of %lld (--dim / --heads): %s", c->head_dim, device_refuses_heads(c->head_dim));
-    } else if (c->arch == ARCH_GPT2 && o->L > c->max_pos) {
+        snprintf(why, size, "heads of %lld (--head-dim, or --dim / --heads): %s", c->head_dim,
+                 device_refuses_heads(c->head_dim));
+    } else if (c->has & HAS_POSITIONS && o->L > c->max_pos) {
         snprintf(why, size,
                  "--seq-len %lld is longer than the %lld positions gpt2 has learned; lower it or raise --max-pos", o->L,
                  c->max_pos);
+    } else if (c->window && o->L > c->window) {
+        snprintf(why, size,
+                 "--seq-len %lld: config.json's sliding_window lets a query see %lld keys in %lld of %lld layers, and "
+                 "windows shorter than the sequence are not implemented; --seq-len %lld is the longest that runs",
+                 o->L, c->window, layers_count(&c->windowed, c->layers), c->layers, c->window);
     } else {
         return 0;
     }
@@ -74,16 +81,18 @@ static inline void options_model(ModelOptions *o, const Settings *s) {
     if (preset) {
         o->config = preset->config;
         config_override(&o->config, s);
+        config_extend(&o->config, s);
         config_check(&o->config, "--dim, --heads, --kv-heads, ...");
     } else if (path_is_directory(s->model)) {
-        const char *overrides[] = {"arch", "layers", "dim", "heads", "kv-heads", "ffn", "vocab", "max-pos",
+        const char *overrides[] = {"arch", "layers", "dim", "heads", "kv-heads", "head-dim", "ffn", "vocab", "max-pos",
                                    "rope-theta", "tied-head"};
-        const i64 given[] = {s->arch != NULL, s->layers, s->dim, s->heads, s->kv_heads, s->ffn, s->vocab, s->max_pos,
-                             s->rope_theta > 0, s->tied_head != NULL};
+        const i64 given[] = {s->arch != NULL, s->layers, s->dim, s->heads, s->kv_heads, s->head_dim, s->ffn, s->vocab,
+                             s->max_pos, s->rope_theta > 0, s->tied_head != NULL};
         for (int i = 0; i < COUNT_OF(overrides); i++)
             if (given[i])
                 FAIL(EVERYONE, "--%s cannot change the model in %s; it overrides presets only", overrides[i], s->model);
         checkpoint_read_config(&o->config, s->model);
+        config_extend(&o->config, s);
     } else {
         char names[512] = "";
         for (int i = 0; i < COUNT_OF(PRESETS); i++)

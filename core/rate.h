@@ -9,12 +9,13 @@
 #include "options.h"
 
 /* FLOP per token: 6 per parameter that multiplies (tables that are only looked up do not: positions, an untied token
-   embedding), and attention's 12 layers d L, of which the causal mask leaves half. */
+   embedding), and attention's 12 layers h D L (D a head's width, so d L where D = d / h), of which
+   the causal mask leaves half. */
 static inline double flop_per_token(const ModelOptions *o, int causal) {
     const Config *c = &o->config;
-    i64 looked_up = (c->arch == ARCH_GPT2 ? c->max_pos * c->dim : 0) + (c->tied ? 0 : c->vocab * c->dim);
+    i64 looked_up = (c->has & HAS_POSITIONS ? c->max_pos * c->dim : 0) + (c->tied ? 0 : c->vocab * c->dim);
     return 6.0 * (double)(config_parameters(c) - looked_up) +
-           (causal ? 6.0 : 12.0) * (double)c->layers * (double)c->dim * (double)o->L;
+           (causal ? 6.0 : 12.0) * (double)c->layers * (double)attention_width(c) * (double)o->L;
 }
 
 /* What a rank could do at best. */

@@ -321,24 +321,28 @@ static inline void trainer_compare(const Settings *now, const DataPrint *data, c
 
 /* What of the model is not the checkpoint's: `shapes` cannot be loaded, `others` change the arithmetic. */
 static inline void config_compare(const Config *now, const Config *was, Changes *shapes, Changes *others) {
-    const char *flags[] = {"layers", "dim", "heads", "kv-heads", "ffn", "vocab"};
-    const i64 a[] = {now->layers, now->dim, now->heads, now->kv_heads, now->ffn, now->vocab};
-    const i64 b[] = {was->layers, was->dim, was->heads, was->kv_heads, was->ffn, was->vocab};
+    const char *flags[] = {"layers", "dim", "heads", "kv-heads", "head-dim", "ffn", "vocab"};
+    const i64 a[] = {now->layers, now->dim, now->heads, now->kv_heads, now->head_dim, now->ffn, now->vocab};
+    const i64 b[] = {was->layers, was->dim, was->heads, was->kv_heads, was->head_dim, was->ffn, was->vocab};
     if (now->arch != was->arch)
-        change(shapes, "--arch %s (was %s)", now->arch == ARCH_GPT2 ? "gpt2" : "llama",
-               was->arch == ARCH_GPT2 ? "gpt2" : "llama");
+        change(shapes, "--arch %s (was %s)", arch_name(now->arch), arch_name(was->arch));
     for (int i = 0; i < COUNT_OF(flags); i++)
         if (a[i] != b[i]) change(shapes, "--%s %lld (was %lld)", flags[i], a[i], b[i]);
     if (now->tied != was->tied)
         change(shapes, "--tied-head %s (was %s)", now->tied ? "on" : "off", was->tied ? "on" : "off");
     if (now->max_pos != was->max_pos)
-        change(now->arch == ARCH_GPT2 ? shapes : others, "--max-pos %lld (was %lld)", now->max_pos, was->max_pos);
+        change(now->has & HAS_POSITIONS ? shapes : others, "--max-pos %lld (was %lld)", now->max_pos, was->max_pos);
     if (now->norm_eps != was->norm_eps) change(others, "the norm's epsilon %g (was %g)", now->norm_eps, was->norm_eps);
-    if (now->arch != ARCH_LLAMA) return;
+    if (now->has != was->has) change(shapes, "which biases and norms it has");
+    if (now->window != was->window || !layers_equal(&now->windowed, &was->windowed))
+        change(others, "its sliding window");
+    if (!layers_equal(&now->no_rope, &was->no_rope)) change(others, "which layers rotate");
     if (now->rope_theta != was->rope_theta)
         change(others, "--rope-theta %g (was %g)", now->rope_theta, was->rope_theta);
-    if (memcmp(&now->rope_scaling, &was->rope_scaling, sizeof now->rope_scaling) != 0)
-        change(others, "the scaling of its rotary embedding");
+    if (!rope_scaling_equal(&now->rope_scaling, &was->rope_scaling))
+        change(others, "the scaling of its rotary embedding: %s by %g (was %s by %g)",
+               ROPE_NAMES[now->rope_scaling.kind], now->rope_scaling.factor, ROPE_NAMES[was->rope_scaling.kind],
+               was->rope_scaling.factor);
 }
 
 /* ---- back into memory -------------------------------------------------------------------------------------------- */

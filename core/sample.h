@@ -85,11 +85,36 @@ static inline void decode_attend(Model *m, AttentionSaved *s, real *out, const r
 }
 
 /* y (B, width) = xn (B, C) times `width` rows of a first projection, from `row` on. */
-static inline void decode_project(Model *m, real *y, i64 ld, const real *xn, Role weight, Role bias, i64 row,
-                                  i64 width) {
+static inline void decode_project(Model *m, real *y, const real *xn, Role weight, Role bias, i64 row, i64 width) {
     real **w = m->zero.weight;
     i64 C = m->config.dim;
-    linear_forward(&m->dev, y, ld, xn, w[weight] + row * C, w[bias] ? w[bias] + row : NULL, m->B, C, width);
+    linear_forward(&m->dev, y, width, xn, w[weight] + row * C, w[bias] ? w[bias] + row : NULL, m->B, C, width);
+}
+
+/* heads (B, n, HS) = the norm of `raw` (B, n, HS) by the weight of `role`. */
+static inline void decode_head_norm(Model *m, Role role, real *heads, const real *raw, i64 n) {
+    accum *rstd = take_accum(m, MEM_WORKSPACE, m->B * n);
+    norm_forward(&m->dev, head_norm(m, role, m->B * n), heads, NULL, NULL, rstd, raw, NULL);
+}
+
+/* q (B, heads_l, HS) of xn (B, C), from row `row` of the projection on: as project_q. */
+static inline void decode_query(Model *m, real *q, const real *xn, i64 row) {
+    i64 width = m->heads_l * m->config.head_dim;
+    int normed = (m->config.has & HAS_QK_NORM) != 0;
+    real *raw = normed ? take_real(m, MEM_WORKSPACE, m->B * width) : q;
+    decode_project(m, raw, xn, T_Q, T_Q_BIAS, row, width);
+    if (normed) decode_head_norm(m, T_Q_NORM, q, raw, m->heads_l);
+}
+
+/* kv (B, 2, kv_heads_l, HS) likewise: as project_kv. */
+static inline void decode_kv(Model *m, real *kv, const real *xn, i64 row) {
+    i64 width = m->kv_heads_l * m->config.head_dim;
+    int normed = (m->config.has & HAS_QK_NORM) != 0;
+    real *apart = take_real(m, MEM_WORKSPACE, 3 * m->B * width), *v = apart + m->B * width, *raw = v + m->B * width;
+    decode_project(m, normed ? raw : apart, xn, T_K, T_K_BIAS, row, width);
+    decode_project(m, v, xn, T_V, T_V_BIAS, row, width);
+    if (normed) decode_head_norm(m, T_K_NORM, apart, raw, m->kv_heads_l);
+    parts_merge(&m->dev, kv, apart, 2, m->B, width);
 }
 
 /* out (B, C) = attention of xn (B, C) at position p; its keys and values join the cache. */
@@ -97,30 +122,31 @@ static inline void decode_attention(Model *m, AttentionSaved *s, real *out, cons
     const Config *c = &m->config;
     const Comm *head = &m->mesh.head;
     i64 HS = c->head_dim, B = m->B, NQ = m->heads_l * HS, NK = m->kv_heads_l * HS, place = token_place(&m->ring_map, p);
+    i64 whole = attention_width(c);
     int split = m->scheme->splits(BLOCK_ATTENTION); /* else the own heads are some rows of whole weights */
     i64 q_row = split ? 0 : m->mesh.head_rank * NQ;
     i64 kv_row = split ? 0 : m->mesh.head_rank * c->kv_heads / head->size * HS;
     TokenMap at = {{{p, 1, 1}, {0, 0, 0}}, 1};
     ArenaMark mark = arena_mark(&m->arena);
     real *q = take_real(m, MEM_WORKSPACE, B * NQ), *attended = take_real(m, MEM_WORKSPACE, B * NQ);
-    decode_project(m, q, NQ, xn, T_Q, T_Q_BIAS, q_row, NQ);
+    decode_query(m, q, xn, q_row);
+    if (!s->rope) rope = NULL;
     queries_pack(&m->dev, q, q, rope, B, B, m->heads_l, HS, 1);
     if (place >= 0) {
         real *kv = s->kv + place * B * 2 * NK;
-        decode_project(m, kv, 2 * NK, xn, T_K, T_K_BIAS, kv_row, NK);
-        decode_project(m, kv + NK, 2 * NK, xn, T_V, T_V_BIAS, kv_row, NK);
+        decode_kv(m, kv, xn, kv_row);
         kv_pack(&m->dev, kv, kv, rope, B, B, m->kv_heads_l, HS, 1);
     }
     decode_attend(m, s, attended, q, at);
     real *all = attended, *partial = take_real(m, MEM_WORKSPACE, B * c->dim);
     if (!split && head->size > 1) {
-        real *parts = take_real(m, MEM_COMM, B * c->dim);
-        all = take_real(m, MEM_WORKSPACE, B * c->dim);
+        real *parts = take_real(m, MEM_COMM, B * whole);
+        all = take_real(m, MEM_WORKSPACE, B * whole);
         comm_all_gather(&m->fabric, head, decode_tag(BLOCK_ATTENTION), parts, attended, B * NQ, DTYPE_REAL);
         parts_merge(&m->dev, all, parts, head->size, B, NQ);
     }
     int sums = split && head->size > 1;
-    i64 width = split ? NQ : c->dim;
+    i64 width = split ? NQ : whole;
     linear_forward(&m->dev, sums ? partial : out, c->dim, all, m->zero.weight[T_O], NULL, B, width, c->dim);
     if (sums) decode_sum(m, BLOCK_ATTENTION, out, partial, B * c->dim);
     if (m->zero.weight[T_O_BIAS]) bias_add(&m->dev, out, m->zero.weight[T_O_BIAS], B, c->dim);
@@ -162,8 +188,8 @@ static inline void decode_token(Model *m, i64 token, i64 p, real *logits) {
     free(tokens);
     if (rope) {
         double *frequencies = (double *)host_alloc(sizeof(double) * (size_t)c->head_dim);
-        rope_frequencies(c, frequencies);
-        rope_table(&m->dev, rope, at, frequencies, c->head_dim);
+        rope_frequencies(c, m->L, frequencies);
+        rope_table(&m->dev, rope, at, frequencies, rope_magnitude(&c->rope_scaling), c->head_dim);
         free(frequencies);
     }
     zero_walk(z, m->order, block_lm_head(c) + 1);

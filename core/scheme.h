@@ -27,7 +27,10 @@ typedef struct {
     real *kv;           /* (L/R, B, 2, kv_heads_l, HS) rotated k, v */
     real *out;          /* (L/R, B, heads_l, HS) */
     accum *lse;         /* (L/R, B, heads_l) */
-    real *out_local;    /* (own rows, C) out by tokens, where a scheme turns it (else NULL) */
+    real *out_local;    /* (own rows, h HS) out by tokens, where a scheme turns it (else NULL) */
+    real *q_raw, *k_raw;    /* (rows, heads, HS), where they are projected, before their norm; NULL: none */
+    accum *q_rstd, *k_rstd; /* (rows, heads) of those norms */
+    const accum *rope;      /* this layer's table: the model's, or NULL: nothing rotates */
 } AttentionSaved;
 
 /* What one layer's MLP keeps. */

@@ -93,7 +93,7 @@ static inline void selfcheck_labels(Model *m, Dataset *train, i64 ignore_token) 
 /* ---- the probe --------------------------------------------------------------------------------------------------- */
 
 /* A model without two words, or whose norm leaves nothing of its one channel, cannot tell one token from another. */
-static inline int probe_is_deaf(const Config *c) { return c->vocab < 2 || (c->arch == ARCH_GPT2 && c->dim < 2); }
+static inline int probe_is_deaf(const Config *c) { return c->vocab < 2 || (c->has & HAS_LAYER_NORM && c->dim < 2); }
 
 /* One weight of the probe, the same on every mesh: matrices uniform with variance 1 / columns, norms that keep the
    scale, no biases, no learned positions, and nothing for token 0. */

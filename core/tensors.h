@@ -16,11 +16,11 @@
 #include "ledger.h"
 
 typedef enum {
-    T_WTE, T_WPE, T_Q, T_K, T_V, T_O, T_GATE, T_UP, T_DOWN, T_LM_HEAD, T_Q_BIAS, T_K_BIAS, T_V_BIAS, T_UP_BIAS,
-    T_O_BIAS, T_DOWN_BIAS, T_NORM, T_NORM_BIAS, T_ROLES
+    T_WTE, T_WPE, T_Q, T_K, T_V, T_O, T_GATE, T_UP, T_DOWN, T_LM_HEAD, T_Q_BIAS, T_K_BIAS, T_V_BIAS, T_GATE_BIAS,
+    T_UP_BIAS, T_O_BIAS, T_DOWN_BIAS, T_NORM, T_NORM_BIAS, T_Q_NORM, T_K_NORM, T_ROLES
 } Role;
 
-typedef enum { SIZE_1, SIZE_C, SIZE_KV, SIZE_FFN, SIZE_V, SIZE_P } SizeName;
+typedef enum { SIZE_1, SIZE_C, SIZE_Q, SIZE_KV, SIZE_HEAD, SIZE_FFN, SIZE_V, SIZE_P } SizeName;
 typedef enum { SPLIT_NONE, SPLIT_Q_ROWS, SPLIT_KV_ROWS, SPLIT_Q_COLS, SPLIT_FFN_ROWS, SPLIT_FFN_COLS } Split;
 typedef enum { INIT_ZERO, INIT_ONE, INIT_NORMAL, INIT_NORMAL_RESIDUAL } Init;
 typedef enum { HF_PLAIN, HF_TRANSPOSED } HfLayout;
@@ -28,6 +28,7 @@ typedef enum { HF_PLAIN, HF_TRANSPOSED } HfLayout;
 typedef struct {
     Role role;
     BlockKind block;
+    int needs;             /* HAS_ bits of a model that has it */
     const char *hf_name;   /* with %d for the layer */
     SizeName rows, cols;
     Split split;
@@ -36,63 +37,68 @@ typedef struct {
     int hf_part, hf_parts; /* this is part hf_part of hf_parts equal ones of the HF tensor, along the out dimension */
 } TensorSpec;
 
+#define WHOLE HF_PLAIN, 0, 1
+#define TURNED HF_TRANSPOSED, 0, 1
+#define H "transformer.h.%d."
+
 static const TensorSpec GPT2_TENSORS[] = {
-    {T_WTE, BLOCK_EMBEDDING, "transformer.wte.weight", SIZE_V, SIZE_C, SPLIT_NONE, INIT_NORMAL, HF_PLAIN, 0, 1},
-    {T_WPE, BLOCK_EMBEDDING, "transformer.wpe.weight", SIZE_P, SIZE_C, SPLIT_NONE, INIT_NORMAL, HF_PLAIN, 0, 1},
-    {T_Q, BLOCK_ATTENTION, "transformer.h.%d.attn.c_attn.weight", SIZE_C, SIZE_C, SPLIT_Q_ROWS, INIT_NORMAL,
-     HF_TRANSPOSED, 0, 3},
-    {T_K, BLOCK_ATTENTION, "transformer.h.%d.attn.c_attn.weight", SIZE_KV, SIZE_C, SPLIT_KV_ROWS, INIT_NORMAL,
-     HF_TRANSPOSED, 1, 3},
-    {T_V, BLOCK_ATTENTION, "transformer.h.%d.attn.c_attn.weight", SIZE_KV, SIZE_C, SPLIT_KV_ROWS, INIT_NORMAL,
-     HF_TRANSPOSED, 2, 3},
-    {T_O, BLOCK_ATTENTION, "transformer.h.%d.attn.c_proj.weight", SIZE_C, SIZE_C, SPLIT_Q_COLS, INIT_NORMAL_RESIDUAL,
-     HF_TRANSPOSED, 0, 1},
-    {T_Q_BIAS, BLOCK_ATTENTION, "transformer.h.%d.attn.c_attn.bias", SIZE_C, SIZE_1, SPLIT_Q_ROWS, INIT_ZERO, HF_PLAIN,
-     0, 3},
-    {T_K_BIAS, BLOCK_ATTENTION, "transformer.h.%d.attn.c_attn.bias", SIZE_KV, SIZE_1, SPLIT_KV_ROWS, INIT_ZERO,
-     HF_PLAIN, 1, 3},
-    {T_V_BIAS, BLOCK_ATTENTION, "transformer.h.%d.attn.c_attn.bias", SIZE_KV, SIZE_1, SPLIT_KV_ROWS, INIT_ZERO,
-     HF_PLAIN, 2, 3},
-    {T_O_BIAS, BLOCK_ATTENTION, "transformer.h.%d.attn.c_proj.bias", SIZE_C, SIZE_1, SPLIT_NONE, INIT_ZERO, HF_PLAIN,
-     0, 1},
-    {T_NORM, BLOCK_ATTENTION, "transformer.h.%d.ln_1.weight", SIZE_C, SIZE_1, SPLIT_NONE, INIT_ONE, HF_PLAIN, 0, 1},
-    {T_NORM_BIAS, BLOCK_ATTENTION, "transformer.h.%d.ln_1.bias", SIZE_C, SIZE_1, SPLIT_NONE, INIT_ZERO, HF_PLAIN, 0, 1},
-    {T_UP, BLOCK_MLP, "transformer.h.%d.mlp.c_fc.weight", SIZE_FFN, SIZE_C, SPLIT_FFN_ROWS, INIT_NORMAL, HF_TRANSPOSED,
-     0, 1},
-    {T_DOWN, BLOCK_MLP, "transformer.h.%d.mlp.c_proj.weight", SIZE_C, SIZE_FFN, SPLIT_FFN_COLS, INIT_NORMAL_RESIDUAL,
-     HF_TRANSPOSED, 0, 1},
-    {T_UP_BIAS, BLOCK_MLP, "transformer.h.%d.mlp.c_fc.bias", SIZE_FFN, SIZE_1, SPLIT_FFN_ROWS, INIT_ZERO, HF_PLAIN, 0,
-     1},
-    {T_DOWN_BIAS, BLOCK_MLP, "transformer.h.%d.mlp.c_proj.bias", SIZE_C, SIZE_1, SPLIT_NONE, INIT_ZERO, HF_PLAIN, 0, 1},
-    {T_NORM, BLOCK_MLP, "transformer.h.%d.ln_2.weight", SIZE_C, SIZE_1, SPLIT_NONE, INIT_ONE, HF_PLAIN, 0, 1},
-    {T_NORM_BIAS, BLOCK_MLP, "transformer.h.%d.ln_2.bias", SIZE_C, SIZE_1, SPLIT_NONE, INIT_ZERO, HF_PLAIN, 0, 1},
-    {T_NORM, BLOCK_LM_HEAD, "transformer.ln_f.weight", SIZE_C, SIZE_1, SPLIT_NONE, INIT_ONE, HF_PLAIN, 0, 1},
-    {T_NORM_BIAS, BLOCK_LM_HEAD, "transformer.ln_f.bias", SIZE_C, SIZE_1, SPLIT_NONE, INIT_ZERO, HF_PLAIN, 0, 1},
+    {T_WTE, BLOCK_EMBEDDING, 0, "transformer.wte.weight", SIZE_V, SIZE_C, SPLIT_NONE, INIT_NORMAL, WHOLE},
+    {T_WPE, BLOCK_EMBEDDING, 0, "transformer.wpe.weight", SIZE_P, SIZE_C, SPLIT_NONE, INIT_NORMAL, WHOLE},
+    {T_Q, BLOCK_ATTENTION, 0, H "attn.c_attn.weight", SIZE_Q, SIZE_C, SPLIT_Q_ROWS, INIT_NORMAL, HF_TRANSPOSED, 0, 3},
+    {T_K, BLOCK_ATTENTION, 0, H "attn.c_attn.weight", SIZE_KV, SIZE_C, SPLIT_KV_ROWS, INIT_NORMAL, HF_TRANSPOSED, 1, 3},
+    {T_V, BLOCK_ATTENTION, 0, H "attn.c_attn.weight", SIZE_KV, SIZE_C, SPLIT_KV_ROWS, INIT_NORMAL, HF_TRANSPOSED, 2, 3},
+    {T_O, BLOCK_ATTENTION, 0, H "attn.c_proj.weight", SIZE_C, SIZE_Q, SPLIT_Q_COLS, INIT_NORMAL_RESIDUAL, TURNED},
+    {T_Q_BIAS, BLOCK_ATTENTION, 0, H "attn.c_attn.bias", SIZE_Q, SIZE_1, SPLIT_Q_ROWS, INIT_ZERO, HF_PLAIN, 0, 3},
+    {T_K_BIAS, BLOCK_ATTENTION, 0, H "attn.c_attn.bias", SIZE_KV, SIZE_1, SPLIT_KV_ROWS, INIT_ZERO, HF_PLAIN, 1, 3},
+    {T_V_BIAS, BLOCK_ATTENTION, 0, H "attn.c_attn.bias", SIZE_KV, SIZE_1, SPLIT_KV_ROWS, INIT_ZERO, HF_PLAIN, 2, 3},
+    {T_O_BIAS, BLOCK_ATTENTION, 0, H "attn.c_proj.bias", SIZE_C, SIZE_1, SPLIT_NONE, INIT_ZERO, WHOLE},
+    {T_NORM, BLOCK_ATTENTION, 0, H "ln_1.weight", SIZE_C, SIZE_1, SPLIT_NONE, INIT_ONE, WHOLE},
+    {T_NORM_BIAS, BLOCK_ATTENTION, 0, H "ln_1.bias", SIZE_C, SIZE_1, SPLIT_NONE, INIT_ZERO, WHOLE},
+    {T_UP, BLOCK_MLP, 0, H "mlp.c_fc.weight", SIZE_FFN, SIZE_C, SPLIT_FFN_ROWS, INIT_NORMAL, TURNED},
+    {T_DOWN, BLOCK_MLP, 0, H "mlp.c_proj.weight", SIZE_C, SIZE_FFN, SPLIT_FFN_COLS, INIT_NORMAL_RESIDUAL, TURNED},
+    {T_UP_BIAS, BLOCK_MLP, 0, H "mlp.c_fc.bias", SIZE_FFN, SIZE_1, SPLIT_FFN_ROWS, INIT_ZERO, WHOLE},
+    {T_DOWN_BIAS, BLOCK_MLP, 0, H "mlp.c_proj.bias", SIZE_C, SIZE_1, SPLIT_NONE, INIT_ZERO, WHOLE},
+    {T_NORM, BLOCK_MLP, 0, H "ln_2.weight", SIZE_C, SIZE_1, SPLIT_NONE, INIT_ONE, WHOLE},
+    {T_NORM_BIAS, BLOCK_MLP, 0, H "ln_2.bias", SIZE_C, SIZE_1, SPLIT_NONE, INIT_ZERO, WHOLE},
+    {T_NORM, BLOCK_LM_HEAD, 0, "transformer.ln_f.weight", SIZE_C, SIZE_1, SPLIT_NONE, INIT_ONE, WHOLE},
+    {T_NORM_BIAS, BLOCK_LM_HEAD, 0, "transformer.ln_f.bias", SIZE_C, SIZE_1, SPLIT_NONE, INIT_ZERO, WHOLE},
 };
 
+#undef H
+#define LAYER "model.layers.%d."
+#define ATTN LAYER "self_attn."
+#define MLP LAYER "mlp."
+
+/* Llama's, and its kin's. */
 static const TensorSpec LLAMA_TENSORS[] = {
-    {T_WTE, BLOCK_EMBEDDING, "model.embed_tokens.weight", SIZE_V, SIZE_C, SPLIT_NONE, INIT_NORMAL, HF_PLAIN, 0, 1},
-    {T_Q, BLOCK_ATTENTION, "model.layers.%d.self_attn.q_proj.weight", SIZE_C, SIZE_C, SPLIT_Q_ROWS, INIT_NORMAL,
-     HF_PLAIN, 0, 1},
-    {T_K, BLOCK_ATTENTION, "model.layers.%d.self_attn.k_proj.weight", SIZE_KV, SIZE_C, SPLIT_KV_ROWS, INIT_NORMAL,
-     HF_PLAIN, 0, 1},
-    {T_V, BLOCK_ATTENTION, "model.layers.%d.self_attn.v_proj.weight", SIZE_KV, SIZE_C, SPLIT_KV_ROWS, INIT_NORMAL,
-     HF_PLAIN, 0, 1},
-    {T_O, BLOCK_ATTENTION, "model.layers.%d.self_attn.o_proj.weight", SIZE_C, SIZE_C, SPLIT_Q_COLS,
-     INIT_NORMAL_RESIDUAL, HF_PLAIN, 0, 1},
-    {T_NORM, BLOCK_ATTENTION, "model.layers.%d.input_layernorm.weight", SIZE_C, SIZE_1, SPLIT_NONE, INIT_ONE, HF_PLAIN,
-     0, 1},
-    {T_GATE, BLOCK_MLP, "model.layers.%d.mlp.gate_proj.weight", SIZE_FFN, SIZE_C, SPLIT_FFN_ROWS, INIT_NORMAL,
-     HF_PLAIN, 0, 1},
-    {T_UP, BLOCK_MLP, "model.layers.%d.mlp.up_proj.weight", SIZE_FFN, SIZE_C, SPLIT_FFN_ROWS, INIT_NORMAL, HF_PLAIN, 0,
-     1},
-    {T_DOWN, BLOCK_MLP, "model.layers.%d.mlp.down_proj.weight", SIZE_C, SIZE_FFN, SPLIT_FFN_COLS, INIT_NORMAL_RESIDUAL,
-     HF_PLAIN, 0, 1},
-    {T_NORM, BLOCK_MLP, "model.layers.%d.post_attention_layernorm.weight", SIZE_C, SIZE_1, SPLIT_NONE, INIT_ONE,
-     HF_PLAIN, 0, 1},
-    {T_LM_HEAD, BLOCK_LM_HEAD, "lm_head.weight", SIZE_V, SIZE_C, SPLIT_NONE, INIT_NORMAL, HF_PLAIN, 0, 1},
-    {T_NORM, BLOCK_LM_HEAD, "model.norm.weight", SIZE_C, SIZE_1, SPLIT_NONE, INIT_ONE, HF_PLAIN, 0, 1},
+    {T_WTE, BLOCK_EMBEDDING, 0, "model.embed_tokens.weight", SIZE_V, SIZE_C, SPLIT_NONE, INIT_NORMAL, WHOLE},
+    {T_Q, BLOCK_ATTENTION, 0, ATTN "q_proj.weight", SIZE_Q, SIZE_C, SPLIT_Q_ROWS, INIT_NORMAL, WHOLE},
+    {T_K, BLOCK_ATTENTION, 0, ATTN "k_proj.weight", SIZE_KV, SIZE_C, SPLIT_KV_ROWS, INIT_NORMAL, WHOLE},
+    {T_V, BLOCK_ATTENTION, 0, ATTN "v_proj.weight", SIZE_KV, SIZE_C, SPLIT_KV_ROWS, INIT_NORMAL, WHOLE},
+    {T_O, BLOCK_ATTENTION, 0, ATTN "o_proj.weight", SIZE_C, SIZE_Q, SPLIT_Q_COLS, INIT_NORMAL_RESIDUAL, WHOLE},
+    {T_Q_BIAS, BLOCK_ATTENTION, HAS_QKV_BIAS, ATTN "q_proj.bias", SIZE_Q, SIZE_1, SPLIT_Q_ROWS, INIT_ZERO, WHOLE},
+    {T_K_BIAS, BLOCK_ATTENTION, HAS_QKV_BIAS, ATTN "k_proj.bias", SIZE_KV, SIZE_1, SPLIT_KV_ROWS, INIT_ZERO, WHOLE},
+    {T_V_BIAS, BLOCK_ATTENTION, HAS_QKV_BIAS, ATTN "v_proj.bias", SIZE_KV, SIZE_1, SPLIT_KV_ROWS, INIT_ZERO, WHOLE},
+    {T_O_BIAS, BLOCK_ATTENTION, HAS_O_BIAS, ATTN "o_proj.bias", SIZE_C, SIZE_1, SPLIT_NONE, INIT_ZERO, WHOLE},
+    {T_Q_NORM, BLOCK_ATTENTION, HAS_QK_NORM, ATTN "q_norm.weight", SIZE_HEAD, SIZE_1, SPLIT_NONE, INIT_ONE, WHOLE},
+    {T_K_NORM, BLOCK_ATTENTION, HAS_QK_NORM, ATTN "k_norm.weight", SIZE_HEAD, SIZE_1, SPLIT_NONE, INIT_ONE, WHOLE},
+    {T_NORM, BLOCK_ATTENTION, 0, LAYER "input_layernorm.weight", SIZE_C, SIZE_1, SPLIT_NONE, INIT_ONE, WHOLE},
+    {T_GATE, BLOCK_MLP, 0, MLP "gate_proj.weight", SIZE_FFN, SIZE_C, SPLIT_FFN_ROWS, INIT_NORMAL, WHOLE},
+    {T_UP, BLOCK_MLP, 0, MLP "up_proj.weight", SIZE_FFN, SIZE_C, SPLIT_FFN_ROWS, INIT_NORMAL, WHOLE},
+    {T_DOWN, BLOCK_MLP, 0, MLP "down_proj.weight", SIZE_C, SIZE_FFN, SPLIT_FFN_COLS, INIT_NORMAL_RESIDUAL, WHOLE},
+    {T_GATE_BIAS, BLOCK_MLP, HAS_MLP_BIAS, MLP "gate_proj.bias", SIZE_FFN, SIZE_1, SPLIT_FFN_ROWS, INIT_ZERO, WHOLE},
+    {T_UP_BIAS, BLOCK_MLP, HAS_MLP_BIAS, MLP "up_proj.bias", SIZE_FFN, SIZE_1, SPLIT_FFN_ROWS, INIT_ZERO, WHOLE},
+    {T_DOWN_BIAS, BLOCK_MLP, HAS_MLP_BIAS, MLP "down_proj.bias", SIZE_C, SIZE_1, SPLIT_NONE, INIT_ZERO, WHOLE},
+    {T_NORM, BLOCK_MLP, 0, LAYER "post_attention_layernorm.weight", SIZE_C, SIZE_1, SPLIT_NONE, INIT_ONE, WHOLE},
+    {T_LM_HEAD, BLOCK_LM_HEAD, 0, "lm_head.weight", SIZE_V, SIZE_C, SPLIT_NONE, INIT_NORMAL, WHOLE},
+    {T_NORM, BLOCK_LM_HEAD, 0, "model.norm.weight", SIZE_C, SIZE_1, SPLIT_NONE, INIT_ONE, WHOLE},
 };
+
+#undef LAYER
+#undef ATTN
+#undef MLP
+#undef WHOLE
+#undef TURNED
 
 /* The table of an architecture; *count rows. */
 static inline const TensorSpec *tensor_specs(Arch arch, int *count) {
@@ -102,14 +108,16 @@ static inline const TensorSpec *tensor_specs(Arch arch, int *count) {
 
 /* A tied model has no LM head of its own. */
 static inline int tensor_exists(const TensorSpec *spec, const Config *c) {
-    return !(spec->role == T_LM_HEAD && c->tied);
+    return (c->has & spec->needs) == spec->needs && !(spec->role == T_LM_HEAD && c->tied);
 }
 
 static inline i64 tensor_size(SizeName name, const Config *c) {
     switch (name) {
     case SIZE_1: return 1;
     case SIZE_C: return c->dim;
+    case SIZE_Q: return attention_width(c);
     case SIZE_KV: return c->kv_heads * c->head_dim;
+    case SIZE_HEAD: return c->head_dim;
     case SIZE_FFN: return c->ffn;
     case SIZE_V: return c->vocab;
     case SIZE_P: return c->max_pos;

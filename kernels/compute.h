@@ -151,11 +151,13 @@ static inline void norm_backward(Device *dev, NormCall n, real *dx, accum *dweig
 
 /* ---- heads: rotary embedding and packing ------------------------------------------------------------------------- */
 
-/* table (T, head_dim/2, 2) = cos, sin of position * inv_freq[i]; inv_freq (head_dim/2) in double on the host.
+/* table (T, head_dim/2, 2) = magnitude times cos, sin of position * inv_freq[i]; inv_freq
+   (head_dim/2) in double on the host.
    Su et al. 2021, arXiv:2104.09864 */
-static inline void rope_table(Device *dev, accum *table, TokenMap map, const double *inv_freq, i64 head_dim) {
+static inline void rope_table(Device *dev, accum *table, TokenMap map, const double *inv_freq, double magnitude,
+                              i64 head_dim) {
     OPERATION(dev, OP_POINTWISE, 2.0 * map.count * head_dim, 1.0 * accum_size() * map.count * head_dim,
-              rope_table_run(dev, table, map, inv_freq, head_dim));
+              rope_table_run(dev, table, map, inv_freq, magnitude, head_dim));
 }
 
 /* Rotate queries (table NULL: no rotation; halves i and i + head_dim/2 form a pair, as Hugging Face's Llama) and lay

@@ -43,6 +43,7 @@ test_tokenizer_fp32     alone   60
 test_evaluate_fp32      alone   60
 test_peak.sh            alone  120
 test_gradients_fp64         1  300
+test_models_fp64            1   60
 test_fixtures_fp32          1  120
 test_fixtures_fp32          4  120
 test_fixtures_fp64          1  120

@@ -203,7 +203,7 @@ static const char *longest_stop(const Candidate *c, const Settings *s, const Clu
     ModelOptions o = c->o;
     int most = 0;
     o.L *= 2;
-    if (o.config.arch == ARCH_GPT2 && o.L > o.config.max_pos) {
+    if (o.config.has & HAS_POSITIONS && o.L > o.config.max_pos) {
         free(t);
         return "--max-pos";
     }

@@ -295,7 +295,7 @@ static void bench_rope(void) {
     double *inv_freq = (double *)host_alloc((size_t)HS / 2 * sizeof(double)), table_bytes = 4.0 * (double)(rows * HS);
     for (i64 i = 0; i < HS / 2; i++) inv_freq[i] = pow(10000, -2.0 * (double)i / (double)HS);
     accum *table = accums(1, rows * HS, 0, 0).set[0];
-    rope_table(&dev, table, token_map(RING_CONTIGUOUS, rows, 1, 0), inv_freq, HS);
+    rope_table(&dev, table, token_map(RING_CONTIGUOUS, rows, 1, 0), inv_freq, 1, HS);
     Reals in = reals(sets, 2 * n), out = reals(sets, 2 * n);
     double q_bytes = 4.0 * (double)n + table_bytes, kv_bytes = 8.0 * (double)n + table_bytes;
     bandwidth("rope_pack_queries", q_bytes, sets,

@@ -358,7 +358,7 @@ static Model tiny; /* one layer of llama, whose weights are loaded again and aga
 
 static void tiny_init(void) {
     static ModelOptions o;
-    Config c = {ARCH_LLAMA, 1, 4, 2, 1, 0, 2, 3, 8, 0, 1e-5, 10000, {0, 0, 0, 0}};
+    Config c = CONFIG(ARCH_LLAMA, 1, 4, 2, 1, 0, 2, 3, 8, 0, 1e-5, 10000);
     config_check(&c, "fuzz");
     o.config = c, o.scheme = SCHEMES[0], o.shape.world = o.shape.dp = o.shape.ring = o.shape.head = 1;
     o.L = o.B = o.batch = 1, o.place = device_place(0, 1, 1);
@@ -487,18 +487,24 @@ static void config_one(Input in) {
     double frequencies[32];
     write_file("config.json", "", 0, in.at, in.left);
     checkpoint_read_config(&c, directory);
-    demand(c.layers > 0 && c.vocab > 1 && c.ffn > 0 && c.max_pos > 0 && c.head_dim * c.heads == c.dim &&
-               c.heads % c.kv_heads == 0,
+    demand(c.layers > 0 && c.vocab > 1 && c.ffn > 0 && c.max_pos > 0 && c.head_dim > 0 && c.heads % c.kv_heads == 0,
            "sizes");
+    demand(!(c.has & HAS_POSITIONS) || c.head_dim * c.heads == c.dim, "heads of learned positions");
+    demand(c.window == 0 || layers_count(&c.windowed, c.layers) > 0, "a window in no layer");
     demand(config_parameters(&c) > 0, "%lld parameters", config_parameters(&c));
-    if (c.arch == ARCH_LLAMA && c.head_dim / 2 <= COUNT_OF(frequencies)) {
-        rope_frequencies(&c, frequencies);
+    double most = c.rope_scaling.kind == ROPE_LONGROPE ? 1e9 : 1, magnitude = rope_magnitude(&c.rope_scaling);
+    demand(magnitude > 0 && isfinite(magnitude), "magnitude %g", magnitude);
+    if (!(c.has & HAS_POSITIONS) && c.head_dim / 2 <= COUNT_OF(frequencies)) {
+        rope_frequencies(&c, 100, frequencies);
         for (i64 i = 0; i < c.head_dim / 2; i++)
-            demand(frequencies[i] >= 0 && frequencies[i] <= 1, "frequency %lld is %g", i, frequencies[i]);
+            demand(frequencies[i] >= 0 && frequencies[i] <= most, "frequency %lld is %g", i, frequencies[i]);
     }
     checkpoint_write_config(&c, file_path("config.json"));
     checkpoint_read_config(&again, directory);
-    demand(memcmp(&c, &again, sizeof c) == 0, "another config came back");
+    char *as_read = checkpoint_config_text(&c), *as_written = checkpoint_config_text(&again);
+    demand(strcmp(as_read, as_written) == 0 && c.has == again.has, "another config came back");
+    cJSON_free(as_read);
+    cJSON_free(as_written);
 }
 
 static void config_seeds(void) {
@@ -521,8 +527,17 @@ static void config_seeds(void) {
          "\"activation_function\":\"gelu_fast\"}",
          "{\"architectures\":[\"LlamaForCausalLM\"],\"hidden_size\":64,\"head_dim\":null,"
          "\"rope_scaling\":{\"type\":\"llama3\",\"factor\":2,"
-         "\"low_freq_factor\":1,\"high_freq_factor\":4},\"original_max_position_embeddings\":8,\"sliding_window\":4}"};
-    static const char *const names[COUNT_OF(texts)] = {"gpt2", "llama3", "llama", "gpt2-other", "llama3-other"};
+         "\"low_freq_factor\":1,\"high_freq_factor\":4},\"original_max_position_embeddings\":8,\"sliding_window\":4}",
+         "{\"model_type\":\"qwen3\",\"num_hidden_layers\":2,\"hidden_size\":8,\"num_attention_heads\":2,\"head_dim\":6,"
+         "\"num_key_value_heads\":1,\"use_sliding_window\":true,\"sliding_window\":4,\"max_window_layers\":1,"
+         "\"layer_types\":[\"full_attention\",\"sliding_attention\"],\"attention_bias\":true,\"rope_parameters\":{"
+         "\"rope_type\":\"yarn\",\"factor\":4,\"beta_fast\":32,\"beta_slow\":1,\"mscale\":1,\"mscale_all_dim\":0.5,"
+         "\"truncate\":false,\"attention_factor\":null,\"rope_theta\":1e6}}",
+         "{\"model_type\":\"smollm3\",\"num_hidden_layers\":2,\"hidden_size\":8,\"num_attention_heads\":2,"
+         "\"num_key_value_heads\":2,\"no_rope_layers\":[1,0],\"mlp_bias\":true,\"rope_scaling\":{\"type\":\"longrope\","
+         "\"short_factor\":[1,1.5],\"long_factor\":[2,3],\"original_max_position_embeddings\":64}}"};
+    static const char *const names[COUNT_OF(texts)] = {"gpt2",         "llama3", "llama",  "gpt2-other",
+                                                       "llama3-other", "qwen3",  "smollm3"};
     for (int i = 0; i < COUNT_OF(texts); i++) seed(names[i], texts[i], strlen(texts[i]));
 }
 

@@ -74,12 +74,13 @@ static inline void reference_norm_backward(NormKind kind, double *dx, double *dw
     }
 }
 
-static inline void reference_rope_table(double *table, TokenMap map, const double *inv_freq, i64 head_dim) {
+static inline void reference_rope_table(double *table, TokenMap map, const double *inv_freq, double magnitude,
+                                        i64 head_dim) {
     i64 half = head_dim / 2;
     for (i64 t = 0; t < map.count; t++)
         for (i64 i = 0; i < half; i++) {
             double angle = (double)token_position(&map, t) * inv_freq[i];
-            table[(t * half + i) * 2] = cos(angle), table[(t * half + i) * 2 + 1] = sin(angle);
+            table[(t * half + i) * 2] = magnitude * cos(angle), table[(t * half + i) * 2 + 1] = magnitude * sin(angle);
         }
 }
 

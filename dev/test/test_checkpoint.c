@@ -153,24 +153,41 @@ typedef struct {
     Config want;
 } ConfigCase;
 
+#define LLAMA3_ROPE \
+    CONFIG_ROPE(ARCH_LLAMA, 1, 32, 4, 1, 8, 16, 29, 128, 0, 1e-5, 200, ROPE_LIKE_LLAMA3(8, 1, 4, 32))
+#define QWEN3_YARN \
+    CONFIG_ROPE(ARCH_QWEN3, 2, 16, 4, 2, 8, 12, 23, 160, 0, 1e-6, 200, \
+                {ROPE_YARN, 4, 40, 0, 0, 8, 0.5, 0, 0, 0, 0, {0}, {0}})
+#define MISTRAL_DYNAMIC \
+    CONFIG_ROPE(ARCH_MISTRAL, 2, 16, 4, 2, 6, 12, 23, 8, 0, 1e-6, 100, \
+                {ROPE_DYNAMIC, 3, 0, 0, 0, 0, 0, 0, 0, 0, 0, {0}, {0}})
+
 static const ConfigCase CONFIGS[] = {
-    {"gpt2-tied", "config.json", {ARCH_GPT2, 2, 32, 4, 4, 8, 128, 61, 32, 1, 1e-5, 0, {0, 0, 0, 0}}},
-    {"llama-mha", "config.json", {ARCH_LLAMA, 2, 32, 4, 4, 8, 48, 67, 64, 0, 1e-5, 10000, {0, 0, 0, 0}}},
-    {"llama-gqa", "config.json", {ARCH_LLAMA, 2, 32, 4, 2, 8, 16, 31, 64, 1, 1e-6, 500000, {0, 0, 0, 0}}},
-    {"llama-gqa", "config_old.json", {ARCH_LLAMA, 2, 32, 4, 2, 8, 16, 31, 64, 1, 1e-6, 500000, {0, 0, 0, 0}}},
-    {"llama-gqa-bf16", "config.json", {ARCH_LLAMA, 1, 32, 4, 2, 8, 16, 23, 64, 1, 1e-6, 500000, {0, 0, 0, 0}}},
-    {"llama-gqa-fp16", "config.json", {ARCH_LLAMA, 1, 32, 4, 2, 8, 16, 23, 64, 1, 1e-6, 500000, {0, 0, 0, 0}}},
-    {"llama3-rope", "config.json", {ARCH_LLAMA, 1, 32, 4, 1, 8, 16, 29, 128, 0, 1e-5, 200, {8, 1, 4, 32}}},
-    {"llama3-rope", "config_old.json", {ARCH_LLAMA, 1, 32, 4, 1, 8, 16, 29, 128, 0, 1e-5, 200, {8, 1, 4, 32}}},
+    {"gpt2-tied", "config.json", CONFIG(ARCH_GPT2, 2, 32, 4, 4, 8, 128, 61, 32, 1, 1e-5, 0)},
+    {"llama-mha", "config.json", CONFIG(ARCH_LLAMA, 2, 32, 4, 4, 8, 48, 67, 64, 0, 1e-5, 10000)},
+    {"llama-gqa", "config.json", CONFIG(ARCH_LLAMA, 2, 32, 4, 2, 8, 16, 31, 64, 1, 1e-6, 500000)},
+    {"llama-gqa", "config_old.json", CONFIG(ARCH_LLAMA, 2, 32, 4, 2, 8, 16, 31, 64, 1, 1e-6, 500000)},
+    {"llama-gqa-bf16", "config.json", CONFIG(ARCH_LLAMA, 1, 32, 4, 2, 8, 16, 23, 64, 1, 1e-6, 500000)},
+    {"llama-gqa-fp16", "config.json", CONFIG(ARCH_LLAMA, 1, 32, 4, 2, 8, 16, 23, 64, 1, 1e-6, 500000)},
+    {"llama3-rope", "config.json", LLAMA3_ROPE},
+    {"llama3-rope", "config_old.json", LLAMA3_ROPE},
+    {"qwen2", "config.json", CONFIG(ARCH_QWEN2, 2, 16, 4, 2, 4, 12, 23, 64, 1, 1e-6, 1000)},
+    {"qwen2", "config_old.json", CONFIG(ARCH_QWEN2, 2, 16, 4, 2, 4, 12, 23, 64, 1, 1e-6, 1000)},
+    {"qwen3-yarn", "config.json", QWEN3_YARN},
+    {"qwen3-yarn", "config_old.json", QWEN3_YARN},
+    {"mistral-dynamic", "config.json", MISTRAL_DYNAMIC},
+    {"mistral-dynamic", "config_old.json", MISTRAL_DYNAMIC},
 };
 
+/* All that a config.json can say; of `b`, what follows from the rest may be 0. */
 static int same_config(const Config *a, const Config *b) {
-    const RopeScaling *x = &a->rope_scaling, *y = &b->rope_scaling;
-    return a->arch == b->arch && a->layers == b->layers && a->dim == b->dim && a->heads == b->heads &&
-           a->kv_heads == b->kv_heads && a->head_dim == b->head_dim && a->ffn == b->ffn && a->vocab == b->vocab &&
-           a->max_pos == b->max_pos && a->tied == b->tied && a->norm_eps == b->norm_eps &&
-           a->rope_theta == b->rope_theta && x->factor == y->factor && x->low_freq_factor == y->low_freq_factor &&
-           x->high_freq_factor == y->high_freq_factor && x->original_max_pos == y->original_max_pos;
+    Config whole = *b;
+    config_check(&whole, "the test's");
+    char *x = checkpoint_config_text(a), *y = checkpoint_config_text(&whole);
+    int same = strcmp(x, y) == 0 && a->has == whole.has;
+    cJSON_free(x);
+    cJSON_free(y);
+    return same;
 }
 
 static const char GPT2_JSON[] = "{\"model_type\": \"gpt2\", \"n_layer\": 1, \"n_embd\": 8, \"n_head\": 2, "
@@ -217,17 +234,22 @@ typedef struct {
     const char *note;
 } GoodConfig;
 
-#define GPT2_SMALL {ARCH_GPT2, 1, 8, 2, 2, 4, 32, 10, 16, 1, 1e-5, 0, {0, 0, 0, 0}}
+#define GPT2_SMALL CONFIG(ARCH_GPT2, 1, 8, 2, 2, 4, 32, 10, 16, 1, 1e-5, 0)
 #define GPT2_SIZES "\"n_layer\": 1, \"n_embd\": 8, \"n_head\": 2, \"n_positions\": 16, \"vocab_size\": 10"
 #define GPT2_TEXT "\"model_type\": \"gpt2\", " GPT2_SIZES
-#define GPT2_DEFAULT {ARCH_GPT2, 12, 768, 12, 12, 64, 3072, 50257, 1024, 1, 1e-5, 0, {0, 0, 0, 0}}
+#define GPT2_DEFAULT CONFIG(ARCH_GPT2, 12, 768, 12, 12, 64, 3072, 50257, 1024, 1, 1e-5, 0)
+#define LLAMA_SCALED(theta, ...) CONFIG_ROPE(ARCH_LLAMA, 1, 8, 2, 2, 4, 12, 10, 16, 0, 1e-6, theta, __VA_ARGS__)
 #define LLAMA_SMALL(theta, factor, low, high, original) \
-    {ARCH_LLAMA, 1, 8, 2, 2, 4, 12, 10, 16, 0, 1e-6, theta, {factor, low, high, original}}
+    LLAMA_SCALED(theta, \
+                 {(factor) > 0 ? ROPE_LLAMA3 : ROPE_PLAIN, factor, original, low, high, 0, 0, 0, 0, 0, 0, {0}, {0}})
+#define LLAMA_HAS(...) \
+    {ARCH_LLAMA, 1, 8, 2, 2, 4, 12, 10, 16, 0, 1e-6, 10000, ROPE_NO_SCALING, HAS_GATE | __VA_ARGS__, 0, NO_LAYERS, \
+     NO_LAYERS}
 #define LLAMA_SIZES \
     "\"num_hidden_layers\": 1, \"hidden_size\": 8, \"num_attention_heads\": 2, \"intermediate_size\": 12, " \
     "\"vocab_size\": 10"
 #define LLAMA_TEXT "\"model_type\": \"llama\", \"max_position_embeddings\": 16, " LLAMA_SIZES
-#define LLAMA_DEFAULT {ARCH_LLAMA, 32, 4096, 32, 32, 128, 11008, 32000, 2048, 0, 1e-6, 10000, {0, 0, 0, 0}}
+#define LLAMA_DEFAULT CONFIG(ARCH_LLAMA, 32, 4096, 32, 32, 128, 11008, 32000, 2048, 0, 1e-6, 10000)
 #define LLAMA3 "\"factor\": 2.0, \"low_freq_factor\": 1.0, \"high_freq_factor\": 3"
 
 static const GoodConfig GOOD_CONFIGS[] = {
@@ -250,21 +272,20 @@ static const GoodConfig GOOD_CONFIGS[] = {
      "\"layer_norm_epsilon\": 1e-05, \"n_ctx\": 1024, \"n_embd\": 768, \"n_head\": 12, \"n_layer\": 6, "
      "\"n_positions\": 1024, \"resid_pdrop\": 0.1, \"summary_first_dropout\": 0.1, \"summary_type\": \"cls_index\", "
      "\"vocab_size\": 50257",
-     {ARCH_GPT2, 6, 768, 12, 12, 64, 3072, 50257, 1024, 1, 1e-5, 0, {0, 0, 0, 0}},
+     CONFIG(ARCH_GPT2, 6, 768, 12, 12, 64, 3072, 50257, 1024, 1, 1e-5, 0),
      "attn_pdrop is 0.1; training runs without dropout"},
     {"\"architectures\": [\"LlamaForCausalLM\"], \"bos_token_id\": 0, \"hidden_act\": \"silu\", \"hidden_size\": 512, "
      "\"intermediate_size\": 1376, \"initializer_range\": 0.02, \"max_sequence_length\": 1024, \"model_type\": "
      "\"llama\", \"num_attention_heads\": 8, \"num_hidden_layers\": 8, \"pad_token_id\": -1, \"rms_norm_eps\": 1e-06, "
      "\"use_cache\": true, \"vocab_size\": 32000",
-     {ARCH_LLAMA, 8, 512, 8, 8, 64, 1376, 32000, 2048, 0, 1e-6, 10000, {0, 0, 0, 0}},
+     CONFIG(ARCH_LLAMA, 8, 512, 8, 8, 64, 1376, 32000, 2048, 0, 1e-6, 10000),
      "defaults: max_position_embeddings 2048\n"},
     {"\"architectures\": [\"LlamaForCausalLM\"], \"bos_token_id\": 1, \"eos_token_id\": 2, \"hidden_act\": \"silu\", "
      "\"hidden_size\": 5120, \"initializer_range\": 0.02, \"intermediate_size\": 13824, \"max_position_embeddings\": "
      "4096, \"model_type\": \"llama\", \"num_attention_heads\": 40, \"num_hidden_layers\": 40, "
      "\"num_key_value_heads\": 40, \"pretraining_tp\": 2, \"rms_norm_eps\": 1e-05, \"rope_scaling\": null, "
      "\"tie_word_embeddings\": false, \"torch_dtype\": \"float16\", \"use_cache\": true, \"vocab_size\": 32000",
-     {ARCH_LLAMA, 40, 5120, 40, 40, 128, 13824, 32000, 4096, 0, 1e-5, 10000, {0, 0, 0, 0}},
-     NULL},
+     CONFIG(ARCH_LLAMA, 40, 5120, 40, 40, 128, 13824, 32000, 4096, 0, 1e-5, 10000), NULL},
     /* gpt2: other names, defaults, functions of the same values */
     {"\"model_type\": \"gpt2\", \"num_hidden_layers\": 1, \"hidden_size\": 8, \"num_attention_heads\": 2, "
      "\"max_position_embeddings\": 16, \"vocab_size\": 10",
@@ -274,8 +295,8 @@ static const GoodConfig GOOD_CONFIGS[] = {
      GPT2_SMALL, NULL},
     {GPT2_TEXT ", \"n_inner\": null, \"n_ctx\": 8, \"intermediate_size\": 20, \"num_key_value_heads\": 1", GPT2_SMALL,
      NULL},
-    {GPT2_TEXT ", \"n_inner\": 20", {ARCH_GPT2, 1, 8, 2, 2, 4, 20, 10, 16, 1, 1e-5, 0, {0, 0, 0, 0}}, NULL},
-    {GPT2_TEXT ", \"layer_norm_epsilon\": 0.1", {ARCH_GPT2, 1, 8, 2, 2, 4, 32, 10, 16, 1, 0.1, 0, {0, 0, 0, 0}}, NULL},
+    {GPT2_TEXT ", \"n_inner\": 20", CONFIG(ARCH_GPT2, 1, 8, 2, 2, 4, 20, 10, 16, 1, 1e-5, 0), NULL},
+    {GPT2_TEXT ", \"layer_norm_epsilon\": 0.1", CONFIG(ARCH_GPT2, 1, 8, 2, 2, 4, 32, 10, 16, 1, 0.1, 0), NULL},
     {GPT2_TEXT ", \"activation_function\": \"gelu_new\", \"tie_word_embeddings\": true, \"scale_attn_weights\": true",
      GPT2_SMALL, NULL},
     {GPT2_TEXT ", \"activation_function\": \"gelu_pytorch_tanh\", \"add_cross_attention\": false", GPT2_SMALL, NULL},
@@ -299,8 +320,23 @@ static const GoodConfig GOOD_CONFIGS[] = {
     {LLAMA_TEXT ", \"sliding_window\": 4", LLAMA_SMALL(10000, 0, 0, 0, 0), "sliding_window has no effect"},
     {LLAMA_TEXT ", \"tie_word_embeddings\": true, \"num_key_value_heads\": 1, \"rms_norm_eps\": 1e-5, "
                 "\"attention_bias\": false, \"mlp_bias\": false",
-     {ARCH_LLAMA, 1, 8, 2, 1, 4, 12, 10, 16, 1, 1e-5, 10000, {0, 0, 0, 0}},
-     NULL},
+     CONFIG(ARCH_LLAMA, 1, 8, 2, 1, 4, 12, 10, 16, 1, 1e-5, 10000), NULL},
+    {LLAMA_TEXT ", \"attention_bias\": true", LLAMA_HAS(HAS_QKV_BIAS | HAS_O_BIAS), NULL},
+    {LLAMA_TEXT ", \"mlp_bias\": true", LLAMA_HAS(HAS_MLP_BIAS), NULL},
+    {LLAMA_TEXT ", \"head_dim\": 6", CONFIG(ARCH_LLAMA, 1, 8, 2, 2, 6, 12, 10, 16, 0, 1e-6, 10000), NULL},
+    /* kin: their defaults, and switches that theirs alone have */
+    {"\"model_type\": \"qwen2\"", CONFIG(ARCH_QWEN2, 32, 4096, 32, 32, 0, 22016, 151936, 32768, 0, 1e-6, 10000),
+     "vocab_size 151936, max_position_embeddings 32768"},
+    {"\"architectures\": [\"Qwen3ForCausalLM\"]",
+     CONFIG(ARCH_QWEN3, 32, 4096, 32, 32, 128, 22016, 151936, 32768, 0, 1e-6, 10000), "intermediate_size 22016"},
+    {"\"architectures\": [\"SmolLM3Model\"]", SMOLLM3(36, 2048, 16, 4, 11008, 128256, 32768, 2000000),
+     "num_hidden_layers 36"},
+    {"\"model_type\": \"mistral\", \"max_position_embeddings\": 16, \"sliding_window\": null, \"attention_bias\": "
+     "true, " LLAMA_SIZES ", \"num_key_value_heads\": 1",
+     CONFIG(ARCH_MISTRAL, 1, 8, 2, 1, 0, 12, 10, 16, 0, 1e-6, 10000), NULL},
+    {"\"model_type\": \"qwen2\", \"max_position_embeddings\": 16, \"sliding_window\": 4, \"max_window_layers\": 0, "
+     "\"use_sliding_window\": false, \"num_key_value_heads\": null, \"attention_bias\": false, " LLAMA_SIZES,
+     CONFIG(ARCH_QWEN2, 1, 8, 2, 2, 0, 12, 10, 16, 0, 1e-6, 10000), NULL},
     /* rotary embedding: in two ages' spelling */
     {LLAMA_TEXT ", \"rope_theta\": 5e5", LLAMA_SMALL(5e5, 0, 0, 0, 0), NULL},
     {LLAMA_TEXT ", \"rope_parameters\": {\"rope_theta\": 500000}, \"partial_rotary_factor\": 1.0",
@@ -311,7 +347,8 @@ static const GoodConfig GOOD_CONFIGS[] = {
      NULL},
     {LLAMA_TEXT ", \"rope_scaling\": {}, \"rope_parameters\": {\"rope_theta\": 7, \"partial_rotary_factor\": 1}",
      LLAMA_SMALL(7, 0, 0, 0, 0), NULL},
-    {LLAMA_TEXT ", \"rope_scaling\": {\"type\": \"linear\", \"factor\": 1.0}", LLAMA_SMALL(10000, 0, 0, 0, 0), NULL},
+    {LLAMA_TEXT ", \"rope_scaling\": {\"type\": \"linear\", \"factor\": 1.0}",
+     LLAMA_SCALED(10000, {ROPE_LINEAR, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, {0}, {0}}), NULL},
     {LLAMA_TEXT ", \"rope_scaling\": {\"type\": \"llama3\", " LLAMA3 ", \"original_max_position_embeddings\": 8}",
      LLAMA_SMALL(10000, 2, 1, 3, 8), NULL},
     {LLAMA_TEXT ", \"rope_theta\": 7, \"rope_scaling\": {\"rope_type\": \"llama3\", \"type\": \"linear\", " LLAMA3 "}",
@@ -356,14 +393,15 @@ typedef struct {
 
 static const BadConfig BAD_CONFIGS[] = {
     {GPT2_JSON, "\"model_type\"", "", "model_type is missing, and architectures does not tell it"},
-    {GPT2_JSON, "\"model_type\"", ", \"architectures\": [\"MistralForCausalLM\"]",
+    {GPT2_JSON, "\"model_type\"", ", \"architectures\": [\"MixtralForCausalLM\"]",
      "model_type is missing, and architectures does not tell it"},
     {GPT2_JSON, "\"model_type\"", ", \"architectures\": [[\"GPT2LMHeadModel\"]]",
      "model_type is missing, and architectures does not tell it"},
     {GPT2_JSON, "\"model_type\"", ", \"architectures\": \"GPT2LMHeadModel\"",
      "model_type is missing, and architectures does not tell it"},
     {GPT2_JSON, "\"model_type\"", ", \"model_type\": null", "model_type is null"},
-    {GPT2_JSON, "\"model_type\"", ", \"model_type\": \"mistral\"", "model_type mistral is not implemented"},
+    {GPT2_JSON, "\"model_type\"", ", \"model_type\": \"mixtral\"",
+     "model_type mixtral is not implemented; gpt2, llama, mistral, qwen2"},
     {GPT2_JSON, "\"model_type\"", ", \"model_type\": \"a\\nb\"", "model_type is not a text"},
     {GPT2_JSON, "\"n_head\"", "", "does not divide by 12 heads"}, /* the default */
     {GPT2_JSON, NULL, ", \"num_attention_heads\": 4", "n_head is 2, but num_attention_heads, its other name, is 4"},
@@ -428,15 +466,38 @@ static const BadConfig BAD_CONFIGS[] = {
     {LLAMA_JSON, NULL,
      ", \"rope_parameters\": {\"rope_theta\": 1e4}, \"rope_scaling\": {\"type\": \"llama3\", " LLAMA3 "}",
      "both there and differ"},
-    {LLAMA_JSON, NULL, ", \"attention_bias\": true", "attention_bias true"},
-    {LLAMA_JSON, NULL, ", \"mlp_bias\": true", "mlp_bias true"},
     {LLAMA_JSON, NULL, ", \"hidden_act\": \"gelu\"", "hidden_act gelu is not implemented; silu, swish are"},
-    {LLAMA_JSON, NULL, ", \"head_dim\": 8", "head_dim 8"},
+    {LLAMA_JSON, NULL, ", \"head_dim\": 5", "head dimension 5 is odd"},
     {LLAMA_JSON, NULL, ", \"num_key_value_heads\": 3", "KV heads"},
-    {LLAMA_JSON, NULL, ", \"rope_scaling\": {\"type\": \"yarn\", \"factor\": 2}",
-     "rope_scaling type yarn is not implemented"},
-    {LLAMA_JSON, NULL, ", \"rope_parameters\": {\"rope_type\": \"linear\", \"factor\": 2}",
-     "rope_parameters type linear"},
+    {LLAMA_JSON, NULL, ", \"rope_scaling\": {\"type\": \"mrope\", \"factor\": 2}",
+     "rope_scaling type mrope is not implemented; default, linear, dynamic, llama3, yarn, longrope are"},
+    {LLAMA_JSON, NULL, ", \"rope_parameters\": {\"rope_type\": \"linear\"}", "rope_parameters.factor is missing"},
+    {LLAMA_JSON, NULL, ", \"rope_scaling\": {\"type\": \"dynamic\", \"factor\": null}", "rope_scaling.factor is null"},
+    {LLAMA_JSON, NULL, ", \"rope_scaling\": {\"type\": \"yarn\"}", "rope_scaling.factor is missing"},
+    {LLAMA_JSON, NULL, ", \"rope_scaling\": {\"type\": \"yarn\", \"factor\": 0.5}", "rope_scaling.factor is 0.5"},
+    {LLAMA_JSON, NULL, ", \"rope_scaling\": {\"type\": \"yarn\", \"factor\": null, "
+     "\"original_max_position_embeddings\": 32}",
+     "original_max_position_embeddings 32 is above max_position_embeddings 16"},
+    {LLAMA_JSON, NULL, ", \"rope_theta\": 1, \"rope_scaling\": {\"type\": \"yarn\", \"factor\": 2}",
+     "yarn needs a rope_theta above 1"},
+    {LLAMA_JSON, NULL, ", \"head_dim\": 2, \"rope_scaling\": {\"type\": \"dynamic\", \"factor\": 2}",
+     "heads of more than 2"},
+    {LLAMA_JSON, NULL, ", \"rope_scaling\": {\"type\": \"longrope\", \"factor\": 2}",
+     "rope_scaling.short_factor is missing"},
+    {LLAMA_JSON, NULL, ", \"rope_scaling\": {\"type\": \"longrope\", \"factor\": 2, \"short_factor\": [1]}",
+     "rope_scaling.short_factor has 1 numbers; heads of 4 take 2"},
+    {LLAMA_JSON, NULL, ", \"rope_scaling\": {\"type\": \"longrope\", \"factor\": 2, \"short_factor\": [1, 0], "
+     "\"long_factor\": [1, 2]}",
+     "rope_scaling.short_factor: number 2"},
+    {LLAMA_JSON, "\"model_type\"", ", \"model_type\": \"smollm3\", \"no_rope_layers\": [1, 0]",
+     "no_rope_layers has 2 items for 1 layers"},
+    {LLAMA_JSON, "\"model_type\"", ", \"model_type\": \"smollm3\", \"no_rope_layers\": [2]",
+     "no_rope_layers: item 1 is neither 0 nor 1"},
+    {LLAMA_JSON, "\"model_type\"", ", \"model_type\": \"qwen2\", \"layer_types\": [\"linear_attention\"]",
+     "layer_types: item 1"},
+    {LLAMA_JSON, "\"model_type\"", ", \"model_type\": \"qwen2\", \"use_sliding_window\": 1",
+     "use_sliding_window is not true or false"},
+    {LLAMA_JSON, "\"model_type\"", ", \"model_type\": \"qwen2\"", "2 heads do not divide by 32 KV heads"},
     {LLAMA_JSON, NULL, ", \"rope_parameters\": {\"rope_type\": \"llama3\", \"factor\": 2}",
      "rope_parameters.low_freq_factor is missing"},
     {LLAMA_JSON, NULL, ", \"rope_scaling\": {\"type\": \"llama3\", \"factor\": 0.5}", "rope_scaling.factor is 0.5"},

@@ -291,11 +291,11 @@ static void test_rope_table(RingLayout layout, int ranks, int rank, i64 L, i64 H
     i64 half = HS / 2, n = map.count * half * 2;
     double inv_freq[128], *want = zeros(n);
     for (i64 i = 0; i < half; i++) inv_freq[i] = pow(10000, -2.0 * (double)i / (double)HS);
-    reference_rope_table(want, map, inv_freq, HS);
+    reference_rope_table(want, map, inv_freq, 1.25, HS);
     NAME("rope_table, layout %d, rank %d of %d, L %lld, HS %lld", (int)layout, rank, ranks, LL(L), LL(HS));
     Results r = under_schedules(0, name, [&](Device *dev, Results *r) {
         accum *table = unset_accum(n);
-        rope_table(dev, table, map, inv_freq, HS);
+        rope_table(dev, table, map, inv_freq, 1.25, HS);
         result(r, 0, table, 4 * n);
     });
     check_close(download_accum((accum *)r.p[0], n), want, n, 6e-8, 6e-8, "%s: rounded from double", name);

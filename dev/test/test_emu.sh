@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # test_emu.sh [PROGRAM [FLAGS...]] - the whole CUDA program against the fp64 referee: tiny GPT-2 and Llama, every scheme
-# of the table and two hybrids, 1, 2 and 4 ranks.
+# of the table and two hybrids, 1, 2 and 4 ranks; a tiny Qwen 3 under two schemes.
 #
 # PROGRAM: ./train_gpt_emu unless told; dev/gpu_check.sh gives train_gpt --comm mpi, and REFEREE. SCHEMES: only these,
 # no other case. What is compared, and the bounds: check_runs.py.
@@ -43,6 +43,8 @@ END
 
 GPT='--model tiny-gpt --arch gpt2 --layers 2 --dim 64 --heads 4 --ffn 256 --vocab 128 --max-pos 64'
 LLAMA='--model tiny-llama --arch llama --layers 2 --dim 64 --heads 4 --kv-heads 2 --ffn 176 --vocab 128'
+QWEN='--model qwen3-0.6b --layers 2 --dim 64 --heads 4 --kv-heads 2 --head-dim 32 --ffn 176 --vocab 128 --tied-head off'
+QWEN+=' --max-pos 24 --rope-scaling yarn --rope-factor 4'
 COMMON="--seq-len 48 --batch 2 --micro-batch 1 --steps 2 --lr 1e-3 --selfcheck on --log-every 100 $*"
 
 # Under the emulator (dev/emu/runtime.h) streams run late on one rank, early on four, and by a coin on two and where a
@@ -89,6 +91,20 @@ run_model() { # MODEL FLAGS...
     }
 }
 
+# Norms of queries and keys, heads that are not d / h, a stretched rotation: where heads are split and KV heads shared, and
+# where tokens are.
+run_kin() {
+    local flags="--model $work/qwen3-weights"
+    # shellcheck disable=SC2086
+    {
+        initial_weights "$work/qwen3-weights" $QWEN
+        run_case qwen3 referee 1 "$referee" $flags
+        run_case qwen3 single 1 "$program" $flags
+        run_case qwen3 tpsp-4 4 "$program" $flags --sp tpsp
+        run_case qwen3 ulysses-2 2 "$program" $flags --sp ulysses
+    }
+}
+
 # The models side by side, and the ranks that wait let the others work: four ranks alone do not fill the cores.
 export OMP_WAIT_POLICY=passive OMPI_MCA_mpi_yield_when_idle=1
 # shellcheck disable=SC2086
@@ -96,6 +112,7 @@ run_model gpt2 $GPT &
 gpt2=$!
 # shellcheck disable=SC2086
 run_model llama $LLAMA
+[[ -n ${SCHEMES-} ]] || run_kin
 wait $gpt2
 
 python3 dev/test/check_runs.py "$work"

@@ -185,7 +185,8 @@ static void run_fixture(const char *name, Wire world) {
 }
 
 int main(int argc, char **argv) {
-    const char *names[] = {"gpt2-tied", "llama-mha", "llama-gqa", "llama3-rope"};
+    const char *names[] = {"gpt2-tied",    "llama-mha", "llama-gqa",  "llama3-rope",
+                           "llama-biases", "qwen2",     "qwen3-yarn", "mistral-dynamic", "smollm3-longrope"};
     Wire world = wire_start_mpi(&argc, &argv);
     if (argc == 2) fixtures = argv[1];
     checks()->silent = wire_rank(world) != 0;

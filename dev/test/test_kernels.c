@@ -300,8 +300,8 @@ static void test_rope_table(void) {
         for (int i = 0; i < 5; i++) inv_freq[i] = pow(10000, -2.0 * i / 10);
         real *table = unset(map.count * HS);
         double *want = doubles(NULL, map.count * HS);
-        reference_rope_table(want, map, inv_freq, HS);
-        rope_table(&dev, table, map, inv_freq, HS);
+        reference_rope_table(want, map, inv_freq, 1.25, HS);
+        rope_table(&dev, table, map, inv_freq, 1.25, HS);
         check_close(table, want, map.count * HS, 1, "rope_table, layout %d, positions to 131072", layout);
         release_all();
     }
@@ -977,7 +977,7 @@ static void test_gradients_attention(void) {
     check_gradient("attention dkv", &p, p.y, p.z.nkv, dkv, loss_attention);
     double inv_freq[3] = {1, 0.3, 0.1};
     p.weight = unset(7 * 6), p.lse = unset(p.z.nkv), p.mean = randoms(p.z.nkv, 1);
-    rope_table(&dev, p.weight, p.map, inv_freq, 6);
+    rope_table(&dev, p.weight, p.map, inv_freq, 1, 6);
     heads_unpack(&dev, dq, dkv, p.dout, p.mean, p.weight, 14, 2, 4, 2, 6, 2);
     check_gradient("rope and packing dq", &p, p.x, p.z.nq, dq, loss_rope);
     check_gradient("rope and packing dkv", &p, p.y, p.z.nkv, dkv, loss_rope);
@@ -1020,7 +1020,7 @@ static real *one_of_each(int threads, i64 *n_out) {
     attention_delta(&dev, delta, out, dout, z.nrow, 16);
     attention_backward(&dev, dq, NULL, dkv, NULL, q, kv, dout, lse, delta, attention_call(z.s, map, map, 0));
     double inv_freq[8] = {1, 0.5, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001};
-    rope_table(&dev, table, map, inv_freq, 16);
+    rope_table(&dev, table, map, inv_freq, 1, 16);
     heads_unpack(&dev, table + T * 16, kv, q, kv, table, T * 2, 2, 4, 2, 16, 1);
     *n_out = total;
     return all;

@@ -24,7 +24,7 @@ static void sequence_is_longest(const char *preset, const Scheme *scheme, i64 ra
     double begin = seconds_now();
     i64 L = longest_sequence(&o, bytes, options_bytes), unit = sequence_unit(&o), next = L + unit;
     double seconds = seconds_now() - begin;
-    int positions = o.config.arch == ARCH_GPT2 && next > o.config.max_pos;
+    int positions = o.config.has & HAS_POSITIONS && next > o.config.max_pos;
     check(L > 0 && L % unit == 0 && options_fit(o, L, o.B, bytes, options_bytes),
           "%s, %s on %lld (ring %lld, dp %lld): %lld tokens fit %.0f MB, %.1f s", preset, scheme->name, ranks, ring, dp,
           L, bytes / 1e6, seconds);

@@ -5,8 +5,15 @@
 enum { LENGTH = 48, PROMPT = 13 };
 
 static Config sample_config(int model) {
-    Config gpt2 = {ARCH_GPT2, 2, 48, 8, 8, 0, 72, 256, 96, 1, 1e-5, 0, {0, 0, 0, 0}};
-    Config llama = {ARCH_LLAMA, 2, 48, 8, model == 1 ? 4 : 1, 0, 72, 256, 96, 0, 1e-5, 10000, {0, 0, 0, 0}};
+    Config gpt2 = CONFIG(ARCH_GPT2, 2, 48, 8, 8, 0, 72, 256, 96, 1, 1e-5, 0);
+    Config llama = CONFIG(ARCH_LLAMA, 2, 48, 8, model == 1 ? 4 : 1, 0, 72, 256, 96, 0, 1e-5, 10000);
+    /* all that a token alone must not forget: norms of heads, their width, layers that do not rotate */
+    if (model == 2) {
+        llama.head_dim = 10, llama.has |= HAS_QK_NORM | HAS_QKV_BIAS | HAS_O_BIAS;
+        layer_add(&llama.no_rope, 0);
+        llama.rope_scaling.kind = ROPE_YARN, llama.rope_scaling.factor = 4, llama.rope_scaling.original_max_pos = 24;
+        llama.rope_scaling.beta_fast = 8, llama.rope_scaling.beta_slow = 0.5;
+    }
     config_check(model ? &llama : &gpt2, "test");
     return model ? llama : gpt2;
 }

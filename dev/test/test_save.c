@@ -143,8 +143,8 @@ static int faulty_rmdir(const char *path) {
 
 static char temp[256];
 
-static const Config GPT = {ARCH_GPT2, 2, 32, 4, 4, 8, 128, 61, 32, 1, 1e-5, 0, {0, 0, 0, 0}};
-static const Config GQA = {ARCH_LLAMA, 2, 32, 4, 2, 8, 48, 67, 64, 0, 1e-6, 500000, {0, 0, 0, 0}};
+static const Config GPT = CONFIG(ARCH_GPT2, 2, 32, 4, 4, 8, 128, 61, 32, 1, 1e-5, 0);
+static const Config GQA = CONFIG(ARCH_LLAMA, 2, 32, 4, 2, 8, 48, 67, 64, 0, 1e-6, 500000);
 
 static int splits_none(BlockKind kind) { return kind < 0; }
 static int splits_both(BlockKind kind) { return kind == BLOCK_ATTENTION || kind == BLOCK_MLP; }
@@ -695,7 +695,7 @@ static void test_killed_while_deleting(void) {
 
 /* 54 MB of weights and moments in fp32, 108 in fp64: saved and read by way of a few. */
 static void test_memory(void) {
-    static const Config large = {ARCH_LLAMA, 1, 32, 4, 2, 8, 48, 70001, 64, 0, 1e-6, 500000, {0, 0, 0, 0}};
+    static const Config large = CONFIG(ARCH_LLAMA, 1, 32, 4, 2, 8, 48, 70001, 64, 0, 1e-6, 500000);
     Model m;
     Saver s;
     Trouble why;

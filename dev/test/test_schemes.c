@@ -69,21 +69,31 @@ int MPI_Barrier(MPI_Comm c) {
 
 typedef enum { MODEL_GPT2, MODEL_MHA, MODEL_GQA, MODEL_FEW_KV, MODEL_TIED, MODEL_TWELVE, MODELS } TestModel;
 
-static const char *const MODEL_NAMES[MODELS] = {"gpt2", "llama-mha", "llama-gqa", "llama-1kv", "llama-gqa-tied",
-                                                "llama-12h"};
+static const char *const MODEL_NAMES[MODELS] = {"gpt2", "qwen2-mha", "llama-gqa", "qwen3-1kv", "qwen3-tied",
+                                                "smollm3-12h"};
 
-/* Two layers, all sizes different, so that a swapped one shows. */
+/* Two layers, all sizes different, so that a swapped one shows; every feature in one model or more: biases (of q, k, v,
+   of all), norms of q and k with heads that are not d / h, with KV heads that are split and that are shared, a layer
+   that does not rotate, a magnitude of rotation. */
 static Config test_config(TestModel model) {
-    Config gpt2 = {ARCH_GPT2, 2, 48, 8, 8, 0, 72, 53, 96, 1, 1e-5, 0, {0, 0, 0, 0}};
-    Config llama = {ARCH_LLAMA, 2, 48, 8, 8, 0, 72, 53, 96, 0, 1e-5, 10000, {0, 0, 0, 0}};
+    Config gpt2 = CONFIG(ARCH_GPT2, 2, 48, 8, 8, 0, 72, 53, 96, 1, 1e-5, 0);
+    Config llama = CONFIG(ARCH_LLAMA, 2, 48, 8, 8, 0, 72, 53, 96, 0, 1e-5, 10000);
     if (model == MODEL_GPT2) {
         config_check(&gpt2, "test");
         return gpt2;
     }
     if (model == MODEL_GQA) llama.kv_heads = 4;
-    if (model == MODEL_FEW_KV) llama.kv_heads = 1;
-    if (model == MODEL_TIED) llama.kv_heads = 2, llama.tied = 1;
-    if (model == MODEL_TWELVE) llama.heads = 12, llama.kv_heads = 3;
+    if (model == MODEL_MHA) llama.has |= HAS_QKV_BIAS;
+    if (model == MODEL_FEW_KV) llama.kv_heads = 1, llama.head_dim = 10, llama.has |= HAS_QK_NORM;
+    if (model == MODEL_TIED) llama.kv_heads = 2, llama.tied = 1, llama.has |= HAS_QK_NORM | HAS_QKV_BIAS | HAS_O_BIAS;
+    if (model == MODEL_TWELVE) {
+        /* a bias of k: 0 where nothing turns */
+        llama.heads = 12, llama.kv_heads = 3, llama.has |= HAS_O_BIAS | HAS_MLP_BIAS;
+        layer_add(&llama.no_rope, 0);
+        RopeScaling *yarn = &llama.rope_scaling;
+        yarn->kind = ROPE_YARN, yarn->factor = 4, yarn->original_max_pos = 24, yarn->beta_fast = 8,
+        yarn->beta_slow = 0.5;
+    }
     config_check(&llama, "test");
     return llama;
 }

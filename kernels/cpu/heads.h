@@ -18,14 +18,15 @@
 
 #include "parallel.h"
 
-static inline void rope_table_run(Device *dev, accum *table, TokenMap map, const double *inv_freq, i64 head_dim) {
+static inline void rope_table_run(Device *dev, accum *table, TokenMap map, const double *inv_freq, double magnitude,
+                                  i64 head_dim) {
     i64 half = head_dim / 2;
 #pragma omp parallel for num_threads(dev->threads) if (map.count * head_dim > SERIAL_BELOW)
     for (i64 t = 0; t < map.count; t++) {
         double position = (double)token_position(&map, t);
         for (i64 i = 0; i < half; i++) { /* the angle in double: at position 100000 a float angle is off by 0.004 */
-            table[(t * half + i) * 2] = (accum)cos(position * inv_freq[i]);
-            table[(t * half + i) * 2 + 1] = (accum)sin(position * inv_freq[i]);
+            table[(t * half + i) * 2] = (accum)(magnitude * cos(position * inv_freq[i]));
+            table[(t * half + i) * 2 + 1] = (accum)(magnitude * sin(position * inv_freq[i]));
         }
     }
 }

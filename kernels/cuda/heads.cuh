@@ -24,6 +24,7 @@ static constexpr int ROPE_WIDEST = 256, HEADS_EACH = 4;
 
 typedef struct {
     double half_turns[ROPE_WIDEST / 2]; /* per position: inv_freq / pi */
+    double magnitude;
 } RopeFrequencies;
 
 __global__ void __launch_bounds__(BLOCK) rope_table_kernel(accum *table, TokenMap map, RopeFrequencies f, i64 half) {
@@ -32,16 +33,18 @@ __global__ void __launch_bounds__(BLOCK) rope_table_kernel(accum *table, TokenMa
     i64 t = quotient(i, half);
     double s, c; /* the angle in double: at position 100000 a float angle is off by 0.004 */
     sincospi((double)map_position(map, t) * f.half_turns[i - t * half], &s, &c);
-    table[2 * i] = (float)c, table[2 * i + 1] = (float)s;
+    table[2 * i] = (float)(f.magnitude * c), table[2 * i + 1] = (float)(f.magnitude * s);
 }
 
-static inline void rope_table_run(Device *dev, accum *table, TokenMap map, const double *inv_freq, i64 head_dim) {
+static inline void rope_table_run(Device *dev, accum *table, TokenMap map, const double *inv_freq, double magnitude,
+                                  i64 head_dim) {
     i64 half = head_dim / 2;
     if (head_dim > ROPE_WIDEST)
         FAIL(THIS_RANK, "rope_table: a head dim of %lld is not taken, at most %d", head_dim, ROPE_WIDEST);
     if (map.count * half == 0) return;
     RopeFrequencies f;
     memset(&f, 0, sizeof f);
+    f.magnitude = magnitude;
     for (i64 i = 0; i < half; i++) f.half_turns[i] = inv_freq[i] / 3.14159265358979323846;
     LAUNCH(rope_table_kernel, blocks_for(map.count * half, BLOCK), BLOCK, 0, dev->state.stream, table, map, f, half);
 }
