@@ -333,7 +333,7 @@ static inline void flags_parse(Settings *s, FlagsGiven *given, int argc, char **
     if (s->min_lr > s->lr) FAIL(EVERYONE, "--min-lr %g is above --lr %g", s->min_lr, s->lr);
 }
 
-/* The flag part of --help; README carries the same text. */
+/* The flag part of --help; docs/flags.md carries the same text. */
 static inline void flags_help(FILE *f) {
     for (int i = 0; i < COUNT_OF(FLAGS); i++) {
         const Flag *flag = &FLAGS[i];

@@ -16,7 +16,7 @@ source scripts/common.sh
 copy=$(mktemp -d)
 data=$(mktemp -d)
 trap 'rm -rf "$copy" "$data"' EXIT
-python3 dev/data/text_to_shards.py --out "$data" README.md >/dev/null || exit 1
+python3 dev/data/text_to_shards.py --out "$data" train_gpt.cu >/dev/null || exit 1
 arch=$(make -s print-opt | grep -o -- '-m[^ ]*')
 n=0 failed=0 only=${1:-}
 
