@@ -13,8 +13,8 @@ An HTML comment on the line before a block says otherwise:
 and anywhere in a page
   <!-- not ours: --flag ... -->  flags of other programs: every other --flag must be one of ours
 
-Links lead somewhere, heading included; files that are named exist; docs/flags.md is what --help prints; the pictures
-are what draw.py draws; README.md has at most 8192 bytes. --update writes the flags page and the outputs that have
+Links lead somewhere, heading included; files that are named exist; papers are those that sources name; docs/flags.md is
+what --help prints; the pictures are what draw.py draws; README.md has at most 8192 bytes. --update writes the flags page and the outputs that have
 changed, instead of complaining. Needs train_gpt_cpu, train_gpt_sim and train_gpt_emu; Python 3.9 and nothing else.
 """
 import filecmp
@@ -68,7 +68,7 @@ class Block:
         self.varies = comment == "<!-- output varies -->"
 
     def commands(self):
-        """(first line, last line + 1, text) of each command; a backslash or a here-document goes on."""
+        """(first line, last line + 1, text) of each command; a backslash, a here-document and a loop go on."""
         found, i, prompt = [], 0, "$ " if self.language == "console" else ""
         while i < len(self.lines):
             first, line = i, self.lines[i]
@@ -76,7 +76,8 @@ class Block:
             if not line.startswith(prompt) or not line.strip():
                 continue
             text, here = line[len(prompt):], re.search(r"<<'?(\w+)'?", line)
-            while i < len(self.lines) and (text.endswith("\\") or (here and self.lines[i - 1] != here.group(1))):
+            while i < len(self.lines) and (text.endswith("\\") or (here and self.lines[i - 1] != here.group(1)) or
+                                           (text.startswith("for ") and self.lines[i - 1] != "done")):
                 text += "\n" + self.lines[i]
                 i += 1
             found.append((first, i, text))
@@ -150,7 +151,6 @@ def make_knows(target):
 def foreign_flags(page, ours):
     declared = {flag for line in re.findall(r"<!-- not ours: (.*?) -->", page.text, flags=re.S)
                 for flag in FLAG.findall(line)}
-    # a flag that is split by our own tools, too, needs no declaration
     used = set(FLAG.findall(re.sub(r"<!--.*?-->", "", page.text, flags=re.S)))
     for flag in sorted(used - ours - declared):
         yield f"{flag}: neither --help nor a script knows it"
@@ -158,10 +158,18 @@ def foreign_flags(page, ours):
         yield f"{flag}: declared as not ours, and not there"
 
 
+def unknown_papers(text):
+    """Papers that no source names: a wrong digit, most likely."""
+    sources = [read(path) for pattern in ("*.h", "*.cu", "core/*.h", "kernels/*.h", "kernels/*/*.*h")
+               for path in glob.glob(os.path.join(ROOT, pattern))]
+    known = {paper for source in sources for paper in re.findall(r"arXiv:(\d{4}\.\d{5})", source)}
+    return set(re.findall(r"\b\d{4}\.\d{5}\b", text)) - known
+
+
 def our_flags(helps):
     texts = list(helps.values())
-    for pattern in ("Makefile", "scripts/*", "dev/*.sh", "dev/*/*.sh", "dev/*/*.py", "docs/pictures/*.py"):
-        texts += [read(path) for path in glob.glob(os.path.join(ROOT, pattern)) if not path.endswith("check_docs.py")]
+    for pattern in ("Makefile", "scripts/*", "dev/*.sh", "dev/[!t]*/*.sh", "dev/[!t]*/*.py"):
+        texts += [read(path) for path in glob.glob(os.path.join(ROOT, pattern))]  # tests name wrong ones on purpose
     return {flag for text in texts for flag in FLAG.findall(text)}
 
 
@@ -347,7 +355,7 @@ def check_page(page, pages, ours):
     why += [f"a command in a block of text: {line}" for line in hidden]
     ok(not why, f"{page.path}: blocks", why)
     for what, found in (("links", dead_links(page, pages)), ("files and targets", missing_files(page)),
-                        ("flags", foreign_flags(page, ours))):
+                        ("flags", foreign_flags(page, ours)), ("papers", unknown_papers("\n".join(page.prose)))):
         why = sorted(set(found))
         ok(not why, f"{page.path}: {what}", why)
 
@@ -374,6 +382,8 @@ def main():
         _, stale, lost = filecmp.cmpfiles(work, "docs/pictures", drawn, shallow=False)
         stale += sorted(set(os.path.basename(p) for p in glob.glob("docs/pictures/*.svg")) - set(drawn))
         ok(not stale + lost, f"the {len(drawn)} pictures are what docs/pictures/draw.py draws", stale + lost)
+    why = unknown_papers(read("CITATION.cff"))
+    ok(not why, "CITATION.cff: papers are those that sources name", why)
     ours = our_flags(helps)
     with tempfile.TemporaryDirectory() as work:
         environment = tools(work)

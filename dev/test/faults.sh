@@ -6,6 +6,7 @@
 #            mpirun) and arguments
 #   emulated the same for a kernel of kernels/cuda and its test under the emulator
 #   caught   the same for the program itself: the error with which it must stop, ranks, flags
+#   misread  the same for a page of the documentation and check_docs.py
 #   trained  the same for the CUDA program under the emulator, in an environment (dev/emu/runtime.h): it ends
 #            otherwise than without
 # faults.sh WORDS: only those whose name holds WORDS. Prints TAP, a line a fault. Takes some fifteen minutes on two
@@ -99,6 +100,27 @@ emulated() { # emulated WHAT FILE SED TEST [ARGS...]
             "checks$(grep -m 1 '^emulator' "$copy/log" | sed 's/^/; /' | cut -c 1-120)"
     else
         echo "not ok $n - $what: $test did not see it"
+        failed=$((failed + 1))
+    fi
+}
+
+misread() { # misread WHAT FILE SED PAGE PATTERN: checking PAGE fails where PATTERN says
+    local what=$1 file=$2 expression=$3 page=$4 pattern=$5
+    [[ $what == *"$only"* ]] || return
+    n=$((n + 1))
+    make -s train_gpt_cpu train_gpt_sim train_gpt_emu >/dev/null || exit 1
+    rm -rf "${copy:?}"/*
+    cp -r Makefile ./*.md CITATION.cff docs train_gpt.cu ./*.h core kernels sim dev scripts "$copy"
+    ln -s "$PWD"/train_gpt_{cpu,sim,emu} "$copy"
+    sed -i -E "$expression" "$copy/$file"
+    if cmp -s "$file" "$copy/$file"; then
+        echo "not ok $n - $what: the fault could not be planted in $file"
+        failed=$((failed + 1))
+    elif ! python3 "$copy/dev/test/check_docs.py" "$page" >"$copy/log" 2>&1 &&
+        [[ $(grep -c '^not ok' "$copy/log") -eq $(grep -cE "^not ok.*$pattern" "$copy/log") ]]; then
+        echo "ok $n - $what: $(grep -m 1 -oE "$pattern.*" "$copy/log" | cut -c 1-110)"
+    else
+        echo "not ok $n - $what: check_docs.py did not see it where '$pattern' is: $(grep -m 1 '^not ok' "$copy/log")"
         failed=$((failed + 1))
     fi
 }
@@ -543,6 +565,28 @@ caught 'schedule: a rank takes another branch in the run' ulysses.h \
     'this rank has taken another branch than the plan .rank 2' 4 --sp ulysses --selfcheck off
 caught 'a rate above the peak' core/rate.h \
     's/double peak = p->flops/double peak = 1e-9 * p->flops/' 'times the peak' 2 --peak-tflops 1
+misread 'pages: a dead link' README.md 's#docs/running\.md#docs/runing.md#' README.md 'README.md: links'
+misread 'pages: a heading that has gone' docs/gpus.md 's/^## Check a machine/## Try a machine/' docs/testing.md \
+    'testing.md: links'
+misread 'pages: a flag that nobody knows' docs/running.md 's/`--on-spike`/`--on-spikes`/' docs/running.md \
+    'running.md: flags'
+misread 'pages: an old page of flags' docs/flags.md 's/in a sequence, L, over all ranks \[256\]/& or so/' docs/flags.md \
+    'flags.md is what --help prints'
+misread 'pages: a file that has gone' docs/testing.md 's/test_gradients\.c/test_gradient.c/' docs/testing.md \
+    'testing.md: files and targets'
+misread 'pages: a command that is refused' docs/data.md 's/--seq-len 32 /--seq-len 33 /' docs/data.md \
+    'data.md:[0-9]+: mpirun'
+misread 'pages: a run for GPUs that is refused' docs/gpus.md 's/--dp 2 --batch 8/--dp 3 --batch 8/' docs/gpus.md \
+    'gpus.md:[0-9]+: not run, needs Slurm'
+misread 'pages: an output that has changed' docs/data.md 's/18,720 tokens/18,721 tokens/' docs/data.md \
+    'data.md:[0-9]+: python3'
+misread 'pages: a command among text' docs/running.md 's/^s < W  /$ make\n&/' docs/running.md 'running.md: blocks'
+misread 'pages: a block without a language' docs/design.md '0,/^```text/s//```/' docs/design.md 'design.md: blocks'
+misread 'pages: no reason why a block is not run' docs/checkpoints.md 's/not run: takes hours/not run: boring/' \
+    docs/checkpoints.md 'checkpoints.md:[0-9]+: not run'
+misread 'pages: an old picture' docs/pictures/ring.svg 's/dKV/dVK/' docs/design.md 'pictures are what'
+misread 'pages: a paper with a wrong digit' CITATION.cff 's/2310\.01889/2310.01899/' docs/design.md 'CITATION.cff'
+misread 'pages: a README that grows' README.md '$a\'"$(printf '%08192d' 0)" docs/design.md 'README.md has'
 }
 echo "1..$n"
 exit $((failed > 0))
