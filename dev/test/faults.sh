@@ -274,6 +274,20 @@ fault 'final norm bias gradient dropped' train_gpt.cu \
     's/dx \+ own, g\[T_NORM\], g\[T_NORM_BIAS\], xn/dx + own, g[T_NORM], NULL, xn/' test_gradients 1
 fault 'positions of the embedding gradient' train_gpt.cu \
     's/z->dweight\[T_WPE\], dx/NULL, dx/' test_gradients 1
+fault "models: a query norm's gradient passes through" core/blocks.h \
+    's/\+ +s->q_raw, 0, n\);|s->q_raw, 0, n\);/normed, 0, n);/' test_models 1
+fault "models: values are normed, keys are not" core/blocks.h \
+    's/parts_merge\(dev, kv, apart, 2, rows, width\);/(void)0;/' test_models 1
+fault 'models: yarn without its magnitude' core/rope.h \
+    's/if \(s->kind != ROPE_YARN\) return 1;/return 1;/' test_models 1
+fault "models: yarn's ramp ends between pairs" core/rope.h \
+    's/if \(!s->exact_ramp\) low/if (0) low/' test_models 1
+fault 'models: dynamic scaling forgets how long the sequence is' core/rope.h \
+    's/past > 1\) theta/past > 9) theta/' test_models 1
+fault 'models: longrope takes the other list' core/rope.h \
+    's/L > s->original_max_pos \?/L <= s->original_max_pos ?/' test_models 1
+fault 'models: layers without rotation rotate' train_gpt.cu \
+    's/layer_in\(&m->config.no_rope, l\) \? NULL : m->rope/m->rope/' test_models 1
 fault 'a measured peak stops a run' kernels/cpu/device.h \
     '/^static inline int device_peak_is_stated/,/^}/s/return 0;/return 1;/' test_host 1
 fault 'a peak that was given stops nothing' core/rate.h \
