@@ -107,11 +107,13 @@ fault() { # fault WHAT FILE SED TEST RANKS [ARGS...]
     local what=$1 file=$2 expression=$3 test=$4 ranks=$5 code
     shift 5
     plant "$what" "$file" "$expression" "dev/test/$test.c" "$test" || return
+    mkdir -p "$copy/tmp"
     if [[ $ranks == alone ]]; then timeout 600 "$copy/$test" "$@" >"$copy/log" 2>&1
-    else run_ranks -t 600 "$ranks" "$copy/$test" "$@" >"$copy/log" 2>&1; fi
+    else TMPDIR=$copy/tmp CHECKS=first run_ranks -t 600 "$ranks" "$copy/$test" "$@" >"$copy/log" 2>&1; fi
     code=$?
     if [ $code -ne 0 ] && grep -qE '^not ok|^train_gpt: error|signal|An error occurred in MPI' "$copy/log"; then
-        echo "ok $n - $what: $test fails $(grep -c '^not ok' "$copy/log") checks"
+        echo "ok $n - $what: $test: $({ grep '^not ok' "$copy/log" || grep -E 'error:|signal' "$copy/log"; } |
+            head -n 1 | cut -c 1-120)"
     else
         echo "not ok $n - $what: $test did not see it"
         failed=$((failed + 1))
