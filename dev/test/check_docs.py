@@ -5,6 +5,7 @@ Every fenced block has a language. What is in one:
   sh       commands; all blocks of a page run in their order, in a fresh folder that looks like this repository
   console  "$ COMMAND" and what it prints, which is compared; a line `...` stands for any lines; where "error:" is
            printed, the command must fail
+  c, diff  lines that stand in a source (of a diff: those that it leaves), but for `...`
   others   no commands
 An HTML comment on the line before a block says otherwise:
   <!-- not run: REASON -->     REASON is one of REASONS. What it names must exist all the same, and a ./train_gpt in
@@ -14,8 +15,9 @@ and anywhere in a page
   <!-- not ours: --flag ... -->  flags of other programs: every other --flag must be one of ours
 
 Links lead somewhere, heading included; files that are named exist; papers are those that sources name; docs/flags.md is
-what --help prints; the pictures are what draw.py draws; README.md has at most 8192 bytes. --update writes the flags page and the outputs that have
-changed, instead of complaining. Needs train_gpt_cpu, train_gpt_sim and train_gpt_emu; Python 3.9 and nothing else.
+what --help prints; the pictures are what draw.py draws; README.md has at most 8192 bytes. --update writes the flags
+page and the outputs that have changed, instead of complaining. Needs train_gpt_cpu, train_gpt_sim and train_gpt_emu;
+Python 3.9 and nothing else.
 """
 import filecmp
 import glob
@@ -57,7 +59,7 @@ def write(path, text):
         file.write(text)
 
 
-# ---- pages ------------------------------------------------------------------------------------------------------------
+# ---- pages -----------------------------------------------------------------------------------------------------------
 
 
 class Block:
@@ -68,7 +70,7 @@ class Block:
         self.varies = comment == "<!-- output varies -->"
 
     def commands(self):
-        """(first line, last line + 1, text) of each command; a backslash, a here-document and a loop go on."""
+        """(first line, last line + 1, text) of each command; a backslash, a pipe, a here-document, a loop go on."""
         found, i, prompt = [], 0, "$ " if self.language == "console" else ""
         while i < len(self.lines):
             first, line = i, self.lines[i]
@@ -76,7 +78,8 @@ class Block:
             if not line.startswith(prompt) or not line.strip():
                 continue
             text, here = line[len(prompt):], re.search(r"<<'?(\w+)'?", line)
-            while i < len(self.lines) and (text.endswith("\\") or (here and self.lines[i - 1] != here.group(1)) or
+            while i < len(self.lines) and (text.endswith(("\\", "|")) or
+                                           (here and self.lines[i - 1] != here.group(1)) or
                                            (text.startswith("for ") and self.lines[i - 1] != "done")):
                 text += "\n" + self.lines[i]
                 i += 1
@@ -158,12 +161,26 @@ def foreign_flags(page, ours):
         yield f"{flag}: declared as not ours, and not there"
 
 
+def sources():
+    return [read(path) for pattern in ("*.h", "*.cu", "core/*.h", "kernels/*.h", "kernels/*/*.*h")
+            for path in glob.glob(os.path.join(ROOT, pattern))]
+
+
 def unknown_papers(text):
     """Papers that no source names: a wrong digit, most likely."""
-    sources = [read(path) for pattern in ("*.h", "*.cu", "core/*.h", "kernels/*.h", "kernels/*/*.*h")
-               for path in glob.glob(os.path.join(ROOT, pattern))]
-    known = {paper for source in sources for paper in re.findall(r"arXiv:(\d{4}\.\d{5})", source)}
+    known = {paper for source in sources() for paper in re.findall(r"arXiv:(\d{4}\.\d{5})", source)}
     return set(re.findall(r"\b\d{4}\.\d{5}\b", text)) - known
+
+
+def old_code(page, code):
+    """Lines of C that no source has any more."""
+    for block in page.blocks:
+        for line in block.lines if block.language in ("c", "diff") else ():
+            if block.language == "diff" and line[:1] in "-@":
+                continue
+            bare = (line[1:] if block.language == "diff" and line != "..." else line).strip()
+            if bare and bare != "..." and bare not in code:
+                yield f"line {block.line}: {bare}"
 
 
 def our_flags(helps):
@@ -173,7 +190,7 @@ def our_flags(helps):
     return {flag for text in texts for flag in FLAG.findall(text)}
 
 
-# ---- the flags page ---------------------------------------------------------------------------------------------------
+# ---- the flags page --------------------------------------------------------------------------------------------------
 
 FLAGS_HEAD = """# Flags
 
@@ -214,7 +231,7 @@ def flags_page(helps):
     return FLAGS_HEAD % (helps["train_gpt_cpu"], differs("train_gpt_emu"), differs("train_gpt_sim"))
 
 
-# ---- running ----------------------------------------------------------------------------------------------------------
+# ---- running ---------------------------------------------------------------------------------------------------------
 
 MPIRUN = """#!/usr/bin/env bash
 # mpirun as a page writes it, started as this machine needs it
@@ -344,10 +361,10 @@ def updated(page):
     return "\n".join(out)
 
 
-# ---- all of it --------------------------------------------------------------------------------------------------------
+# ---- all of it -------------------------------------------------------------------------------------------------------
 
 
-def check_page(page, pages, ours):
+def check_page(page, pages, ours, code):
     text = "\n".join(line for block in page.blocks if block.language not in ("sh", "console") for line in block.lines)
     hidden = re.findall(r"^(?:\$ |mpirun |\./train_gpt|bash scripts/|python3 |make ).*", text, flags=re.M)
     why = [f"line {block.line}: a block without a language" for block in page.blocks if not block.language]
@@ -355,7 +372,8 @@ def check_page(page, pages, ours):
     why += [f"a command in a block of text: {line}" for line in hidden]
     ok(not why, f"{page.path}: blocks", why)
     for what, found in (("links", dead_links(page, pages)), ("files and targets", missing_files(page)),
-                        ("flags", foreign_flags(page, ours)), ("papers", unknown_papers("\n".join(page.prose)))):
+                        ("flags", foreign_flags(page, ours)), ("papers", unknown_papers("\n".join(page.prose))),
+                        ("code", old_code(page, code))):
         why = sorted(set(found))
         ok(not why, f"{page.path}: {what}", why)
 
@@ -384,13 +402,13 @@ def main():
         ok(not stale + lost, f"the {len(drawn)} pictures are what docs/pictures/draw.py draws", stale + lost)
     why = unknown_papers(read("CITATION.cff"))
     ok(not why, "CITATION.cff: papers are those that sources name", why)
-    ours = our_flags(helps)
+    ours, code = our_flags(helps), {line.strip() for source in sources() for line in source.split("\n")}
     with tempfile.TemporaryDirectory() as work:
         environment = tools(work)
         for path, page in pages.items():
             if wanted and path not in wanted:
                 continue
-            check_page(page, pages, ours)
+            check_page(page, pages, ours, code)
             run_page(page, work, environment, update)
             if update and updated(page) != page.text:
                 write(path, updated(page))

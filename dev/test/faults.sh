@@ -600,6 +600,8 @@ misread 'pages: a command among text' docs/running.md 's/^s < W  /$ make\n&/' do
 misread 'pages: a block without a language' docs/design.md '0,/^```text/s//```/' docs/design.md 'design.md: blocks'
 misread 'pages: no reason why a block is not run' docs/checkpoints.md 's/not run: takes hours/not run: boring/' \
     docs/checkpoints.md 'checkpoints.md:[0-9]+: not run'
+misread 'pages: code that has changed' CONTRIBUTING.md 's/i64_max\(1, c->kv_heads/i64_max(2, c->kv_heads/' \
+    CONTRIBUTING.md 'CONTRIBUTING.md: code'
 misread 'pages: an old picture' docs/pictures/ring.svg 's/dKV/dVK/' docs/design.md 'pictures are what'
 misread 'pages: a paper with a wrong digit' CITATION.cff 's/2310\.01889/2310.01899/' docs/design.md 'CITATION.cff'
 misread 'pages: a README that grows' README.md '$a\'"$(printf '%08192d' 0)" docs/design.md 'README.md has'

@@ -14,7 +14,8 @@ STYLE = """
   .tip { fill: #59636e } .box { fill: #f6f8fa; stroke: #d1d9e0 } .op { fill: #fff1e5; stroke: #bc4c00 }
   .all { fill: #afb8c1 } .r0 { fill: #4477aa } .r1 { fill: #66ccee } .r2 { fill: #228833 } .r3 { fill: #ccbb44 }
   .edge { fill: none; stroke: #59636e } .grid { stroke: #d1d9e0; fill: none }
-  .c0 { stroke: #4477aa } .c1 { stroke: #228833 } .c2 { stroke: #ccbb44 } .c3 { stroke: #aa3377 } .c4 { stroke: #bc4c00 }
+  .c0 { stroke: #4477aa } .c1 { stroke: #228833 } .c2 { stroke: #ccbb44 } .c3 { stroke: #aa3377 }
+  .c4 { stroke: #bc4c00 }
   .curve { fill: none; stroke-width: 2.5 }
   @media (prefers-color-scheme: dark) {
     .page { fill: #0d1117 } text { fill: #e6edf3 } .quiet { fill: #9198a1 } .line, .edge { stroke: #9198a1 }
@@ -77,10 +78,15 @@ def block(x, y, name, lies, weights, backward):
     """Attention or MLP: its activations, and under them its weights."""
     out = [f'<rect x="{x}" y="{y - 18}" width="130" height="{HEIGHT - 18}" rx="6" class="box"/>',
            text(x + 65, y - 3, name, "small quiet", "middle")]
-    out += square(x + 37, y + 4, "tokens" if lies == "ring" else lies)
+    out += square(x + 37, y + 4, "tokens" if lies in ("ring", "gather") else lies)
     if lies == "ring":
         out.append(f'<path d="M{x + 102} {y + 54} a12 24 0 1 0 0 -44" class="line"/>')
         out.append(f'<path d="M{x + 110} {y + 7} L{x + 100} {y + 10} L{x + 107} {y + 17} Z" class="tip"/>')
+    elif lies == "gather":  # from every rank to every rank
+        out.append(f'<path d="M{x + 104} {y + 12} V{y + 52}" class="line"/>')
+        for tip, end in ((y + 5, y + 14), (y + 59, y + 50)):
+            out.append(f'<path d="M{x + 104} {tip} L{x + 99} {end} H{x + 109} Z" class="tip"/>')
+    if lies in ("ring", "gather"):
         out.append(text(x + 32, y + 28, "KV", "small", "end"))
         if backward:
             out.append(text(x + 32, y + 44, "dKV", "small", "end"))
@@ -117,7 +123,8 @@ def page(height, title, parts, width=WIDTH):
 
 
 def legend(y):
-    out = [text(X["label"] + 6, y + 22, "A square: the activations of one layer, tokens down, features across.", "small")]
+    out = [text(X["label"] + 6, y + 22, "A square: the activations of one layer, tokens down, features across.",
+                "small")]
     x = 440
     for r in range(4):
         out.append(f'<rect x="{x}" y="{y + 10}" width="16" height="16" class="r{r}"/>')
