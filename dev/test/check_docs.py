@@ -34,6 +34,7 @@ PROGRAMS = ("train_gpt_cpu", "train_gpt_sim", "train_gpt_emu")
 REASONS = re.compile(r"needs (GPUs|a cluster|the Internet|torch|Slurm|root|your data)|takes (minutes|hours)|run by \S+")
 FLAGS_PAGE = "docs/flags.md"
 FOLDERS = r"(?:core|kernels|dev|scripts|sim|docs|\.ci)"
+LINKED = FOLDERS + r"|Makefile|LICENSE|.*\.(?:h|cu|md|cff)|train_gpt_(?:cpu|fp64|sim|emu)"
 FLAG = re.compile(r"(?<![\w-])--[a-z][a-z0-9]*(?:-[a-z0-9]+)*")
 
 checks, failures = 0, 0
@@ -258,7 +259,7 @@ def fresh_folder(work):
     """The repository as links, for a page's commands: what they write lies beside the links."""
     folder = tempfile.mkdtemp(dir=work)
     for name in os.listdir(ROOT):
-        if name not in ("runs", "data", "build", ".git"):
+        if re.fullmatch(LINKED, name):  # not what somebody who followed a page has left here
             os.symlink(os.path.join(ROOT, name), os.path.join(folder, name))
     return folder
 
