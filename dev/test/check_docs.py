@@ -129,6 +129,13 @@ def dead_links(page, pages):
             yield f"{target}: no such heading in {path}"
 
 
+def unlisted(pages):
+    """Pages that docs/README.md does not list."""
+    listed = re.findall(r"\]\(([^)\s#]+)", pages["docs/README.md"].text)
+    paths = {os.path.normpath(os.path.join("docs", target)) for target in listed}
+    return sorted(path for path in pages if path not in paths | {"docs/README.md"})
+
+
 def named(page):
     """Code of a page: inline spans and blocks."""
     prose = re.sub(r"<!--.*?-->", "", "\n".join(page.prose), flags=re.S)
@@ -401,6 +408,8 @@ def main():
         _, stale, lost = filecmp.cmpfiles(work, "docs/pictures", drawn, shallow=False)
         stale += sorted(set(os.path.basename(p) for p in glob.glob("docs/pictures/*.svg")) - set(drawn))
         ok(not stale + lost, f"the {len(drawn)} pictures are what docs/pictures/draw.py draws", stale + lost)
+    why = unlisted(pages)
+    ok(not why, "docs/README.md lists every page", why)
     why = unknown_papers(read("CITATION.cff"))
     ok(not why, "CITATION.cff: papers are those that sources name", why)
     ours, code = our_flags(helps), {line.strip() for source in sources() for line in source.split("\n")}
