@@ -124,33 +124,44 @@ static inline void mlp_activation(Model *m, real *act, const real *pre, i64 rows
     else gelu_forward(&m->dev, act, pre, rows * ffn_l);
 }
 
-/* out (rows, C) = down(act(up(xn))), a partial sum where ffn_l is only this rank's part; s->pre is kept. */
-static inline void mlp_body_forward(Model *m, MlpSaved *s, real *out, const real *xn, i64 rows, i64 ffn_l) {
+/* Where the first product of the MLP goes: (rows, gates * ffn_l) that are kept, or a buffer of the caller's mark. */
+static inline real *mlp_pre(Model *m, const MlpSaved *s, i64 rows, i64 ffn_l) {
+    return s->pre ? s->pre : take_real(m, MEM_WORKSPACE, rows * mlp_gates(&m->config) * ffn_l);
+}
+
+/* pre (rows, gates * ffn_l) = up(xn (rows, C)) */
+static inline void mlp_up(Model *m, real *pre, const real *xn, i64 rows, i64 ffn_l) {
     real **w = m->zero.weight;
     i64 C = m->config.dim, width = mlp_gates(&m->config) * ffn_l;
+    linear_forward(&m->dev, pre, width, xn, w[mlp_first(m)], w[mlp_first_bias(m)], rows, C, width);
+}
+
+/* out (rows, C) = down(act(up(xn))), a partial sum where ffn_l is only this rank's part; xn's place is free as soon
+   as up has read it. */
+static inline void mlp_body_forward(Model *m, MlpSaved *s, real *out, const real *xn, i64 rows, i64 ffn_l) {
+    i64 C = m->config.dim;
     ArenaMark mark = arena_mark(&m->arena);
-    real *act = take_real(m, MEM_WORKSPACE, rows * ffn_l);
+    real *pre = mlp_pre(m, s, rows, ffn_l), *act = take_real(m, MEM_WORKSPACE, rows * ffn_l);
     zero_prefetch(&m->zero);
-    linear_forward(&m->dev, s->pre, width, xn, w[mlp_first(m)], w[mlp_first_bias(m)], rows, C, width);
-    mlp_activation(m, act, s->pre, rows, ffn_l);
-    linear_forward(&m->dev, out, C, act, w[T_DOWN], NULL, rows, ffn_l, C);
+    mlp_up(m, pre, xn, rows, ffn_l);
+    mlp_activation(m, act, pre, rows, ffn_l);
+    linear_forward(&m->dev, out, C, act, m->zero.weight[T_DOWN], NULL, rows, ffn_l, C);
     arena_release(&m->arena, mark);
 }
 
-/* dxn (rows, C) and dpre (rows, gates * ffn_l) for dout (rows, C), whose place dxn may take; adds to the
+/* dxn (rows, C) and dpre (rows, gates * ffn_l) for dout (rows, C), whose place dxn may take, and pre; adds to the
    gradient of the down projection. */
-static inline void mlp_body_backward_input(Model *m, MlpSaved *s, real *dxn, real *dpre, const real *dout, i64 rows,
+static inline void mlp_body_backward_input(Model *m, const real *pre, real *dxn, real *dpre, const real *dout, i64 rows,
                                            i64 ffn_l) {
     real **w = m->zero.weight;
     Device *dev = &m->dev;
     i64 C = m->config.dim, width = mlp_gates(&m->config) * ffn_l;
     ArenaMark mark = arena_mark(&m->arena);
     real *act = take_real(m, MEM_WORKSPACE, rows * ffn_l);
-    zero_prefetch(&m->zero);
     /* act's gradient, until the next operation computes act again */
     linear_backward_input(dev, act, dout, C, w[T_DOWN], rows, ffn_l, C, 0);
-    if (m->config.has & HAS_GATE) swiglu_backward(dev, dpre, act, s->pre, rows, ffn_l);
-    else gelu_backward(dev, dpre, act, s->pre, rows * ffn_l);
+    if (m->config.has & HAS_GATE) swiglu_backward(dev, dpre, act, pre, rows, ffn_l);
+    else gelu_backward(dev, dpre, act, pre, rows * ffn_l);
     linear_backward_weight(dev, m->zero.dweight[T_DOWN], act, dout, C, rows, ffn_l, C);
     linear_backward_input(dev, dxn, dpre, width, w[mlp_first(m)], rows, C, width, 0);
     arena_release(&m->arena, mark);
@@ -170,9 +181,11 @@ static inline void local_mlp_forward(Model *m, MlpSaved *s, real *out, const rea
 static inline void local_mlp_backward(Model *m, MlpSaved *s, real *dxn, const real *dout, const real *xn) {
     i64 rows = own_rows(m), ffn = m->config.ffn;
     ArenaMark mark = arena_mark(&m->arena);
-    real *dpre = take_real(m, MEM_WORKSPACE, rows * mlp_gates(&m->config) * ffn);
+    real *dpre = take_real(m, MEM_WORKSPACE, rows * mlp_gates(&m->config) * ffn), *pre = mlp_pre(m, s, rows, ffn);
+    zero_prefetch(&m->zero);
     if (m->zero.dweight[T_DOWN_BIAS]) bias_backward(&m->dev, m->zero.dweight[T_DOWN_BIAS], dout, rows, m->config.dim);
-    mlp_body_backward_input(m, s, dxn, dpre, dout, rows, ffn);
+    if (m->recompute) mlp_up(m, pre, xn, rows, ffn);
+    mlp_body_backward_input(m, pre, dxn, dpre, dout, rows, ffn);
     mlp_body_backward_weight(m, dpre, xn, rows, ffn);
     arena_release(&m->arena, mark);
 }
@@ -207,17 +220,28 @@ static inline i64 visitor_last(const Model *m) {
 
 /* ---- attention of this rank's heads over its ring-local tokens --------------------------------------------------- */
 
-/* out (L/R, B, C) = attention of xn (L/R, B, C) with this rank's heads and its columns of the output projection,
-   without bias: everything where all heads are here, a partial sum where the head axis has split them. */
-static inline void heads_attention_forward(Model *m, AttentionSaved *s, real *out, const real *xn) {
+/* s->out and s->lse from s->q and s->kv. A repetition finds them where they were kept. */
+static inline void attend(Model *m, AttentionSaved *s) {
+    if (m->phase == PHASE_BACKWARD && m->recompute == RECOMPUTE_ATTENTION_KEPT) zero_prefetch(&m->zero);
+    else m->context->forward(m, s);
+}
+
+/* All that attention keeps, from xn (L/R, B, C), with this rank's heads. */
+static inline void heads_attend(Model *m, AttentionSaved *s, const real *xn) {
     i64 rows = ring_rows(m), HS = m->config.head_dim;
     project_q(m, s, s->q, xn, rows, m->heads_l);
     project_kv(m, s, s->kv, xn, rows, m->kv_heads_l);
     queries_pack(&m->dev, s->q, s->q, s->rope, rows, m->B, m->heads_l, HS, 1);
     kv_pack(&m->dev, s->kv, s->kv, s->rope, rows, m->B, m->kv_heads_l, HS, 1);
-    m->context->forward(m, s);
-    linear_forward(&m->dev, out, m->config.dim, s->out, m->zero.weight[T_O], NULL, rows, m->heads_l * HS,
-                   m->config.dim);
+    attend(m, s);
+}
+
+/* out (L/R, B, C) = attention of xn (L/R, B, C) with this rank's heads and its columns of the output projection,
+   without bias: everything where all heads are here, a partial sum where the head axis has split them. */
+static inline void heads_attention_forward(Model *m, AttentionSaved *s, real *out, const real *xn) {
+    heads_attend(m, s, xn);
+    linear_forward(&m->dev, out, m->config.dim, s->out, m->zero.weight[T_O], NULL, ring_rows(m),
+                   m->heads_l * m->config.head_dim, m->config.dim);
 }
 
 /* Backward up to the projections: gradients of q and kv as projected, the latter complete
@@ -269,6 +293,7 @@ static inline void local_attention_backward(Model *m, AttentionSaved *s, real *d
     i64 rows = ring_rows(m);
     ArenaMark mark = arena_mark(&m->arena);
     zero_prefetch(&m->zero);
+    if (m->recompute) heads_attend(m, s, xn);
     if (m->zero.dweight[T_O_BIAS]) bias_backward(&m->dev, m->zero.dweight[T_O_BIAS], dout, rows, m->config.dim);
     HeadsBackward h = heads_backward(m, s, dout);
     project_q_backward_input(m, dxn, h.dq, rows, m->heads_l);

@@ -132,8 +132,9 @@ static const Flag FLAGS[] = {
      "a loss so many standard deviations above the mean of the last 20 or so is a jump; 0: none is"},
     {NULL, "seed", FLAG_INT, AT(seed), "42", 0, COUNT_MAX, NULL,
      "of the initial weights and of --shuffle: the same numbers on every mesh"},
-    {NULL, "recompute", FLAG_CHOICE, AT(recompute), "none", 0, 0, "none|full",
-     "full: keep only each block's input, repeat its forward in backward"},
+    {NULL, "recompute", FLAG_CHOICE, AT(recompute), "none", 0, 0, "none|attention-kept|full",
+     "full: keep only each block's input, make the rest again in backward; attention-kept: all but attention, whose "
+     "output and log-sum-exp are kept"},
     {NULL, "eval-every", FLAG_INT, AT(eval_every), "0", 0, 1e12, NULL,
      "validate every so many steps and at the end; 0: only at the end"},
     {NULL, "eval-batches", FLAG_INT, AT(eval_batches), "20", 0, 1e12, NULL,

@@ -180,13 +180,17 @@ fault 'ignored targets counted' core/data.h \
 fault 'micro-batches read the same sequences' train_gpt.cu \
     's/\(micro \* m->mesh/(0 * micro * m->mesh/' $S
 fault 'recompute skips the norm' train_gpt.cu \
-    's/if \(m->recompute\) block_forward\(m, kind, l, s->x, NULL, dxn\);//' $S
+    's/if \(m->recompute\) norm_forward\(.*s->x, NULL\);//; s/^    else norm_recompute/    norm_recompute/' $S
 fault 'ledger counts its own part' core/comm.h \
     '0,/COMM_ALL_GATHER, t, \(c->size - 1\)/s//COMM_ALL_GATHER, t, (c->size)/' $S
 fault 'closed form of the ring forgotten' train_gpt.cu \
     's/^    m->context->volume\(.*//' $S
 fault 'closed form without the repeated forward' train_gpt.cu \
-    's/if \(m->recompute\) ledger_expect_repeat.*//' $S
+    's/, m->recompute \&\& m->scheme->repeats_exchange\)/, 0)/' $S
+fault 'levers: attention made again although it is kept' core/blocks.h \
+    's/if \(m->phase == PHASE_BACKWARD \&\& .*KEPT\) zero_prefetch/if (0) zero_prefetch/' test_levers 4
+fault 'levers: one place for what every layer keeps of attention' train_gpt.cu \
+    's/if \(l > 0 \&\& m->recompute == RECOMPUTE_ATTENTION_KEPT\)/if (0)/' test_levers 4
 fault 'closed form of ulysses off' ulysses.h \
     's/2 \* c->dim \/ N/c->dim \/ N/' $S
 fault 'arena: a buffer the plan does not see' train_gpt.cu \
