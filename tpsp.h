@@ -138,23 +138,31 @@ static inline void tpsp_mlp_forward(Model *m, MlpSaved *s, real *out, const real
     arena_release(&m->arena, mark);
 }
 
-/* As in attention: the normed input comes under the down projection's backward, or first. */
+/* As in attention: the normed input comes under the down projection's backward, or first, where every tile needs it.
+   The sum of the input gradient leaves before the last tile's weights. */
 static inline void tpsp_mlp_backward(Model *m, MlpSaved *s, real *dxn, const real *dout, const real *xn) {
     Tag t = tag(BLOCK_MLP, PHASE_BACKWARD, WHAT_ACTIVATION);
-    i64 rows = ring_rows(m), ffn_l = m->config.ffn / m->mesh.shape.head;
+    i64 rows = ring_rows(m), last;
     ArenaMark mark = arena_mark(&m->arena);
-    Entering first = tp_enter(m, t, m->recompute ? xn : dout);
+    MlpTiles tiles = mlp_tiles(m, s, rows, m->config.ffn / m->mesh.shape.head, 1);
+    int early = m->recompute || tiles.tile < rows;
+    Entering first = tp_enter(m, t, early ? xn : dout);
     tp_bias_backward(m, T_DOWN_BIAS, dout);
     tp_arrived(m, &first);
-    Entering second = tp_enter(m, t, m->recompute ? dout : xn);
+    Entering second = tp_enter(m, t, early ? dout : xn);
     zero_prefetch(&m->zero);
-    real *pre = mlp_pre(m, s, rows, ffn_l), *dpre = take_real(m, MEM_WORKSPACE, rows * mlp_gates(&m->config) * ffn_l);
-    if (m->recompute) mlp_up(m, pre, first.rows, rows, ffn_l), tp_arrived(m, &second);
-    Entering all = m->recompute ? first : second, dall = m->recompute ? second : first;
+    if (m->recompute) mlp_tile_up(m, &tiles, first.rows, 0);
+    if (early) tp_arrived(m, &second);
+    Entering all = early ? first : second, dall = early ? second : first;
     real *partial = tp_partial(dxn, &dall);
-    mlp_body_backward_input(m, pre, partial, dpre, dall.rows, rows, ffn_l);
+    for (last = 0; last + tiles.tile < rows; last += tiles.tile) {
+        mlp_tile_backward_input(m, &tiles, partial, dall.rows, last);
+        mlp_tile_backward_weight(m, &tiles, all.rows, last);
+        if (m->recompute) mlp_tile_up(m, &tiles, all.rows, last + tiles.tile);
+    }
+    mlp_tile_backward_input(m, &tiles, partial, dall.rows, last);
     Request *leaving = tp_leave(m, t, dxn, partial);
-    mlp_body_backward_weight(m, dpre, tp_arrived(m, &all), rows, ffn_l);
+    mlp_tile_backward_weight(m, &tiles, tp_arrived(m, &all), last);
     comm_wait(&m->fabric, leaving);
     arena_release(&m->arena, mark);
 }

@@ -78,6 +78,14 @@ static void model_place(Model *m, const ModelOptions *o) {
     m->kv_heads_l = kv_heads_local(&m->config, H);
 }
 
+/* --tile-rows auto: a tile's buffers are no larger than the stream, but a tile not so small that products would wait
+   for its weights and their gradients. */
+static i64 model_tile_rows(const Model *m) {
+    const Config *c = &m->config;
+    i64 head = m->scheme->splits(BLOCK_MLP) ? m->mesh.shape.head : 1;
+    return i64_max(4096, stream_rows(m) * c->dim / ((2 * mlp_gates(c) + 1) * c->ffn / head));
+}
+
 /* What the norms of queries and keys keep, where these are projected: of all heads on the own
    tokens, or of the own heads. */
 static void model_keep_heads(Model *m, AttentionSaved *a) {
@@ -175,6 +183,7 @@ static void model_init(Model *m, const ModelOptions *o, Wire base, int imagined,
     m->config = o->config, m->scheme = o->scheme, m->context = o->scheme->context ? o->scheme->context : &CONTEXT_RING,
     m->layout = o->layout;
     m->L = o->L, m->B = o->B, m->recompute = o->recompute, m->samples = o->samples;
+    m->tile_rows = o->tile_rows;
     device_init(&m->dev, &o->place, imagined);
     fabric_init(&m->fabric, &m->dev, &m->ledger, (int)o->shape.world, o->overlap, o->comm);
     mesh_init(&m->mesh, o->shape, base, imagined, rank, o->config.kv_heads);
@@ -183,6 +192,7 @@ static void model_init(Model *m, const ModelOptions *o, Wire base, int imagined,
     zero_init(&m->zero, &m->config, &m->mesh, &m->fabric, &m->arena, m->scheme->splits, o->grad_wire);
     m->order = model_order(&m->config, &m->uses);
     model_place(m, o);
+    if (m->tile_rows == TILE_AUTO) m->tile_rows = model_tile_rows(m);
     model_layout(m);
 }
 

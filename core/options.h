@@ -15,6 +15,7 @@ typedef struct {
     RingLayout layout;
     i64 L, B, batch; /* sequence length; sequences of a micro-batch and of a whole step */
     int recompute, overlap, samples; /* RECOMPUTE_; samples: text will be asked of it */
+    i64 tile_rows;                   /* of --tile-rows; 0: all at once */
     const char *comm;
     Dtype grad_wire;
     DevicePlace place;
@@ -122,6 +123,19 @@ static inline int recompute_find(const char *name) {
     return i;
 }
 
+/* --tile-rows N|auto */
+enum { TILE_AUTO = -1 };
+static inline i64 tile_rows_find(const char *text) {
+    char *end = NULL;
+    if (!text) return 0;
+    if (strcmp(text, "auto") == 0) return TILE_AUTO;
+    errno = 0;
+    i64 rows = strtoll(text, &end, 10);
+    if (end == text || *end || errno || rows < 1 || rows > (i64)1e12)
+        FAIL(EVERYONE, "--tile-rows %s: must be auto, or a whole number from 1 to 1000000000000", text);
+    return rows;
+}
+
 /* Everything about the run that does not need data or memory; whether that can run, options_check says. `world`: ranks.
    Where the scheme takes all of them, s->ring becomes what the run has. */
 static inline void options_from_flags(ModelOptions *o, const Scheme *scheme, Settings *s, const FlagsGiven *given,
@@ -137,6 +151,7 @@ static inline void options_from_flags(ModelOptions *o, const Scheme *scheme, Set
         o->L = o->B = 1, o->batch = world;
     }
     o->recompute = recompute_find(s->recompute);
+    o->tile_rows = tile_rows_find(s->tile_rows);
     o->samples = s->sample || s->sample_file || s->sample_ids;
     o->overlap = strcmp(s->overlap, "on") == 0;
     o->comm = s->comm;

@@ -64,6 +64,7 @@ typedef struct {
     TokenMap ring_map, own_map, stream_map;
     i64 heads_l, kv_heads_l;      /* heads that this rank attends with */
     int recompute, samples;       /* RECOMPUTE_; text will be asked of it */
+    i64 tile_rows;                /* of the MLP's wide matrices that exist at once, where they are not kept */
     Phase phase;                  /* of the walk: what runs forward in backward is a repetition */
     accum *rope;                  /* (tokens of rope_map, HS/2, 2), NULL for learned positions */
     TokenMap rope_map;            /* where q and k are rotated: the own tokens, or the ring rank's */

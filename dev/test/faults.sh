@@ -189,6 +189,12 @@ fault 'closed form without the repeated forward' train_gpt.cu \
     's/, m->recompute \&\& m->scheme->repeats_exchange\)/, 0)/' $S
 fault 'levers: attention made again although it is kept' core/blocks.h \
     's/if \(m->phase == PHASE_BACKWARD \&\& .*KEPT\) zero_prefetch/if (0) zero_prefetch/' test_levers 4
+fault 'levers: a tile takes its neighbour for its input' core/blocks.h \
+    's/pre\(m, t, row\), width, xn \+ row \* C,/pre(m, t, row), width, xn,/' test_levers 4
+fault 'levers: only the last tile adds to the weights' core/blocks.h \
+    's/^    first_backward_weight\(m, mlp_first/    if (row + t->tile >= t->rows) &/' test_levers 4
+fault 'levers: tiles as large as all rows' core/blocks.h \
+    's/take_real\(m, MEM_WORKSPACE, tile \* width\)/take_real(m, MEM_WORKSPACE, rows * width)/g' test_levers 4
 fault 'levers: one place for what every layer keeps of attention' train_gpt.cu \
     's/if \(l > 0 \&\& m->recompute == RECOMPUTE_ATTENTION_KEPT\)/if (0)/' test_levers 4
 fault 'closed form of ulysses off' ulysses.h \
