@@ -78,6 +78,14 @@ static void model_place(Model *m, const ModelOptions *o) {
     m->kv_heads_l = kv_heads_local(&m->config, H);
 }
 
+/* --tile-rows auto: a tile's buffers are no larger than the stream, but a tile not so small that products would wait
+   for its weights and their gradients. */
+static i64 model_tile_rows(const Model *m) {
+    const Config *c = &m->config;
+    i64 head = m->scheme->splits(BLOCK_MLP) ? m->mesh.shape.head : 1;
+    return i64_max(4096, stream_rows(m) * c->dim / ((2 * mlp_gates(c) + 1) * c->ffn / head));
+}
+
 /* What the norms of queries and keys keep, where these are projected: of all heads on the own
    tokens, or of the own heads. */
 static void model_keep_heads(Model *m, AttentionSaved *a) {
@@ -91,18 +99,24 @@ static void model_keep_heads(Model *m, AttentionSaved *a) {
     a->k_rstd = take_accum(m, MEM_ACTIVATIONS, rows * kv_heads);
 }
 
+/* What attention makes: out and lse. */
+static void model_keep_attended(Model *m, AttentionSaved *a) {
+    a->out = take_real(m, MEM_ACTIVATIONS, ring_rows(m) * m->heads_l * m->config.head_dim);
+    a->lse = take_accum(m, MEM_ACTIVATIONS, ring_rows(m) * m->heads_l);
+}
+
 /* Buffers that a layer's attention and MLP keep for backward, except their inputs. */
 static void model_keep_layer(Model *m, AttentionSaved *a, MlpSaved *p) {
     i64 rows = stream_rows(m), ring = ring_rows(m), HS = m->config.head_dim;
     MemCategory kept = MEM_ACTIVATIONS;
     a->q = take_real(m, kept, ring * m->heads_l * HS);
     a->kv = take_real(m, kept, ring * 2 * m->kv_heads_l * HS);
-    a->out = take_real(m, kept, ring * m->heads_l * HS);
-    a->lse = take_accum(m, kept, ring * m->heads_l);
+    model_keep_attended(m, a);
     a->in.mean = take_accum(m, kept, rows), a->in.rstd = take_accum(m, kept, rows);
     model_keep_heads(m, a);
     if (m->scheme->attention_keep) m->scheme->attention_keep(m, a);
     p->in.mean = take_accum(m, kept, rows), p->in.rstd = take_accum(m, kept, rows);
+    if (m->recompute) return; /* backward makes it again */
     /* split columns of all tokens, or all columns of own tokens */
     i64 head = m->scheme->splits(BLOCK_MLP) ? m->mesh.shape.head : 1;
     i64 mlp_rows = head > 1 ? ring : own_rows(m);
@@ -131,6 +145,7 @@ static void model_layout(Model *m) {
     for (i64 l = 0; l < L; l++) {
         if (l > 0 && m->recompute) m->attention[l] = m->attention[0], m->mlp[l] = m->mlp[0];
         else model_keep_layer(m, &m->attention[l], &m->mlp[l]);
+        if (l > 0 && m->recompute == RECOMPUTE_ATTENTION_KEPT) model_keep_attended(m, &m->attention[l]);
         if (l > 0 && m->recompute && m->samples) /* the cache */
             m->attention[l].kv = take_real(m, MEM_ACTIVATIONS, kv_count_own(m));
         m->attention[l].rope = layer_in(&m->config.no_rope, l) ? NULL : m->rope;
@@ -168,6 +183,7 @@ static void model_init(Model *m, const ModelOptions *o, Wire base, int imagined,
     m->config = o->config, m->scheme = o->scheme, m->context = o->scheme->context ? o->scheme->context : &CONTEXT_RING,
     m->layout = o->layout;
     m->L = o->L, m->B = o->B, m->recompute = o->recompute, m->samples = o->samples;
+    m->tile_rows = o->tile_rows;
     device_init(&m->dev, &o->place, imagined);
     fabric_init(&m->fabric, &m->dev, &m->ledger, (int)o->shape.world, o->overlap, o->comm);
     mesh_init(&m->mesh, o->shape, base, imagined, rank, o->config.kv_heads);
@@ -176,6 +192,7 @@ static void model_init(Model *m, const ModelOptions *o, Wire base, int imagined,
     zero_init(&m->zero, &m->config, &m->mesh, &m->fabric, &m->arena, m->scheme->splits, o->grad_wire);
     m->order = model_order(&m->config, &m->uses);
     model_place(m, o);
+    if (m->tile_rows == TILE_AUTO) m->tile_rows = model_tile_rows(m);
     model_layout(m);
 }
 
@@ -201,13 +218,22 @@ static void model_free(Model *m) {
     free(m->host_tokens);
 }
 
+typedef void (*Volume)(Ledger *, const Config *, const Mesh *, i64 L, i64 B, i64 times);
+
+/* What a scheme or a context moves in all layers; `again`: its forward is repeated in backward. */
+static void model_expect_part(Model *m, Volume volume, i64 micro, int again) {
+    Ledger part;
+    memset(&part, 0, sizeof part);
+    volume(&part, &m->config, &m->mesh, m->L, m->B, micro * m->config.layers);
+    ledger_expect_part(&m->ledger, &part, again);
+}
+
 /* The closed form of a step's traffic: activations by scheme and context, parameters by ZeRO,
    the head's slices, control. */
 static void model_expect(Model *m, i64 micro) {
     const Mesh *mesh = &m->mesh;
-    m->scheme->volume(&m->ledger, &m->config, mesh, m->L, m->B, micro * m->config.layers);
-    m->context->volume(&m->ledger, &m->config, mesh, m->L, m->B, micro * m->config.layers);
-    if (m->recompute) ledger_expect_repeat(&m->ledger);
+    model_expect_part(m, m->scheme->volume, micro, m->recompute && m->scheme->repeats_exchange);
+    model_expect_part(m, m->context->volume, micro, m->recompute == RECOMPUTE_FULL);
     zero_volume(&m->ledger, &m->config, mesh, m->scheme->splits, m->zero.grad_wire, micro);
     if (m->scheme->replicated_stream)
         ledger_expect(&m->ledger, COMM_ALL_GATHER, tag(BLOCK_LM_HEAD, PHASE_BACKWARD, WHAT_ACTIVATION),
@@ -286,8 +312,8 @@ static void block_backward(Model *m, BlockKind kind, int l, real *dx) {
     ArenaMark mark = arena_mark(&m->arena);
     i64 n = stream_rows(m) * m->config.dim;
     real *xn = take_real(m, MEM_WORKSPACE, n), *dxn = take_real(m, MEM_WORKSPACE, n);
-    if (m->recompute) block_forward(m, kind, l, s->x, NULL, dxn);
-    norm_recompute(&m->dev, block_norm(m, stream_rows(m)), xn, s->mean, s->rstd, s->x);
+    if (m->recompute) norm_forward(&m->dev, block_norm(m, stream_rows(m)), xn, s->x, s->mean, s->rstd, s->x, NULL);
+    else norm_recompute(&m->dev, block_norm(m, stream_rows(m)), xn, s->mean, s->rstd, s->x);
     if (kind == BLOCK_ATTENTION) m->scheme->attention_backward(m, &m->attention[l], dxn, dx, xn);
     else m->scheme->mlp_backward(m, &m->mlp[l], dxn, dx, xn);
     norm_backward(&m->dev, block_norm(m, stream_rows(m)), dx, g[T_NORM], g[T_NORM_BIAS], dxn, s->mean, s->rstd, s->x,

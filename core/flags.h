@@ -24,7 +24,7 @@ typedef struct {
     i64 steps, warmup, decay_steps, seed, eval_every, eval_batches, eval_only, eval_trials, sample_tokens, sample_every,
         log_every;
     double lr, min_lr, weight_decay, beta1, beta2, eps, grad_clip, spike_sigma, temperature, top_p;
-    const char *schedule, *on_spike, *recompute, *selfcheck;
+    const char *schedule, *on_spike, *recompute, *tile_rows, *selfcheck;
     /* output */
     const char *out, *dump_grads, *trace;
     double peak_tflops;
@@ -132,8 +132,12 @@ static const Flag FLAGS[] = {
      "a loss so many standard deviations above the mean of the last 20 or so is a jump; 0: none is"},
     {NULL, "seed", FLAG_INT, AT(seed), "42", 0, COUNT_MAX, NULL,
      "of the initial weights and of --shuffle: the same numbers on every mesh"},
-    {NULL, "recompute", FLAG_CHOICE, AT(recompute), "none", 0, 0, "none|full",
-     "full: keep only each block's input, repeat its forward in backward"},
+    {NULL, "recompute", FLAG_CHOICE, AT(recompute), "none", 0, 0, "none|attention-kept|full",
+     "full: keep only each block's input, make the rest again in backward; attention-kept: all but attention, whose "
+     "output and log-sum-exp are kept"},
+    {NULL, "tile-rows", FLAG_TEXT, AT(tile_rows), NULL, 0, 0, NULL,
+     "tokens whose MLP is in memory at once, a number or auto (as many as take no more than the stream, 4096 at "
+     "least); default: all"},
     {NULL, "eval-every", FLAG_INT, AT(eval_every), "0", 0, 1e12, NULL,
      "validate every so many steps and at the end; 0: only at the end"},
     {NULL, "eval-batches", FLAG_INT, AT(eval_batches), "20", 0, 1e12, NULL,

@@ -42,6 +42,10 @@ typedef struct {
 struct Scheme;
 struct Context;
 
+/* What backward makes again instead of finding it kept (--recompute): nothing; all of a block but its input; all but
+   that and what attention has made, out and lse. */
+enum { RECOMPUTE_NONE, RECOMPUTE_FULL, RECOMPUTE_ATTENTION_KEPT };
+
 /* A rank's whole model: configuration, place in the mesh, memory, and the state of the walk. */
 typedef struct {
     Config config;
@@ -59,11 +63,12 @@ typedef struct {
     i64 own_first;                /* the own tokens' place in the stream */
     TokenMap ring_map, own_map, stream_map;
     i64 heads_l, kv_heads_l;      /* heads that this rank attends with */
-    int recompute, samples;
-    Phase phase;                  /* of the walk, for the ledger */
+    int recompute, samples;       /* RECOMPUTE_; text will be asked of it */
+    i64 tile_rows;                /* of the MLP's wide matrices that exist at once, where they are not kept */
+    Phase phase;                  /* of the walk: what runs forward in backward is a repetition */
     accum *rope;                  /* (tokens of rope_map, HS/2, 2), NULL for learned positions */
     TokenMap rope_map;            /* where q and k are rotated: the own tokens, or the ring rank's */
-    AttentionSaved *attention;    /* (layers); when recomputing, all but in.x are the same buffers in every layer */
+    AttentionSaved *attention;    /* (layers); when recomputing, what is made again has one place for all layers */
     MlpSaved *mlp;
     real *final_x;                /* (own rows, C) input of the final norm */
     accum *final_mean, *final_rstd; /* (own rows) */
@@ -83,6 +88,7 @@ typedef struct Scheme {
     int ring_takes_all;              /* 1: it has no head axis; without --ring the ring is all that dp leaves */
     int rope_on_own;                 /* 1: q and k are made on the own tokens only, then sent
                                         to the ranks of their heads */
+    int repeats_exchange;            /* 1: where its attention is made again, its forward exchanges run again */
     int (*splits)(BlockKind);        /* are this block's splittable tensors split over the head axis? */
     /* Write why it cannot run, with the nearest settings that can, and return 1; else 0. */
     int (*refuses)(const Config *, const MeshShape *, char *why, size_t size);
@@ -90,12 +96,13 @@ typedef struct Scheme {
     void (*attention_keep)(Model *, AttentionSaved *);
     /* out (stream) = attention(xn (stream)), without the residual; fills s */
     void (*attention_forward)(Model *, AttentionSaved *s, real *out, const real *xn);
-    /* dxn (stream) = its gradient for dout (stream); adds to m->zero.dweight */
+    /* dxn (stream) = its gradient for dout (stream); adds to m->zero.dweight. First what m->recompute says is made
+       again: of the forward only what backward reads */
     void (*attention_backward)(Model *, AttentionSaved *s, real *dxn, const real *dout, const real *xn);
     void (*mlp_forward)(Model *, MlpSaved *s, real *out, const real *xn);
     void (*mlp_backward)(Model *, MlpSaved *s, real *dxn, const real *dout, const real *xn);
     /* Add the closed form of the activations that the head axis moves in one layer, `times` micro-steps: bytes that
-       this rank sends. What the context moves, and what a forward repeated in backward does, the walk adds. */
+       this rank sends. What the context moves, and what is repeated in backward, the walk adds. */
     void (*volume)(Ledger *, const Config *, const Mesh *, i64 L, i64 B, i64 times);
 } Scheme;
 

@@ -204,13 +204,23 @@ fault 'ignored targets counted' core/data.h \
 fault 'micro-batches read the same sequences' train_gpt.cu \
     's/\(micro \* m->mesh/(0 * micro * m->mesh/' $S
 fault 'recompute skips the norm' train_gpt.cu \
-    's/if \(m->recompute\) block_forward\(m, kind, l, s->x, NULL, dxn\);//' $S
+    's/if \(m->recompute\) norm_forward\(.*s->x, NULL\);//; s/^    else norm_recompute/    norm_recompute/' $S
 fault 'ledger counts its own part' core/comm.h \
     '0,/COMM_ALL_GATHER, t, \(c->size - 1\)/s//COMM_ALL_GATHER, t, (c->size)/' $S
 fault 'closed form of the ring forgotten' train_gpt.cu \
     's/^    m->context->volume\(.*//' $S
 fault 'closed form without the repeated forward' train_gpt.cu \
-    's/if \(m->recompute\) ledger_expect_repeat.*//' $S
+    's/, m->recompute \&\& m->scheme->repeats_exchange\)/, 0)/' $S
+fault 'levers: attention made again although it is kept' core/blocks.h \
+    's/if \(m->phase == PHASE_BACKWARD \&\& .*KEPT\) zero_prefetch/if (0) zero_prefetch/' test_levers 4
+fault 'levers: a tile takes its neighbour for its input' core/blocks.h \
+    's/pre\(m, t, row\), width, xn \+ row \* C,/pre(m, t, row), width, xn,/' test_levers 4
+fault 'levers: only the last tile adds to the weights' core/blocks.h \
+    's/^    first_backward_weight\(m, mlp_first/    if (row + t->tile >= t->rows) &/' test_levers 4
+fault 'levers: tiles as large as all rows' core/blocks.h \
+    's/take_real\(m, MEM_WORKSPACE, tile \* width\)/take_real(m, MEM_WORKSPACE, rows * width)/g' test_levers 4
+fault 'levers: one place for what every layer keeps of attention' train_gpt.cu \
+    's/if \(l > 0 \&\& m->recompute == RECOMPUTE_ATTENTION_KEPT\)/if (0)/' test_levers 4
 fault 'closed form of ulysses off' ulysses.h \
     's/2 \* c->dim \/ N/c->dim \/ N/' $S
 fault 'arena: a buffer the plan does not see' train_gpt.cu \
