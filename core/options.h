@@ -11,9 +11,11 @@
 typedef struct {
     Config config;
     const Scheme *scheme;
+    const Context *context; /* NULL: as without --context */
     MeshShape shape;
     RingLayout layout;
     i64 L, B, batch; /* sequence length; sequences of a micro-batch and of a whole step */
+    i64 gather_pieces; /* of kv, where the context takes it in pieces; 0: its own choice */
     int recompute, overlap, samples; /* samples: text will be asked of it */
     const char *comm;
     Dtype grad_wire;
@@ -49,6 +51,9 @@ static inline int options_refuse(const ModelOptions *o, char *why, size_t size) 
     } else if (o->L % unit != 0) {
         snprintf(why, size, "--seq-len %lld does not divide over ring %lld x head %lld; the shortest that does is %lld",
                  o->L, o->shape.ring, o->shape.head, unit);
+    } else if (o->context && o->context->in_pieces && o->gather_pieces > o->L / o->shape.ring) {
+        snprintf(why, size, "--gather-pieces %lld: a ring rank has %lld tokens; at most as many pieces",
+                 o->gather_pieces, o->L / o->shape.ring);
     } else if (o->batch % group != 0) {
         i64 below = o->batch / group * group;
         int n =
@@ -115,11 +120,12 @@ static inline void options_mesh(ModelOptions *o, Settings *s, const FlagsGiven *
 }
 
 /* Everything about the run that does not need data or memory; whether that can run, options_check says. `world`: ranks.
-   Where the scheme takes all of them, s->ring becomes what the run has. */
-static inline void options_from_flags(ModelOptions *o, const Scheme *scheme, Settings *s, const FlagsGiven *given,
-                                      i64 world, DevicePlace place) {
+   Where the scheme takes all of them, s->ring becomes what the run has, and s->context likewise. */
+static inline void options_from_flags(ModelOptions *o, const Scheme *scheme, const Context *context, Settings *s,
+                                      const FlagsGiven *given, i64 world, DevicePlace place) {
     memset(o, 0, sizeof *o);
-    o->scheme = scheme;
+    o->scheme = scheme, o->context = context, s->context = context->name;
+    o->gather_pieces = s->gather_pieces;
     options_model(o, s);
     options_mesh(o, s, given, world);
     o->layout = ring_layout_find(s->ring_layout);
