@@ -1,23 +1,22 @@
 /* allgather.h - all-gather context parallelism: queries stay at home, keys and values of all ring ranks are gathered.
 
-   forward   kv of R ranks, a piece at a time (piece p: tokens p T/P .. (p+1) T/P of every rank, T = L/R):
+   forward   kv of R ranks, a piece at a time (piece p: tokens n p .. n (p+1) of every rank, of L/R that it has):
              q x own kv           | q x piece 0 of the others | q x piece 1 of the others | ...
              all-gather piece 0 > | all-gather piece 1 >      | all-gather piece 2 >      |
              (out, lse) are merged in the accumulation precision; blocks that the causal mask empties are skipped
    backward  the pieces come again; of each, every rank finds its share of everybody's dkv, and a reduce-scatter takes
              the shares home under the work on the next piece, the last one's while the caller works on dq
 
-   Against the ring: the same bytes, in 3 P collectives, of which none waits for a hop before it; a network's
-   all-gather may be faster than its slowest link's R - 1 hops. Pieces bound the memory: as many of them as ring ranks
-   need no more than the ring does, one piece (P = 1) is Llama 3's. More of them than GATHER_TOKENS allow would make
-   attention's blocks too small to be fast; --gather-pieces says otherwise. Layouts (positions.h) balance it as they
-   do the ring, to which its forward is equal to the last bit with P = 1.
+   Against the ring: the same bytes in 3 collectives a piece, and no hop waits for the hop before it. Pieces bound the
+   memory: as many of them as ring ranks need no more than the ring does; a single one is Llama 3's. Fewer tokens than
+   GATHER_TOKENS would make attention's blocks too small to be fast; --gather-tokens says otherwise. Layouts
+   (positions.h) balance it as they do the ring.
 
    Llama Team 2024, arXiv:2407.21783, 3.3.2; the default of torchtitan and TransformerEngine
 
    per rank  q, out (L/R, B, heads_l, HS)  kv (L/R, B, 2, kv_heads_l, HS)  lse (L/R, B, heads_l)
-             gathered kv (R, L/R P, B, 2, kv_heads_l, HS), once where P = 1, else twice; of dkv the same in accum, and
-             once more, where the parts of a sum arrive
+             gathered kv (R, n, B, 2, kv_heads_l, HS), twice, or once where one piece is all; of dkv the same in accum,
+             and once more, where the parts of a sum arrive
    traffic   of a layer and rank, elements, g = KV heads / heads, c = (R-1)/R, a = h HS: forward all-gather 2 g c L a;
              backward again 2 g c L a, and a reduce-scatter of 2 g c L a of dkv; sum 6 g c L a, as the ring. Under a
              head axis of H: 6 g' c L a / H, g' = max(k, H)/h.                                                      */
@@ -28,21 +27,24 @@
 
 #define GATHER_TOKENS 1024 /* of each rank in a piece, at least, unless told */
 
-/* The pieces that each rank's kv is gathered in. */
-static inline i64 gather_pieces(const Model *m) {
-    if (m->gather_pieces) return m->gather_pieces;
-    return i64_max(1, i64_min(m->T_ring / GATHER_TOKENS, m->mesh.shape.ring));
+/* Tokens of each rank in a piece; the last one may have fewer. */
+static inline i64 gather_tokens(const Model *m) {
+    i64 most = m->gather_tokens;
+    return i64_min(m->T_ring, most ? most : i64_max(GATHER_TOKENS, ceil_div(m->T_ring, m->mesh.shape.ring)));
 }
 
+/* The pieces that each rank's kv is gathered in. */
+static inline i64 gather_pieces(const Model *m) { return ceil_div(m->T_ring, gather_tokens(m)); }
+
 /* The first token of a piece. */
-static inline i64 gather_first(const Model *m, i64 piece) { return piece * m->T_ring / gather_pieces(m); }
+static inline i64 gather_first(const Model *m, i64 piece) { return i64_min(m->T_ring, piece * gather_tokens(m)); }
 
 /* Elements of kv of one token, all sequences of it. */
 static inline i64 gather_width(const Model *m) { return m->B * 2 * m->kv_heads_l * m->config.head_dim; }
 
 /* Elements of the largest piece of all ranks. */
 static inline i64 gather_room(const Model *m) {
-    return m->mesh.shape.ring * ceil_div(m->T_ring, gather_pieces(m)) * gather_width(m);
+    return m->mesh.shape.ring * gather_tokens(m) * gather_width(m);
 }
 
 /* The queries meet the own keys first, all at once, then those of the other ranks, piece by piece. */

@@ -188,7 +188,7 @@ static void model_init(Model *m, const ModelOptions *o, Wire base, int imagined,
     m->config = o->config, m->scheme = o->scheme, m->layout = o->layout;
     m->context = o->context ? o->context : context_find(NULL, o->scheme);
     m->L = o->L, m->B = o->B, m->recompute = o->recompute, m->samples = o->samples;
-    m->gather_pieces = o->gather_pieces;
+    m->gather_tokens = o->gather_tokens;
     device_init(&m->dev, &o->place, imagined);
     fabric_init(&m->fabric, &m->dev, &m->ledger, (int)o->shape.world, o->overlap, o->comm);
     mesh_init(&m->mesh, o->shape, base, imagined, rank, o->config.kv_heads);

@@ -18,7 +18,7 @@ typedef struct {
     i64 seq_len, batch, micro_batch, ignore_token;
     /* parallelism */
     const char *sp, *context, *ring_layout, *overlap, *comm, *grad_comm;
-    i64 dp, ring, gather_pieces, threads;
+    i64 dp, ring, gather_tokens, threads;
     double comm_timeout;
     /* training */
     i64 steps, warmup, decay_steps, seed, eval_every, eval_batches, eval_only, eval_trials, sample_tokens, sample_every,
@@ -105,8 +105,8 @@ static const Flag FLAGS[] = {
     {NULL, "context", FLAG_TEXT, AT(context), NULL, 0, 0, NULL,
      "how queries meet the keys of other ring ranks (listed below), under any scheme; default: ring, or the scheme's "
      "own"},
-    {NULL, "gather-pieces", FLAG_INT, AT(gather_pieces), NULL, 1, 1e12, NULL,
-     "all-gather context: pieces that KV comes in; default: as many as ring ranks, of 1024 tokens of each or more"},
+    {NULL, "gather-tokens", FLAG_INT, AT(gather_tokens), NULL, 1, 1e12, NULL,
+     "all-gather context: tokens of each rank in a piece of KV; default: its tokens / ring, but no fewer than 1024"},
     {NULL, "overlap", FLAG_CHOICE, AT(overlap), "on", 0, 0, "on|off",
      "communicate while computing; off: the same calls, waited for at once"},
     {NULL, "comm", FLAG_CHOICE, AT(comm), COMM_DEFAULT, 0, 0, COMM_CHOICES, "how ranks reach each other: " COMM_HELP},

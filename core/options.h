@@ -15,7 +15,7 @@ typedef struct {
     MeshShape shape;
     RingLayout layout;
     i64 L, B, batch; /* sequence length; sequences of a micro-batch and of a whole step */
-    i64 gather_pieces; /* of kv, where the context takes it in pieces; 0: its own choice */
+    i64 gather_tokens; /* in a piece of kv, where the context takes it in pieces; 0: its own choice */
     int recompute, overlap, samples; /* samples: text will be asked of it */
     const char *comm;
     Dtype grad_wire;
@@ -51,9 +51,6 @@ static inline int options_refuse(const ModelOptions *o, char *why, size_t size) 
     } else if (o->L % unit != 0) {
         snprintf(why, size, "--seq-len %lld does not divide over ring %lld x head %lld; the shortest that does is %lld",
                  o->L, o->shape.ring, o->shape.head, unit);
-    } else if (o->context && o->context->in_pieces && o->gather_pieces > o->L / o->shape.ring) {
-        snprintf(why, size, "--gather-pieces %lld: a ring rank has %lld tokens; at most as many pieces",
-                 o->gather_pieces, o->L / o->shape.ring);
     } else if (o->batch % group != 0) {
         i64 below = o->batch / group * group;
         int n =
@@ -125,7 +122,9 @@ static inline void options_from_flags(ModelOptions *o, const Scheme *scheme, con
                                       const FlagsGiven *given, i64 world, DevicePlace place) {
     memset(o, 0, sizeof *o);
     o->scheme = scheme, o->context = context, s->context = context->name;
-    o->gather_pieces = s->gather_pieces;
+    o->gather_tokens = s->gather_tokens;
+    if (o->gather_tokens && !context->in_pieces && !s->plan && !s->max_seq)
+        FAIL(EVERYONE, "--gather-tokens needs --context allgather; the context %s does not gather", context->name);
     options_model(o, s);
     options_mesh(o, s, given, world);
     o->layout = ring_layout_find(s->ring_layout);

@@ -60,7 +60,7 @@ typedef struct {
     TokenMap ring_map, own_map, stream_map;
     i64 heads_l, kv_heads_l;      /* heads that this rank attends with */
     int recompute, samples;
-    i64 gather_pieces;            /* of a context that takes kv in pieces; 0: as many as it finds right */
+    i64 gather_tokens;            /* in a piece, of a context that takes kv in pieces; 0: as it finds right */
     Phase phase;                  /* of the walk, for the ledger */
     accum *rope;                  /* (tokens of rope_map, HS/2, 2), NULL for learned positions */
     TokenMap rope_map;            /* where q and k are rotated: the own tokens, or the ring rank's */
@@ -113,7 +113,7 @@ typedef struct {
    rank it is one local block. Another one is a new header and one row in the table of train_gpt.cu. */
 typedef struct Context {
     const char *name, *help;
-    int in_pieces; /* 1: kv comes in pieces, --gather-pieces of them */
+    int in_pieces; /* 1: kv comes in pieces of --gather-tokens */
     /* s->out, s->lse from s->q, s->kv: causal attention over the whole sequence, of which this
        rank holds its ring-local part */
     void (*forward)(Model *, AttentionSaved *s);

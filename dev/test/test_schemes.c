@@ -107,7 +107,7 @@ typedef struct {
     TestModel model;
     const Scheme *scheme;
     const Context *context;
-    i64 dp, ring, head, B, pieces;
+    i64 dp, ring, head, B, piece;
     RingLayout layout;
     Ignore ignore;
     int recompute, overlap, selfcheck;
@@ -120,8 +120,8 @@ static const char *layout_name(RingLayout l) {
 static void case_name(char *out, size_t size, const Case *c) {
     char ring[64] = "";
     if (c->ring > 1) snprintf(ring, sizeof ring, " %s by %s", layout_name(c->layout), c->context->name);
-    if (c->ring > 1 && c->pieces)
-        snprintf(ring + strlen(ring), sizeof ring - strlen(ring), " in %lld pieces", c->pieces);
+    if (c->ring > 1 && c->piece)
+        snprintf(ring + strlen(ring), sizeof ring - strlen(ring), ", %lld at once", c->piece);
     snprintf(out, size, "%s %s dp %lld ring %lld%s head %lld micro-batch %lld%s%s%s%s", c->scheme->name,
              MODEL_NAMES[c->model], c->dp, c->ring, ring, c->head, c->B,
              c->ignore == IGNORE_SOME ? " ignored" : "",
@@ -135,7 +135,7 @@ static ModelOptions case_options(const Case *c) {
     ModelOptions o;
     memset(&o, 0, sizeof o);
     o.config = test_config(c->model);
-    o.scheme = c->scheme, o.context = c->context, o.gather_pieces = c->pieces;
+    o.scheme = c->scheme, o.context = c->context, o.gather_tokens = c->piece;
     o.shape.dp = c->dp, o.shape.ring = c->ring, o.shape.head = c->head, o.shape.world = c->dp * c->ring * c->head;
     o.layout = c->layout;
     o.L = 48, o.B = c->B, o.batch = 8;
@@ -170,7 +170,7 @@ static Reference *reference(const Case *c, const char *directory, Wire alone) {
     Reference *r = &all[c->model][c->ignore];
     if (r->made) return r;
     Case single = *c;
-    single.scheme = SCHEMES[0], single.context = CONTEXTS[0], single.pieces = 0, single.dp = single.ring = single.head = single.B = 1, single.recompute = 0;
+    single.scheme = SCHEMES[0], single.context = CONTEXTS[0], single.piece = 0, single.dp = single.ring = single.head = single.B = 1, single.recompute = 0;
     char path[512];
     ModelOptions o = case_options(&single);
     Settings s = case_settings(&single, directory, path);
@@ -322,7 +322,7 @@ static void add_meshes(Cases *cases, Case c, i64 N, int speaks) {
 }
 
 /* The list for N ranks: gpt2 and llama-gqa with micro-batches of 1, 2 and 4 each, the other models with them in turn.
-   Contexts (where the scheme is none of its own), their pieces, ignored targets, recompute, overlap and the self-check turn with the case's number: everything varies with every
+   Contexts (where the scheme is none of its own), the size of their pieces, ignored targets, recompute, overlap and the self-check turn with the case's number: everything varies with every
    scheme, not everything with everything. */
 static Cases make_cases(i64 N, int speaks) {
     const i64 turns[4] = {1, 2, 1, 4};
@@ -346,7 +346,7 @@ static Cases make_cases(i64 N, int speaks) {
         c->selfcheck = i % 4 == 0;
         /* the i-th case of a layout and a mesh; so contexts go with layouts and meshes as they come */
         if (!c->scheme->context) c->context = CONTEXTS[(i + i / 3 + i / 9) % COUNT_OF(CONTEXTS)];
-        if (c->context->in_pieces) c->pieces = i64_min(i % 4, c->ring > 1 ? 48 / c->ring : 1);
+        if (c->context->in_pieces) c->piece = i % 4 * 2 + i % 2; /* 0: its own choice, which is all; and 3, 4, 7 of 2 to 24 */
     }
     return cases;
 }
