@@ -46,10 +46,15 @@
 #include "tpsp.h"             /* SCHEME_TP, SCHEME_TPSP */
 #include "ulysses.h"          /* SCHEME_ULYSSES */
 #include "ring.h"             /* SCHEME_RING, CONTEXT_RING */
+#include "allgather.h"        /* SCHEME_ALLGATHER, CONTEXT_ALLGATHER */
 #include "odysseus.h"         /* SCHEME_ODYSSEUS */
 
-/* In the order of --help. A sixth one is its header above and a row here. */
-static const Scheme *const SCHEMES[] = {&SCHEME_TP, &SCHEME_TPSP, &SCHEME_ULYSSES, &SCHEME_RING, &SCHEME_ODYSSEUS};
+/* In the order of --help. Another one is its header above and a row here. */
+static const Scheme *const SCHEMES[] = {&SCHEME_TP, &SCHEME_TPSP, &SCHEME_ULYSSES, &SCHEME_RING, &SCHEME_ALLGATHER,
+                                       &SCHEME_ODYSSEUS};
+
+/* How queries meet keys over the ring axis; the first unless told. */
+static const Context *const CONTEXTS[] = {&CONTEXT_RING, &CONTEXT_ALLGATHER};
 
 /* The scheme of --sp. */
 static inline const Scheme *scheme_find(const char *name) {
@@ -59,6 +64,21 @@ static inline const Scheme *scheme_find(const char *name) {
         snprintf(names + strlen(names), sizeof names - strlen(names), "%s%s", i ? "|" : "", SCHEMES[i]->name);
     }
     FAIL(EVERYONE, "--sp %s: must be one of %s", name, names);
+}
+
+/* The context of --context, NULL where it is not given; a scheme may be one of its own. */
+static inline const Context *context_find(const char *name, const Scheme *scheme) {
+    char names[256] = "";
+    if (!name) return scheme->context ? scheme->context : CONTEXTS[0];
+    for (int i = 0; i < COUNT_OF(CONTEXTS); i++) {
+        snprintf(names + strlen(names), sizeof names - strlen(names), "%s%s", i ? "|" : "", CONTEXTS[i]->name);
+        if (strcmp(CONTEXTS[i]->name, name) != 0) continue;
+        if (scheme->context && scheme->context != CONTEXTS[i])
+            FAIL(EVERYONE, "--context %s: --sp %s is the context %s and nothing besides; use --sp %s", name,
+                 scheme->name, scheme->context->name, name);
+        return CONTEXTS[i];
+    }
+    FAIL(EVERYONE, "--context %s: must be one of %s", name, names);
 }
 
 /* ---- the model: layout in the arena ------------------------------------------------------------------------------ */
@@ -180,10 +200,10 @@ static Use *model_order(const Config *c, int *uses) {
    move afterwards; model_free. */
 static void model_init(Model *m, const ModelOptions *o, Wire base, int imagined, int rank) {
     memset(m, 0, sizeof *m);
-    m->config = o->config, m->scheme = o->scheme, m->context = o->scheme->context ? o->scheme->context : &CONTEXT_RING,
-    m->layout = o->layout;
+    m->config = o->config, m->scheme = o->scheme, m->layout = o->layout;
+    m->context = o->context ? o->context : context_find(NULL, o->scheme);
     m->L = o->L, m->B = o->B, m->recompute = o->recompute, m->samples = o->samples;
-    m->tile_rows = o->tile_rows;
+    m->tile_rows = o->tile_rows, m->gather_tokens = o->gather_tokens;
     device_init(&m->dev, &o->place, imagined);
     fabric_init(&m->fabric, &m->dev, &m->ledger, (int)o->shape.world, o->overlap, o->comm);
     mesh_init(&m->mesh, o->shape, base, imagined, rank, o->config.kv_heads);
@@ -740,6 +760,8 @@ static inline void print_help(const char *what, const char *usage) {
     }
     printf("\nSchemes of --sp\n");
     for (int i = 0; i < COUNT_OF(SCHEMES); i++) printf("  %-10s %s\n", SCHEMES[i]->name, SCHEMES[i]->help);
+    printf("\nContexts of --context\n");
+    for (int i = 0; i < COUNT_OF(CONTEXTS); i++) printf("  %-10s %s\n", CONTEXTS[i]->name, CONTEXTS[i]->help);
 }
 
 static void print_model(const Trainer *t) {
@@ -766,9 +788,12 @@ static void print_positions(const Config *c, i64 L) {
 static void print_mesh(const Trainer *t) {
     const Config *c = &t->options.config;
     const MeshShape *shape = &t->options.shape;
-    printf("mesh     %s on %lld ranks: dp %lld x ring %lld%s%s x head %lld\n", t->options.scheme->name, shape->world,
-           shape->dp, shape->ring, shape->ring > 1 ? " " : "", shape->ring > 1 ? t->settings->ring_layout : "",
-           shape->head);
+    char ring[64] = "";
+    if (shape->ring > 1) snprintf(ring, sizeof ring, " %s", t->settings->ring_layout);
+    if (shape->ring > 1 && t->options.context != CONTEXTS[0])
+        snprintf(ring + strlen(ring), sizeof ring - strlen(ring), " by %s", t->options.context->name);
+    printf("mesh     %s on %lld ranks: dp %lld x ring %lld%s x head %lld\n", t->options.scheme->name, shape->world,
+           shape->dp, shape->ring, ring, shape->head);
     printf("batch    %lld sequences of %lld tokens a step, %lld micro-steps of %lld a group\n", t->options.batch,
            t->options.L, micro_steps(&t->options), t->options.B);
     print_positions(c, t->options.L);
@@ -921,7 +946,8 @@ static inline void run(Trainer *t, Settings *s, const FlagsGiven *given, Wire wo
         check_writable(s, "trace", s->trace), check_apart("trace", s->trace, "dump-grads", s->dump_grads);
     if (!s->dry_run) device_open(&place), place_share(&place, world), device_check_comm(&place, s->comm);
     life_begin(&t->life, s, given, world, place.threads);
-    options_from_flags(&t->options, scheme_find(s->sp), s, given, s->world ? s->world : wire_size(world), place);
+    const Scheme *scheme = scheme_find(s->sp);
+    options_from_flags(&t->options, scheme, context_find(s->context, scheme), s, given, s->world ? s->world : wire_size(world), place);
     options_check(&t->options);
     if (!s->dry_run && !s->init_only) {
         open_data(t);

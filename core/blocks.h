@@ -229,17 +229,24 @@ static inline TokenMap visitor_map(const Model *m, i64 turn) {
     return token_map(m->layout, m->L, (int)m->mesh.shape.ring, (int)visitor_rank(m, turn));
 }
 
+/* Does any of this rank's queries see any of these keys? */
+static inline int keys_seen(const Model *m, TokenMap kv_map) { return causal_pairs(&m->ring_map, &kv_map) > 0; }
+
 /* Does this rank see anything of them? Of its own every query sees one. */
-static inline int visitor_seen(const Model *m, i64 turn) {
-    TokenMap kv_map = visitor_map(m, turn);
-    return turn == 0 || causal_pairs(&m->ring_map, &kv_map) > 0;
-}
+static inline int visitor_seen(const Model *m, i64 turn) { return turn == 0 || keys_seen(m, visitor_map(m, turn)); }
 
 /* The last turn at which it does. Attention rounds its sums to the compute type there. */
 static inline i64 visitor_last(const Model *m) {
     i64 turn = m->mesh.shape.ring - 1;
     while (!visitor_seen(m, turn)) turn--;
     return turn;
+}
+
+/* Wait for what backward has left under way, and complete dkv. */
+static inline void context_finish(Model *m, ContextBackward *h) {
+    comm_wait(&m->fabric, h->flying);
+    if (h->arrived) sum_parts(&m->dev, h->dkv_sum, h->arrived, 1, h->count, h->count, DTYPE_ACCUM, 1);
+    if (h->dkv_sum) convert(&m->dev, h->dkv, h->dkv_sum, h->count);
 }
 
 /* ---- attention of this rank's heads over its ring-local tokens --------------------------------------------------- */

@@ -17,8 +17,8 @@ typedef struct {
     const char *train, *val, *check_data, *shuffle, *sample, *sample_file, *sample_ids, *eval_task, *eval_file;
     i64 seq_len, batch, micro_batch, ignore_token;
     /* parallelism */
-    const char *sp, *ring_layout, *overlap, *comm, *grad_comm;
-    i64 dp, ring, threads;
+    const char *sp, *context, *ring_layout, *overlap, *comm, *grad_comm;
+    i64 dp, ring, gather_tokens, threads;
     double comm_timeout;
     /* training */
     i64 steps, warmup, decay_steps, seed, eval_every, eval_batches, eval_only, eval_trials, sample_tokens, sample_every,
@@ -102,6 +102,11 @@ static const Flag FLAGS[] = {
      "ring (context-parallel) ranks around the scheme; one without a head axis takes all that --dp leaves unless told"},
     {NULL, "ring-layout", FLAG_CHOICE, AT(ring_layout), "zigzag", 0, 0, "zigzag|contiguous|stripe",
      "which tokens a ring rank holds"},
+    {NULL, "context", FLAG_TEXT, AT(context), NULL, 0, 0, NULL,
+     "how queries meet the keys of other ring ranks (listed below), under any scheme; default: ring, or the scheme's "
+     "own"},
+    {NULL, "gather-tokens", FLAG_INT, AT(gather_tokens), NULL, 1, 1e12, NULL,
+     "all-gather context: tokens of each rank in a piece of KV; default: its tokens / ring, but no fewer than 1024"},
     {NULL, "overlap", FLAG_CHOICE, AT(overlap), "on", 0, 0, "on|off",
      "communicate while computing; off: the same calls, waited for at once"},
     {NULL, "comm", FLAG_CHOICE, AT(comm), COMM_DEFAULT, 0, 0, COMM_CHOICES, "how ranks reach each other: " COMM_HELP},

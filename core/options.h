@@ -11,9 +11,11 @@
 typedef struct {
     Config config;
     const Scheme *scheme;
+    const Context *context; /* NULL: as without --context */
     MeshShape shape;
     RingLayout layout;
     i64 L, B, batch; /* sequence length; sequences of a micro-batch and of a whole step */
+    i64 gather_tokens; /* in a piece of kv, where the context takes it in pieces; 0: its own choice */
     int recompute, overlap, samples; /* RECOMPUTE_; samples: text will be asked of it */
     i64 tile_rows;                   /* of --tile-rows; 0: all at once */
     const char *comm;
@@ -137,11 +139,14 @@ static inline i64 tile_rows_find(const char *text) {
 }
 
 /* Everything about the run that does not need data or memory; whether that can run, options_check says. `world`: ranks.
-   Where the scheme takes all of them, s->ring becomes what the run has. */
-static inline void options_from_flags(ModelOptions *o, const Scheme *scheme, Settings *s, const FlagsGiven *given,
-                                      i64 world, DevicePlace place) {
+   Where the scheme takes all of them, s->ring becomes what the run has, and s->context likewise. */
+static inline void options_from_flags(ModelOptions *o, const Scheme *scheme, const Context *context, Settings *s,
+                                      const FlagsGiven *given, i64 world, DevicePlace place) {
     memset(o, 0, sizeof *o);
-    o->scheme = scheme;
+    o->scheme = scheme, o->context = context, s->context = context->name;
+    o->gather_tokens = s->gather_tokens;
+    if (o->gather_tokens && !context->in_pieces && !s->plan && !s->max_seq)
+        FAIL(EVERYONE, "--gather-tokens needs --context allgather; the context %s does not gather", context->name);
     options_model(o, s);
     options_mesh(o, s, given, world);
     o->layout = ring_layout_find(s->ring_layout);

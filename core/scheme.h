@@ -65,6 +65,7 @@ typedef struct {
     i64 heads_l, kv_heads_l;      /* heads that this rank attends with */
     int recompute, samples;       /* RECOMPUTE_; text will be asked of it */
     i64 tile_rows;                /* of the MLP's wide matrices that exist at once, where they are not kept */
+    i64 gather_tokens;            /* in a piece, of a context that takes kv in pieces; 0: as it finds right */
     Phase phase;                  /* of the walk: what runs forward in backward is a repetition */
     accum *rope;                  /* (tokens of rope_map, HS/2, 2), NULL for learned positions */
     TokenMap rope_map;            /* where q and k are rotated: the own tokens, or the ring rank's */
@@ -116,9 +117,10 @@ typedef struct {
 } ContextBackward;
 
 /* How queries meet the keys of the other ring ranks: the middle of every scheme's attention. With a ring of one
-   rank it is one local block. */
+   rank it is one local block. Another one is a new header and one row in the table of train_gpt.cu. */
 typedef struct Context {
     const char *name, *help;
+    int in_pieces; /* 1: kv comes in pieces of --gather-tokens */
     /* s->out, s->lse from s->q, s->kv: causal attention over the whole sequence, of which this
        rank holds its ring-local part */
     void (*forward)(Model *, AttentionSaved *s);
