@@ -150,9 +150,9 @@ SHIFTED='s/^( *dataset_targets\(d, sequence, \&m->own_map, 1, .*, targets, b, m-
 # shellcheck disable=SC2086
 {
 fault 'ring: blocks are not merged' ring.h \
-    '0,/visitor_map\(m, hop\), hop > 0\)/s//visitor_map(m, hop), 0)/' $S
+    '0,/visitor_call\(m, s, hop, hop > 0\)/s//visitor_call(m, s, hop, 0)/' $S
 fault 'ring: query gradients of earlier blocks are lost' ring.h \
-    's/(attention_shape\(m\), m->ring_map, visitor_map\(m, hop\)), hop > 0/\1, 0/' $S
+    '/visitor_last\(m, s\) \? sums/,/visitor_call/s/visitor_call\(m, s, hop, hop > 0\)/visitor_call(m, s, hop, 0)/' $S
 fault 'ring: a share that nobody made is sent on' ring.h \
     's/^ +else zero_fill\(.*$//' $S
 fault 'ring: the exchange is skipped' ring.h \
@@ -297,11 +297,21 @@ fault 'products: a tile at the edge loses a column' kernels/cpu/gemm.h \
 fault 'products: a last panel is not filled up' kernels/cpu/gemm.h \
     's/= i < rows \? from\[i \* ld \+ k\] : 0;/= from[0];/' test_kernels 1
 fault 'attention: a query sees one key too many' kernels/cpu/attention.h \
-    's/seen\[c \+ i\] <= j/seen[c + i] < j/' test_kernels 1
+    's/p->seen\[c \+ i\] <= j/p->seen[c + i] < j/' test_kernels 1
+fault 'attention: a query sees one key before its interval' kernels/cpu/attention.h \
+    's/p->from\[c \+ i\] > j/p->from[c + i] > j + 1/' test_kernels 1
+fault 'attention: intervals of the first query of a tile for all' kernels/cpu/attention.h \
+    's/v.lo\[\(q->first \+ i\) \* v.B\]/v.lo[q->first * v.B]/' test_kernels 1
+fault 'attention: a tile that ends where intervals begin is skipped' kernels/cpu/attention.h \
+    's/(return p->from\[0\] )</\1+ 1 </' test_kernels 1
+fault 'attention: keys end at a panel of queries too early' kernels/cpu/attention.h \
+    's/p->from\[end\] < j \+ TILE_ROWS/p->from[end] < j/' test_kernels 1
 fault 'attention: keys begin at a panel of queries too late' kernels/cpu/attention.h \
-    's/panel_seen\(seen, i\) <= j\)/panel_seen(seen, i) <= j + 1)/' test_kernels 1
+    's/panel_seen\(p, i\) <= j\)/panel_seen(p, i) <= j + 1)/' test_kernels 1
 fault 'attention: what a product reads beyond is not cleared' kernels/cpu/attention.h \
-    's/^( +for .*\) )memset\(s \+ j \* PAIR_STEP.*/\1(void)s;/' test_kernels 1
+    's/^( +for .*panel.end; .*\) )memset\(s \+ j \* PAIR_STEP.*/\1(void)s;/' test_kernels 1
+fault 'attention: what a product reads before is not cleared' kernels/cpu/attention.h \
+    's/^( +for .*read_begin; .*\) )memset\(s \+ j \* PAIR_STEP.*/\1(void)s;/' test_kernels 1
 fault 'attention scaled by another root' kernels/cpu/attention.h \
     's/sqrt/cbrt/' test_fixtures 1
 fault 'final norm bias gradient dropped' train_gpt.cu \
@@ -567,7 +577,7 @@ caught 'self-check: attention exchange skipped' ring.h \
     '0,/kv = arriving;/s//kv = s->kv;/' \
     'self-check: token [0-9]+ of sequence 0 reached [0-9]+ of the' 4 --sp ring --selfcheck on
 caught 'self-check: a hop of the ring is lost, and the layers above make up for it' ring.h \
-    '0,/if \(visitor_seen\(m, hop\)\)/s//if (visitor_seen(m, hop) \&\& hop != 2)/' \
+    '0,/if \(visitor_seen\(m, s, hop\)\)/s//if (visitor_seen(m, s, hop) \&\& hop != 2)/' \
     'self-check: token [0-9]+ of sequence 0 reached [0-9]+ of the' 4 --sp ring --ring-layout contiguous
 caught 'self-check: one sender of an all-to-all is lost' ulysses.h \
     '0,/^    m->context->forward\(m, s\);/s//    zero_fill(\&m->dev, s->kv, ulysses_kv_part(m) * real_size());\n&/' \

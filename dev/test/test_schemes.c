@@ -346,7 +346,7 @@ static Cases make_cases(i64 N, int speaks) {
         c->selfcheck = i % 4 == 0;
         /* the i-th case of a layout and a mesh; so contexts go with layouts and meshes as they come */
         if (!c->scheme->context) c->context = CONTEXTS[(i + i / 3 + i / 9) % COUNT_OF(CONTEXTS)];
-        if (c->context->in_pieces) c->piece = i % 4 * 2 + i % 2; /* 0: its own choice, which is all; and 3, 4, 7 of 2 to 24 */
+        if (c->context->piece) c->piece = i % 4 * 2 + i % 2; /* 0: its own choice, which is all; and 3, 4, 7 of 2 to 24 */
     }
     return cases;
 }
