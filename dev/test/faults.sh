@@ -263,11 +263,21 @@ fault 'products: a tile at the edge loses a column' kernels/cpu/gemm.h \
 fault 'products: a last panel is not filled up' kernels/cpu/gemm.h \
     's/= i < rows \? from\[i \* ld \+ k\] : 0;/= from[0];/' test_kernels 1
 fault 'attention: a query sees one key too many' kernels/cpu/attention.h \
-    's/seen\[c \+ i\] <= j/seen[c + i] < j/' test_kernels 1
+    's/p->seen\[c \+ i\] <= j/p->seen[c + i] < j/' test_kernels 1
+fault 'attention: a query sees one key before its interval' kernels/cpu/attention.h \
+    's/p->from\[c \+ i\] > j/p->from[c + i] > j + 1/' test_kernels 1
+fault 'attention: intervals of the first query of a tile for all' kernels/cpu/attention.h \
+    's/v.lo\[\(q->first \+ i\) \* v.B\]/v.lo[q->first * v.B]/' test_kernels 1
+fault 'attention: a tile that ends where intervals begin is skipped' kernels/cpu/attention.h \
+    's/(return p->from\[0\] )</\1+ 1 </' test_kernels 1
+fault 'attention: keys end at a panel of queries too early' kernels/cpu/attention.h \
+    's/p->from\[end\] < j \+ TILE_ROWS/p->from[end] < j/' test_kernels 1
 fault 'attention: keys begin at a panel of queries too late' kernels/cpu/attention.h \
-    's/panel_seen\(seen, i\) <= j\)/panel_seen(seen, i) <= j + 1)/' test_kernels 1
+    's/panel_seen\(p, i\) <= j\)/panel_seen(p, i) <= j + 1)/' test_kernels 1
 fault 'attention: what a product reads beyond is not cleared' kernels/cpu/attention.h \
-    's/^( +for .*\) )memset\(s \+ j \* PAIR_STEP.*/\1(void)s;/' test_kernels 1
+    's/^( +for .*panel.end; .*\) )memset\(s \+ j \* PAIR_STEP.*/\1(void)s;/' test_kernels 1
+fault 'attention: what a product reads before is not cleared' kernels/cpu/attention.h \
+    's/^( +for .*read_begin; .*\) )memset\(s \+ j \* PAIR_STEP.*/\1(void)s;/' test_kernels 1
 fault 'attention scaled by another root' kernels/cpu/attention.h \
     's/sqrt/cbrt/' test_fixtures 1
 fault 'final norm bias gradient dropped' train_gpt.cu \
