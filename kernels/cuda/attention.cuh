@@ -62,7 +62,6 @@ static inline void attention_check_map(const TokenMap *map, const char *whose) {
 }
 static inline void attention_check(const AttentionCall *c) {
     const AttentionShape *s = &c->shape;
-    if (c->lo) FAIL(THIS_RANK, "attention: intervals of visible keys are not implemented in the CUDA kernels");
     if (!attention_takes_head_dim(s->head_dim))
         FAIL(THIS_RANK, "attention: head dim %lld; the CUDA kernels take multiples of 8 up to 128", s->head_dim);
     if (s->heads % s->kv_heads != 0)
