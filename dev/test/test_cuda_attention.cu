@@ -22,7 +22,7 @@
    ones hold them against each other.
 
    Words as arguments: `small`, fewer and smaller cases, for sanitizers; `sm_80` or `wgmma`, one path
-   alone; `forward`, nothing else. */
+   alone; `forward`, nothing else; `masks`, no other cases. */
 #include "cuda_support.h"
 
 #define OUT_BOUND 4e-3
@@ -693,16 +693,21 @@ static void test_head_dims(void) {
 
 int main(int argc, char **argv) {
     need_device();
-    int small = 0;
+    int small = 0, masks_only = 0;
     for (int i = 1; i < argc; i++) {
         if (strcmp(argv[i], "small") == 0) small = 1;
         else if (strcmp(argv[i], "forward") == 0) forward_only = 1;
+        else if (strcmp(argv[i], "masks") == 0) masks_only = 1;
         else if (strcmp(argv[i], "sm_80") == 0) paths = 1;
         else if (strcmp(argv[i], "wgmma") == 0) paths = 2;
-        else FAIL(EVERYONE, "unknown argument '%s'; small, forward, sm_80, wgmma", argv[i]);
+        else FAIL(EVERYONE, "unknown argument '%s'; small, forward, masks, sm_80, wgmma", argv[i]);
     }
     watch_device(300);
     need_wgmma();
+    if (masks_only) {
+        test_masks(small);
+        return checks_done();
+    }
     test_head_dims();
     test_yield(0), test_yield(1);
     for (i64 HS = 8; HS <= 128; HS += small ? 56 : 24) test_delta(77, HS);

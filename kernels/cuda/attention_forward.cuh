@@ -279,10 +279,11 @@ __global__ void __launch_bounds__(32 * WARPS, 2) attention_forward_kernel(Attent
         warp_multiply<false, true, HD, HD, HD>(s, q, warp_row, k, 0, (int)threadIdx.x, (int)threadIdx.x);
         if (tile_is_masked<BN>(tile, kv)) mask_tile(s, tile, kv, lane_row, 2 * ((int)threadIdx.x % 4));
         if (LO && kv.position < *most) {
+            int thread = thread_anew(), row = thread / 32 * 16 * MT + thread % 32 / 4;
             attention_block(a.order, block_anew(), &i, &head);
             mask_tile_before(s, sequence_lo(a.lo, a.sequences, head / a.heads),
-                             attention_tile<BM>(a.q_map, a.order.tiles - 1 - i), kv, lane_row,
-                             2 * ((int)threadIdx.x % 4));
+                             attention_tile<BM>(a.q_map, a.order.tiles - 1 - i),
+                             attention_tile<BN>(a.kv_map, value_anew(j)), row, thread % 4 * 2);
         }
         cp_async_wait<0>();
         __syncthreads(); /* V(j) is here, all are done with K(j) */

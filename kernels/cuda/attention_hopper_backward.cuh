@@ -122,6 +122,7 @@ __device__ __forceinline__ void rows_fetch(float (&x)[N], const float *from, int
 template <int ROWS>
 __device__ __forceinline__ void keys_begin(uint8_t *key, const AttentionLo &lo, const AttentionTile &q,
                                            const AttentionTile &kv) {
+    UNROLL_BY(1) /* 24 registers */
     for (int r = (int)threadIdx.x % 32; r < ROWS; r += 32) {
         int hidden = row_lo(lo, q, r) - kv.position;
         key[r] = (uint8_t)(hidden <= 0 ? 0 : min(kv.count, (hidden - 1) / kv.stride + 1));
