@@ -158,7 +158,7 @@ static inline void mlp_body_backward_input(Model *m, MlpSaved *s, real *dxn, rea
 
 /* Adds to the gradients of the first projection and of its bias. */
 static inline void mlp_body_backward_weight(Model *m, const real *dpre, const real *xn, i64 rows, i64 ffn_l) {
-        first_backward_weight(m, mlp_first(m), mlp_first_bias(m), dpre, xn, rows, mlp_gates(&m->config) * ffn_l);
+    first_backward_weight(m, mlp_first(m), mlp_first_bias(m), dpre, xn, rows, mlp_gates(&m->config) * ffn_l);
 }
 
 /* The MLP of every scheme that leaves it alone: on the own tokens, with whole weights that ZeRO-3 has gathered. */

@@ -107,11 +107,13 @@ fault() { # fault WHAT FILE SED TEST RANKS [ARGS...]
     local what=$1 file=$2 expression=$3 test=$4 ranks=$5 code
     shift 5
     plant "$what" "$file" "$expression" "dev/test/$test.c" "$test" || return
+    mkdir -p "$copy/tmp"
     if [[ $ranks == alone ]]; then timeout 600 "$copy/$test" "$@" >"$copy/log" 2>&1
-    else run_ranks -t 600 "$ranks" "$copy/$test" "$@" >"$copy/log" 2>&1; fi
+    else TMPDIR=$copy/tmp CHECKS=first run_ranks -t 600 "$ranks" "$copy/$test" "$@" >"$copy/log" 2>&1; fi
     code=$?
     if [ $code -ne 0 ] && grep -qE '^not ok|^train_gpt: error|signal|An error occurred in MPI' "$copy/log"; then
-        echo "ok $n - $what: $test fails $(grep -c '^not ok' "$copy/log") checks"
+        echo "ok $n - $what: $test: $({ grep '^not ok' "$copy/log" || grep -E 'error:|signal' "$copy/log"; } |
+            head -n 1 | cut -c 1-120)"
     else
         echo "not ok $n - $what: $test did not see it"
         failed=$((failed + 1))
@@ -284,6 +286,20 @@ fault 'final norm bias gradient dropped' train_gpt.cu \
     's/dx \+ own, g\[T_NORM\], g\[T_NORM_BIAS\], xn/dx + own, g[T_NORM], NULL, xn/' test_gradients 1
 fault 'positions of the embedding gradient' train_gpt.cu \
     's/z->dweight\[T_WPE\], dx/NULL, dx/' test_gradients 1
+fault "models: a query norm's gradient passes through" core/blocks.h \
+    's/\+ +s->q_raw, 0, n\);|s->q_raw, 0, n\);/normed, 0, n);/' test_models 1
+fault "models: values are normed, keys are not" core/blocks.h \
+    's/parts_merge\(dev, kv, apart, 2, rows, width\);/(void)0;/' test_models 1
+fault 'models: yarn without its magnitude' core/rope.h \
+    's/if \(s->kind != ROPE_YARN\) return 1;/return 1;/' test_models 1
+fault "models: yarn's ramp ends between pairs" core/rope.h \
+    's/if \(!s->exact_ramp\) low/if (0) low/' test_models 1
+fault 'models: dynamic scaling forgets how long the sequence is' core/rope.h \
+    's/past > 1\) theta/past > 9) theta/' test_models 1
+fault 'models: longrope takes the other list' core/rope.h \
+    's/L > s->original_max_pos \?/L <= s->original_max_pos ?/' test_models 1
+fault 'models: layers without rotation rotate' train_gpt.cu \
+    's/layer_in\(&m->config.no_rope, l\) \? NULL : m->rope/m->rope/' test_models 1
 fault 'a measured peak stops a run' kernels/cpu/device.h \
     '/^static inline int device_peak_is_stated/,/^}/s/return 0;/return 1;/' test_host 1
 fault 'a peak that was given stops nothing' core/rate.h \

@@ -71,7 +71,10 @@ wrong 'holds token [0-9]+, the model.s vocabulary is 0 to 99' look "$work/set/*.
 wrong 'largest token: [0-9]+, but 90 in' look "$(change largest 'first["largest"] = 90')"
 wrong 'documents: 0, but 5 in' look "$(change documents 'first["documents"] = 5; dataset["eot"] = 255')"
 wrong 'of version 2, this program reads up to 1' look "$(change version 'dataset["version"] = 2')"
-wrong 'not of this program' look "$(change foreign 'dataset["format"] = "x"')"
+look "$(change foreign 'dataset = {"format": "x", "splits": 3}')" &&
+    grep -q "tokens in [0-9]* shards; dataset.json beside them is another program's: not read$" "$work/out" &&
+    ! grep -q 'as in dataset.json' "$work/out"
+ok $? "a dataset.json of another program is not read, which is said"
 wrong 'vocab is missing' look "$(change vocab 'del dataset["vocab"]')"
 wrong 'train_000000.bin: sum is not a sum' look "$(change sum 'first["sum"] = "12"')"
 wrong 'lists val_000000.bin twice' look "$(change twice 'dataset["splits"]["x"] = dataset["splits"]["val"]')"
