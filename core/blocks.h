@@ -192,17 +192,22 @@ static inline TokenMap visitor_map(const Model *m, i64 turn) {
     return token_map(m->layout, m->L, (int)m->mesh.shape.ring, (int)visitor_rank(m, turn));
 }
 
-/* Does this rank see anything of them? Of its own every query sees one. */
-static inline int visitor_seen(const Model *m, i64 turn) {
-    TokenMap kv_map = visitor_map(m, turn);
-    return turn == 0 || causal_pairs(&m->ring_map, &kv_map) > 0;
+/* Does this rank see anything of them in the layer of `s`? Of its own every query sees one. */
+static inline int visitor_seen(const Model *m, const AttentionSaved *s, i64 turn) {
+    return turn == 0 || s->sight->pairs[visitor_rank(m, turn)] > 0;
 }
 
 /* The last turn at which it does. Attention rounds its sums to the compute type there. */
-static inline i64 visitor_last(const Model *m) {
+static inline i64 visitor_last(const Model *m, const AttentionSaved *s) {
     i64 turn = m->mesh.shape.ring - 1;
-    while (!visitor_seen(m, turn)) turn--;
+    while (!visitor_seen(m, s, turn)) turn--;
     return turn;
+}
+
+/* This rank's queries against the keys that come at `turn`. */
+static inline AttentionCall visitor_call(const Model *m, const AttentionSaved *s, i64 turn, int merge) {
+    return attention_call_within(attention_shape(m), m->ring_map, visitor_map(m, turn), merge, s->sight->lo,
+                                 s->sight->pairs[visitor_rank(m, turn)]);
 }
 
 /* ---- attention of this rank's heads over its ring-local tokens --------------------------------------------------- */

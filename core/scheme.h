@@ -20,6 +20,16 @@ typedef struct {
     accum *mean, *rstd; /* (stream rows) of the norm */
 } BlockSaved;
 
+/* What the queries of one kind of layer see: keys from lo up to their own position (visible.h). */
+enum { SIGHT_ALL, SIGHT_WINDOW, SIGHTS };
+typedef struct {
+    i64 window;    /* keys that a query sees, itself included; 0: all of its document */
+    i64 layers;    /* of this kind */
+    int32_t *lo;   /* (L/R, B) in the arena; NULL: 0 everywhere */
+    int32_t *host; /* the same on the host */
+    double *pairs; /* (ring ranks) of the host: seen by this rank's queries of each one's keys, in all B sequences */
+} Sight;
+
 /* What one layer's attention keeps. */
 typedef struct {
     BlockSaved in;
@@ -31,6 +41,7 @@ typedef struct {
     real *q_raw, *k_raw;    /* (rows, heads, HS), where they are projected, before their norm; NULL: none */
     accum *q_rstd, *k_rstd; /* (rows, heads) of those norms */
     const accum *rope;      /* this layer's table: the model's, or NULL: nothing rotates */
+    const Sight *sight;     /* what its queries see */
 } AttentionSaved;
 
 /* What one layer's MLP keeps. */
@@ -59,6 +70,15 @@ typedef struct {
     i64 own_first;                /* the own tokens' place in the stream */
     TokenMap ring_map, own_map, stream_map;
     i64 heads_l, kv_heads_l;      /* heads that this rank attends with */
+    Sight sight[SIGHTS];          /* what queries see, by kinds of layers */
+    int documents, restart;       /* 1: documents see themselves only; learned positions begin anew in each */
+    i64 eot;                      /* the token that ends one */
+    int32_t *place, *host_place;  /* (T_stream, B) positions in documents, where they restart */
+    int32_t *whole;               /* (2, L) on the host: a whole sequence, and where each token's document begins */
+    double pairs_seen;            /* of a query, a key that it sees, and a layer: of this rank, then of the step */
+    void (*watch)(void *, void *, int); /* called with the model, watch_arg and the layer behind each attention forward;
+                                           NULL: nobody */
+    void *watch_arg;
     int recompute, samples;
     Phase phase;                  /* of the walk, for the ledger */
     accum *rope;                  /* (tokens of rope_map, HS/2, 2), NULL for learned positions */

@@ -54,6 +54,7 @@ static void take_cluster(const Cluster *c, Settings *s) {
 
 /* Flags of a training that a model of one cannot honour. */
 static void refuse_flags(const Settings *s, const FlagsGiven *given) {
+    check_documents(given, 1);
     if (s->threads) FAIL(EVERYONE, "--threads: the ranks of a cluster are as its file says; leave it out");
     if (s->init_only || s->dump_grads || s->out)
         FAIL(EVERYONE,

@@ -128,9 +128,9 @@ SHIFTED='s/^( *dataset_targets\(d, sequence, \&m->own_map, 1, .*, targets, b, m-
 # shellcheck disable=SC2086
 {
 fault 'ring: blocks are not merged' ring.h \
-    '0,/visitor_map\(m, hop\), hop > 0\)/s//visitor_map(m, hop), 0)/' $S
+    '0,/visitor_call\(m, s, hop, hop > 0\)/s//visitor_call(m, s, hop, 0)/' $S
 fault 'ring: query gradients of earlier blocks are lost' ring.h \
-    's/(attention_shape\(m\), m->ring_map, visitor_map\(m, hop\)), hop > 0/\1, 0/' $S
+    '/visitor_last\(m, s\) \? sums/,/visitor_call/s/visitor_call\(m, s, hop, hop > 0\)/visitor_call(m, s, hop, 0)/' $S
 fault 'ring: a share that nobody made is sent on' ring.h \
     's/^ +else zero_fill\(.*$//' $S
 fault 'ring: the exchange is skipped' ring.h \
@@ -589,7 +589,7 @@ caught 'self-check: attention exchange skipped' ring.h \
     '0,/kv = arriving;/s//kv = s->kv;/' \
     'self-check: token [0-9]+ of sequence 0 reached [0-9]+ of the' 4 --sp ring --selfcheck on
 caught 'self-check: a hop of the ring is lost, and the layers above make up for it' ring.h \
-    '0,/if \(visitor_seen\(m, hop\)\)/s//if (visitor_seen(m, hop) \&\& hop != 2)/' \
+    '0,/if \(visitor_seen\(m, s, hop\)\)/s//if (visitor_seen(m, s, hop) \&\& hop != 2)/' \
     'self-check: token [0-9]+ of sequence 0 reached [0-9]+ of the' 4 --sp ring --ring-layout contiguous
 caught 'self-check: one sender of an all-to-all is lost' ulysses.h \
     '0,/^    m->context->forward\(m, s\);/s//    zero_fill(\&m->dev, s->kv, ulysses_kv_part(m) * real_size());\n&/' \
