@@ -482,11 +482,11 @@ emulated 'hopper: dQ over the dQ before' $hopper \
 emulated 'hopper: a turn ends before its sum is there' $hopper \
     's/bulk_wait<0>\(\);//' test_cuda_attention small wgmma
 emulated 'hopper: a sum does not wait for its turn' $hopper \
-    's/^( *)counter_wait\(turn, b.j\);/\1/' test_cuda_attention wgmma
+    's/^( *)counter_wait\(turn, LO.*;/\1/' test_cuda_attention wgmma
 emulated 'hopper: the last turn does not wait' $hopper \
-    's/counter_wait\(turn_of\(a, b.head \+ h, i\), b.j\)/(void)0/' test_cuda_attention wgmma
+    's/counter_wait\(turn_of\(a, b.head \+ h, i\), .*;/(void)0;/' test_cuda_attention wgmma
 emulated 'hopper: the first turn adds to nothing' $hopper \
-    's/if \(b.j == 0 \&\& !a.add\) tma_store/if (0) tma_store/' test_cuda_attention small wgmma
+    's/if \(turn_first.* \&\& !a.add\) tma_store/if (0) tma_store/' test_cuda_attention small wgmma
 emulated 'hopper: blocks that trust blockIdx' $hopper \
     's/backward_block<BM, BN>\(p.a, atomicAdd\(p.a.tickets, 1\)\)/backward_block<BM, BN>(p.a, (int)blockIdx.x)/' \
     test_cuda_attention small wgmma
@@ -537,6 +537,50 @@ emulated 'cuda: results at an offset of 32 bits' kernels/cuda/attention_forward.
      s/@head/a.head_dim \/ (unsigned)a.head_dim/' test_cuda_attention small sm_80
 emulated 'cuda: queries at an offset of 32 bits, backward' kernels/cuda/attention_backward.cuh \
     's/from \+ s->row \* a.head_dim/from + (unsigned)s->row * a.head_dim/' test_cuda_attention small sm_80
+emulated 'interval: lo off by one' kernels/cuda/attention_forward.cuh \
+    's/if \(8 \* n \* kv.stride < begin\)/if (8 * n * kv.stride <= begin)/' test_cuda_attention small masks sm_80
+emulated 'interval: a tile that is seen up to its last key alone is skipped' kernels/cuda/attention.cuh \
+    's@(position - m.first\[r\]) - 1\) / m.stride\[r\] \+ 1@\1) / m.stride[r] + 1@' \
+    test_cuda_attention small masks forward
+emulated 'interval: a tile whose first key alone is not seen is not masked' kernels/cuda/attention_forward.cuh \
+    's/LO \&\& kv.position < \*most/LO \&\& kv.position + 1 < *most/' test_cuda_attention small masks forward sm_80
+emulated 'interval: the same of a warpgroup' kernels/cuda/attention_hopper_forward.cuh \
+    's/LO \&\& kv.position < most/LO \&\& kv.position + 1 < most/' test_cuda_attention small masks forward wgmma
+emulated 'interval: the second warpgroup masks as the first' kernels/cuda/attention_hopper_forward.cuh \
+    's/most = row_lo\(lo, tile, 64 \* group \+ 63\)/most = row_lo(lo, tile, 63)/' \
+    test_cuda_attention small masks forward wgmma
+emulated 'interval: the lo of the first sequence' kernels/cuda/attention.cuh \
+    's/AttentionLo l = \{lo \+ sequence,/AttentionLo l = {lo + 0 * sequence,/' test_cuda_attention small masks forward
+emulated 'interval: no tile is skipped' kernels/cuda/attention_forward.cuh \
+    's/first = tiles_before<BN>.*/first = 0;/' test_cuda_attention small masks forward sm_80
+emulated 'interval: no tile is skipped on sm_90a' kernels/cuda/attention_hopper_forward.cuh \
+    's/item.low = tiles_before<BN>.*/item.low = 0;/' test_cuda_attention small masks forward wgmma
+emulated 'interval, backward: a tile that sees one key is skipped' kernels/cuda/attention_backward.cuh \
+    's/, row\) <= position/, row) < position/' test_cuda_attention small masks
+emulated 'interval, backward: tiles of another document are computed' kernels/cuda/attention_backward.cuh \
+    's/^( *)span->from\[which\]\[run\] = from;/\1span->from[which][run] = which ? from : run ? a.q_tiles : @first;/;
+     s/@first/a.q_map.tiles[0]/' test_cuda_attention small masks
+emulated 'interval, backward: only the first row of a tile tells whether it is masked' \
+    kernels/cuda/attention_backward.cuh 's/which == SPAN_CUT \? BM - 1 : 0/0/' test_cuda_attention small masks
+emulated 'interval, backward: the first turn passes the counter on by one' kernels/cuda/attention_backward.cuh \
+    's/\? j \+ 1 : 1/? 1 : 1/' test_cuda_attention small masks sm_80
+emulated 'interval, backward: the same on sm_90a' kernels/cuda/attention_hopper_backward.cuh \
+    's/\? b.j \+ 1 : 1/? 1 : 1/' test_cuda_attention small masks wgmma
+emulated 'interval, backward: the first turn waits for KV tiles that nobody sees' kernels/cuda/attention_backward.cuh \
+    's/step, j\) \? 0 : j/step, j) ? j : j/' test_cuda_attention small masks sm_80
+emulated 'interval, backward: the first turn is that of KV tile 0' kernels/cuda/attention_backward.cuh \
+    's/step_first<LO>\(a, span, step, j\) \&\& !a.add/j == 0 \&\& !a.add/' test_cuda_attention small masks sm_80
+emulated 'interval, backward: turns are not waited for' kernels/cuda/attention_hopper_backward.cuh \
+    's/counter_wait\(turn, LO.*;//' test_cuda_attention masks wgmma
+emulated 'interval, backward: from the second run on to a tile of the first that does not see it' \
+    kernels/cuda/attention_backward.cuh \
+    's/return i >= a.q_map.tiles\[0\] \? i : min\(.*/return i;/' test_cuda_attention small masks
+emulated 'interval, backward: queries that see nothing keep what was there' kernels/cuda/attention_backward.cuh \
+    's/for \(int i = j; i < a.q_tiles/for (int i = j; i < 0/' test_cuda_attention small masks
+emulated 'interval, backward: one key too many is hidden' kernels/cuda/attention_hopper_backward.cuh \
+    's@\(hidden - 1\) / kv.stride \+ 1@hidden / kv.stride + 1@' test_cuda_attention small masks wgmma
+emulated 'interval, backward: the first keys of the stage before' kernels/cuda/attention_hopper_backward.cuh \
+    's/t.begin \+ stage \* BM \+ group_col/t.begin + group_col/' test_cuda_attention small masks wgmma
 emulated 'hopper: another swizzle than the copy has' kernels/cuda/attention_hopper.cuh \
     's/wgmma_descriptor\(tile, 16, 1024, 1\)/wgmma_descriptor(tile, 16, 1024, 2)/' \
     test_cuda_attention small forward wgmma
