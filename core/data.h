@@ -37,6 +37,7 @@ typedef struct {
 /* What the dataset.json beside the shards says of where they come from: dataset.h. */
 typedef struct {
     int listed;        /* shards that one lists; where none is, nothing below is known */
+    int foreign;       /* beside some lies a dataset.json of another program, which is not read */
     i64 vocab, eot;    /* eot -1: none */
     double text_bytes; /* behind a token, on average; 0: not known */
     char tokenizer[96];

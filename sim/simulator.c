@@ -86,7 +86,8 @@ static inline void simulate(Settings *s, const FlagsGiven *given, Wire alone) {
     cluster_read(cluster, s->cluster);
     take_cluster(cluster, s);
     DevicePlace place = {cluster, 1, 1, 0};
-    options_from_flags(&o, scheme_find(s->sp), s, given, s->world, place);
+    const Scheme *scheme = scheme_find(s->sp);
+    options_from_flags(&o, scheme, context_find(s->context, scheme), s, given, s->world, place);
     if (s->plan) {
         plan_all(&o, s, given, cluster);
     } else if (s->max_seq) {
