@@ -247,6 +247,26 @@ fault 'watch: nobody answers' core/wire_watch.h \
     's/^ +watch_answer\(w, from.MPI_SOURCE, round\);//' test_comm 3
 fault 'warmup one step late' core/schedule.h \
     's/\(double\)\(step \+ 1\) \/ \(double\)s->warmup/(double)step \/ (double)s->warmup/' test_fixtures 1
+fault 'visible: documents begin at their end' core/visible.h \
+    's/tokens\[p - 1\] == eot/tokens[p] == eot/' test_masks 4 4
+fault 'visible: a pair too few is counted' core/visible.h \
+    's/host\[t \* m->B \+ b\] - 1\)/host[t * m->B + b])/' test_masks 4 4
+fault 'visible: every sequence sees what the last one does' core/visible.h \
+    's/host\[t \* m->B \+ b\] =/host[t * m->B + 0 * b] =/' test_masks 4 4
+fault 'visible: positions run on through documents' core/visible.h \
+    's/\(start \? p - start\[p\] : p\)/p/' test_masks 4 4
+fault 'visible: first tokens are targets' train_gpt.cu \
+    's/return t->options.inside \&\& .*/return 0;/' test_masks 4 4
+fault 'visible: blocks that nobody sees are computed' core/blocks.h \
+    's/(return turn == 0 \|\| visitor_pairs.*) > 0;/\1 >= 0;/' test_masks 4 4
+fault 'visible: closed form of windows' core/visible.h \
+    's/q.first -= window;/q.first -= window + 1;/' test_masks 4 4
+fault 'visible: embedding gradients of running positions' train_gpt.cu \
+    's/m->place \+ own, m->own_map/m->tokens + own, m->own_map/' test_masks 4 4
+fault 'sample: windows are forgotten' core/sample.h \
+    's/i64_max\(start, sight_lo\(.*, NULL, p\)\)/start/' test_sample 2
+fault 'sample: a document sees those before it' core/sample.h \
+    's/i64_max\(start, sight_lo\((.*), NULL, p\)\)/sight_lo(\1, NULL, p)/' test_sample 2
 fault 'sample: keys of another place' core/sample.h \
     's/return before \+ off \/ run->stride;/return off \/ run->stride;/' test_sample 4
 fault 'sample: the parts of a ring weighed alike' core/sample.h \
@@ -635,6 +655,18 @@ caught 'self-check: all-gather into attention skipped' tpsp.h \
 caught 'self-check: the mask lets a token see its successor' kernels/cpu/attention.h \
     's/kv->run.stride \+ 1\)/kv->run.stride + 2)/' \
     'self-check: changing token [0-9]+ of sequence 0 moved position' 1 --selfcheck on
+caught 'self-check: a window is forgotten in one layer' train_gpt.cu \
+    's/sight\[sight_kind\(\&m->config, m->L, l\)\]/sight[l == 3 ? 0 : sight_kind(\&m->config, m->L, l)]/' \
+    'self-check: changing token [0-9]+ of sequence 0 moved position' 1 --selfcheck on --window 40
+caught 'self-check: a window of one key too few' core/visible.h \
+    's/p - s->window \+ 1 : 0/p - s->window + 2 : 0/' \
+    'self-check: token [0-9]+ of sequence 0 reached [0-9]+ of the' 4 --sp ring --window 9
+caught 'self-check: a window of one key too many' kernels/cpu/attention.h \
+    's/(v.lo \? v.lo\[.*\]) - kv/\1 - 1 - kv/' \
+    'self-check: changing token [0-9]+ of sequence 0 moved position' 2 --sp ulysses --window 9
+caught 'self-check: documents see the end of the one before' kernels/cpu/attention.h \
+    's/(v.lo \? v.lo\[.*\]) - kv/\1 - 1 - kv/' \
+    'self-check: changing token [0-9]+ of sequence 0 moved position' 4 --doc-mask --eot 10 --selfcheck on
 caught 'self-check: labels shifted after the split' train_gpt.cu \
     "$SHIFTED" 'self-check: the targets are not the next tokens' 4 --selfcheck on
 caught 'self-check: a rank plans another branch' ulysses.h \
