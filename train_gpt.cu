@@ -32,7 +32,7 @@
 #include "core/checkpoint.h"  /* checkpoint_load, checkpoint_write, checkpoint_write_tensors */
 #include "core/dataset.h"     /* dataset_describe, dataset_print, check_data: dataset.json beside the shards */
 #include "core/life.h"        /* Life, life_*: checkpoints in training, resuming, being told to stop */
-#include "core/fit.h"         /* check_memory: does it fit, and what would? */
+#include "core/fit.h"         /* check_memory, memory_json: does it fit, and what would? */
 #include "core/rate.h"        /* Peak, peak_of, flop_per_token, step_metrics: MFU */
 #include "core/selfcheck.h"   /* selfcheck_*: do the ranks mean the same run? */
 #include "core/schedule.h"    /* learning_rate, schedule_check */
@@ -465,6 +465,7 @@ typedef struct {
     RunLog log;
     Trace trace;
     Peak peak;
+    i64 available; /* bytes that check_memory allows a rank */
 } Trainer;
 
 /* The first sequence of the list that `step` takes. */
@@ -777,7 +778,7 @@ static void train(Trainer *t) {
     if (s->steps == 0) evaluate_tasks(t), sample(t, 0);
     if (l->resumes) validate_missing(t);
     i64 traced = s->trace ? i64_min(TRACE_STEPS, s->steps - step) : 0;
-    if (traced > 0) trace_init(&t->trace, m->mesh.shape.world);
+    if (traced > 0) trace_init(&t->trace, m->mesh.shape.world, &m->arena.now.used);
     for (; step < s->steps && !told; step++) {
         Metrics k;
         i64 done = step + 1;
@@ -998,6 +999,7 @@ static void open_run(Trainer *t) {
     Life *l = &t->life;
     cJSON *config =
         run_config_json(s, &t->options.config, shape->world, shape->head, t->options.place.threads, REAL_NAME);
+    memory_json(config, &t->model.arena, t->available);
     if (l->resumes) {
         printf("resume   %s: %lld of %lld steps are done, read in %.2f s\n", l->resume.dir, l->first_step, s->steps,
                l->reading);
@@ -1063,7 +1065,7 @@ static inline void run(Trainer *t, Settings *s, const FlagsGiven *given, Wire wo
         print_plan(t);
     } else {
         mesh_try(&t->model.mesh, &t->model.fabric);
-        check_memory(&t->model, &t->options, options_bytes);
+        t->available = check_memory(&t->model, &t->options, options_bytes);
         arena_commit(&t->model.arena);
         model_tables(&t->model);
         load_weights(t);
