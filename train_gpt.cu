@@ -488,8 +488,8 @@ static int target_outside(const Trainer *t, i64 p) {
 }
 
 /* Read micro-batch `micro` of the batch that starts at sequence `first` of the list: m->tokens, m->targets. Targets
-   equal to --ignore-token, masked, or outside of a document become TOKEN_IGNORED, and so does everything past `end` (a last, partial
-   validation batch; else end < 0). Returns how many of this rank's targets count. */
+   equal to --ignore-token, masked, or outside of a document become TOKEN_IGNORED, and so does everything past `end` (a
+   last, partial validation batch; else end < 0). Returns how many of this rank's targets count. */
 static i64 load_micro_batch(Trainer *t, Dataset *d, i64 first, i64 micro, i64 end) {
     Model *m = &t->model;
     i64 group = (micro * m->mesh.shape.dp + m->mesh.dp_rank) * m->B, counted = 0;
@@ -591,7 +591,9 @@ static void check_targets(Trainer *t) {
     i64 steps = i64_min(s->steps, t->train.sequences); /* no more different steps than sequences */
     for (i64 step = 0; step < steps; step++)
         if (count_targets(t, step * t->options.batch) > 0) return;
-    FAIL(EVERYONE, "every target of --train %s is ignored (by --ignore-token, --doc-targets, or a mask), so there is nothing to learn",
+    FAIL(EVERYONE,
+         "every target of --train %s is ignored (by --ignore-token, --doc-targets, or a mask), so there is nothing to "
+         "learn",
          s->train);
 }
 
@@ -1046,7 +1048,8 @@ static inline void run(Trainer *t, Settings *s, const FlagsGiven *given, Wire wo
     if (!s->dry_run) device_open(&place), place_share(&place, world), device_check_comm(&place, s->comm);
     life_begin(&t->life, s, given, world, place.threads);
     const Scheme *scheme = scheme_find(s->sp);
-    options_from_flags(&t->options, scheme, context_find(s->context, scheme), s, given, s->world ? s->world : wire_size(world), place);
+    i64 ranks = s->world ? s->world : wire_size(world);
+    options_from_flags(&t->options, scheme, context_find(s->context, scheme), s, given, ranks, place);
     options_check(&t->options);
     if (!s->dry_run && !s->init_only) {
         open_data(t);
@@ -1096,8 +1099,8 @@ int main(int argc, char **argv) {
     if (settings.help) {
         if (wire_rank(world) == 0)
             print_help(
-                "train_gpt - trains GPT-2, Llama and its kin on long sequences under five sequence-parallel schemes (" REAL_NAME
-                " build)",
+                "train_gpt - trains GPT-2, Llama and their kin on long sequences, under the sequence-parallel scheme "
+                "that --sp names (" REAL_NAME " build)",
                 "mpirun -np N ./train_gpt_... --train \"data/train_*.bin\" [flags]");
     } else {
         Trainer *trainer = (Trainer *)host_alloc(sizeof(Trainer));
