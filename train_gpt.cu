@@ -1,4 +1,4 @@
-/* train_gpt.cu - trains GPT-2, Llama and its kin on long sequences under five sequence-parallel schemes.
+/* train_gpt.cu - trains GPT-2, Llama and its kin on long sequences under six sequence-parallel schemes.
 
    flags -> config -> mesh -> scheme -> arena, laid out once -> loader: this rank's tokens and their positions
 
@@ -972,7 +972,7 @@ int main(int argc, char **argv) {
     if (settings.help) {
         if (wire_rank(world) == 0)
             print_help(
-                "train_gpt - trains GPT-2, Llama and its kin on long sequences under five sequence-parallel schemes (" REAL_NAME
+                "train_gpt - trains GPT-2, Llama and its kin on long sequences under six sequence-parallel schemes (" REAL_NAME
                 " build)",
                 "mpirun -np N ./train_gpt_... --train \"data/train_*.bin\" [flags]");
     } else {
