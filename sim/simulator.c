@@ -54,6 +54,7 @@ static void take_cluster(const Cluster *c, Settings *s) {
 
 /* Flags of a training that a model of one cannot honour. */
 static void refuse_flags(const Settings *s, const FlagsGiven *given) {
+    check_documents(given, 1);
     if (s->threads) FAIL(EVERYONE, "--threads: the ranks of a cluster are as its file says; leave it out");
     if (s->init_only || s->dump_grads || s->out)
         FAIL(EVERYONE,
@@ -94,7 +95,7 @@ static inline void simulate(Settings *s, const FlagsGiven *given, Wire alone) {
     } else {
         options_check(&o);
         forecast_open(t, &o, s, cluster);
-        if (s->trace) trace_init(&t->trace, 1);
+        if (s->trace) trace_init(&t->trace, 1, &t->model.arena.now.used);
         forecast_step(&f, t, s->trace != NULL);
         if (f.mfu_causal > 1)
             FAIL(EVERYONE, "--peak-tflops %g: the forecast runs at %.2f times that; the cluster's peak is %g",

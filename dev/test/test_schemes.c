@@ -128,7 +128,7 @@ static void case_name(char *out, size_t size, const Case *c) {
              c->ignore == IGNORE_STRETCHES ? " stretches ignored"
              : c->ignore == IGNORE_MASKED  ? " masked"
                                            : "",
-             c->recompute ? " recompute" : "", c->overlap ? "" : " no overlap");
+             c->recompute == RECOMPUTE_FULL ? " recompute" : c->recompute ? " attention kept" : "", c->overlap ? "" : " no overlap");
 }
 
 static ModelOptions case_options(const Case *c) {
@@ -341,12 +341,12 @@ static Cases make_cases(i64 N, int speaks) {
         int in_turn = c->model != MODEL_GPT2 && c->model != MODEL_GQA;
         if (in_turn && 8 % (c->dp * turns[i % 4]) == 0) c->B = turns[i % 4];
         c->ignore = (Ignore)(i / 3 % IGNORES);
-        c->recompute = i % 5 == 4;
+        c->recompute = i % 5 == 4 ? 1 + i / 5 % 2 : 0;
         c->overlap = i % 7 != 6;
         c->selfcheck = i % 4 == 0;
         /* the i-th case of a layout and a mesh; so contexts go with layouts and meshes as they come */
         if (!c->scheme->context) c->context = CONTEXTS[(i + i / 3 + i / 9) % COUNT_OF(CONTEXTS)];
-        if (c->context->in_pieces) c->piece = i % 4 * 2 + i % 2; /* 0: its own choice, which is all; and 3, 4, 7 of 2 to 24 */
+        if (c->context->piece) c->piece = i % 4 * 2 + i % 2; /* 0: its own choice, which is all; and 3, 4, 7 of 2 to 24 */
     }
     return cases;
 }

@@ -29,6 +29,7 @@ static const char *const RUNS[] = {
     "--world 8 --sp tpsp --ring 2 --seq-len 8192",
     "--world 8 --sp ulysses --ring 4 --seq-len 8192 --ring-layout stripe",
     "--world 8 --sp odysseus --dp 2 --batch 4 --recompute full",
+    "--world 8 --sp ulysses --ring 2 --seq-len 8192 --recompute attention-kept",
     "--world 16 --sp ring --dp 2 --ring-layout contiguous --seq-len 8192 --batch 8 --grad-comm bf16",
     "--world 8 --sp tp --arch gpt2 --max-pos 4096 --dp 2 --batch 6 --micro-batch 3 --kv-heads 8",
 };
