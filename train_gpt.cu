@@ -1,4 +1,4 @@
-/* train_gpt.cu - trains GPT-2, Llama and its kin on long sequences under five sequence-parallel schemes.
+/* train_gpt.cu - trains GPT-2, Llama and its kin on long sequences under six sequence-parallel schemes.
 
    flags -> config -> mesh -> scheme -> arena, laid out once -> loader: this rank's tokens and their positions
 
@@ -32,7 +32,7 @@
 #include "core/checkpoint.h"  /* checkpoint_load, checkpoint_write, checkpoint_write_tensors */
 #include "core/dataset.h"     /* dataset_describe, dataset_print, check_data: dataset.json beside the shards */
 #include "core/life.h"        /* Life, life_*: checkpoints in training, resuming, being told to stop */
-#include "core/fit.h"         /* check_memory: does it fit, and what would? */
+#include "core/fit.h"         /* check_memory, memory_json: does it fit, and what would? */
 #include "core/rate.h"        /* Peak, peak_of, flop_per_token, step_metrics: MFU */
 #include "core/selfcheck.h"   /* selfcheck_*: do the ranks mean the same run? */
 #include "core/schedule.h"    /* learning_rate, schedule_check */
@@ -465,6 +465,7 @@ typedef struct {
     RunLog log;
     Trace trace;
     Peak peak;
+    i64 available; /* bytes that check_memory allows a rank */
 } Trainer;
 
 /* The first sequence of the list that `step` takes. */
@@ -487,8 +488,8 @@ static int target_outside(const Trainer *t, i64 p) {
 }
 
 /* Read micro-batch `micro` of the batch that starts at sequence `first` of the list: m->tokens, m->targets. Targets
-   equal to --ignore-token, masked, or outside of a document become TOKEN_IGNORED, and so does everything past `end` (a last, partial
-   validation batch; else end < 0). Returns how many of this rank's targets count. */
+   equal to --ignore-token, masked, or outside of a document become TOKEN_IGNORED, and so does everything past `end` (a
+   last, partial validation batch; else end < 0). Returns how many of this rank's targets count. */
 static i64 load_micro_batch(Trainer *t, Dataset *d, i64 first, i64 micro, i64 end) {
     Model *m = &t->model;
     i64 group = (micro * m->mesh.shape.dp + m->mesh.dp_rank) * m->B, counted = 0;
@@ -590,7 +591,9 @@ static void check_targets(Trainer *t) {
     i64 steps = i64_min(s->steps, t->train.sequences); /* no more different steps than sequences */
     for (i64 step = 0; step < steps; step++)
         if (count_targets(t, step * t->options.batch) > 0) return;
-    FAIL(EVERYONE, "every target of --train %s is ignored (by --ignore-token, --doc-targets, or a mask), so there is nothing to learn",
+    FAIL(EVERYONE,
+         "every target of --train %s is ignored (by --ignore-token, --doc-targets, or a mask), so there is nothing to "
+         "learn",
          s->train);
 }
 
@@ -777,7 +780,7 @@ static void train(Trainer *t) {
     if (s->steps == 0) evaluate_tasks(t), sample(t, 0);
     if (l->resumes) validate_missing(t);
     i64 traced = s->trace ? i64_min(TRACE_STEPS, s->steps - step) : 0;
-    if (traced > 0) trace_init(&t->trace, m->mesh.shape.world);
+    if (traced > 0) trace_init(&t->trace, m->mesh.shape.world, &m->arena.now.used);
     for (; step < s->steps && !told; step++) {
         Metrics k;
         i64 done = step + 1;
@@ -998,6 +1001,7 @@ static void open_run(Trainer *t) {
     Life *l = &t->life;
     cJSON *config =
         run_config_json(s, &t->options.config, shape->world, shape->head, t->options.place.threads, REAL_NAME);
+    memory_json(config, &t->model.arena, t->available);
     if (l->resumes) {
         printf("resume   %s: %lld of %lld steps are done, read in %.2f s\n", l->resume.dir, l->first_step, s->steps,
                l->reading);
@@ -1044,7 +1048,8 @@ static inline void run(Trainer *t, Settings *s, const FlagsGiven *given, Wire wo
     if (!s->dry_run) device_open(&place), place_share(&place, world), device_check_comm(&place, s->comm);
     life_begin(&t->life, s, given, world, place.threads);
     const Scheme *scheme = scheme_find(s->sp);
-    options_from_flags(&t->options, scheme, context_find(s->context, scheme), s, given, s->world ? s->world : wire_size(world), place);
+    i64 ranks = s->world ? s->world : wire_size(world);
+    options_from_flags(&t->options, scheme, context_find(s->context, scheme), s, given, ranks, place);
     options_check(&t->options);
     if (!s->dry_run && !s->init_only) {
         open_data(t);
@@ -1063,7 +1068,7 @@ static inline void run(Trainer *t, Settings *s, const FlagsGiven *given, Wire wo
         print_plan(t);
     } else {
         mesh_try(&t->model.mesh, &t->model.fabric);
-        check_memory(&t->model, &t->options, options_bytes);
+        t->available = check_memory(&t->model, &t->options, options_bytes);
         arena_commit(&t->model.arena);
         model_tables(&t->model);
         load_weights(t);
@@ -1094,8 +1099,8 @@ int main(int argc, char **argv) {
     if (settings.help) {
         if (wire_rank(world) == 0)
             print_help(
-                "train_gpt - trains GPT-2, Llama and its kin on long sequences under five sequence-parallel schemes (" REAL_NAME
-                " build)",
+                "train_gpt - trains GPT-2, Llama and their kin on long sequences, under the sequence-parallel scheme "
+                "that --sp names (" REAL_NAME " build)",
                 "mpirun -np N ./train_gpt_... --train \"data/train_*.bin\" [flags]");
     } else {
         Trainer *trainer = (Trainer *)host_alloc(sizeof(Trainer));

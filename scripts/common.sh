@@ -7,6 +7,7 @@
 #       HOSTFILE=FILE            ... on the hosts of FILE instead, each filled before the next (hostfile.example)
 #       LAUNCHER=srun            ... by srun, inside a Slurm job (slurm.sbatch); SRUN_FLAGS are its own [--mpi=pmix]
 #   list_schemes PROGRAM         the names of its schemes; list_contexts PROGRAM: of its contexts
+#   own_text                     text that is always here
 #   whole, require_shards, require_program, plan, print_plan     what the runs that people copy share; see there
 #
 # What run_ranks adds to a plain mpirun on one host, and why (Open MPI; another MPI gets none of it):
@@ -175,6 +176,16 @@ list_of() { # PROGRAM HEADING WHAT: the first words of the list under this headi
 }
 list_schemes() { list_of "$1" "Schemes of --sp" schemes; } # PROGRAM: what it knows, one a line, in its own order
 list_contexts() { list_of "$1" "Contexts of --context" contexts; }
+
+own_text() { # this repository's sources and documents, one a line; in a copy without git, those of the directory
+    local file files
+    mapfile -t files < <(git -c safe.directory="$PWD" ls-files -- '*.c' '*.h' '*.cu' '*.md' '*.sh' '*.py' Makefile \
+        2>/dev/null || true)
+    [[ ${#files[@]} -gt 0 ]] ||
+        mapfile -t files < <(find . \( -name build -o -name runs -o -name '.?*' \) -prune -o -type f \( -name '*.[ch]' \
+            -o -name '*.cu' -o -name '*.md' -o -name '*.sh' -o -name '*.py' -o -name Makefile \) -print | LC_ALL=C sort)
+    for file in "${files[@]}"; do [[ ! -f $file ]] || say "$file"; done
+}
 
 # ---- the runs that people copy ---------------------------------------------------------------------------------------
 #

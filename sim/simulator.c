@@ -95,7 +95,7 @@ static inline void simulate(Settings *s, const FlagsGiven *given, Wire alone) {
     } else {
         options_check(&o);
         forecast_open(t, &o, s, cluster);
-        if (s->trace) trace_init(&t->trace, 1);
+        if (s->trace) trace_init(&t->trace, 1, &t->model.arena.now.used);
         forecast_step(&f, t, s->trace != NULL);
         if (f.mfu_causal > 1)
             FAIL(EVERYONE, "--peak-tflops %g: the forecast runs at %.2f times that; the cluster's peak is %g",
