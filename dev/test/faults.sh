@@ -554,6 +554,8 @@ emulated 'hopper: another swizzle than the copy has' kernels/cuda/attention_hopp
     test_cuda_attention small forward wgmma
 emulated 'hopper: an mbarrier that the copies do not know' kernels/cuda/attention_hopper_forward.cuh \
     's/mbarrier_init_fence\(\);//' test_cuda_attention small forward wgmma
+trained 'interval: CUDA kernels that do not get it' kernels/cuda/attention_forward.cuh \
+    's/a.lo = c.lo/a.lo = NULL/' EMU_STREAMS=0 1 --doc-mask --eot 32 --selfcheck off
 trained 'cuda: a transfer overwrites what is still read' core/transfer_cuda.h \
     's/^ *CUDA_CHECK\(cudaStreamWaitEvent\(l->stream, l->ready, 0\)\);//' EMU_STREAMS=1 4 --sp tpsp
 trained 'cuda: the host takes work under way for done' kernels/cuda/device.h \
