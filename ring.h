@@ -113,14 +113,6 @@ static inline ContextBackward ring_backward(Model *m, AttentionSaved *s, real *d
     return h;
 }
 
-/* Wait for the last hop and complete dkv. */
-static inline void ring_finish(Model *m, ContextBackward *h) {
-    comm_wait(&m->fabric, h->flying);
-    if (!h->arrived) return;
-    sum_parts(&m->dev, h->dkv_sum, h->arrived, 1, h->count, h->count, DTYPE_ACCUM, 1);
-    convert(&m->dev, h->dkv, h->dkv_sum, h->count);
-}
-
 /* g' = max(k, H)/h: forward 2 g' c_R L a/H elements of KV, a = h HS; backward the KV again
    and as many of dKV in accum. */
 static inline void ring_volume(Ledger *l, const Config *c, const Mesh *m, i64 L, i64 B, i64 times) {
@@ -134,9 +126,10 @@ static inline void ring_volume(Ledger *l, const Config *c, const Mesh *m, i64 L,
 static const Context CONTEXT_RING = {
     .name = "ring",
     .help = "KV blocks travel a ring, online-softmax merge",
+    .piece = NULL,
     .forward = ring_forward,
     .backward = ring_backward,
-    .finish = ring_finish,
+    .finish = context_finish,
     .volume = ring_volume,
 };
 
@@ -149,6 +142,7 @@ static const Scheme SCHEME_RING = {
     .replicated_stream = 0,
     .ring_takes_all = 1,
     .rope_on_own = 0,
+    .repeats_exchange = 0,
     .splits = splits_nothing,
     .refuses = refuse_any_head_axis,
     .attention_keep = NULL,

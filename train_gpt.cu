@@ -1,4 +1,4 @@
-/* train_gpt.cu - trains GPT-2, Llama and its kin on long sequences under five sequence-parallel schemes.
+/* train_gpt.cu - trains GPT-2, Llama and its kin on long sequences under six sequence-parallel schemes.
 
    flags -> config -> mesh -> scheme -> arena, laid out once -> loader: this rank's tokens and their positions
 
@@ -32,7 +32,7 @@
 #include "core/checkpoint.h"  /* checkpoint_load, checkpoint_write, checkpoint_write_tensors */
 #include "core/dataset.h"     /* dataset_describe, dataset_print, check_data: dataset.json beside the shards */
 #include "core/life.h"        /* Life, life_*: checkpoints in training, resuming, being told to stop */
-#include "core/fit.h"         /* check_memory: does it fit, and what would? */
+#include "core/fit.h"         /* check_memory, memory_json: does it fit, and what would? */
 #include "core/rate.h"        /* Peak, peak_of, flop_per_token, step_metrics: MFU */
 #include "core/selfcheck.h"   /* selfcheck_*: do the ranks mean the same run? */
 #include "core/schedule.h"    /* learning_rate, schedule_check */
@@ -47,10 +47,15 @@
 #include "tpsp.h"             /* SCHEME_TP, SCHEME_TPSP */
 #include "ulysses.h"          /* SCHEME_ULYSSES */
 #include "ring.h"             /* SCHEME_RING, CONTEXT_RING */
+#include "allgather.h"        /* SCHEME_ALLGATHER, CONTEXT_ALLGATHER */
 #include "odysseus.h"         /* SCHEME_ODYSSEUS */
 
-/* In the order of --help. A sixth one is its header above and a row here. */
-static const Scheme *const SCHEMES[] = {&SCHEME_TP, &SCHEME_TPSP, &SCHEME_ULYSSES, &SCHEME_RING, &SCHEME_ODYSSEUS};
+/* In the order of --help. Another one is its header above and a row here. */
+static const Scheme *const SCHEMES[] = {&SCHEME_TP, &SCHEME_TPSP, &SCHEME_ULYSSES, &SCHEME_RING, &SCHEME_ALLGATHER,
+                                       &SCHEME_ODYSSEUS};
+
+/* How queries meet keys over the ring axis; the first unless told. */
+static const Context *const CONTEXTS[] = {&CONTEXT_RING, &CONTEXT_ALLGATHER};
 
 /* The scheme of --sp. */
 static inline const Scheme *scheme_find(const char *name) {
@@ -60,6 +65,21 @@ static inline const Scheme *scheme_find(const char *name) {
         snprintf(names + strlen(names), sizeof names - strlen(names), "%s%s", i ? "|" : "", SCHEMES[i]->name);
     }
     FAIL(EVERYONE, "--sp %s: must be one of %s", name, names);
+}
+
+/* The context of --context, NULL where it is not given; a scheme may be one of its own. */
+static inline const Context *context_find(const char *name, const Scheme *scheme) {
+    char names[256] = "";
+    if (!name) return scheme->context ? scheme->context : CONTEXTS[0];
+    for (int i = 0; i < COUNT_OF(CONTEXTS); i++) {
+        snprintf(names + strlen(names), sizeof names - strlen(names), "%s%s", i ? "|" : "", CONTEXTS[i]->name);
+        if (strcmp(CONTEXTS[i]->name, name) != 0) continue;
+        if (scheme->context && scheme->context != CONTEXTS[i])
+            FAIL(EVERYONE, "--context %s: --sp %s is the context %s and nothing besides; use --sp %s", name,
+                 scheme->name, scheme->context->name, name);
+        return CONTEXTS[i];
+    }
+    FAIL(EVERYONE, "--context %s: must be one of %s", name, names);
 }
 
 /* ---- the model: layout in the arena ------------------------------------------------------------------------------ */
@@ -79,6 +99,14 @@ static void model_place(Model *m, const ModelOptions *o) {
     m->kv_heads_l = kv_heads_local(&m->config, H);
 }
 
+/* --tile-rows auto: a tile's buffers are no larger than the stream, but a tile not so small that products would wait
+   for its weights and their gradients. */
+static i64 model_tile_rows(const Model *m) {
+    const Config *c = &m->config;
+    i64 head = m->scheme->splits(BLOCK_MLP) ? m->mesh.shape.head : 1;
+    return i64_max(4096, stream_rows(m) * c->dim / ((2 * mlp_gates(c) + 1) * c->ffn / head));
+}
+
 /* What the norms of queries and keys keep, where these are projected: of all heads on the own
    tokens, or of the own heads. */
 static void model_keep_heads(Model *m, AttentionSaved *a) {
@@ -92,18 +120,24 @@ static void model_keep_heads(Model *m, AttentionSaved *a) {
     a->k_rstd = take_accum(m, MEM_ACTIVATIONS, rows * kv_heads);
 }
 
+/* What attention makes: out and lse. */
+static void model_keep_attended(Model *m, AttentionSaved *a) {
+    a->out = take_real(m, MEM_ACTIVATIONS, ring_rows(m) * m->heads_l * m->config.head_dim);
+    a->lse = take_accum(m, MEM_ACTIVATIONS, ring_rows(m) * m->heads_l);
+}
+
 /* Buffers that a layer's attention and MLP keep for backward, except their inputs. */
 static void model_keep_layer(Model *m, AttentionSaved *a, MlpSaved *p) {
     i64 rows = stream_rows(m), ring = ring_rows(m), HS = m->config.head_dim;
     MemCategory kept = MEM_ACTIVATIONS;
     a->q = take_real(m, kept, ring * m->heads_l * HS);
     a->kv = take_real(m, kept, ring * 2 * m->kv_heads_l * HS);
-    a->out = take_real(m, kept, ring * m->heads_l * HS);
-    a->lse = take_accum(m, kept, ring * m->heads_l);
+    model_keep_attended(m, a);
     a->in.mean = take_accum(m, kept, rows), a->in.rstd = take_accum(m, kept, rows);
     model_keep_heads(m, a);
     if (m->scheme->attention_keep) m->scheme->attention_keep(m, a);
     p->in.mean = take_accum(m, kept, rows), p->in.rstd = take_accum(m, kept, rows);
+    if (m->recompute) return; /* backward makes it again */
     /* split columns of all tokens, or all columns of own tokens */
     i64 head = m->scheme->splits(BLOCK_MLP) ? m->mesh.shape.head : 1;
     i64 mlp_rows = head > 1 ? ring : own_rows(m);
@@ -132,6 +166,7 @@ static void model_layout(Model *m) {
     for (i64 l = 0; l < L; l++) {
         if (l > 0 && m->recompute) m->attention[l] = m->attention[0], m->mlp[l] = m->mlp[0];
         else model_keep_layer(m, &m->attention[l], &m->mlp[l]);
+        if (l > 0 && m->recompute == RECOMPUTE_ATTENTION_KEPT) model_keep_attended(m, &m->attention[l]);
         if (l > 0 && m->recompute && m->samples) /* the cache */
             m->attention[l].kv = take_real(m, MEM_ACTIVATIONS, kv_count_own(m));
         m->attention[l].rope = layer_in(&m->config.no_rope, l) ? NULL : m->rope;
@@ -167,9 +202,10 @@ static Use *model_order(const Config *c, int *uses) {
    move afterwards; model_free. */
 static void model_init(Model *m, const ModelOptions *o, Wire base, int imagined, int rank) {
     memset(m, 0, sizeof *m);
-    m->config = o->config, m->scheme = o->scheme, m->context = o->scheme->context ? o->scheme->context : &CONTEXT_RING,
-    m->layout = o->layout;
+    m->config = o->config, m->scheme = o->scheme, m->layout = o->layout;
+    m->context = o->context ? o->context : context_find(NULL, o->scheme);
     m->L = o->L, m->B = o->B, m->recompute = o->recompute, m->samples = o->samples;
+    m->tile_rows = o->tile_rows, m->gather_tokens = o->gather_tokens;
     m->documents = o->documents, m->restart = o->restart, m->eot = o->eot;
     device_init(&m->dev, &o->place, imagined);
     fabric_init(&m->fabric, &m->dev, &m->ledger, (int)o->shape.world, o->overlap, o->comm);
@@ -179,6 +215,8 @@ static void model_init(Model *m, const ModelOptions *o, Wire base, int imagined,
     zero_init(&m->zero, &m->config, &m->mesh, &m->fabric, &m->arena, m->scheme->splits, o->grad_wire);
     m->order = model_order(&m->config, &m->uses);
     model_place(m, o);
+    if (m->tile_rows == TILE_AUTO) m->tile_rows = model_tile_rows(m);
+    m->piece = m->context->piece ? m->context->piece(m) : m->T_ring;
     sight_layout(m, o->doc_length);
     model_layout(m);
 }
@@ -207,6 +245,16 @@ static void model_free(Model *m) {
     sight_free(m);
 }
 
+typedef void (*Volume)(Ledger *, const Config *, const Mesh *, i64 L, i64 B, i64 times);
+
+/* What a scheme or a context moves in all layers; `again`: its forward is repeated in backward. */
+static void model_expect_part(Model *m, Volume volume, i64 micro, int again) {
+    Ledger part;
+    memset(&part, 0, sizeof part);
+    volume(&part, &m->config, &m->mesh, m->L, m->B, micro * m->config.layers);
+    ledger_expect_part(&m->ledger, &part, again);
+}
+
 /* Numbers that a step sums over the ranks at its end: sum of losses, sum of squared gradients, wishes to stop, saves
    being written, and with documents the pairs that were seen. */
 static int step_sums(const Model *m) { return m->documents ? 5 : 4; }
@@ -215,9 +263,8 @@ static int step_sums(const Model *m) { return m->documents ? 5 : 4; }
    the head's slices, control. */
 static void model_expect(Model *m, i64 micro) {
     const Mesh *mesh = &m->mesh;
-    m->scheme->volume(&m->ledger, &m->config, mesh, m->L, m->B, micro * m->config.layers);
-    m->context->volume(&m->ledger, &m->config, mesh, m->L, m->B, micro * m->config.layers);
-    if (m->recompute) ledger_expect_repeat(&m->ledger);
+    model_expect_part(m, m->scheme->volume, micro, m->recompute && m->scheme->repeats_exchange);
+    model_expect_part(m, m->context->volume, micro, m->recompute == RECOMPUTE_FULL);
     zero_volume(&m->ledger, &m->config, mesh, m->scheme->splits, m->zero.grad_wire, micro);
     if (m->scheme->replicated_stream)
         ledger_expect(&m->ledger, COMM_ALL_GATHER, tag(BLOCK_LM_HEAD, PHASE_BACKWARD, WHAT_ACTIVATION),
@@ -296,8 +343,8 @@ static void block_backward(Model *m, BlockKind kind, int l, real *dx) {
     ArenaMark mark = arena_mark(&m->arena);
     i64 n = stream_rows(m) * m->config.dim;
     real *xn = take_real(m, MEM_WORKSPACE, n), *dxn = take_real(m, MEM_WORKSPACE, n);
-    if (m->recompute) block_forward(m, kind, l, s->x, NULL, dxn);
-    norm_recompute(&m->dev, block_norm(m, stream_rows(m)), xn, s->mean, s->rstd, s->x);
+    if (m->recompute) norm_forward(&m->dev, block_norm(m, stream_rows(m)), xn, s->x, s->mean, s->rstd, s->x, NULL);
+    else norm_recompute(&m->dev, block_norm(m, stream_rows(m)), xn, s->mean, s->rstd, s->x);
     if (kind == BLOCK_ATTENTION) m->scheme->attention_backward(m, &m->attention[l], dxn, dx, xn);
     else m->scheme->mlp_backward(m, &m->mlp[l], dxn, dx, xn);
     norm_backward(&m->dev, block_norm(m, stream_rows(m)), dx, g[T_NORM], g[T_NORM_BIAS], dxn, s->mean, s->rstd, s->x,
@@ -418,6 +465,7 @@ typedef struct {
     RunLog log;
     Trace trace;
     Peak peak;
+    i64 available; /* bytes that check_memory allows a rank */
 } Trainer;
 
 /* The first sequence of the list that `step` takes. */
@@ -440,8 +488,8 @@ static int target_outside(const Trainer *t, i64 p) {
 }
 
 /* Read micro-batch `micro` of the batch that starts at sequence `first` of the list: m->tokens, m->targets. Targets
-   equal to --ignore-token, masked, or outside of a document become TOKEN_IGNORED, and so does everything past `end` (a last, partial
-   validation batch; else end < 0). Returns how many of this rank's targets count. */
+   equal to --ignore-token, masked, or outside of a document become TOKEN_IGNORED, and so does everything past `end` (a
+   last, partial validation batch; else end < 0). Returns how many of this rank's targets count. */
 static i64 load_micro_batch(Trainer *t, Dataset *d, i64 first, i64 micro, i64 end) {
     Model *m = &t->model;
     i64 group = (micro * m->mesh.shape.dp + m->mesh.dp_rank) * m->B, counted = 0;
@@ -543,7 +591,9 @@ static void check_targets(Trainer *t) {
     i64 steps = i64_min(s->steps, t->train.sequences); /* no more different steps than sequences */
     for (i64 step = 0; step < steps; step++)
         if (count_targets(t, step * t->options.batch) > 0) return;
-    FAIL(EVERYONE, "every target of --train %s is ignored (by --ignore-token, --doc-targets, or a mask), so there is nothing to learn",
+    FAIL(EVERYONE,
+         "every target of --train %s is ignored (by --ignore-token, --doc-targets, or a mask), so there is nothing to "
+         "learn",
          s->train);
 }
 
@@ -730,7 +780,7 @@ static void train(Trainer *t) {
     if (s->steps == 0) evaluate_tasks(t), sample(t, 0);
     if (l->resumes) validate_missing(t);
     i64 traced = s->trace ? i64_min(TRACE_STEPS, s->steps - step) : 0;
-    if (traced > 0) trace_init(&t->trace, m->mesh.shape.world);
+    if (traced > 0) trace_init(&t->trace, m->mesh.shape.world, &m->arena.now.used);
     for (; step < s->steps && !told; step++) {
         Metrics k;
         i64 done = step + 1;
@@ -767,6 +817,8 @@ static inline void print_help(const char *what, const char *usage) {
     }
     printf("\nSchemes of --sp\n");
     for (int i = 0; i < COUNT_OF(SCHEMES); i++) printf("  %-10s %s\n", SCHEMES[i]->name, SCHEMES[i]->help);
+    printf("\nContexts of --context\n");
+    for (int i = 0; i < COUNT_OF(CONTEXTS); i++) printf("  %-10s %s\n", CONTEXTS[i]->name, CONTEXTS[i]->help);
 }
 
 static void print_model(const Trainer *t) {
@@ -811,9 +863,12 @@ static void print_masks(const Trainer *t) {
 static void print_mesh(const Trainer *t) {
     const Config *c = &t->options.config;
     const MeshShape *shape = &t->options.shape;
-    printf("mesh     %s on %lld ranks: dp %lld x ring %lld%s%s x head %lld\n", t->options.scheme->name, shape->world,
-           shape->dp, shape->ring, shape->ring > 1 ? " " : "", shape->ring > 1 ? t->settings->ring_layout : "",
-           shape->head);
+    char ring[64] = "";
+    if (shape->ring > 1) snprintf(ring, sizeof ring, " %s", t->settings->ring_layout);
+    if (shape->ring > 1 && t->options.context != CONTEXTS[0])
+        snprintf(ring + strlen(ring), sizeof ring - strlen(ring), " by %s", t->options.context->name);
+    printf("mesh     %s on %lld ranks: dp %lld x ring %lld%s x head %lld\n", t->options.scheme->name, shape->world,
+           shape->dp, shape->ring, ring, shape->head);
     printf("batch    %lld sequences of %lld tokens a step, %lld micro-steps of %lld a group\n", t->options.batch,
            t->options.L, micro_steps(&t->options), t->options.B);
     print_positions(c, t->options.L);
@@ -946,6 +1001,7 @@ static void open_run(Trainer *t) {
     Life *l = &t->life;
     cJSON *config =
         run_config_json(s, &t->options.config, shape->world, shape->head, t->options.place.threads, REAL_NAME);
+    memory_json(config, &t->model.arena, t->available);
     if (l->resumes) {
         printf("resume   %s: %lld of %lld steps are done, read in %.2f s\n", l->resume.dir, l->first_step, s->steps,
                l->reading);
@@ -991,7 +1047,9 @@ static inline void run(Trainer *t, Settings *s, const FlagsGiven *given, Wire wo
         check_writable(s, "trace", s->trace), check_apart("trace", s->trace, "dump-grads", s->dump_grads);
     if (!s->dry_run) device_open(&place), place_share(&place, world), device_check_comm(&place, s->comm);
     life_begin(&t->life, s, given, world, place.threads);
-    options_from_flags(&t->options, scheme_find(s->sp), s, given, s->world ? s->world : wire_size(world), place);
+    const Scheme *scheme = scheme_find(s->sp);
+    i64 ranks = s->world ? s->world : wire_size(world);
+    options_from_flags(&t->options, scheme, context_find(s->context, scheme), s, given, ranks, place);
     options_check(&t->options);
     if (!s->dry_run && !s->init_only) {
         open_data(t);
@@ -1010,7 +1068,7 @@ static inline void run(Trainer *t, Settings *s, const FlagsGiven *given, Wire wo
         print_plan(t);
     } else {
         mesh_try(&t->model.mesh, &t->model.fabric);
-        check_memory(&t->model, &t->options, options_bytes);
+        t->available = check_memory(&t->model, &t->options, options_bytes);
         arena_commit(&t->model.arena);
         model_tables(&t->model);
         load_weights(t);
@@ -1041,8 +1099,8 @@ int main(int argc, char **argv) {
     if (settings.help) {
         if (wire_rank(world) == 0)
             print_help(
-                "train_gpt - trains GPT-2, Llama and its kin on long sequences under five sequence-parallel schemes (" REAL_NAME
-                " build)",
+                "train_gpt - trains GPT-2, Llama and their kin on long sequences, under the sequence-parallel scheme "
+                "that --sp names (" REAL_NAME " build)",
                 "mpirun -np N ./train_gpt_... --train \"data/train_*.bin\" [flags]");
     } else {
         Trainer *trainer = (Trainer *)host_alloc(sizeof(Trainer));

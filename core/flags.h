@@ -18,14 +18,14 @@ typedef struct {
     const char *doc_positions, *doc_targets;
     i64 seq_len, batch, micro_batch, ignore_token, doc_mask, eot, doc_length;
     /* parallelism */
-    const char *sp, *ring_layout, *overlap, *comm, *grad_comm;
-    i64 dp, ring, threads;
+    const char *sp, *context, *ring_layout, *overlap, *comm, *grad_comm;
+    i64 dp, ring, gather_tokens, threads;
     double comm_timeout;
     /* training */
     i64 steps, warmup, decay_steps, seed, eval_every, eval_batches, eval_only, eval_trials, sample_tokens, sample_every,
         log_every;
     double lr, min_lr, weight_decay, beta1, beta2, eps, grad_clip, spike_sigma, temperature, top_p;
-    const char *schedule, *on_spike, *recompute, *selfcheck;
+    const char *schedule, *on_spike, *recompute, *tile_rows, *selfcheck;
     /* output */
     const char *out, *dump_grads, *trace;
     double peak_tflops;
@@ -116,6 +116,11 @@ static const Flag FLAGS[] = {
      "ring (context-parallel) ranks around the scheme; one without a head axis takes all that --dp leaves unless told"},
     {NULL, "ring-layout", FLAG_CHOICE, AT(ring_layout), "zigzag", 0, 0, "zigzag|contiguous|stripe",
      "which tokens a ring rank holds"},
+    {NULL, "context", FLAG_TEXT, AT(context), NULL, 0, 0, NULL,
+     "how queries meet the keys of other ring ranks (listed below), under any scheme; default: ring, or the scheme's "
+     "own"},
+    {NULL, "gather-tokens", FLAG_INT, AT(gather_tokens), NULL, 1, 1e12, NULL,
+     "all-gather context: tokens of each rank in a piece of KV; default: its tokens / ring, but no fewer than 1024"},
     {NULL, "overlap", FLAG_CHOICE, AT(overlap), "on", 0, 0, "on|off",
      "communicate while computing; off: the same calls, waited for at once"},
     {NULL, "comm", FLAG_CHOICE, AT(comm), COMM_DEFAULT, 0, 0, COMM_CHOICES, "how ranks reach each other: " COMM_HELP},
@@ -146,8 +151,12 @@ static const Flag FLAGS[] = {
      "a loss so many standard deviations above the mean of the last 20 or so is a jump; 0: none is"},
     {NULL, "seed", FLAG_INT, AT(seed), "42", 0, COUNT_MAX, NULL,
      "of the initial weights and of --shuffle: the same numbers on every mesh"},
-    {NULL, "recompute", FLAG_CHOICE, AT(recompute), "none", 0, 0, "none|full",
-     "full: keep only each block's input, repeat its forward in backward"},
+    {NULL, "recompute", FLAG_CHOICE, AT(recompute), "none", 0, 0, "none|attention-kept|full",
+     "full: keep only each block's input, make the rest again in backward; attention-kept: all but attention, whose "
+     "output and log-sum-exp are kept"},
+    {NULL, "tile-rows", FLAG_TEXT, AT(tile_rows), NULL, 0, 0, NULL,
+     "tokens whose MLP is in memory at once, a number or auto (as many as take no more than the stream, 4096 at "
+     "least); default: all"},
     {NULL, "eval-every", FLAG_INT, AT(eval_every), "0", 0, 1e12, NULL,
      "validate every so many steps and at the end; 0: only at the end"},
     {NULL, "eval-batches", FLAG_INT, AT(eval_batches), "20", 0, 1e12, NULL,
@@ -347,7 +356,7 @@ static inline void flags_parse(Settings *s, FlagsGiven *given, int argc, char **
     if (s->min_lr > s->lr) FAIL(EVERYONE, "--min-lr %g is above --lr %g", s->min_lr, s->lr);
 }
 
-/* The flag part of --help; README carries the same text. */
+/* The flag part of --help; docs/flags.md carries the same text. */
 static inline void flags_help(FILE *f) {
     for (int i = 0; i < COUNT_OF(FLAGS); i++) {
         const Flag *flag = &FLAGS[i];

@@ -1,7 +1,8 @@
 /* rate.h - how fast a step was, and what share of the machine's peak that is: MFU.
 
    FLOP per token are those the mathematics asks for, twice: with the pairs of a query and a key that the mask shows
-   (causal, documents, windows), and with attention's full square, as many papers count. The peak is given (--peak-tflops), stated by a table, or measured at start.                     */
+   (causal, documents, windows), and with attention's full square, as many papers count. The peak is given
+   (--peak-tflops), stated by a table, or measured at start.                                                          */
 #ifndef ODYSSEUS_RATE_H
 #define ODYSSEUS_RATE_H
 

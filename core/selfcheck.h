@@ -156,8 +156,8 @@ static inline i64 probe_token(const Config *c, int loud, i64 b, i64 position) {
     return loud ? (i64)(mix64((uint64_t)b << 40 ^ (uint64_t)position) % (uint64_t)c->vocab) : 0;
 }
 
-/* Where the probe tries tokens: one that nearly all see, one that few do. Its documents, where the run has any, begin at
-   0, with the early token, and behind the late one. */
+/* Where the probe tries tokens: one that nearly all see, one that few do. Its documents, where the run has any, begin
+   at 0, with the early token, and behind the late one. */
 static inline i64 probe_early(const Model *m) { return m->L / 8; }
 static inline i64 probe_late(const Model *m) { return m->L - 1 - m->L / 4; }
 
@@ -177,8 +177,8 @@ static inline i64 probe_sees(const Model *m, int kind, i64 p) {
     return window ? i64_min(end, p + window - 1) : end;
 }
 
-/* Where a walk leaves what the probe looks at: rows of `width` numbers, (tokens of map, B, heads); and the last position
-   that may hear the token. */
+/* Where a walk leaves what the probe looks at: rows of `width` numbers, (tokens of map, B, heads); and the last
+   position that may hear the token. */
 typedef struct {
     const char *what;
     const real *rows;

@@ -72,16 +72,24 @@ static inline i64 sight_layers(const Config *c, i64 L, int kind) {
     return n;
 }
 
+/* Blocks of keys that pairs are counted of: every piece of every ring rank's, in this order; and one's positions. */
+static inline i64 sight_blocks(const Model *m) { return m->mesh.shape.ring * ring_pieces(m); }
+static inline TokenMap sight_keys(const Model *m, i64 block) {
+    i64 pieces = ring_pieces(m), piece = block % pieces, first = piece_first(m, piece);
+    TokenMap all = token_map(m->layout, m->L, (int)m->mesh.shape.ring, (int)(block / pieces));
+    return token_map_slice(all, first, piece_first(m, piece + 1) - first);
+}
+
 /* Which kinds there are, and memory for what their queries see. */
 static inline void sight_layout(Model *m, i64 document) {
     for (int k = 0; k < SIGHTS; k++) {
         Sight *s = &m->sight[k];
         s->window = k == SIGHT_WINDOW ? m->config.window : 0;
         s->layers = sight_layers(&m->config, m->L, k);
-        s->pairs = (double *)host_alloc(sizeof(double) * (size_t)m->mesh.shape.ring);
-        for (int r = 0; s->layers && r < m->mesh.shape.ring; r++) {
-            TokenMap kv = token_map(m->layout, m->L, (int)m->mesh.shape.ring, r);
-            s->pairs[r] = masked_pairs(&m->ring_map, &kv, m->documents ? document : 0, s->window) * (double)m->B;
+        s->pairs = (double *)host_alloc(sizeof(double) * (size_t)sight_blocks(m));
+        for (i64 i = 0; s->layers && i < sight_blocks(m); i++) {
+            TokenMap kv = sight_keys(m, i);
+            s->pairs[i] = masked_pairs(&m->ring_map, &kv, m->documents ? document : 0, s->window) * (double)m->B;
         }
         if (s->layers && (s->window || m->documents))
             s->lo = (int32_t *)arena_take(&m->arena, MEM_WORKSPACE, ring_rows(m) * 4);
@@ -124,9 +132,9 @@ static inline i64 run_until(const TokenRun *run, i64 p) {
     return p < run->first || !run->count ? 0 : i64_min(run->count, (p - run->first) / run->stride + 1);
 }
 
-/* Pairs of this rank's queries, as sight_sequence has told, and the keys of ring rank r. */
-static inline double sight_count(const Model *m, const Sight *s, int r) {
-    TokenMap kv = token_map(m->layout, m->L, (int)m->mesh.shape.ring, r);
+/* Pairs of this rank's queries, as sight_sequence has told, and a block of keys. */
+static inline double sight_count(const Model *m, const Sight *s, i64 block) {
+    TokenMap kv = sight_keys(m, block);
     i64 pairs = 0;
     for (i64 t = 0; t < m->T_ring; t++) {
         i64 p = token_position(&m->ring_map, t);
@@ -139,18 +147,18 @@ static inline double sight_count(const Model *m, const Sight *s, int r) {
 
 /* All sequences are told: count, and bring it to the device. */
 static inline void sight_send(Model *m) {
-    int R = (int)m->mesh.shape.ring;
+    i64 blocks = sight_blocks(m);
     for (int k = 0; k < SIGHTS; k++) {
         Sight *s = &m->sight[k];
         if (!s->lo) continue;
 #pragma omp parallel for num_threads(m->dev.host_threads) schedule(dynamic, 1)
-        for (int r = 0; r < R; r++) s->pairs[r] = sight_count(m, s, r);
+        for (i64 i = 0; i < blocks; i++) s->pairs[i] = sight_count(m, s, i);
         copy_in(&m->dev, s->lo, s->host, ring_rows(m) * (i64)sizeof(int32_t));
     }
     if (m->restart) copy_in(&m->dev, m->place, m->host_place, stream_rows(m) * (i64)sizeof(int32_t));
     for (int k = 0; k < SIGHTS; k++)
-        for (int r = 0; r < R; r++)
-            m->pairs_seen += (double)m->sight[k].layers * m->sight[k].pairs[r] / (double)m->mesh.shape.head;
+        for (i64 i = 0; i < blocks; i++)
+            m->pairs_seen += (double)m->sight[k].layers * m->sight[k].pairs[i] / (double)m->mesh.shape.head;
 }
 
 /* Every sequence is one document. */

@@ -86,7 +86,8 @@ static inline void simulate(Settings *s, const FlagsGiven *given, Wire alone) {
     cluster_read(cluster, s->cluster);
     take_cluster(cluster, s);
     DevicePlace place = {cluster, 1, 1, 0};
-    options_from_flags(&o, scheme_find(s->sp), s, given, s->world, place);
+    const Scheme *scheme = scheme_find(s->sp);
+    options_from_flags(&o, scheme, context_find(s->context, scheme), s, given, s->world, place);
     if (s->plan) {
         plan_all(&o, s, given, cluster);
     } else if (s->max_seq) {
@@ -94,7 +95,7 @@ static inline void simulate(Settings *s, const FlagsGiven *given, Wire alone) {
     } else {
         options_check(&o);
         forecast_open(t, &o, s, cluster);
-        if (s->trace) trace_init(&t->trace, 1);
+        if (s->trace) trace_init(&t->trace, 1, &t->model.arena.now.used);
         forecast_step(&f, t, s->trace != NULL);
         if (f.mfu_causal > 1)
             FAIL(EVERYONE, "--peak-tflops %g: the forecast runs at %.2f times that; the cluster's peak is %g",

@@ -6,6 +6,7 @@
 #            mpirun) and arguments
 #   emulated the same for a kernel of kernels/cuda and its test under the emulator
 #   caught   the same for the program itself: the error with which it must stop, ranks, flags
+#   misread  the same for a page of the documentation and check_docs.py
 #   trained  the same for the CUDA program under the emulator, in an environment (dev/emu/runtime.h): it ends
 #            otherwise than without
 # faults.sh WORDS: only those whose name holds WORDS. Prints TAP, a line a fault. Takes some fifteen minutes on two
@@ -16,7 +17,7 @@ source scripts/common.sh
 copy=$(mktemp -d)
 data=$(mktemp -d)
 trap 'rm -rf "$copy" "$data"' EXIT
-python3 dev/data/text_to_shards.py --out "$data" README.md >/dev/null || exit 1
+python3 dev/data/text_to_shards.py --out "$data" train_gpt.cu >/dev/null || exit 1
 arch=$(make -s print-opt | grep -o -- '-m[^ ]*')
 n=0 failed=0 only=${1:-}
 
@@ -103,6 +104,27 @@ emulated() { # emulated WHAT FILE SED TEST [ARGS...]
     fi
 }
 
+misread() { # misread WHAT FILE SED PAGE PATTERN: checking PAGE fails where PATTERN says
+    local what=$1 file=$2 expression=$3 page=$4 pattern=$5
+    [[ $what == *"$only"* ]] || return
+    n=$((n + 1))
+    make -s train_gpt_cpu train_gpt_sim train_gpt_emu >/dev/null || exit 1
+    rm -rf "${copy:?}"/*
+    cp -r Makefile ./*.md CITATION.cff docs train_gpt.cu ./*.h core kernels sim dev scripts "$copy"
+    ln -s "$PWD"/train_gpt_{cpu,sim,emu} "$copy"
+    sed -i -E "$expression" "$copy/$file"
+    if cmp -s "$file" "$copy/$file"; then
+        echo "not ok $n - $what: the fault could not be planted in $file"
+        failed=$((failed + 1))
+    elif ! python3 "$copy/dev/test/check_docs.py" "$page" >"$copy/log" 2>&1 &&
+        [[ $(grep -c '^not ok' "$copy/log") -eq $(grep -cE "^not ok.*$pattern" "$copy/log") ]]; then
+        echo "ok $n - $what: $(grep -m 1 -oE "$pattern.*" "$copy/log" | cut -c 1-110)"
+    else
+        echo "not ok $n - $what: check_docs.py did not see it where '$pattern' is: $(grep -m 1 '^not ok' "$copy/log")"
+        failed=$((failed + 1))
+    fi
+}
+
 fault() { # fault WHAT FILE SED TEST RANKS [ARGS...]
     local what=$1 file=$2 expression=$3 test=$4 ranks=$5 code
     shift 5
@@ -137,6 +159,18 @@ fault 'ring: the exchange is skipped' ring.h \
     '0,/kv = arriving;/s//kv = s->kv;/' $S
 fault 'ring: gradients never come home' ring.h \
     's/^    sum_parts\(\&m->dev, h->dkv_sum.*$//' $S
+fault 'allgather: the share of the owner is lost' allgather.h \
+    's/g->parts, count, DTYPE_ACCUM, 1\)/g->parts, count, DTYPE_ACCUM, 0)/' $S
+fault 'allgather: a rank adds to its own keys what nobody made' allgather.h \
+    's/^    zero_fill\(\&m->dev, share \+ m->mesh.*//' $S
+fault 'allgather: a share that nobody made is summed' allgather.h \
+    's/^ +else zero_fill\(.*//' $S
+fault 'allgather: the positions of another rank' allgather.h \
+    's/visitor_map\(m, s\.turn\)/visitor_map(m, s.turn + 1)/' $S
+fault 'allgather: every piece in one place' allgather.h \
+    's/return g->room\[at->piece % 2\]/return g->room[0]/' $S
+fault 'allgather: each rank the keys of another' allgather.h \
+    's/ \+ visitor_rank\(m, at->turn\) \* at->count/ + m->mesh.ring_rank * at->count/' $S
 fault 'ring: visitors taken for their neighbours' core/blocks.h \
     's/ring_rank - turn \+ R/ring_rank - turn + 1 + R/' $S
 fault 'zigzag: second chunk shifted' core/positions.h \
@@ -182,13 +216,23 @@ fault 'ignored targets counted' core/data.h \
 fault 'micro-batches read the same sequences' train_gpt.cu \
     's/\(micro \* m->mesh/(0 * micro * m->mesh/' $S
 fault 'recompute skips the norm' train_gpt.cu \
-    's/if \(m->recompute\) block_forward\(m, kind, l, s->x, NULL, dxn\);//' $S
+    's/if \(m->recompute\) norm_forward\(.*s->x, NULL\);//; s/^    else norm_recompute/    norm_recompute/' $S
 fault 'ledger counts its own part' core/comm.h \
     '0,/COMM_ALL_GATHER, t, \(c->size - 1\)/s//COMM_ALL_GATHER, t, (c->size)/' $S
 fault 'closed form of the ring forgotten' train_gpt.cu \
     's/^    m->context->volume\(.*//' $S
 fault 'closed form without the repeated forward' train_gpt.cu \
-    's/if \(m->recompute\) ledger_expect_repeat.*//' $S
+    's/, m->recompute \&\& m->scheme->repeats_exchange\)/, 0)/' $S
+fault 'levers: attention made again although it is kept' core/blocks.h \
+    's/if \(m->phase == PHASE_BACKWARD \&\& .*KEPT\) zero_prefetch/if (0) zero_prefetch/' test_levers 4
+fault 'levers: a tile takes its neighbour for its input' core/blocks.h \
+    's/pre\(m, t, row\), width, xn \+ row \* C,/pre(m, t, row), width, xn,/' test_levers 4
+fault 'levers: only the last tile adds to the weights' core/blocks.h \
+    's/^    first_backward_weight\(m, mlp_first/    if (row + t->tile >= t->rows) &/' test_levers 4
+fault 'levers: tiles as large as all rows' core/blocks.h \
+    's/take_real\(m, MEM_WORKSPACE, tile \* width\)/take_real(m, MEM_WORKSPACE, rows * width)/g' test_levers 4
+fault 'levers: one place for what every layer keeps of attention' train_gpt.cu \
+    's/if \(l > 0 \&\& m->recompute == RECOMPUTE_ATTENTION_KEPT\)/if (0)/' test_levers 4
 fault 'closed form of ulysses off' ulysses.h \
     's/2 \* c->dim \/ N/c->dim \/ N/' $S
 fault 'arena: a buffer the plan does not see' train_gpt.cu \
@@ -593,6 +637,9 @@ caught 'self-check: attention exchange skipped' ring.h \
 caught 'self-check: a hop of the ring is lost, and the layers above make up for it' ring.h \
     '0,/if \(visitor_seen\(m, s, hop\)\)/s//if (visitor_seen(m, s, hop) \&\& hop != 2)/' \
     'self-check: token [0-9]+ of sequence 0 reached [0-9]+ of the' 4 --sp ring --ring-layout contiguous
+caught 'self-check: allgather of keys is skipped' allgather.h \
+    's/return g->room\[at->piece % 2\].*/return s->kv;/' \
+    'self-check: token [0-9]+ of sequence 0 reached [0-9]+ of the' 4 --sp allgather --selfcheck on
 caught 'self-check: one sender of an all-to-all is lost' ulysses.h \
     '0,/^    m->context->forward\(m, s\);/s//    zero_fill(\&m->dev, s->kv, ulysses_kv_part(m) * real_size());\n&/' \
     'self-check: token [0-9]+ of sequence 0 reached [0-9]+ of the' 4 --sp ulysses
@@ -615,6 +662,32 @@ caught 'schedule: a rank takes another branch in the run' ulysses.h \
     'this rank has taken another branch than the plan .rank 2' 4 --sp ulysses --selfcheck off
 caught 'a rate above the peak' core/rate.h \
     's/double peak = p->flops/double peak = 1e-9 * p->flops/' 'times the peak' 2 --peak-tflops 1
+misread 'pages: a dead link' README.md 's#docs/running\.md#docs/runing.md#' README.md 'README.md: links'
+misread 'pages: one that is not listed' docs/README.md 's/evaluating\.md/data.md/' docs/design.md \
+    'lists every page'
+misread 'pages: a heading that has gone' docs/gpus.md 's/^## Check a machine/## Try a machine/' docs/testing.md \
+    'testing.md: links'
+misread 'pages: a flag that nobody knows' docs/running.md 's/`--on-spike`/`--on-spikes`/' docs/running.md \
+    'running.md: flags'
+misread 'pages: an old page of flags' docs/flags.md 's/in a sequence, L, over all ranks \[256\]/& or so/' docs/flags.md \
+    'flags.md is what --help prints'
+misread 'pages: a file that has gone' docs/testing.md 's/test_gradients\.c/test_gradient.c/' docs/testing.md \
+    'testing.md: files and targets'
+misread 'pages: a command that is refused' docs/data.md 's/--seq-len 32 /--seq-len 33 /' docs/data.md \
+    'data.md:[0-9]+: mpirun'
+misread 'pages: a run for GPUs that is refused' docs/gpus.md 's/--dp 2 --batch 8/--dp 3 --batch 8/' docs/gpus.md \
+    'gpus.md:[0-9]+: not run, needs Slurm'
+misread 'pages: an output that has changed' docs/data.md 's/18,720 tokens/18,721 tokens/' docs/data.md \
+    'data.md:[0-9]+: python3'
+misread 'pages: a command among text' docs/running.md 's/^s < W  /$ make\n&/' docs/running.md 'running.md: blocks'
+misread 'pages: a block without a language' docs/design.md '0,/^```text/s//```/' docs/design.md 'design.md: blocks'
+misread 'pages: no reason why a block is not run' docs/checkpoints.md 's/not run: takes hours/not run: boring/' \
+    docs/checkpoints.md 'checkpoints.md:[0-9]+: not run'
+misread 'pages: code that has changed' CONTRIBUTING.md 's/i64_max\(1, c->kv_heads/i64_max(2, c->kv_heads/' \
+    CONTRIBUTING.md 'CONTRIBUTING.md: code'
+misread 'pages: an old picture' docs/pictures/ring.svg 's/dKV/dVK/' docs/design.md 'pictures are what'
+misread 'pages: a paper with a wrong digit' CITATION.cff 's/2310\.01889/2310.01899/' docs/design.md 'CITATION.cff'
+misread 'pages: a README that grows' README.md '$a\'"$(printf '%08192d' 0)" docs/design.md 'README.md has'
 }
 echo "1..$n"
 exit $((failed > 0))
