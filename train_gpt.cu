@@ -101,16 +101,17 @@ static void model_keep_heads(Model *m, AttentionSaved *a) {
 
 /* What attention makes: out and lse. */
 static void model_keep_attended(Model *m, AttentionSaved *a) {
-    a->out = take_real(m, MEM_ACTIVATIONS, ring_rows(m) * m->heads_l * m->config.head_dim);
-    a->lse = take_accum(m, MEM_ACTIVATIONS, ring_rows(m) * m->heads_l);
+    i64 heads = heads_room(m, m->heads_l, m->recompute == RECOMPUTE_FULL);
+    a->out = take_real(m, MEM_ACTIVATIONS, ring_rows(m) * heads * m->config.head_dim);
+    a->lse = take_accum(m, MEM_ACTIVATIONS, ring_rows(m) * heads);
 }
 
 /* Buffers that a layer's attention and MLP keep for backward, except their inputs. */
 static void model_keep_layer(Model *m, AttentionSaved *a, MlpSaved *p) {
     i64 rows = stream_rows(m), ring = ring_rows(m), HS = m->config.head_dim;
     MemCategory kept = MEM_ACTIVATIONS;
-    a->q = take_real(m, kept, ring * m->heads_l * HS);
-    a->kv = take_real(m, kept, ring * 2 * m->kv_heads_l * HS);
+    a->q = take_real(m, kept, ring * heads_room(m, m->heads_l, m->recompute) * HS);
+    a->kv = take_real(m, kept, ring * 2 * heads_room(m, m->kv_heads_l, m->recompute) * HS);
     model_keep_attended(m, a);
     a->in.mean = take_accum(m, kept, rows), a->in.rstd = take_accum(m, kept, rows);
     model_keep_heads(m, a);
@@ -183,7 +184,7 @@ static void model_init(Model *m, const ModelOptions *o, Wire base, int imagined,
     m->config = o->config, m->scheme = o->scheme, m->context = o->scheme->context ? o->scheme->context : &CONTEXT_RING,
     m->layout = o->layout;
     m->L = o->L, m->B = o->B, m->recompute = o->recompute, m->samples = o->samples;
-    m->tile_rows = o->tile_rows;
+    m->tile_rows = o->tile_rows, m->head_groups = i64_max(1, o->head_groups);
     device_init(&m->dev, &o->place, imagined);
     fabric_init(&m->fabric, &m->dev, &m->ledger, (int)o->shape.world, o->overlap, o->comm);
     mesh_init(&m->mesh, o->shape, base, imagined, rank, o->config.kv_heads);

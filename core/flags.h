@@ -15,7 +15,7 @@ typedef struct {
     double rope_theta, rope_factor;
     /* data */
     const char *train, *val, *check_data, *shuffle, *sample, *sample_file, *sample_ids, *eval_task, *eval_file;
-    i64 seq_len, batch, micro_batch, ignore_token;
+    i64 seq_len, batch, micro_batch, ignore_token, head_groups;
     /* parallelism */
     const char *sp, *ring_layout, *overlap, *comm, *grad_comm;
     i64 dp, ring, threads;
@@ -102,6 +102,9 @@ static const Flag FLAGS[] = {
      "ring (context-parallel) ranks around the scheme; one without a head axis takes all that --dp leaves unless told"},
     {NULL, "ring-layout", FLAG_CHOICE, AT(ring_layout), "zigzag", 0, 0, "zigzag|contiguous|stripe",
      "which tokens a ring rank holds"},
+    {NULL, "head-groups", FLAG_INT, AT(head_groups), "1", 1, 1e6, NULL,
+     "exchange and attend a rank's heads in so many groups, one's exchange under another's attention; of schemes with "
+     "all-to-all"},
     {NULL, "overlap", FLAG_CHOICE, AT(overlap), "on", 0, 0, "on|off",
      "communicate while computing; off: the same calls, waited for at once"},
     {NULL, "comm", FLAG_CHOICE, AT(comm), COMM_DEFAULT, 0, 0, COMM_CHOICES, "how ranks reach each other: " COMM_HELP},

@@ -155,7 +155,7 @@ enum { PROBE_HEADS, PROBE_AFTER, PROBE_LAST, PROBE_PLACES };
 static inline ProbePlace probe_place(const Model *m, int which) {
     const ProbePlace places[PROBE_PLACES] = {
         /* every head's, where they are apart */
-        {"attention", m->attention[0].out, &m->ring_map, m->heads_l, m->config.head_dim},
+        {"attention", m->attention[0].out, &m->ring_map, m->heads_l / m->head_groups, m->config.head_dim},
         {"the stream behind attention", m->mlp[0].in.x + m->own_first * m->B * m->config.dim, &m->own_map, 1,
          m->config.dim},
         {"the last stream", m->final_x, &m->own_map, 1, m->config.dim},

@@ -197,6 +197,14 @@ fault 'levers: only the last tile adds to the weights' core/blocks.h \
     's/^    first_backward_weight\(m, mlp_first/    if (row + t->tile >= t->rows) &/' test_levers 4
 fault 'levers: tiles as large as all rows' core/blocks.h \
     's/take_real\(m, MEM_WORKSPACE, tile \* width\)/take_real(m, MEM_WORKSPACE, rows * width)/g' test_levers 4
+fault 'levers: every group of heads in the first one'"'"'s place' ulysses.h \
+    's/m->recompute \? j % 2 : j, kv/0, kv/' test_levers 4
+fault 'levers: of several readers of a KV head only the first counts' ulysses.h \
+    's/^    if \(mine != dkv\) sum_parts.*//' test_levers 4
+fault 'levers: KV heads sent with every group that reads them' ulysses.h \
+    's/^    if \(!group_opens\(\&e->g, j\)\) return;//' test_levers 4
+fault 'levers: the last group never comes back' ulysses.h \
+    's/exchange_returned\(m, \&again, g.groups - 1\), //' test_levers 4
 fault 'levers: one place for what every layer keeps of attention' train_gpt.cu \
     's/if \(l > 0 \&\& m->recompute == RECOMPUTE_ATTENTION_KEPT\)/if (0)/' test_levers 4
 fault 'closed form of ulysses off' ulysses.h \

@@ -78,7 +78,7 @@ run_model() { # MODEL FLAGS...
         run_case $model tpsp-ring2-stripe-2 2 "$program" $flags --sp tpsp --ring 2 --ring-layout stripe
         run_case $model ulysses-ring2-4 4 "$program" $flags --sp ulysses --ring 2
         run_case $model tpsp-ring2-stripe-4 4 "$program" $flags --sp tpsp --ring 2 --ring-layout stripe
-        run_case $model odysseus-dp2-recompute-4 4 "$program" $flags --sp odysseus --dp 2 --recompute full
+        run_case $model odysseus-dp2-recompute-4 4 "$program" $flags --sp odysseus --dp 2 --recompute attention-kept
         if [[ $COMMON != *--comm* ]]; then
             run_case $model ulysses-staged-2 2 "$program" $flags --sp ulysses --comm mpi
             run_case $model ring-no-overlap-2 2 "$program" $flags --sp ring --overlap off
@@ -101,7 +101,7 @@ run_kin() {
         run_case qwen3 referee 1 "$referee" $flags
         run_case qwen3 single 1 "$program" $flags
         run_case qwen3 tpsp-4 4 "$program" $flags --sp tpsp
-        run_case qwen3 ulysses-2 2 "$program" $flags --sp ulysses
+        run_case qwen3 ulysses-groups-2 2 "$program" $flags --sp ulysses --head-groups 2 --recompute full --tile-rows 20
     }
 }
 

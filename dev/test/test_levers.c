@@ -11,16 +11,21 @@ typedef enum { BITS_ALL, BITS_BUT_MLP } Bits;
 typedef struct {
     const char *name;
     int recompute;
-    i64 tile_rows;
+    i64 tile_rows, groups;
     Bits bits;
 } Lever;
 
 static const Lever LEVERS[] = {
-    {"none", RECOMPUTE_NONE, 0, BITS_ALL},
-    {"recompute full", RECOMPUTE_FULL, 0, BITS_ALL},
-    {"recompute attention-kept", RECOMPUTE_ATTENTION_KEPT, 0, BITS_ALL},
-    {"tiles of 5", RECOMPUTE_NONE, 5, BITS_BUT_MLP},
-    {"recompute full, tiles of 7", RECOMPUTE_FULL, 7, BITS_BUT_MLP},
+    {"none", RECOMPUTE_NONE, 0, 1, BITS_ALL},
+    {"recompute full", RECOMPUTE_FULL, 0, 1, BITS_ALL},
+    {"recompute attention-kept", RECOMPUTE_ATTENTION_KEPT, 0, 1, BITS_ALL},
+    {"tiles of 5", RECOMPUTE_NONE, 5, 1, BITS_BUT_MLP},
+    {"recompute full, tiles of 7", RECOMPUTE_FULL, 7, 1, BITS_BUT_MLP},
+    {"2 groups of heads", RECOMPUTE_NONE, 0, 2, BITS_ALL},
+    {"2 groups of heads, recompute full", RECOMPUTE_FULL, 0, 2, BITS_ALL},
+    {"4 groups of heads, recompute full", RECOMPUTE_FULL, 0, 4, BITS_ALL},
+    {"4 groups of heads, recompute attention-kept", RECOMPUTE_ATTENTION_KEPT, 0, 4, BITS_ALL},
+    {"4 groups of heads, recompute full, tiles of 5", RECOMPUTE_FULL, 5, 4, BITS_BUT_MLP},
 };
 
 typedef struct {
@@ -41,8 +46,8 @@ typedef struct {
 } Result;
 
 static Config levers_config(int model) {
-    Config gpt2 = CONFIG(ARCH_GPT2, 3, 48, 8, 8, 0, 288, 53, 96, 1, 1e-5, 0);
-    Config llama = CONFIG(ARCH_LLAMA, 3, 48, 8, model == 1 ? 4 : 1, 0, 288, 53, 96, 0, 1e-5, 10000);
+    Config gpt2 = CONFIG(ARCH_GPT2, 3, 48, 8, 8, 0, 576, 53, 96, 1, 1e-5, 0);
+    Config llama = CONFIG(ARCH_LLAMA, 3, 48, 8, model == 1 ? 4 : 1, 0, 576, 53, 96, 0, 1e-5, 10000);
     if (model == 2) llama.head_dim = 10, llama.has |= HAS_QK_NORM | HAS_QKV_BIAS | HAS_MLP_BIAS | HAS_O_BIAS;
     config_check(model ? &llama : &gpt2, "test");
     return model ? llama : gpt2;
@@ -55,7 +60,7 @@ static ModelOptions case_options(const Case *c, const Lever *l) {
     o.shape.dp = c->dp, o.shape.ring = c->ring, o.shape.head = c->head, o.shape.world = c->dp * c->ring * c->head;
     o.layout = RING_ZIGZAG;
     o.L = LENGTH, o.B = 2, o.batch = 8, o.overlap = 1, o.place = device_place(0, 1, 1);
-    o.recompute = l->recompute, o.tile_rows = l->tile_rows;
+    o.recompute = l->recompute, o.tile_rows = l->tile_rows, o.head_groups = l->groups;
     return o;
 }
 
@@ -124,6 +129,9 @@ static void run_case(const Case *c, const char *shard, Wire world) {
     i64 kept_full = 0, most_full = 0;
     for (int i = 1; i < COUNT_OF(LEVERS); i++) {
         const Lever *l = &LEVERS[i];
+        char why[1024];
+        ModelOptions o = case_options(c, l);
+        if (options_refuse(&o, why, sizeof why)) continue;
         Result r = run_lever(c, l, shard, world);
         double off;
         int same;

@@ -216,6 +216,17 @@ static void test_curve(void) {
     check(fabs(curve_at(&c, 1e4) - 0.3) < 1e-12, "half-way in log(size): %g", curve_at(&c, 1e4));
 }
 
+/* Of all-to-all in g groups of heads only the first way and the last are waited for; the bytes are the same. */
+static void test_groups_hide(const Cluster *c, const char *run) {
+    Forecast whole = forecast_of(c, run, ""), four = forecast_of(c, run, "--head-groups 4");
+    double before = whole.comm_exposed[COMM_ALL_TO_ALL], now = four.comm_exposed[COMM_ALL_TO_ALL];
+    check(before > 0 && now > 0.15 * before && now < 0.35 * before,
+          "%s: %.6f s of all-to-all exposed in four groups of heads, %.6f s in one", run, now, before);
+    check(whole.comm_bytes[COMM_ALL_TO_ALL] == four.comm_bytes[COMM_ALL_TO_ALL] &&
+              four.memory.used < whole.memory.used,
+          "%s: the same bytes, and %lld of memory instead of %lld", run, four.memory.used, whole.memory.used);
+}
+
 int main(void) {
     Cluster c;
     test_curve();
@@ -237,6 +248,8 @@ int main(void) {
     test_repeat(&c, "--world 4 --sp ulysses --dp 2 --batch 32 --seq-len 8192");
     test_repeat(&c, "--world 4 --sp ring --batch 16 --seq-len 8192");
     test_slowest(&c);
+    test_groups_hide(&c, "--world 2 --sp ulysses --kv-heads 8 --seq-len 65536 --recompute full");
+    test_groups_hide(&c, "--world 2 --sp ulysses --kv-heads 2 --seq-len 65536 --recompute full");
     test_slowdown(&c);
     return checks_done();
 }
