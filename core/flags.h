@@ -24,7 +24,7 @@ typedef struct {
     i64 steps, warmup, decay_steps, seed, eval_every, eval_batches, eval_only, eval_trials, sample_tokens, sample_every,
         log_every;
     double lr, min_lr, weight_decay, beta1, beta2, eps, grad_clip, spike_sigma, temperature, top_p;
-    const char *schedule, *on_spike, *recompute, *tile_rows, *selfcheck;
+    const char *schedule, *on_spike, *recompute, *tile_rows, *offload, *selfcheck;
     /* output */
     const char *out, *dump_grads, *trace;
     double peak_tflops;
@@ -138,6 +138,9 @@ static const Flag FLAGS[] = {
     {NULL, "recompute", FLAG_CHOICE, AT(recompute), "none", 0, 0, "none|attention-kept|full",
      "full: keep only each block's input, make the rest again in backward; attention-kept: all but attention, whose "
      "output and log-sum-exp are kept"},
+    {NULL, "offload", FLAG_CHOICE, AT(offload), "none", 0, 0, "none|inputs",
+     "inputs: block inputs, and what is kept of attention, wait in host memory while other layers work; two layers are "
+     "on the device"},
     {NULL, "tile-rows", FLAG_TEXT, AT(tile_rows), NULL, 0, 0, NULL,
      "tokens whose MLP is in memory at once, a number or auto (as many as take no more than the stream, 4096 at "
      "least); default: all"},

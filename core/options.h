@@ -15,6 +15,7 @@ typedef struct {
     RingLayout layout;
     i64 L, B, batch; /* sequence length; sequences of a micro-batch and of a whole step */
     int recompute, overlap, samples; /* RECOMPUTE_; samples: text will be asked of it */
+    int offload;                     /* what layers keep waits in host memory */
     i64 tile_rows, head_groups;      /* of --tile-rows, 0: all at once; of --head-groups, 0 as 1 */
     const char *comm;
     Dtype grad_wire;
@@ -177,6 +178,7 @@ static inline void options_from_flags(ModelOptions *o, const Scheme *scheme, Set
         o->L = o->B = 1, o->batch = world;
     }
     o->recompute = recompute_find(s->recompute);
+    o->offload = strcmp(s->offload, "inputs") == 0;
     o->tile_rows = tile_rows_find(s->tile_rows), o->head_groups = s->head_groups;
     o->samples = s->sample || s->sample_file || s->sample_ids;
     o->overlap = strcmp(s->overlap, "on") == 0;

@@ -12,6 +12,7 @@
 #ifndef ODYSSEUS_SCHEME_H
 #define ODYSSEUS_SCHEME_H
 
+#include "offload.h"
 #include "zero.h"
 
 /* What every block keeps for its backward. Owner: the arena. */
@@ -71,6 +72,7 @@ typedef struct {
     TokenMap rope_map;            /* where q and k are rotated: the own tokens, or the ring rank's */
     AttentionSaved *attention;    /* (layers); when recomputing, what is made again has one place for all layers */
     MlpSaved *mlp;
+    Offload offload;              /* of what layers keep */
     real *final_x;                /* (own rows, C) input of the final norm */
     accum *final_mean, *final_rstd; /* (own rows) */
     int32_t *tokens, *targets;    /* (T_stream, B) and (T_own, B) */

@@ -86,6 +86,9 @@ static inline void simulate(Settings *s, const FlagsGiven *given, Wire alone) {
     take_cluster(cluster, s);
     DevicePlace place = {cluster, 1, 1, 0};
     options_from_flags(&o, scheme_find(s->sp), s, given, s->world, place);
+    if (o.offload && cluster->host_link <= 0)
+        FAIL(EVERYONE, "--offload: cluster %s gives no host-link, the bytes/s between a rank and its host (%s)",
+             cluster->name, cluster->path);
     if (s->plan) {
         plan_all(&o, s, given, cluster);
     } else if (s->max_seq) {

@@ -56,6 +56,7 @@ refuses 1 "must be one of $(IFS=. && echo "${schemes[*]}")$" "${small[@]}" --sp 
 refuses 1 '--train is missing' --steps 1
 refuses 1 '--tile-rows many: must be auto, or a whole number from 1' --dry-run --tile-rows many
 refuses 1 '--tile-rows 0: must be' --dry-run --tile-rows 0
+refuses 1 '--offload all: must be one of none.inputs' --dry-run --offload all
 refuses 1 '--recompute some: must be one of none.attention-kept.full' --dry-run --recompute some
 refuses 1 '--head-groups 2: --sp tpsp exchanges no heads' --dry-run --world 2 --sp tpsp --head-groups 2
 refuses 1 '--head-groups 2: a head axis of 1' --dry-run --world 1 --sp ulysses --head-groups 2

@@ -216,6 +216,24 @@ static void test_curve(void) {
     check(fabs(curve_at(&c, 1e4) - 0.3) < 1e-12, "half-way in log(size): %g", curve_at(&c, 1e4));
 }
 
+/* Copies to the host hide where its link is fast enough, and are waited for where it is not: at a hundredth of the rate
+   the step is about as long as they are. */
+static void test_offload_clock(const Cluster *c, const char *run) {
+    Cluster fast = *c, slow = *c;
+    fast.host_link = 1e13, slow.host_link = 1e8;
+    Forecast without = forecast_of(&fast, run, ""), quick = forecast_of(&fast, run, "--offload inputs"),
+             late = forecast_of(&slow, run, "--offload inputs");
+    double bytes = 2.0 * (double)quick.host_bytes;
+    check(quick.host_bytes > 0 && quick.memory.used < without.memory.used && without.host_bytes == 0,
+          "%s: %lld bytes on the host, %lld on the rank instead of %lld", run, quick.host_bytes, quick.memory.used,
+          without.memory.used);
+    check(quick.seconds < 1.02 * without.seconds && fabs(quick.copy_seconds / (bytes / 1e13) - 1) < 1e-9,
+          "%s: %.6f s over a fast link, %.6f s without", run, quick.seconds, without.seconds);
+    check(late.seconds > bytes / 1e8 && late.copy_exposed > 0.9 * (late.seconds - without.seconds),
+          "%s: %.3f s over a slow link, of which %.3f s wait; %.3f s of copies", run, late.seconds, late.copy_exposed,
+          bytes / 1e8);
+}
+
 /* Of all-to-all in g groups of heads only the first way and the last are waited for; the bytes are the same. */
 static void test_groups_hide(const Cluster *c, const char *run) {
     Forecast whole = forecast_of(c, run, ""), four = forecast_of(c, run, "--head-groups 4");
@@ -248,6 +266,8 @@ int main(void) {
     test_repeat(&c, "--world 4 --sp ulysses --dp 2 --batch 32 --seq-len 8192");
     test_repeat(&c, "--world 4 --sp ring --batch 16 --seq-len 8192");
     test_slowest(&c);
+    test_offload_clock(&c, "--world 4 --sp odysseus --batch 1 --seq-len 16384 --recompute full --layers 8");
+    test_offload_clock(&c, "--world 4 --sp ring --batch 1 --seq-len 16384 --recompute attention-kept --layers 8");
     test_groups_hide(&c, "--world 2 --sp ulysses --kv-heads 8 --seq-len 65536 --recompute full");
     test_groups_hide(&c, "--world 2 --sp ulysses --kv-heads 2 --seq-len 65536 --recompute full");
     test_slowdown(&c);
