@@ -229,17 +229,37 @@ static inline TokenMap visitor_map(const Model *m, i64 turn) {
     return token_map(m->layout, m->L, (int)m->mesh.shape.ring, (int)visitor_rank(m, turn));
 }
 
+/* Pairs of a query of this rank and a key of them that it sees, in the layer of `s` and all sequences. */
+static inline double visitor_pairs(const Model *m, const AttentionSaved *s, i64 turn) {
+    double pairs = 0;
+    i64 pieces = ring_pieces(m), first = visitor_rank(m, turn) * pieces;
+    for (i64 i = 0; i < pieces; i++) pairs += s->sight->pairs[first + i];
+    return pairs;
+}
+
 /* Does this rank see anything of them? Of its own every query sees one. */
-static inline int visitor_seen(const Model *m, i64 turn) {
-    TokenMap kv_map = visitor_map(m, turn);
-    return turn == 0 || causal_pairs(&m->ring_map, &kv_map) > 0;
+static inline int visitor_seen(const Model *m, const AttentionSaved *s, i64 turn) {
+    return turn == 0 || visitor_pairs(m, s, turn) > 0;
 }
 
 /* The last turn at which it does. Attention rounds its sums to the compute type there. */
-static inline i64 visitor_last(const Model *m) {
+static inline i64 visitor_last(const Model *m, const AttentionSaved *s) {
     i64 turn = m->mesh.shape.ring - 1;
-    while (!visitor_seen(m, turn)) turn--;
+    while (!visitor_seen(m, s, turn)) turn--;
     return turn;
+}
+
+/* This rank's queries against the keys that come at `turn`. */
+static inline AttentionCall visitor_call(const Model *m, const AttentionSaved *s, i64 turn, int merge) {
+    return attention_call_within(attention_shape(m), m->ring_map, visitor_map(m, turn), merge, s->sight->lo,
+                                 visitor_pairs(m, s, turn));
+}
+
+/* Wait for what backward has left under way, and complete dkv. */
+static inline void context_finish(Model *m, ContextBackward *h) {
+    comm_wait(&m->fabric, h->flying);
+    if (h->arrived) sum_parts(&m->dev, h->dkv_sum, h->arrived, 1, h->count, h->count, DTYPE_ACCUM, 1);
+    if (h->dkv_sum) convert(&m->dev, h->dkv, h->dkv_sum, h->count);
 }
 
 /* ---- attention of this rank's heads over its ring-local tokens --------------------------------------------------- */

@@ -97,8 +97,8 @@ static inline void dataset_read_split(DatasetList *l, const cJSON *split) {
         dataset_read_file(l, f, tokens ? (double)bytes / (double)tokens : 0);
 }
 
-/* The dataset.json in folder `dir`, which ends in a slash, -> l, which holds none where there is none, or one that another
-   program wrote: the name is a common one. */
+/* The dataset.json in folder `dir`, which ends in a slash, -> l, which holds none where there is none, or one that
+   another program wrote: the name is a common one. */
 static inline void dataset_list_read(DatasetList *l, const char *dir) {
     memset(l, 0, sizeof *l);
     snprintf(l->dir, sizeof l->dir, "%s", dir);

@@ -7,6 +7,7 @@
 #define ODYSSEUS_FIT_H
 
 #include "options.h"
+#include <cjson/cJSON.h>
 
 /* Bytes of a rank's arena under these options. */
 typedef i64 (*PlanBytes)(const ModelOptions *);
@@ -84,8 +85,8 @@ static inline void check_host_memory(const Model *m) {
 }
 
 /* Before anything is allocated: every rank learns whether all of them have the memory. If not, rank 0 says
-   what would fit. Collective. */
-static inline void check_memory(const Model *m, const ModelOptions *o, PlanBytes plan) {
+   what would fit. Returns the bytes that the poorest rank may use; ARENA_MOST: not known. Collective. */
+static inline i64 check_memory(const Model *m, const ModelOptions *o, PlanBytes plan) {
     Wire world = m->mesh.world.wire;
     int ranks = wire_size(world), poorest = 0;
     i64 available = device_memory_available(), *share = (i64 *)host_alloc(sizeof(i64) * (size_t)ranks);
@@ -98,13 +99,21 @@ static inline void check_memory(const Model *m, const ModelOptions *o, PlanBytes
         if (share[r] < share[poorest]) poorest = r;
     i64 least = share[poorest];
     free(share);
-    if (need <= least) return;
+    if (need <= least) return least;
     if (m->mesh.rank != 0) wire_barrier(world); /* rank 0 never comes: it ends all */
     char advice[512];
     arena_print(stderr, &m->arena);
     memory_advice(o, least, plan, advice, sizeof advice);
     FAIL(EVERYONE, "out of memory: a rank needs %.1f MB, its share of a " MEMORY_OWNER " is %.1f MB (rank %d); %s",
          need / 1e6, least / 1e6, poorest, advice);
+}
+
+/* What a rank's arena holds, in bytes by category, and how much it could have; ARENA_MOST: not known. */
+static inline void memory_json(cJSON *json, const Arena *a, i64 available) {
+    cJSON *memory = cJSON_AddObjectToObject(json, "memory");
+    for (int c = 0; c < MEM_CATEGORIES; c++)
+        cJSON_AddNumberToObject(memory, MEM_NAMES[c], (double)a->peak.by_category[c]);
+    if (available != ARENA_MOST) cJSON_AddNumberToObject(json, "memory_available", (double)available);
 }
 
 #endif

@@ -1,6 +1,6 @@
 /* log.h - what a run leaves behind and what it says.
 
-   DIR/config.json     every flag as given or defaulted, the model, the mesh
+   DIR/config.json     every flag as given or defaulted, the model, the mesh, memory of a rank by category
    DIR/metrics.jsonl   one object a step, flushed: a killed run keeps what it has
    DIR/comm.json       the ledger of the first step on rank 0, next to its closed form
    DIR/resumes.jsonl   an object each time the run goes on from a checkpoint: from which, what

@@ -6,6 +6,7 @@
                           side: spans of a thread must nest
    an event a span        "X": name, category (class of the operation; comm, wait, block, step),
                           ts and dur in microseconds, args
+   a counter              "C": bytes of the arena in use when an operation begins
 
    Every rank's spans go into the one file, and rank 0 writes it: rounds of a few hundred spans of every rank, until all
    are there. Ranks of a host share a clock; hosts are lined up by their wall clocks. The file holds at most
@@ -23,8 +24,10 @@
 
 /* ---- recording --------------------------------------------------------------------------------------------------- */
 
-static inline void trace_init(Trace *t, i64 ranks) {
+/* `in_use`: where the arena keeps its bytes in use. */
+static inline void trace_init(Trace *t, i64 ranks, const i64 *in_use) {
     memset(t, 0, sizeof *t);
+    t->in_use = in_use;
     t->room = i64_min(TIMELINE_SPANS_OF_RANK, i64_max(TIMELINE_SPANS / ranks, 1));
     t->span = (Span *)host_alloc(sizeof(Span) * (size_t)t->room);
     t->layer = -1;
@@ -147,14 +150,19 @@ static inline int timeline_args(char *out, size_t size, const TimelineRank *r, c
     return n;
 }
 
-/* One span as an event, its time counted from `origin` on its rank's clock. Both ends are rounded to
-   nanoseconds, so what nests still nests. */
+/* One span as an event, its time counted from `origin` on its rank's clock; before an operation's, the memory in use.
+   Both ends are rounded to nanoseconds, so what nests still nests. */
 static inline int timeline_event(char *out, size_t size, int rank, const TimelineRank *r, const Span *s,
                                  double origin) {
     const char *const categories[] = {"step", "block", NULL, "wait", "comm"};
     double begin = round(1e9 * (s->begin - origin)), ns = round(1e9 * (s->end - origin)) - begin;
-    int n = snprintf(
-        out, size,
+    int n = 0;
+    if (s->kind == SPAN_OP)
+        n = snprintf(out, size,
+                     ",\n{\"ph\":\"C\",\"pid\":%d,\"tid\":0,\"ts\":%.3f,\"name\":\"memory\",\"args\":{\"bytes\":%lld}}",
+                     timeline_process(rank), 1e-3 * begin, s->memory);
+    n += snprintf(
+        out + n, size - (size_t)n,
         ",\n{\"ph\":\"X\",\"pid\":%d,\"tid\":%d,\"ts\":%.3f,\"dur\":%.3f,\"name\":\"%s\",\"cat\":\"%s\",\"args\":{",
         timeline_process(rank), s->kind == SPAN_TRANSFER ? TRACK_COMM + s->lane : TRACK_COMPUTE, 1e-3 * begin,
         1e-3 * ns, s->name, s->kind == SPAN_OP ? OP_CLASS_NAMES[s->number] : categories[s->kind]);

@@ -35,6 +35,7 @@ typedef struct {
     What what;           /* of transfers and waits: what moves, over how many ranks */
     int ranks;
     double flop, bytes;  /* of an operation; of a transfer, the bytes that this rank sends */
+    i64 memory;          /* bytes of the arena in use when it was opened */
     Mark from, to;
     int closed;
     double begin, end;   /* seconds, once the step is over */
@@ -55,6 +56,7 @@ typedef struct Trace {
     int layer;
     i64 calls[TRACE_STEPS][OP_CLASSES]; /* operations of each step, as the device counted them */
     double free_at[TRACE_LANES];        /* when the last transfer of a lane was over */
+    const i64 *in_use;                  /* bytes of the arena, as they are now */
     int lanes, steps;
 } Trace;
 
@@ -65,6 +67,7 @@ static inline Span *span_open(Trace *t, SpanKind kind, Mark from) {
     else t->left_out++;
     s->kind = kind, s->from = from;
     s->block = t->block, s->phase = t->phase, s->layer = t->layer;
+    s->memory = *t->in_use;
     return s;
 }
 

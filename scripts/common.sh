@@ -6,7 +6,8 @@
 #   run_ranks [-t S] N CMD...    CMD under mpirun on N ranks of this host; -t: at most S seconds, then exit code 124
 #       HOSTFILE=FILE            ... on the hosts of FILE instead, each filled before the next (hostfile.example)
 #       LAUNCHER=srun            ... by srun, inside a Slurm job (slurm.sbatch); SRUN_FLAGS are its own [--mpi=pmix]
-#   list_schemes PROGRAM         the names of its schemes
+#   list_schemes PROGRAM         the names of its schemes; list_contexts PROGRAM: of its contexts
+#   own_text                     text that is always here
 #   whole, require_shards, require_program, plan, print_plan     what the runs that people copy share; see there
 #
 # What run_ranks adds to a plain mpirun on one host, and why (Open MPI; another MPI gets none of it):
@@ -166,12 +167,24 @@ run_ranks() {
 
 # ---- the program -----------------------------------------------------------------------------------------------------
 
-list_schemes() { # PROGRAM: the schemes that it knows, one a line, in its own order
+list_of() { # PROGRAM HEADING WHAT: the first words of the list under this heading of --help
     local names
     names=$( (unset "${!SLURM_@}" && exec "$1" --help) |
-        awk 'listed && NF { print $1 } /^Schemes of --sp/ { listed = 1 }')
-    [[ -n $names ]] || die "$1 --help lists no schemes"
+        awk -v heading="^$2" '!NF { listed = 0 } listed { print $1 } $0 ~ heading { listed = 1 }')
+    [[ -n $names ]] || die "$1 --help lists no $3"
     say "$names"
+}
+list_schemes() { list_of "$1" "Schemes of --sp" schemes; } # PROGRAM: what it knows, one a line, in its own order
+list_contexts() { list_of "$1" "Contexts of --context" contexts; }
+
+own_text() { # this repository's sources and documents, one a line; in a copy without git, those of the directory
+    local file files
+    mapfile -t files < <(git -c safe.directory="$PWD" ls-files -- '*.c' '*.h' '*.cu' '*.md' '*.sh' '*.py' Makefile \
+        2>/dev/null || true)
+    [[ ${#files[@]} -gt 0 ]] ||
+        mapfile -t files < <(find . \( -name build -o -name runs -o -name '.?*' \) -prune -o -type f \( -name '*.[ch]' \
+            -o -name '*.cu' -o -name '*.md' -o -name '*.sh' -o -name '*.py' -o -name Makefile \) -print | LC_ALL=C sort)
+    for file in "${files[@]}"; do [[ ! -f $file ]] || say "$file"; done
 }
 
 # ---- the runs that people copy ---------------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ MARK = {True: "=", False: "!"}
 
 
 def stop(message):
-    sys.exit(f"compare: error: {message}")
+    sys.exit(f"{os.path.splitext(os.path.basename(sys.argv[0]))[0]}: error: {message}")
 
 
 def read_json(directory, name):

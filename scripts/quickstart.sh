@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # quickstart.sh - from a fresh clone to loss curves that coincide.
 #
-#   packages -> build -> text to byte shards -> one rank, then each scheme on 4 ranks -> one table -> the end of the
-#   last run again, from its checkpoint, under another scheme on fewer ranks -> text from what it has trained
+#   packages -> build -> text to byte shards -> one rank, then each scheme on 4 ranks -> one table and report.html ->
+#   the end of the last run again, from its checkpoint, under another scheme on fewer ranks -> text from what it has
+#   trained
 #
 # 150 steps x 8 sequences x 256 tokens = 307,200 tokens a run, six runs of a 0.85M-parameter Llama on the same data from
 # the same weights: one to two minutes on two cores. Where there is a GPU and the CUDA toolkit, ./train_gpt runs on it;
@@ -22,7 +23,7 @@ usage() {
 whole_number() { [[ $2 =~ ^[1-9][0-9]{0,6}$ ]] || die "$1 $2: must be a whole number from 1"; }
 value() { [[ $# -ge 2 && -n $2 ]] || die "$1 needs a value; --help says more"; }
 
-text=() ranks=4 steps=150 out=
+arguments=$* text=() ranks=4 steps=150 out=
 while [[ $# -gt 0 ]]; do
     case $1 in
     --text)
@@ -74,20 +75,10 @@ else # bf16 keeps 8 bits: curves of different schemes drift apart by roundings
     [[ $gpus -ge $ranks || $("$program" --help) != *"--comm "* ]] || more=(--comm mpi)
 fi
 
-own_text() { # sources and documents of this repository; in a copy without git, of this directory
-    { git -c safe.directory="$PWD" ls-files -- '*.c' '*.h' '*.cu' '*.md' '*.sh' '*.py' Makefile 2>/dev/null |
-        while read -r file; do
-        [[ ! -f $file ]] || say "$file"
-    done; } || true
-}
 own=0
 if [[ ${#text[@]} -eq 0 ]]; then
     own=1
     mapfile -t text < <(own_text)
-    if [[ ${#text[@]} -eq 0 ]]; then
-        mapfile -t text < <(find . \( -name build -o -name runs -o -name '.?*' \) -prune -o -type f \( -name '*.[ch]' \
-            -o -name '*.cu' -o -name '*.md' -o -name '*.sh' -o -name '*.py' -o -name Makefile \) -print | LC_ALL=C sort)
-    fi
     say "text: ${#text[@]} sources and documents of this repository"
 fi
 mkdir -p "$out/data" "$out/logs"
@@ -133,7 +124,8 @@ flags=(--model tiny-llama --train "$out/data/train_*.bin" --val "$out/data/val_*
 train() { # RUN NAME RANKS [FLAGS...]
     local run=$1 name=$2 ranks=$3 log=$out/logs/$2.txt
     shift 3
-    if ! run_ranks "$ranks" "$program" "${flags[@]}" --out "$out/$name" "$@" 2>&1 | tee "$log" |
+    if ! run_ranks "$ranks" "$program" "${flags[@]}" --out "$out/$name" --trace "$out/$name/trace.json" \
+        --dump-grads "$out/$name/grads.safetensors" "$@" 2>&1 | tee "$log" |
         show_progress "$run" "$name"; then
         grep -v '^step' "$log" | tail -n 5 >&2
         die "the run '$name' on $ranks ranks failed; all it said is in $log"
@@ -152,6 +144,8 @@ done
 
 say
 python3 scripts/compare.py "${tolerance[@]}" "$out/single" "${schemes[@]/#/$out/}"
+python3 scripts/report.py --out "$out" --command "scripts/quickstart.sh${arguments:+ $arguments}" "${tolerance[@]}" \
+    "$out/single" "${schemes[@]/#/$out/}" >/dev/null
 
 # ---- resumed elsewhere
 
@@ -181,4 +175,5 @@ if ! run_ranks 1 "${sample[@]}" "${more[@]}" --sample "$prompt" >"$log" 2>&1; th
 fi
 sed -n '/^sample   /,$p' "$log" | sed '1s/^sample   /    /; 2,$s/^/    /'
 
-say "runs, logs and data are in $out; scripts/compare.sh prints this table again"
+say "runs, logs and data are in $out; scripts/compare.sh DIR... prints this table again"
+say "pictures: $out/report.html, one file for any browser; scripts/compare.sh draws more, against length and ranks"

@@ -65,6 +65,7 @@ test_levers_fp64            4  120
 test_sample_fp64            4  120
 test_sample_fp32            2  120
 test_cli.sh             alone  300
+test_docs.sh            alone   60
 test_judge.sh           alone  300
 test_stops.sh           alone 1200
 test_simulator_sim      alone   60
@@ -72,6 +73,7 @@ test_sim.sh             alone  300
 test_trace.sh           alone  300
 test_ports.sh           alone  600
 test_scripts.sh         alone 1200
+test_report.sh          alone  300
 test_emulator_emu       alone  120
 test_transfers_emu      alone   60
 test_emulator_emuasan   alone  120

@@ -54,6 +54,7 @@ static void take_cluster(const Cluster *c, Settings *s) {
 
 /* Flags of a training that a model of one cannot honour. */
 static void refuse_flags(const Settings *s, const FlagsGiven *given) {
+    check_documents(given, 1);
     if (s->threads) FAIL(EVERYONE, "--threads: the ranks of a cluster are as its file says; leave it out");
     if (s->init_only || s->dump_grads || s->out)
         FAIL(EVERYONE,
@@ -85,7 +86,8 @@ static inline void simulate(Settings *s, const FlagsGiven *given, Wire alone) {
     cluster_read(cluster, s->cluster);
     take_cluster(cluster, s);
     DevicePlace place = {cluster, 1, 1, 0};
-    options_from_flags(&o, scheme_find(s->sp), s, given, s->world, place);
+    const Scheme *scheme = scheme_find(s->sp);
+    options_from_flags(&o, scheme, context_find(s->context, scheme), s, given, s->world, place);
     if (o.offload && cluster->host_link <= 0)
         FAIL(EVERYONE, "--offload: cluster %s gives no host-link, the bytes/s between a rank and its host (%s)",
              cluster->name, cluster->path);
@@ -96,7 +98,7 @@ static inline void simulate(Settings *s, const FlagsGiven *given, Wire alone) {
     } else {
         options_check(&o);
         forecast_open(t, &o, s, cluster);
-        if (s->trace) trace_init(&t->trace, 1);
+        if (s->trace) trace_init(&t->trace, 1, &t->model.arena.now.used);
         forecast_step(&f, t, s->trace != NULL);
         if (f.mfu_causal > 1)
             FAIL(EVERYONE, "--peak-tflops %g: the forecast runs at %.2f times that; the cluster's peak is %g",

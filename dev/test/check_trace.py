@@ -4,7 +4,7 @@ does it hold all of the steps?
 Prints what is wrong, a line each; exit code 0: nothing. Times are compared in whole
 nanoseconds, which the file holds exactly.
 """
-import collections, json, sys
+import collections, json, os, sys
 
 CLASSES = ["gemm", "attention", "norm", "pointwise", "embedding", "classifier", "optimizer"]
 trace_path, ledger_path = sys.argv[1:3]
@@ -31,9 +31,9 @@ class Span:
 
 
 def check_format():
-    """Metadata names every process and every track; the rest are complete events."""
+    """Metadata names every process and every track; the rest are complete events, and the memory in use."""
     names = {(e["pid"], e["tid"], e["name"]): e["args"].get("name") for e in events if e["ph"] == "M"}
-    check({e["ph"] for e in events} == {"X", "M"}, "an event is neither complete nor metadata")
+    check({e["ph"] for e in events} == {"X", "M", "C"}, "an event is neither complete, nor metadata, nor a counter")
     check({e["pid"] for e in events} == set(range(1, ranks + 1)), "the processes are not the ranks")
     for r in range(ranks):
         check(names.get((r + 1, 0, "process_name")) == f"rank {r}", f"rank {r} has no name")
@@ -107,7 +107,22 @@ def check_collectives(where, rank, spans):
               f"{where}: {begun[k]} {k} of {sent[k]} bytes, the ledger has {row['calls']} of {row['bytes']}")
 
 
+def check_memory():
+    """Every operation comes with the bytes in use; the peak is that of the plan, which holds it to a page."""
+    with open(os.path.join(os.path.dirname(ledger_path), "metrics.jsonl"), encoding="utf-8") as file:
+        planned = json.loads(file.readline())["mem_bytes"]
+    counted, begun = collections.defaultdict(list), collections.defaultdict(list)
+    for e in events:
+        if e["ph"] == "C": counted[e["pid"]].append((e["ts"], e["args"]["bytes"]))
+        elif e["ph"] == "X" and e["cat"] in CLASSES: begun[e["pid"]].append(e["ts"])
+    for pid, samples in counted.items():
+        check([ts for ts, _ in samples] == begun[pid], f"rank {pid - 1}: memory is not told at every operation")
+        peak = max(b for _, b in samples)
+        check(planned - 4096 < peak <= planned or pid > 1, f"rank 0: a peak of {peak} bytes, {planned} are planned")
+
+
 check_format()
+check_memory()
 spans = [Span(e) for e in events if e["ph"] == "X"]
 check(min(s.begin for s in spans) < 10000, "the timeline does not begin at 0")
 tracks = collections.defaultdict(list)

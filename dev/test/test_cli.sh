@@ -402,10 +402,4 @@ for k in a:
 PY
 ok $? "--dump-grads: every tensor under its Hugging Face name, 1 rank as 4"
 
-# ---- what people read
-./train_gpt_cpu --help >"$work/help" 2>&1
-awk '/^<!-- flags -->/{on=1;next} /^<!-- end of flags -->/{on=0} on' README.md | grep -v '^```' >"$work/readme"
-diff "$work/readme" "$work/help" >"$work/out"
-ok $? "README's flags are --help's"
-
 checks_done

@@ -18,8 +18,8 @@ wrong() {
     ok $? "refused: $(grep -m 1 '^train_gpt: error' "$work/out" | cut -c 19-150)"
 }
 
-python3 dev/data/text_to_shards.py --out "$work/set" --shard-tokens 9000 README.md LICENSE >"$work/out"
-read -r bytes <<<"$(cat README.md LICENSE | wc -c)"
+python3 dev/data/text_to_shards.py --out "$work/set" --shard-tokens 9000 train_gpt.cu LICENSE >"$work/out"
+read -r bytes <<<"$(cat train_gpt.cu LICENSE | wc -c)"
 # change NAME SCRIPT: a copy of the set, d, with its dataset.json, dataset, changed by Python; prints its shards' glob
 change() {
     rm -rf "${work:?}/$1"
@@ -54,7 +54,7 @@ PY
 look "$work/set/*.bin" &&
     grep -q ": $bytes tokens in [0-9]* shards, bytes: vocabulary 256, 1.00 bytes a token$" "$work/out" &&
     [ "$(grep -c 'as in dataset.json$' "$work/out")" -eq "$(ls "$work/set" | grep -c bin)" ] &&
-    grep -q "^sequence 0: # odysseus.c$" "$work/out"
+    grep -q "^sequence 0: /\* train_gpt.cu - trains " "$work/out"
 ok $? "--check-data: $bytes bytes of text counted, every sum that of dataset.json, the text is read"
 cp -r "$work/set" "$work/bare" && rm "$work/bare/dataset.json"
 look "$work/bare/*.bin" && ! grep -q 'dataset.json' "$work/out" && grep -q "$bytes tokens in" "$work/out"

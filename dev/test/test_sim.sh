@@ -48,7 +48,7 @@ for scheme in "${schemes[@]}"; do
 done
 
 # and what a step on the clocks leaves in the ledger, against a real run's comm.json
-python3 dev/data/text_to_shards.py --out "$work/data" README.md >/dev/null
+python3 dev/data/text_to_shards.py --out "$work/data" train_gpt.cu >/dev/null
 for scheme in "${schemes[@]}"; do
     flags=(--model tiny-llama --layers 2 --seq-len 128 --batch 8 --sp "$scheme")
     run_ranks 2 ./train_gpt_cpu "${flags[@]}" --train "$work/data/train_*.bin" --steps 1 --selfcheck off --threads 1 \
@@ -123,7 +123,7 @@ $sim --world 64 --model llama2-7b --seq-len 65536 --batch 64 --plan --sp ulysses
     grep -qvE '^ +[0-9]+  ulysses +4 '
 ok $? "a plan keeps the flags that are given"
 
-# ---- longest sequences, timelines, the README
+# ---- longest sequences, timelines
 
 for more in "--model llama2-7b --batch 1" "--model gpt2-124m --batch 8 --micro-batch 2" \
     "--model llama3-8b --batch 1 --recompute full --ring 2"; do
@@ -168,10 +168,6 @@ for name, row in forecast["communicating"].items():
 assert {e["args"]["layer"] for e in spans if "layer" in e["args"]} == set(range(4))
 PY
 ok $? "--trace: the spans of the modelled step are its operations and transfers, its length the forecast's"
-awk '/^<!-- simulator flags -->/{on=1;next} /^<!-- end of simulator flags -->/{on=0} on' README.md | grep -v '^```' |
-    grep . >"$work/readme"
-$sim --help | sed -n '/^Simulator/,/^$/p' | grep . | diff "$work/readme" - >"$work/out"
-ok $? "README's flags of the simulator are --help's"
 
 # ---- wrong inputs
 

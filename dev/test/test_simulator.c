@@ -57,7 +57,7 @@ static void open_flags(Trainer *t, const Cluster *c, const char *flags, const ch
     flags_parse(&s, &given, argc, argv);
     take_cluster(c, &s);
     DevicePlace place = {c, 1, 1, 0};
-    options_from_flags(&o, scheme_find(s.sp), &s, &given, s.world, place);
+    options_from_flags(&o, scheme_find(s.sp), context_find(s.context, scheme_find(s.sp)), &s, &given, s.world, place);
     options_check(&o);
     forecast_open(t, &o, &s, c);
 }
