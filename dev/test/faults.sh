@@ -230,7 +230,21 @@ fault 'levers: a tile takes its neighbour for its input' core/blocks.h \
 fault 'levers: only the last tile adds to the weights' core/blocks.h \
     's/^    first_backward_weight\(m, mlp_first/    if (row + t->tile >= t->rows) &/' test_levers 4
 fault 'levers: tiles as large as all rows' core/blocks.h \
-    's/take_real\(m, MEM_WORKSPACE, tile \* width\)/take_real(m, MEM_WORKSPACE, rows * width)/g' test_levers 4
+    's/take_real\(m, MEM_WORKSPACE, tile \* width\)/take_real(m, MEM_WORKSPACE, rows * width)/g' test_memory 1
+fault 'levers: nobody waits for a layer to come back' core/offload.h \
+    's/i < o->items; i\+\+\) host_copy_wait\(dev, \&o->back.*/i < 0; i++) ;/' test_levers 4
+fault 'levers: a place is taken before its layer is out' core/offload.h \
+    's/i < o->items; i\+\+\) host_copy_wait\(dev, \&o->out.*/i < 0; i++) ;/' test_levers 4
+fault 'levers: a layer comes back into a place that is in use' train_gpt.cu \
+    's/^ +offload_back\(.*l - 2\);//; s/^( +)offload_arrived\(/\1offload_back(\&m->offload, \&m->dev, l - 1);\n&/' test_levers 4
+fault 'levers: every group of heads in the first one'"'"'s place' ulysses.h \
+    's/m->recompute \? j % 2 : j, kv/0, kv/' test_levers 4
+fault 'levers: of several readers of a KV head only the first counts' ulysses.h \
+    's/^    if \(mine != dkv\) sum_parts.*//' test_levers 4
+fault 'levers: KV heads sent with every group that reads them' ulysses.h \
+    's/^    if \(!group_opens\(\&e->g, j\)\) return;//' test_levers 4
+fault 'levers: the last group never comes back' ulysses.h \
+    's/exchange_returned\(m, \&again, g.groups - 1\), //' test_levers 4
 fault 'levers: one place for what every layer keeps of attention' train_gpt.cu \
     's/if \(l > 0 \&\& m->recompute == RECOMPUTE_ATTENTION_KEPT\)/if (0)/' test_levers 4
 fault 'closed form of ulysses off' ulysses.h \
@@ -458,6 +472,14 @@ fault 'metrics: a value is added behind the line that waits' core/log.h \
     's/if \(log->wait\) log->wait\[.*$/if (log->wait) ;/' test_log alone
 fault 'metrics: a line that was written in part is written behind that part' core/log.h \
     's/if \(part < 0\) return 0;/if (part < 0) { log->end += done; return 0; }/' test_log alone
+emulated 'offload: a copy does not wait for what it copies' kernels/cuda/device.h \
+    's/^    CUDA_CHECK\(cudaStreamWaitEvent\(s->copies, s->copies_ready, 0\)\);//' test_transfers
+emulated 'offload: what is asked for after a copy does not wait for it' kernels/cuda/device.h \
+    's/^    CUDA_CHECK\(cudaStreamWaitEvent\(dev->state.stream, c->done, 0\)\);/    (void)dev, (void)c;/' test_transfers
+emulated 'offload: nobody waits for a layer to come back' core/offload.h \
+    's/i < o->items; i\+\+\) host_copy_wait\(dev, \&o->back.*/i < 0; i++) ;/' test_transfers
+emulated 'offload: a place is taken before its layer is out' core/offload.h \
+    's/i < o->items; i\+\+\) host_copy_wait\(dev, \&o->out.*/i < 0; i++) ;/' test_transfers
 emulated 'hopper: scores are read before their product is waited for' $hopper \
     's/wgmma_wait<1>/wgmma_wait<2>/' test_cuda_attention small forward wgmma
 emulated 'hopper: copies wait for the wrong phase of a stage' $hopper \

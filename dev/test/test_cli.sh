@@ -54,6 +54,16 @@ refuses 1 '--layers 2x: must be' --layers 2x
 refuses 1 '--steps needs a value' --steps
 refuses 1 "must be one of $(IFS=. && echo "${schemes[*]}")$" "${small[@]}" --sp megatron
 refuses 1 '--train is missing' --steps 1
+refuses 1 '--tile-rows many: must be auto, or a whole number from 1' --dry-run --tile-rows many
+refuses 1 '--tile-rows 0: must be' --dry-run --tile-rows 0
+refuses 1 '--offload all: must be one of none.inputs' --dry-run --offload all
+refuses 1 '--recompute some: must be one of none.attention-kept.full' --dry-run --recompute some
+refuses 1 '--head-groups 2: --sp tpsp exchanges no heads' --dry-run --world 2 --sp tpsp --head-groups 2
+refuses 1 '--head-groups 2: a head axis of 1' --dry-run --world 1 --sp ulysses --head-groups 2
+refuses 1 '--head-groups 3 cannot group the 4 query and 2 KV heads of a rank; .*below that can: 2' \
+    --dry-run --world 2 --sp ulysses --head-groups 3
+refuses 1 '--head-groups 4 .*with a ring, .*below that can: 2' --dry-run --world 4 --sp ulysses --ring 2 --head-groups 4
+refuses 1 '--head-groups 2 leaves no cache' --dry-run --world 2 --sp ulysses --head-groups 2 --sample x
 refuses 1 'heads of 1024 .*CPU kernels take up to 512' "${small[@]}" --heads 1 --dim 1024
 refuses 1 'no such file' --train "$work/nothing_*.bin"
 refuses 1 'empty.bin is empty' --train "$work/empty.bin"

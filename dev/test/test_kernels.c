@@ -370,6 +370,14 @@ static void test_parts(void) {
                     wrong += !(merged[(r * parts + p) * width + w] == in[(p * rows + r) * width + w]);
         check(wrong == 0, "parts_merge, parts %lld, rows %lld: %d misplaced", parts, rows, wrong);
         check(same(back, in, n), "parts_split undoes parts_merge, parts %lld", parts);
+        real *wide = (real *)memcpy(unset(3 * n), randoms(3 * n, 2), sizeof(real) * (size_t)(3 * n)),
+             *before = copy_of(wide, 3 * n), *again = unset(n);
+        columns_merge(&dev, wide + width, in, parts, rows, width, 3);
+        columns_split(&dev, again, wide + width, parts, rows, width, 3);
+        for (i64 k = wrong = 0; k < 3 * n; k++)
+            wrong += wide[k] != (k / width % 3 == 1 ? merged[k / width / 3 * width + k % width] : before[k]);
+        check(wrong == 0 && same(again, in, n), "columns_merge and _split, the second of three, parts %lld: %d wrong",
+              parts, wrong);
         release_all();
     }
 }
