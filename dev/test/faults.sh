@@ -159,6 +159,18 @@ fault 'ring: the exchange is skipped' ring.h \
     '0,/kv = arriving;/s//kv = s->kv;/' $S
 fault 'ring: gradients never come home' ring.h \
     's/^    sum_parts\(\&m->dev, h->dkv_sum.*$//' $S
+fault 'allgather: the share of the owner is lost' allgather.h \
+    's/g->parts, count, DTYPE_ACCUM, 1\)/g->parts, count, DTYPE_ACCUM, 0)/' $S
+fault 'allgather: a rank adds to its own keys what nobody made' allgather.h \
+    's/^    zero_fill\(\&m->dev, share \+ m->mesh.*//' $S
+fault 'allgather: a share that nobody made is summed' allgather.h \
+    's/^ +else zero_fill\(.*//' $S
+fault 'allgather: the positions of another rank' allgather.h \
+    's/visitor_map\(m, s\.turn\)/visitor_map(m, s.turn + 1)/' $S
+fault 'allgather: every piece in one place' allgather.h \
+    's/return g->room\[at->piece % 2\]/return g->room[0]/' $S
+fault 'allgather: each rank the keys of another' allgather.h \
+    's/ \+ visitor_rank\(m, at->turn\) \* at->count/ + m->mesh.ring_rank * at->count/' $S
 fault 'ring: visitors taken for their neighbours' core/blocks.h \
     's/ring_rank - turn \+ R/ring_rank - turn + 1 + R/' $S
 fault 'zigzag: second chunk shifted' core/positions.h \
@@ -623,6 +635,9 @@ caught 'self-check: attention exchange skipped' ring.h \
 caught 'self-check: a hop of the ring is lost, and the layers above make up for it' ring.h \
     '0,/if \(visitor_seen\(m, s, hop\)\)/s//if (visitor_seen(m, s, hop) \&\& hop != 2)/' \
     'self-check: token [0-9]+ of sequence 0 reached [0-9]+ of the' 4 --sp ring --ring-layout contiguous
+caught 'self-check: allgather of keys is skipped' allgather.h \
+    's/return g->room\[at->piece % 2\].*/return s->kv;/' \
+    'self-check: token [0-9]+ of sequence 0 reached [0-9]+ of the' 4 --sp allgather --selfcheck on
 caught 'self-check: one sender of an all-to-all is lost' ulysses.h \
     '0,/^    m->context->forward\(m, s\);/s//    zero_fill(\&m->dev, s->kv, ulysses_kv_part(m) * real_size());\n&/' \
     'self-check: token [0-9]+ of sequence 0 reached [0-9]+ of the' 4 --sp ulysses

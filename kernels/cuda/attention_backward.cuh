@@ -40,7 +40,8 @@
    bits, are the same on every run.
 
    dkv has one writer. Rows whose lse is -inf (they saw nothing) and rows past the tile's end get P = 0. Query tiles
-   that see no key at all have no turns: the block of KV tile 0 writes them; with LO, where they may be many, all blocks.
+   that see no key at all have no turns: the block of KV tile 0 writes them; with LO, where they may be many, all
+   blocks.
 
    Dao 2023, arXiv:2307.08691
 
