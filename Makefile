@@ -5,6 +5,7 @@
 # make train_gpt_emu    the same program on the CPU, under the emulator of dev/emu: for tests
 # make build/bench_cuda what this GPU does at best, and what each kernel gets of it (dev/gpu_check.sh)
 # make tests            dev/test/test_*.c -> build/test_*_fp32, build/test_*_fp64 (scripts/test.sh runs them)
+# make docs             docs/flags.md from --help, pictures, and outputs that pages show
 # make check-cxx        the same sources read as C++20, both precisions
 # make build/fuzz      dev/test/fuzz.c with clang's libFuzzer (scripts/test.sh --long runs it)
 # make clean
@@ -194,6 +195,10 @@ $(BUILD)/bench_%: dev/bench/bench_%.c $(BUILD)/options | $(BUILD)
 
 tests: $(TESTS:%=%_fp32) $(TESTS:%=%_fp64)
 
+docs: train_gpt_cpu train_gpt_sim train_gpt_emu
+	python3 docs/pictures/draw.py
+	python3 dev/test/check_docs.py --update
+
 check-cxx:
 	$(call need,cpu)$(MPICXX) -x c++ $(CXXFLAGS) train_gpt.cu
 	$(MPICXX) -x c++ $(CXXFLAGS) -DODYSSEUS_FP64 train_gpt.cu
@@ -221,7 +226,7 @@ print-opt:
 	@echo $(OPT)
 
 FORCE:
-.PHONY: FORCE print-archs print-opt all tests check-cxx clean
+.PHONY: FORCE print-archs print-opt all tests docs check-cxx clean
 .DELETE_ON_ERROR:
 
 -include $(wildcard $(BUILD)/*.d)

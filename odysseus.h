@@ -35,6 +35,7 @@ static const Scheme SCHEME_ODYSSEUS = {
     .replicated_stream = 0,
     .ring_takes_all = 0,
     .rope_on_own = 0,
+    .repeats_exchange = 0,
     .splits = odysseus_splits,
     .refuses = odysseus_refuses,
     .attention_keep = NULL,

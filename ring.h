@@ -1,7 +1,7 @@
 /* ring.h - Ring Attention: queries stay at home, keys and values travel.
 
    hop s     rank r attends its q to the kv of rank r-s, while that kv already flies on to rank r+1
-             (out, lse) are merged in the accumulation precision; blocks that the causal mask empties are skipped
+             (out, lse) are merged in the accumulation precision; blocks of which nobody here sees anything are skipped
 
              kv_r ---> [ r+1 ] ---> [ r+2 ] ---> ...          R-1 hops forward
    backward  kv travels again, and behind it the dkv that each stop adds to; the owner's own share never leaves home:
@@ -31,8 +31,8 @@
 
 static inline void ring_forward(Model *m, AttentionSaved *s) {
     const Comm *ring = &m->mesh.ring;
-    AttentionShape shape = attention_shape(m);
-    i64 kv_count = kv_count_own(m), out_count = ring_rows(m) * m->heads_l * m->config.head_dim, last = visitor_last(m);
+    i64 kv_count = kv_count_own(m), out_count = ring_rows(m) * m->heads_l * m->config.head_dim;
+    i64 last = visitor_last(m, s);
     ArenaMark mark = arena_mark(&m->arena);
     accum *out = real_is_accum() ? (accum *)s->out : ring->size > 1 ? take_accum(m, MEM_WORKSPACE, out_count) : NULL;
     real *flying[2] = {NULL, NULL};
@@ -45,9 +45,9 @@ static inline void ring_forward(Model *m, AttentionSaved *s) {
             next = comm_ring_start(&m->fabric, ring, tag(BLOCK_ATTENTION, m->phase, WHAT_ACTIVATION), arriving, kv,
                                    kv_count, DTYPE_REAL);
         if (hop == 0) zero_prefetch(&m->zero);
-        if (visitor_seen(m, hop))
+        if (visitor_seen(m, s, hop))
             attention_forward(&m->dev, out, hop == last ? s->out : NULL, s->lse, s->q, kv,
-                              attention_call(shape, m->ring_map, visitor_map(m, hop), hop > 0));
+                              visitor_call(m, s, hop, hop > 0));
         comm_wait(&m->fabric, next);
         kv = arriving;
     }
@@ -66,10 +66,10 @@ typedef struct {
 /* One stop: mine (accum; NULL: the result itself) = this rank's share of the gradient of `kv`; adds to dq. */
 static inline void ring_backward_block(Model *m, AttentionSaved *s, RingSums *sums, accum *mine, const real *kv,
                                        i64 hop) {
-    if (visitor_seen(m, hop))
-        attention_backward(&m->dev, sums->dq_sum, hop == visitor_last(m) ? sums->dq : NULL, mine,
+    if (visitor_seen(m, s, hop))
+        attention_backward(&m->dev, sums->dq_sum, hop == visitor_last(m, s) ? sums->dq : NULL, mine,
                            mine ? NULL : sums->dkv, s->q, kv, sums->dout, s->lse, sums->delta,
-                           attention_call(attention_shape(m), m->ring_map, visitor_map(m, hop), hop > 0));
+                           visitor_call(m, s, hop, hop > 0));
     else zero_fill(&m->dev, mine, sums->count * accum_size());
 }
 
@@ -113,14 +113,6 @@ static inline ContextBackward ring_backward(Model *m, AttentionSaved *s, real *d
     return h;
 }
 
-/* Wait for the last hop and complete dkv. */
-static inline void ring_finish(Model *m, ContextBackward *h) {
-    comm_wait(&m->fabric, h->flying);
-    if (!h->arrived) return;
-    sum_parts(&m->dev, h->dkv_sum, h->arrived, 1, h->count, h->count, DTYPE_ACCUM, 1);
-    convert(&m->dev, h->dkv, h->dkv_sum, h->count);
-}
-
 /* g' = max(k, H)/h: forward 2 g' c_R L a/H elements of KV, a = h HS; backward the KV again
    and as many of dKV in accum. */
 static inline void ring_volume(Ledger *l, const Config *c, const Mesh *m, i64 L, i64 B, i64 times) {
@@ -134,9 +126,10 @@ static inline void ring_volume(Ledger *l, const Config *c, const Mesh *m, i64 L,
 static const Context CONTEXT_RING = {
     .name = "ring",
     .help = "KV blocks travel a ring, online-softmax merge",
+    .piece = NULL,
     .forward = ring_forward,
     .backward = ring_backward,
-    .finish = ring_finish,
+    .finish = context_finish,
     .volume = ring_volume,
 };
 
@@ -149,6 +142,7 @@ static const Scheme SCHEME_RING = {
     .replicated_stream = 0,
     .ring_takes_all = 1,
     .rope_on_own = 0,
+    .repeats_exchange = 0,
     .splits = splits_nothing,
     .refuses = refuse_any_head_axis,
     .attention_keep = NULL,

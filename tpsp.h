@@ -9,6 +9,8 @@
           tpsp gathers the block's normed input a second time in backward rather than keeping (L, B, C) of it. That and
           the sum of the input gradient hide:
           dout ===AG===>  | xn ===AG===> (attention, or down projection) | dxn ===RS===> (first weights' gradients)
+          What is made again in backward is made of that xn, which then comes first:
+          xn ===AG===>    | dout ===AG===> (projections and attention, or up projection, once more) | dxn ...
 
    Shoeybi et al. 2019, arXiv:1909.08053 (tp); Korthikanti et al. 2022, arXiv:2205.05198 (tpsp)
 
@@ -99,15 +101,17 @@ static inline void tpsp_attention_forward(Model *m, AttentionSaved *s, real *out
 
 /* Every transfer runs under work that does not need it: the gather of dout under the output bias's gradient, that of
    the normed input under attention, and the sum of the input gradient under the weight gradients of the first
-   projections, which alone need that input. */
+   projections, which alone need that input. A repetition needs it first. */
 static inline void tpsp_attention_backward(Model *m, AttentionSaved *s, real *dxn, const real *dout, const real *xn) {
     Tag t = tag(BLOCK_ATTENTION, PHASE_BACKWARD, WHAT_ACTIVATION);
     i64 rows = ring_rows(m);
     ArenaMark mark = arena_mark(&m->arena);
-    Entering dall = tp_enter(m, t, dout);
+    Entering first = tp_enter(m, t, m->recompute ? xn : dout);
     tp_bias_backward(m, T_O_BIAS, dout);
-    tp_arrived(m, &dall);
-    Entering all = tp_enter(m, t, xn);
+    tp_arrived(m, &first);
+    Entering second = tp_enter(m, t, m->recompute ? dout : xn);
+    if (m->recompute) heads_attend(m, s, first.rows), tp_arrived(m, &second);
+    Entering all = m->recompute ? first : second, dall = m->recompute ? second : first;
     real *partial = tp_partial(dxn, &dall);
     HeadsBackward h = heads_backward(m, s, dall.rows);
     project_q_backward_input(m, partial, h.dq, rows, m->heads_l);
@@ -134,19 +138,31 @@ static inline void tpsp_mlp_forward(Model *m, MlpSaved *s, real *out, const real
     arena_release(&m->arena, mark);
 }
 
-/* As in attention: the normed input comes under the down projection's backward. */
+/* As in attention: the normed input comes under the down projection's backward, or first, where every tile needs it.
+   The sum of the input gradient leaves before the last tile's weights. */
 static inline void tpsp_mlp_backward(Model *m, MlpSaved *s, real *dxn, const real *dout, const real *xn) {
     Tag t = tag(BLOCK_MLP, PHASE_BACKWARD, WHAT_ACTIVATION);
-    i64 rows = ring_rows(m), ffn_l = m->config.ffn / m->mesh.shape.head;
+    i64 rows = ring_rows(m), last;
     ArenaMark mark = arena_mark(&m->arena);
-    Entering dall = tp_enter(m, t, dout);
+    MlpTiles tiles = mlp_tiles(m, s, rows, m->config.ffn / m->mesh.shape.head, 1);
+    int early = m->recompute || tiles.tile < rows;
+    Entering first = tp_enter(m, t, early ? xn : dout);
     tp_bias_backward(m, T_DOWN_BIAS, dout);
-    tp_arrived(m, &dall);
-    Entering all = tp_enter(m, t, xn);
-    real *partial = tp_partial(dxn, &dall), *dpre = take_real(m, MEM_WORKSPACE, rows * mlp_gates(&m->config) * ffn_l);
-    mlp_body_backward_input(m, s, partial, dpre, dall.rows, rows, ffn_l);
+    tp_arrived(m, &first);
+    Entering second = tp_enter(m, t, early ? dout : xn);
+    zero_prefetch(&m->zero);
+    if (m->recompute) mlp_tile_up(m, &tiles, first.rows, 0);
+    if (early) tp_arrived(m, &second);
+    Entering all = early ? first : second, dall = early ? second : first;
+    real *partial = tp_partial(dxn, &dall);
+    for (last = 0; last + tiles.tile < rows; last += tiles.tile) {
+        mlp_tile_backward_input(m, &tiles, partial, dall.rows, last);
+        mlp_tile_backward_weight(m, &tiles, all.rows, last);
+        if (m->recompute) mlp_tile_up(m, &tiles, all.rows, last + tiles.tile);
+    }
+    mlp_tile_backward_input(m, &tiles, partial, dall.rows, last);
     Request *leaving = tp_leave(m, t, dxn, partial);
-    mlp_body_backward_weight(m, dpre, tp_arrived(m, &all), rows, ffn_l);
+    mlp_tile_backward_weight(m, &tiles, tp_arrived(m, &all), last);
     comm_wait(&m->fabric, leaving);
     arena_release(&m->arena, mark);
 }
@@ -184,6 +200,7 @@ static const Scheme SCHEME_TP = {
     .replicated_stream = 1,
     .ring_takes_all = 0,
     .rope_on_own = 0,
+    .repeats_exchange = 0,
     .splits = tpsp_splits,
     .refuses = tpsp_refuses,
     .attention_keep = NULL,
@@ -201,6 +218,7 @@ static const Scheme SCHEME_TPSP = {
     .replicated_stream = 0,
     .ring_takes_all = 0,
     .rope_on_own = 0,
+    .repeats_exchange = 0,
     .splits = tpsp_splits,
     .refuses = tpsp_refuses,
     .attention_keep = NULL,

@@ -1,4 +1,4 @@
-/* train_gpt.cu - trains GPT-2, Llama and its kin on long sequences under five sequence-parallel schemes.
+/* train_gpt.cu - trains GPT-2, Llama and its kin on long sequences under six sequence-parallel schemes.
 
    flags -> config -> mesh -> scheme -> arena, laid out once -> loader: this rank's tokens and their positions
 
@@ -27,6 +27,7 @@
 #include "core/zero.h"        /* Zero, zero_walk, zero_acquire, zero_prefetch, zero_grad_begin,
                                  zero_grad_end, zero_adamw: ZeRO-3 */
 #include "core/scheme.h"      /* Model, Scheme, Context, take_real, take_accum, stream_rows, own_rows */
+#include "core/visible.h"     /* sight_*, documents_find: what each query sees */
 #include "core/data.h"        /* Dataset, dataset_open, dataset_column, dataset_targets, TOKEN_IGNORED */
 #include "core/checkpoint.h"  /* checkpoint_load, checkpoint_write, checkpoint_write_tensors */
 #include "core/dataset.h"     /* dataset_describe, dataset_print, check_data: dataset.json beside the shards */
@@ -46,10 +47,15 @@
 #include "tpsp.h"             /* SCHEME_TP, SCHEME_TPSP */
 #include "ulysses.h"          /* SCHEME_ULYSSES */
 #include "ring.h"             /* SCHEME_RING, CONTEXT_RING */
+#include "allgather.h"        /* SCHEME_ALLGATHER, CONTEXT_ALLGATHER */
 #include "odysseus.h"         /* SCHEME_ODYSSEUS */
 
-/* In the order of --help. A sixth one is its header above and a row here. */
-static const Scheme *const SCHEMES[] = {&SCHEME_TP, &SCHEME_TPSP, &SCHEME_ULYSSES, &SCHEME_RING, &SCHEME_ODYSSEUS};
+/* In the order of --help. Another one is its header above and a row here. */
+static const Scheme *const SCHEMES[] = {&SCHEME_TP, &SCHEME_TPSP, &SCHEME_ULYSSES, &SCHEME_RING, &SCHEME_ALLGATHER,
+                                       &SCHEME_ODYSSEUS};
+
+/* How queries meet keys over the ring axis; the first unless told. */
+static const Context *const CONTEXTS[] = {&CONTEXT_RING, &CONTEXT_ALLGATHER};
 
 /* The scheme of --sp. */
 static inline const Scheme *scheme_find(const char *name) {
@@ -59,6 +65,21 @@ static inline const Scheme *scheme_find(const char *name) {
         snprintf(names + strlen(names), sizeof names - strlen(names), "%s%s", i ? "|" : "", SCHEMES[i]->name);
     }
     FAIL(EVERYONE, "--sp %s: must be one of %s", name, names);
+}
+
+/* The context of --context, NULL where it is not given; a scheme may be one of its own. */
+static inline const Context *context_find(const char *name, const Scheme *scheme) {
+    char names[256] = "";
+    if (!name) return scheme->context ? scheme->context : CONTEXTS[0];
+    for (int i = 0; i < COUNT_OF(CONTEXTS); i++) {
+        snprintf(names + strlen(names), sizeof names - strlen(names), "%s%s", i ? "|" : "", CONTEXTS[i]->name);
+        if (strcmp(CONTEXTS[i]->name, name) != 0) continue;
+        if (scheme->context && scheme->context != CONTEXTS[i])
+            FAIL(EVERYONE, "--context %s: --sp %s is the context %s and nothing besides; use --sp %s", name,
+                 scheme->name, scheme->context->name, name);
+        return CONTEXTS[i];
+    }
+    FAIL(EVERYONE, "--context %s: must be one of %s", name, names);
 }
 
 /* ---- the model: layout in the arena ------------------------------------------------------------------------------ */
@@ -78,6 +99,14 @@ static void model_place(Model *m, const ModelOptions *o) {
     m->kv_heads_l = kv_heads_local(&m->config, H);
 }
 
+/* --tile-rows auto: a tile's buffers are no larger than the stream, but a tile not so small that products would wait
+   for its weights and their gradients. */
+static i64 model_tile_rows(const Model *m) {
+    const Config *c = &m->config;
+    i64 head = m->scheme->splits(BLOCK_MLP) ? m->mesh.shape.head : 1;
+    return i64_max(4096, stream_rows(m) * c->dim / ((2 * mlp_gates(c) + 1) * c->ffn / head));
+}
+
 /* What the norms of queries and keys keep, where these are projected: of all heads on the own
    tokens, or of the own heads. */
 static void model_keep_heads(Model *m, AttentionSaved *a) {
@@ -91,18 +120,24 @@ static void model_keep_heads(Model *m, AttentionSaved *a) {
     a->k_rstd = take_accum(m, MEM_ACTIVATIONS, rows * kv_heads);
 }
 
+/* What attention makes: out and lse. */
+static void model_keep_attended(Model *m, AttentionSaved *a) {
+    a->out = take_real(m, MEM_ACTIVATIONS, ring_rows(m) * m->heads_l * m->config.head_dim);
+    a->lse = take_accum(m, MEM_ACTIVATIONS, ring_rows(m) * m->heads_l);
+}
+
 /* Buffers that a layer's attention and MLP keep for backward, except their inputs. */
 static void model_keep_layer(Model *m, AttentionSaved *a, MlpSaved *p) {
     i64 rows = stream_rows(m), ring = ring_rows(m), HS = m->config.head_dim;
     MemCategory kept = MEM_ACTIVATIONS;
     a->q = take_real(m, kept, ring * m->heads_l * HS);
     a->kv = take_real(m, kept, ring * 2 * m->kv_heads_l * HS);
-    a->out = take_real(m, kept, ring * m->heads_l * HS);
-    a->lse = take_accum(m, kept, ring * m->heads_l);
+    model_keep_attended(m, a);
     a->in.mean = take_accum(m, kept, rows), a->in.rstd = take_accum(m, kept, rows);
     model_keep_heads(m, a);
     if (m->scheme->attention_keep) m->scheme->attention_keep(m, a);
     p->in.mean = take_accum(m, kept, rows), p->in.rstd = take_accum(m, kept, rows);
+    if (m->recompute) return; /* backward makes it again */
     /* split columns of all tokens, or all columns of own tokens */
     i64 head = m->scheme->splits(BLOCK_MLP) ? m->mesh.shape.head : 1;
     i64 mlp_rows = head > 1 ? ring : own_rows(m);
@@ -131,9 +166,11 @@ static void model_layout(Model *m) {
     for (i64 l = 0; l < L; l++) {
         if (l > 0 && m->recompute) m->attention[l] = m->attention[0], m->mlp[l] = m->mlp[0];
         else model_keep_layer(m, &m->attention[l], &m->mlp[l]);
+        if (l > 0 && m->recompute == RECOMPUTE_ATTENTION_KEPT) model_keep_attended(m, &m->attention[l]);
         if (l > 0 && m->recompute && m->samples) /* the cache */
             m->attention[l].kv = take_real(m, MEM_ACTIVATIONS, kv_count_own(m));
         m->attention[l].rope = layer_in(&m->config.no_rope, l) ? NULL : m->rope;
+        m->attention[l].sight = &m->sight[sight_kind(&m->config, m->L, l)];
         m->attention[l].in.x = take_real(m, MEM_ACTIVATIONS, rows * C);
         m->mlp[l].in.x = take_real(m, MEM_ACTIVATIONS, rows * C);
     }
@@ -145,7 +182,7 @@ static void model_layout(Model *m) {
     m->sums = (double *)arena_take(&m->arena, MEM_WORKSPACE, 2 * sizeof(double));
     i64 scratch =
         device_scratch_bytes(i64_max(rows, ring_rows(m)), i64_max(widest, mlp_gates(&m->config) * m->config.ffn),
-                             m->config.vocab, &attended);
+                             i64_max(m->config.vocab, m->restart ? m->config.max_pos : 0), &attended);
     if (scratch) device_scratch(&m->dev, arena_take(&m->arena, MEM_WORKSPACE, scratch), scratch);
     m->logits_rows = model_logits_rows(m);
 }
@@ -165,9 +202,11 @@ static Use *model_order(const Config *c, int *uses) {
    move afterwards; model_free. */
 static void model_init(Model *m, const ModelOptions *o, Wire base, int imagined, int rank) {
     memset(m, 0, sizeof *m);
-    m->config = o->config, m->scheme = o->scheme, m->context = o->scheme->context ? o->scheme->context : &CONTEXT_RING,
-    m->layout = o->layout;
+    m->config = o->config, m->scheme = o->scheme, m->layout = o->layout;
+    m->context = o->context ? o->context : context_find(NULL, o->scheme);
     m->L = o->L, m->B = o->B, m->recompute = o->recompute, m->samples = o->samples;
+    m->tile_rows = o->tile_rows, m->gather_tokens = o->gather_tokens;
+    m->documents = o->documents, m->restart = o->restart, m->eot = o->eot;
     device_init(&m->dev, &o->place, imagined);
     fabric_init(&m->fabric, &m->dev, &m->ledger, (int)o->shape.world, o->overlap, o->comm);
     mesh_init(&m->mesh, o->shape, base, imagined, rank, o->config.kv_heads);
@@ -176,12 +215,16 @@ static void model_init(Model *m, const ModelOptions *o, Wire base, int imagined,
     zero_init(&m->zero, &m->config, &m->mesh, &m->fabric, &m->arena, m->scheme->splits, o->grad_wire);
     m->order = model_order(&m->config, &m->uses);
     model_place(m, o);
+    if (m->tile_rows == TILE_AUTO) m->tile_rows = model_tile_rows(m);
+    m->piece = m->context->piece ? m->context->piece(m) : m->T_ring;
+    sight_layout(m, o->doc_length);
     model_layout(m);
 }
 
 /* After arena_commit: the tables in device memory, and tokens on the host, which a plan does without. */
 static void model_tables(Model *m) {
     m->host_tokens = (int32_t *)host_alloc((size_t)(stream_rows(m) + own_rows(m)) * sizeof(int32_t));
+    sight_tables(m);
     if (!m->rope) return;
     double *frequencies = (double *)host_alloc(sizeof(double) * (size_t)m->config.head_dim);
     rope_frequencies(&m->config, m->L, frequencies);
@@ -199,15 +242,29 @@ static void model_free(Model *m) {
     free(m->mlp);
     free(m->order);
     free(m->host_tokens);
+    sight_free(m);
 }
+
+typedef void (*Volume)(Ledger *, const Config *, const Mesh *, i64 L, i64 B, i64 times);
+
+/* What a scheme or a context moves in all layers; `again`: its forward is repeated in backward. */
+static void model_expect_part(Model *m, Volume volume, i64 micro, int again) {
+    Ledger part;
+    memset(&part, 0, sizeof part);
+    volume(&part, &m->config, &m->mesh, m->L, m->B, micro * m->config.layers);
+    ledger_expect_part(&m->ledger, &part, again);
+}
+
+/* Numbers that a step sums over the ranks at its end: sum of losses, sum of squared gradients, wishes to stop, saves
+   being written, and with documents the pairs that were seen. */
+static int step_sums(const Model *m) { return m->documents ? 5 : 4; }
 
 /* The closed form of a step's traffic: activations by scheme and context, parameters by ZeRO,
    the head's slices, control. */
 static void model_expect(Model *m, i64 micro) {
     const Mesh *mesh = &m->mesh;
-    m->scheme->volume(&m->ledger, &m->config, mesh, m->L, m->B, micro * m->config.layers);
-    m->context->volume(&m->ledger, &m->config, mesh, m->L, m->B, micro * m->config.layers);
-    if (m->recompute) ledger_expect_repeat(&m->ledger);
+    model_expect_part(m, m->scheme->volume, micro, m->recompute && m->scheme->repeats_exchange);
+    model_expect_part(m, m->context->volume, micro, m->recompute == RECOMPUTE_FULL);
     zero_volume(&m->ledger, &m->config, mesh, m->scheme->splits, m->zero.grad_wire, micro);
     if (m->scheme->replicated_stream)
         ledger_expect(&m->ledger, COMM_ALL_GATHER, tag(BLOCK_LM_HEAD, PHASE_BACKWARD, WHAT_ACTIVATION),
@@ -215,7 +272,7 @@ static void model_expect(Model *m, i64 micro) {
     ledger_expect(&m->ledger, COMM_ALL_REDUCE, tag(BLOCK_OTHER, PHASE_FORWARD, WHAT_CONTROL),
                   control_bytes(&mesh->world, 1));
     ledger_expect(&m->ledger, COMM_ALL_REDUCE, tag(BLOCK_OTHER, PHASE_OPTIMIZER, WHAT_CONTROL),
-                  control_bytes(&mesh->world, 4));
+                  control_bytes(&mesh->world, step_sums(m)));
 }
 
 /* ---- LM head and loss ------------------------------------------------------------------------------------------ */
@@ -286,13 +343,38 @@ static void block_backward(Model *m, BlockKind kind, int l, real *dx) {
     ArenaMark mark = arena_mark(&m->arena);
     i64 n = stream_rows(m) * m->config.dim;
     real *xn = take_real(m, MEM_WORKSPACE, n), *dxn = take_real(m, MEM_WORKSPACE, n);
-    if (m->recompute) block_forward(m, kind, l, s->x, NULL, dxn);
-    norm_recompute(&m->dev, block_norm(m, stream_rows(m)), xn, s->mean, s->rstd, s->x);
+    if (m->recompute) norm_forward(&m->dev, block_norm(m, stream_rows(m)), xn, s->x, s->mean, s->rstd, s->x, NULL);
+    else norm_recompute(&m->dev, block_norm(m, stream_rows(m)), xn, s->mean, s->rstd, s->x);
     if (kind == BLOCK_ATTENTION) m->scheme->attention_backward(m, &m->attention[l], dxn, dx, xn);
     else m->scheme->mlp_backward(m, &m->mlp[l], dxn, dx, xn);
     norm_backward(&m->dev, block_norm(m, stream_rows(m)), dx, g[T_NORM], g[T_NORM_BIAS], dxn, s->mean, s->rstd, s->x,
                   m->own_first * m->B, own_rows(m));
     arena_release(&m->arena, mark);
+}
+
+/* x (stream) = the embedding of m->tokens. */
+static void embed_forward(Model *m, real *x) {
+    Device *dev = &m->dev;
+    real *const *w = m->zero.weight;
+    i64 C = m->config.dim, n = stream_rows(m) * C;
+    embedding_forward(dev, x, m->tokens, m->stream_map, w[T_WTE], m->restart ? NULL : w[T_WPE], m->B, C);
+    if (!m->restart) return;
+    ArenaMark mark = arena_mark(&m->arena); /* places in documents are looked up as tokens are */
+    real *places = take_real(m, MEM_WORKSPACE, n);
+    embedding_forward(dev, places, m->place, m->stream_map, w[T_WPE], NULL, m->B, C);
+    sum_parts(dev, x, places, 1, n, n, DTYPE_REAL, 1);
+    arena_release(&m->arena, mark);
+}
+
+/* The gradients of its tables, from dx (stream). */
+static void embed_backward(Model *m, const real *dx) {
+    accum *const *g = m->zero.dweight;
+    i64 own = m->own_first * m->B, C = m->config.dim;
+    embedding_backward(&m->dev, g[T_WTE], m->restart ? NULL : g[T_WPE], dx + own * C, m->tokens + own, m->own_map, m->B,
+                       C, m->config.vocab);
+    if (m->restart)
+        embedding_backward(&m->dev, g[T_WPE], NULL, dx + own * C, m->place + own, m->own_map, m->B, C,
+                           m->config.max_pos);
 }
 
 /* The forward walk over m->tokens: returns the last block's input through *a, its output in delta (stream). */
@@ -302,11 +384,11 @@ static void layers_forward(Model *m, const real **a, real *delta) {
     zero_acquire(z, block_embedding());
     zero_prefetch(z);
     const real *x = m->attention[0].in.x, *d = NULL;
-    embedding_forward(&m->dev, m->attention[0].in.x, m->tokens, m->stream_map, z->weight[T_WTE], z->weight[T_WPE], m->B,
-                      m->config.dim);
+    embed_forward(m, m->attention[0].in.x);
     for (int l = 0; l < (int)m->config.layers; l++) {
         zero_acquire(z, block_attention(l));
         block_forward(m, BLOCK_ATTENTION, l, x, d, delta);
+        if (m->watch) m->watch(m, m->watch_arg, l);
         x = m->attention[l].in.x, d = delta;
         zero_acquire(z, block_mlp(l));
         block_forward(m, BLOCK_MLP, l, x, d, delta);
@@ -329,11 +411,9 @@ static void layers_backward(Model *m, real *dx) {
         block_backward(m, BLOCK_ATTENTION, l, dx);
         zero_grad_end(z, block_attention(l));
     }
-    i64 own = m->own_first * m->B;
     part_begin(&m->dev, BLOCK_EMBEDDING, -1, PHASE_BACKWARD); /* its weights are not needed */
     zero_grad_begin(z, block_embedding());
-    embedding_backward(&m->dev, z->dweight[T_WTE], z->dweight[T_WPE], dx + own * m->config.dim, m->tokens + own,
-                       m->own_map, m->B, m->config.dim, m->config.vocab);
+    embed_backward(m, dx);
     zero_grad_end(z, block_embedding());
 }
 
@@ -393,9 +473,23 @@ static i64 step_sequence(const Trainer *t, i64 step) {
     return t->life.first_sequence + (step - t->life.first_step) * t->options.batch;
 }
 
+/* The documents of a sequence of `d`: what its queries see, as sequence b of the micro-batch. m->whole holds them. */
+static void load_documents(Trainer *t, Dataset *d, i64 sequence, i64 b) {
+    Model *m = &t->model;
+    if (!m->documents) return;
+    dataset_read(d, sequence, 0, 1, m->L, m->whole, 1);
+    documents_find(m->whole + m->L, m->whole, m->L, m->eot);
+    sight_sequence(m, b, m->whole + m->L);
+}
+
+/* Is the target of position p of the sequence in m->whole one that --doc-targets leaves out? */
+static int target_outside(const Trainer *t, i64 p) {
+    return t->options.inside && t->model.whole[p] == t->model.eot;
+}
+
 /* Read micro-batch `micro` of the batch that starts at sequence `first` of the list: m->tokens, m->targets. Targets
-   equal to --ignore-token, or masked, become TOKEN_IGNORED, and so does everything past `end` (a last, partial
-   validation batch; else end < 0). Returns how many of this rank's targets count. */
+   equal to --ignore-token, masked, or outside of a document become TOKEN_IGNORED, and so does everything past `end` (a
+   last, partial validation batch; else end < 0). Returns how many of this rank's targets count. */
 static i64 load_micro_batch(Trainer *t, Dataset *d, i64 first, i64 micro, i64 end) {
     Model *m = &t->model;
     i64 group = (micro * m->mesh.shape.dp + m->mesh.dp_rank) * m->B, counted = 0;
@@ -406,19 +500,23 @@ static i64 load_micro_batch(Trainer *t, Dataset *d, i64 first, i64 micro, i64 en
         sequence = dataset_sequence(d, sequence);
         dataset_column(d, sequence, &m->stream_map, tokens, b, m->B);
         dataset_targets(d, sequence, &m->own_map, 1, t->settings->ignore_token, targets, b, m->B);
+        load_documents(t, d, sequence, b);
         for (i64 i = 0; i < m->T_own; i++) {
             int32_t *target = &targets[i * m->B + b];
-            if (past) *target = TOKEN_IGNORED;
+            if (past || target_outside(t, token_position(&m->own_map, i))) *target = TOKEN_IGNORED;
             counted += *target != TOKEN_IGNORED;
         }
     }
     copy_in(&m->dev, m->tokens, tokens, stream_rows(m) * (i64)sizeof(int32_t));
     copy_in(&m->dev, m->targets, targets, own_rows(m) * (i64)sizeof(int32_t));
+    if (m->documents) sight_send(m);
     return counted;
 }
 
 /* May a target of training not count? */
-static int ignores_targets(const Trainer *t) { return t->settings->ignore_token >= 0 || t->train.masked; }
+static int ignores_targets(const Trainer *t) {
+    return t->settings->ignore_token >= 0 || t->train.masked || t->options.inside;
+}
 
 /* Targets that count in the whole step, over all ranks and micro-batches. */
 static double count_targets(Trainer *t, i64 first) {
@@ -460,6 +558,7 @@ static double step_gradients(Trainer *t, i64 step, double *loss, double *norm) {
     accum scale = (accum)(1.0 / (counted > 0 ? counted : 1));
     zero_fill(&m->dev, z->grad, z->flat * accum_size());
     zero_fill(&m->dev, m->sums, 2 * sizeof(double));
+    m->pairs_seen = 0;
     if (m->dev.imagined) {
         imagine_micro_steps(m, scale, micro_steps(&t->options));
     } else {
@@ -471,14 +570,15 @@ static double step_gradients(Trainer *t, i64 step, double *loss, double *norm) {
     }
     part_begin(&m->dev, BLOCK_OTHER, -1, PHASE_OPTIMIZER);
     zero_grads_finish(z);
-    double values[4] = {0, 0, 0, 0}; /* sum of losses, sum of squared gradients, wishes to stop, saves being written */
+    double values[5] = {0, 0, 0, 0, m->pairs_seen};
     sum_squares(&m->dev, m->sums + 1, z->grad, z->flat);
     copy_out(&m->dev, values, m->sums, 2 * sizeof(double));
     values[2] = life_wish(&t->life, t->settings, m->mesh.rank);
     values[3] = life_writing(&t->life);
-    comm_sum_control(&m->fabric, &m->mesh.world, tag(BLOCK_OTHER, PHASE_OPTIMIZER, WHAT_CONTROL), values, 4);
+    comm_sum_control(&m->fabric, &m->mesh.world, tag(BLOCK_OTHER, PHASE_OPTIMIZER, WHAT_CONTROL), values, step_sums(m));
     *loss = counted > 0 ? values[0] / counted : NAN; /* nothing to learn is no perfect loss */
     *norm = sqrt(values[1]);
+    m->pairs_seen = values[4];
     t->life.wish = values[2], t->life.writing = values[3];
     return counted;
 }
@@ -491,7 +591,9 @@ static void check_targets(Trainer *t) {
     i64 steps = i64_min(s->steps, t->train.sequences); /* no more different steps than sequences */
     for (i64 step = 0; step < steps; step++)
         if (count_targets(t, step * t->options.batch) > 0) return;
-    FAIL(EVERYONE, "every target of --train %s is ignored (by --ignore-token, or a mask), so there is nothing to learn",
+    FAIL(EVERYONE,
+         "every target of --train %s is ignored (by --ignore-token, --doc-targets, or a mask), so there is nothing to "
+         "learn",
          s->train);
 }
 
@@ -577,7 +679,7 @@ static void selfcheck(Trainer *t) {
     if (strcmp(s->selfcheck, "off") == 0 || (automatic && m->mesh.shape.world == 1)) return;
     selfcheck_schedule(&m->fabric, m->mesh.world.wire);
     load_micro_batch(t, &t->train, 0, 0, -1);
-    selfcheck_labels(m, &t->train, s->ignore_token);
+    selfcheck_labels(m, &t->train, s->ignore_token, t->options.inside);
     selfcheck_tokens(m, model_walk, automatic, selfcheck_seconds(m, flop_per_token(&t->options, 1), t->peak.flops));
 }
 
@@ -715,6 +817,8 @@ static inline void print_help(const char *what, const char *usage) {
     }
     printf("\nSchemes of --sp\n");
     for (int i = 0; i < COUNT_OF(SCHEMES); i++) printf("  %-10s %s\n", SCHEMES[i]->name, SCHEMES[i]->help);
+    printf("\nContexts of --context\n");
+    for (int i = 0; i < COUNT_OF(CONTEXTS); i++) printf("  %-10s %s\n", CONTEXTS[i]->name, CONTEXTS[i]->help);
 }
 
 static void print_model(const Trainer *t) {
@@ -738,15 +842,37 @@ static void print_positions(const Config *c, i64 L) {
                L, c->max_pos);
 }
 
+/* Documents and windows, where there are any. */
+static void print_masks(const Trainer *t) {
+    const Config *c = &t->options.config;
+    i64 windowed = sight_layers(c, t->options.L, SIGHT_WINDOW);
+    if (!t->options.documents && !windowed) return;
+    printf("masks    ");
+    if (windowed) printf("a query sees %lld keys in %lld of %lld layers", c->window, windowed, c->layers);
+    if (windowed && t->options.documents) printf("; ");
+    if (t->options.documents) {
+        printf("documents see themselves");
+        if (t->options.eot >= 0) printf(", and end at token %lld", t->options.eot);
+        else if (t->options.doc_length) printf(", %lld tokens each", t->options.doc_length);
+        if (t->options.restart) printf("; positions restart");
+        if (t->options.inside) printf("; first tokens are no targets");
+    }
+    printf("\n");
+}
+
 static void print_mesh(const Trainer *t) {
     const Config *c = &t->options.config;
     const MeshShape *shape = &t->options.shape;
-    printf("mesh     %s on %lld ranks: dp %lld x ring %lld%s%s x head %lld\n", t->options.scheme->name, shape->world,
-           shape->dp, shape->ring, shape->ring > 1 ? " " : "", shape->ring > 1 ? t->settings->ring_layout : "",
-           shape->head);
+    char ring[64] = "";
+    if (shape->ring > 1) snprintf(ring, sizeof ring, " %s", t->settings->ring_layout);
+    if (shape->ring > 1 && t->options.context != CONTEXTS[0])
+        snprintf(ring + strlen(ring), sizeof ring - strlen(ring), " by %s", t->options.context->name);
+    printf("mesh     %s on %lld ranks: dp %lld x ring %lld%s x head %lld\n", t->options.scheme->name, shape->world,
+           shape->dp, shape->ring, ring, shape->head);
     printf("batch    %lld sequences of %lld tokens a step, %lld micro-steps of %lld a group\n", t->options.batch,
            t->options.L, micro_steps(&t->options), t->options.B);
     print_positions(c, t->options.L);
+    print_masks(t);
 }
 
 static void print_data(const Trainer *t) {
@@ -783,6 +909,28 @@ static void load_weights(Trainer *t) {
     else checkpoint_load(&m->zero, t->settings->model, m->mesh.rank);
 }
 
+/* The token that ends a document: --eot, or what the dataset.json of the data says. */
+static void learn_eot(Trainer *t) {
+    const Settings *s = t->settings;
+    const Dataset *of[] = {&t->train, &t->val};
+    i64 vocab = t->options.config.vocab, eot = s->eot;
+    for (int i = 0; i < 2 && s->eot < 0; i++) {
+        const DataOrigin *o = &of[i]->origin;
+        if (!of[i]->shards) continue;
+        if (!o->listed || o->eot < 0)
+            FAIL(EVERYONE, "--doc-mask: no dataset.json beside the shards of --%s says which token ends a document; "
+                 "--eot ID does", i ? "val" : "train");
+        if (eot >= 0 && o->eot != eot)
+            FAIL(EVERYONE, "--doc-mask: documents of --train end at token %lld, of --val at %lld; --eot ID decides",
+                 eot, o->eot);
+        eot = o->eot;
+    }
+    if (eot < 0) FAIL(EVERYONE, "--doc-mask without data needs --eot ID, the token that ends a document");
+    if (eot >= vocab)
+        FAIL(EVERYONE, "--eot %lld is no token of this model; its vocabulary is 0 to %lld", eot, vocab - 1);
+    t->options.eot = eot;
+}
+
 static void open_data(Trainer *t) {
     const Settings *s = t->settings;
     i64 vocab = t->options.config.vocab;
@@ -795,6 +943,7 @@ static void open_data(Trainer *t) {
         dataset_open(&t->train, s->train, "train", s->seq_len, vocab), dataset_describe(&t->train, "train", vocab);
     t->train.shuffled = strcmp(s->shuffle, "on") == 0, t->train.seed = s->seed;
     if (s->val) dataset_open(&t->val, s->val, "val", s->seq_len, vocab), dataset_describe(&t->val, "val", vocab);
+    if (t->options.documents) learn_eot(t);
     char dir[PATH_MAX];
     dataset_dir(dir, s->train ? &t->train : &t->val);
     if (s->sample || s->sample_file || task_asked(s->eval_task, "passkey"))
@@ -840,6 +989,7 @@ static void check_flags(const Settings *s, const FlagsGiven *given) {
         if (!samples && flag_given(given, of_samples[i]))
             FAIL(EVERYONE, "--%s needs --sample or --sample-file", of_samples[i]);
     if (samples && s->init_only) FAIL(EVERYONE, "--init-only writes weights and stops; --sample asks for more");
+    check_documents(given, s->dry_run != 0);
     schedule_check(s, given);
     life_check_flags(s, given);
 }
@@ -897,7 +1047,9 @@ static inline void run(Trainer *t, Settings *s, const FlagsGiven *given, Wire wo
         check_writable(s, "trace", s->trace), check_apart("trace", s->trace, "dump-grads", s->dump_grads);
     if (!s->dry_run) device_open(&place), place_share(&place, world), device_check_comm(&place, s->comm);
     life_begin(&t->life, s, given, world, place.threads);
-    options_from_flags(&t->options, scheme_find(s->sp), s, given, s->world ? s->world : wire_size(world), place);
+    const Scheme *scheme = scheme_find(s->sp);
+    i64 ranks = s->world ? s->world : wire_size(world);
+    options_from_flags(&t->options, scheme, context_find(s->context, scheme), s, given, ranks, place);
     options_check(&t->options);
     if (!s->dry_run && !s->init_only) {
         open_data(t);
@@ -947,8 +1099,8 @@ int main(int argc, char **argv) {
     if (settings.help) {
         if (wire_rank(world) == 0)
             print_help(
-                "train_gpt - trains GPT-2, Llama and its kin on long sequences under five sequence-parallel schemes (" REAL_NAME
-                " build)",
+                "train_gpt - trains GPT-2, Llama and their kin on long sequences, under the sequence-parallel scheme "
+                "that --sp names (" REAL_NAME " build)",
                 "mpirun -np N ./train_gpt_... --train \"data/train_*.bin\" [flags]");
     } else {
         Trainer *trainer = (Trainer *)host_alloc(sizeof(Trainer));

@@ -31,12 +31,9 @@ static inline void ulysses_keep(Model *m, AttentionSaved *s) {
 static inline i64 ulysses_q_part(const Model *m) { return own_rows(m) * m->heads_l * m->config.head_dim; }
 static inline i64 ulysses_kv_part(const Model *m) { return own_rows(m) * 2 * m->kv_heads_l * m->config.head_dim; }
 
-static inline void ulysses_attention_forward(Model *m, AttentionSaved *s, real *out, const real *xn) {
+/* All that attention keeps, from the own tokens' xn (T, B, C). */
+static inline void ulysses_attend(Model *m, AttentionSaved *s, const real *xn) {
     const Comm *head = &m->mesh.head;
-    if (head->size == 1) {
-        local_attention_forward(m, s, out, xn);
-        return;
-    }
     const Config *c = &m->config;
     i64 rows = own_rows(m), N = head->size, HS = c->head_dim, width = attention_width(c);
     Tag t = tag(BLOCK_ATTENTION, m->phase, WHAT_ACTIVATION);
@@ -51,12 +48,20 @@ static inline void ulysses_attention_forward(Model *m, AttentionSaved *s, real *
     kv_pack(&m->dev, kv_send, kv, s->rope, rows, m->B, c->kv_heads, HS, N);
     comm_wait(&m->fabric, comm_all_to_all_start(&m->fabric, head, t, s->kv, kv_send, ulysses_kv_part(m), DTYPE_REAL));
     comm_wait(&m->fabric, sent);
-    m->context->forward(m, s);
+    attend(m, s);
     comm_wait(&m->fabric, comm_all_to_all_start(&m->fabric, head, t, q_send, s->out, ulysses_q_part(m), DTYPE_REAL));
     parts_merge(&m->dev, s->out_local, q_send, N, rows, m->heads_l * HS);
-    linear_forward(&m->dev, out, c->dim, s->out_local, m->zero.weight[T_O], m->zero.weight[T_O_BIAS], rows, width,
-                   c->dim);
     arena_release(&m->arena, mark);
+}
+
+static inline void ulysses_attention_forward(Model *m, AttentionSaved *s, real *out, const real *xn) {
+    if (m->mesh.head.size == 1) {
+        local_attention_forward(m, s, out, xn);
+        return;
+    }
+    ulysses_attend(m, s, xn);
+    linear_forward(&m->dev, out, m->config.dim, s->out_local, m->zero.weight[T_O], m->zero.weight[T_O_BIAS],
+                   own_rows(m), attention_width(&m->config), m->config.dim);
 }
 
 /* Each exchange starts as soon as what it carries is there, and flies under work that does not need it: dout
@@ -75,6 +80,7 @@ static inline void ulysses_attention_backward(Model *m, AttentionSaved *s, real 
     i64 width = attention_width(c);
     Tag t = tag(BLOCK_ATTENTION, PHASE_BACKWARD, WHAT_ACTIVATION);
     ArenaMark mark = arena_mark(&m->arena);
+    if (m->recompute) ulysses_attend(m, s, xn);
     real *dq = take_real(m, MEM_WORKSPACE, rows * width),
          *dkv = take_real(m, MEM_WORKSPACE, rows * 2 * c->kv_heads * HS);
     real *q_parts = take_real(m, MEM_COMM, N * q_part), *kv_parts = take_real(m, MEM_COMM, N * kv_part),
@@ -121,6 +127,7 @@ static const Scheme SCHEME_ULYSSES = {
     .replicated_stream = 0,
     .ring_takes_all = 0,
     .rope_on_own = 1,
+    .repeats_exchange = 1,
     .splits = splits_nothing,
     .refuses = ulysses_refuses,
     .attention_keep = ulysses_keep,

@@ -13,11 +13,12 @@
 #include "../kernels/compute.h"
 
 typedef enum {
-    MEM_PARAMETERS, MEM_GRADIENTS, MEM_OPTIMIZER, MEM_ACTIVATIONS, MEM_GATHERED, MEM_COMM,
-    MEM_LOGITS, MEM_WORKSPACE, MEM_CATEGORIES
+    MEM_PARAMETERS, MEM_GRADIENTS, MEM_OPTIMIZER, MEM_ACTIVATIONS, MEM_GATHERED, MEM_CONTEXT,
+    MEM_COMM, MEM_LOGITS, MEM_WORKSPACE, MEM_CATEGORIES
 } MemCategory;
 static const char *const MEM_NAMES[MEM_CATEGORIES] = {
-    "parameters", "gradients", "optimizer", "activations", "gathered weights", "comm buffers", "logits", "workspace"};
+    "parameters", "gradients", "optimizer", "activations", "gathered weights", "gathered Q, KV",
+    "comm buffers", "logits", "workspace"};
 
 typedef struct {
     i64 used;

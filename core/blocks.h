@@ -124,41 +124,74 @@ static inline void mlp_activation(Model *m, real *act, const real *pre, i64 rows
     else gelu_forward(&m->dev, act, pre, rows * ffn_l);
 }
 
-/* out (rows, C) = down(act(up(xn))), a partial sum where ffn_l is only this rank's part; s->pre is kept. */
-static inline void mlp_body_forward(Model *m, MlpSaved *s, real *out, const real *xn, i64 rows, i64 ffn_l) {
+/* The MLP's wide matrices, of one tile of rows after the other. A row's own numbers do not depend on the tile; what is
+   summed over rows, the gradients of weights and biases, is summed tile by tile. Arctic Long Sequence Training, Bekman
+   et al. 2025, arXiv:2506.13996 */
+typedef struct {
+    i64 rows, ffn_l, tile; /* all of them; of a tile */
+    real *kept, *pre;      /* (rows, gates * ffn_l); (tile, gates * ffn_l) where nothing is kept */
+    real *act, *dpre;      /* (tile, ffn_l), (tile, gates * ffn_l) */
+} MlpTiles;
+
+/* Buffers of the caller's mark. */
+static inline MlpTiles mlp_tiles(Model *m, const MlpSaved *s, i64 rows, i64 ffn_l, int backward) {
+    i64 width = mlp_gates(&m->config) * ffn_l, tile = m->tile_rows ? i64_min(m->tile_rows, rows) : rows;
+    MlpTiles t = {rows, ffn_l, tile, s->pre, NULL, NULL, NULL};
+    if (!s->pre) t.pre = take_real(m, MEM_WORKSPACE, tile * width);
+    t.act = take_real(m, MEM_WORKSPACE, tile * ffn_l);
+    if (backward) t.dpre = take_real(m, MEM_WORKSPACE, tile * width);
+    return t;
+}
+
+/* Rows of the tile that begins at `row`, and where their first product is. */
+static inline i64 mlp_tile_rows(const MlpTiles *t, i64 row) { return i64_min(t->tile, t->rows - row); }
+static inline real *mlp_tile_pre(const Model *m, const MlpTiles *t, i64 row) {
+    return t->kept ? t->kept + row * mlp_gates(&m->config) * t->ffn_l : t->pre;
+}
+
+/* The first product of the tile at `row`, from xn (rows, C). */
+static inline void mlp_tile_up(Model *m, const MlpTiles *t, const real *xn, i64 row) {
     real **w = m->zero.weight;
-    i64 C = m->config.dim, width = mlp_gates(&m->config) * ffn_l;
+    i64 C = m->config.dim, width = mlp_gates(&m->config) * t->ffn_l;
+    linear_forward(&m->dev, mlp_tile_pre(m, t, row), width, xn + row * C, w[mlp_first(m)], w[mlp_first_bias(m)],
+                   mlp_tile_rows(t, row), C, width);
+}
+
+/* out (rows, C) = down(act(up(xn))), a partial sum where ffn_l is only this rank's part; out may be xn. */
+static inline void mlp_body_forward(Model *m, MlpSaved *s, real *out, const real *xn, i64 rows, i64 ffn_l) {
+    i64 C = m->config.dim;
     ArenaMark mark = arena_mark(&m->arena);
-    real *act = take_real(m, MEM_WORKSPACE, rows * ffn_l);
+    MlpTiles t = mlp_tiles(m, s, rows, ffn_l, 0);
     zero_prefetch(&m->zero);
-    linear_forward(&m->dev, s->pre, width, xn, w[mlp_first(m)], w[mlp_first_bias(m)], rows, C, width);
-    mlp_activation(m, act, s->pre, rows, ffn_l);
-    linear_forward(&m->dev, out, C, act, w[T_DOWN], NULL, rows, ffn_l, C);
+    for (i64 row = 0; row < rows; row += t.tile) {
+        mlp_tile_up(m, &t, xn, row);
+        mlp_activation(m, t.act, mlp_tile_pre(m, &t, row), mlp_tile_rows(&t, row), ffn_l);
+        linear_forward(&m->dev, out + row * C, C, t.act, m->zero.weight[T_DOWN], NULL, mlp_tile_rows(&t, row), ffn_l,
+                       C);
+    }
     arena_release(&m->arena, mark);
 }
 
-/* dxn (rows, C) and dpre (rows, gates * ffn_l) for dout (rows, C), whose place dxn may take; adds to the
-   gradient of the down projection. */
-static inline void mlp_body_backward_input(Model *m, MlpSaved *s, real *dxn, real *dpre, const real *dout, i64 rows,
-                                           i64 ffn_l) {
+/* The tile at `row` of dxn (rows, C), and t->dpre, for dout (rows, C), whose place dxn may take; adds to the gradient
+   of the down projection. */
+static inline void mlp_tile_backward_input(Model *m, const MlpTiles *t, real *dxn, const real *dout, i64 row) {
     real **w = m->zero.weight;
     Device *dev = &m->dev;
-    i64 C = m->config.dim, width = mlp_gates(&m->config) * ffn_l;
-    ArenaMark mark = arena_mark(&m->arena);
-    real *act = take_real(m, MEM_WORKSPACE, rows * ffn_l);
-    zero_prefetch(&m->zero);
+    i64 C = m->config.dim, ffn_l = t->ffn_l, width = mlp_gates(&m->config) * ffn_l, rows = mlp_tile_rows(t, row);
+    real *act = t->act, *dpre = t->dpre, *pre = mlp_tile_pre(m, t, row);
+    dxn += row * C, dout += row * C;
     /* act's gradient, until the next operation computes act again */
     linear_backward_input(dev, act, dout, C, w[T_DOWN], rows, ffn_l, C, 0);
-    if (m->config.has & HAS_GATE) swiglu_backward(dev, dpre, act, s->pre, rows, ffn_l);
-    else gelu_backward(dev, dpre, act, s->pre, rows * ffn_l);
+    if (m->config.has & HAS_GATE) swiglu_backward(dev, dpre, act, pre, rows, ffn_l);
+    else gelu_backward(dev, dpre, act, pre, rows * ffn_l);
     linear_backward_weight(dev, m->zero.dweight[T_DOWN], act, dout, C, rows, ffn_l, C);
     linear_backward_input(dev, dxn, dpre, width, w[mlp_first(m)], rows, C, width, 0);
-    arena_release(&m->arena, mark);
 }
 
-/* Adds to the gradients of the first projection and of its bias. */
-static inline void mlp_body_backward_weight(Model *m, const real *dpre, const real *xn, i64 rows, i64 ffn_l) {
-        first_backward_weight(m, mlp_first(m), mlp_first_bias(m), dpre, xn, rows, mlp_gates(&m->config) * ffn_l);
+/* Adds to the gradients of the first projection and of its bias what the tile at `row` has. */
+static inline void mlp_tile_backward_weight(Model *m, const MlpTiles *t, const real *xn, i64 row) {
+    first_backward_weight(m, mlp_first(m), mlp_first_bias(m), t->dpre, xn + row * m->config.dim, mlp_tile_rows(t, row),
+                          mlp_gates(&m->config) * t->ffn_l);
 }
 
 /* The MLP of every scheme that leaves it alone: on the own tokens, with whole weights that ZeRO-3 has gathered. */
@@ -168,12 +201,16 @@ static inline void local_mlp_forward(Model *m, MlpSaved *s, real *out, const rea
 }
 
 static inline void local_mlp_backward(Model *m, MlpSaved *s, real *dxn, const real *dout, const real *xn) {
-    i64 rows = own_rows(m), ffn = m->config.ffn;
+    i64 rows = own_rows(m);
     ArenaMark mark = arena_mark(&m->arena);
-    real *dpre = take_real(m, MEM_WORKSPACE, rows * mlp_gates(&m->config) * ffn);
+    MlpTiles t = mlp_tiles(m, s, rows, m->config.ffn, 1);
+    zero_prefetch(&m->zero);
     if (m->zero.dweight[T_DOWN_BIAS]) bias_backward(&m->dev, m->zero.dweight[T_DOWN_BIAS], dout, rows, m->config.dim);
-    mlp_body_backward_input(m, s, dxn, dpre, dout, rows, ffn);
-    mlp_body_backward_weight(m, dpre, xn, rows, ffn);
+    for (i64 row = 0; row < rows; row += t.tile) {
+        if (m->recompute) mlp_tile_up(m, &t, xn, row);
+        mlp_tile_backward_input(m, &t, dxn, dout, row);
+        mlp_tile_backward_weight(m, &t, xn, row);
+    }
     arena_release(&m->arena, mark);
 }
 
@@ -192,32 +229,63 @@ static inline TokenMap visitor_map(const Model *m, i64 turn) {
     return token_map(m->layout, m->L, (int)m->mesh.shape.ring, (int)visitor_rank(m, turn));
 }
 
+/* Pairs of a query of this rank and a key of them that it sees, in the layer of `s` and all sequences. */
+static inline double visitor_pairs(const Model *m, const AttentionSaved *s, i64 turn) {
+    double pairs = 0;
+    i64 pieces = ring_pieces(m), first = visitor_rank(m, turn) * pieces;
+    for (i64 i = 0; i < pieces; i++) pairs += s->sight->pairs[first + i];
+    return pairs;
+}
+
 /* Does this rank see anything of them? Of its own every query sees one. */
-static inline int visitor_seen(const Model *m, i64 turn) {
-    TokenMap kv_map = visitor_map(m, turn);
-    return turn == 0 || causal_pairs(&m->ring_map, &kv_map) > 0;
+static inline int visitor_seen(const Model *m, const AttentionSaved *s, i64 turn) {
+    return turn == 0 || visitor_pairs(m, s, turn) > 0;
 }
 
 /* The last turn at which it does. Attention rounds its sums to the compute type there. */
-static inline i64 visitor_last(const Model *m) {
+static inline i64 visitor_last(const Model *m, const AttentionSaved *s) {
     i64 turn = m->mesh.shape.ring - 1;
-    while (!visitor_seen(m, turn)) turn--;
+    while (!visitor_seen(m, s, turn)) turn--;
     return turn;
+}
+
+/* This rank's queries against the keys that come at `turn`. */
+static inline AttentionCall visitor_call(const Model *m, const AttentionSaved *s, i64 turn, int merge) {
+    return attention_call_within(attention_shape(m), m->ring_map, visitor_map(m, turn), merge, s->sight->lo,
+                                 visitor_pairs(m, s, turn));
+}
+
+/* Wait for what backward has left under way, and complete dkv. */
+static inline void context_finish(Model *m, ContextBackward *h) {
+    comm_wait(&m->fabric, h->flying);
+    if (h->arrived) sum_parts(&m->dev, h->dkv_sum, h->arrived, 1, h->count, h->count, DTYPE_ACCUM, 1);
+    if (h->dkv_sum) convert(&m->dev, h->dkv, h->dkv_sum, h->count);
 }
 
 /* ---- attention of this rank's heads over its ring-local tokens --------------------------------------------------- */
 
-/* out (L/R, B, C) = attention of xn (L/R, B, C) with this rank's heads and its columns of the output projection,
-   without bias: everything where all heads are here, a partial sum where the head axis has split them. */
-static inline void heads_attention_forward(Model *m, AttentionSaved *s, real *out, const real *xn) {
+/* s->out and s->lse from s->q and s->kv. A repetition finds them where they were kept. */
+static inline void attend(Model *m, AttentionSaved *s) {
+    if (m->phase == PHASE_BACKWARD && m->recompute == RECOMPUTE_ATTENTION_KEPT) zero_prefetch(&m->zero);
+    else m->context->forward(m, s);
+}
+
+/* All that attention keeps, from xn (L/R, B, C), with this rank's heads. */
+static inline void heads_attend(Model *m, AttentionSaved *s, const real *xn) {
     i64 rows = ring_rows(m), HS = m->config.head_dim;
     project_q(m, s, s->q, xn, rows, m->heads_l);
     project_kv(m, s, s->kv, xn, rows, m->kv_heads_l);
     queries_pack(&m->dev, s->q, s->q, s->rope, rows, m->B, m->heads_l, HS, 1);
     kv_pack(&m->dev, s->kv, s->kv, s->rope, rows, m->B, m->kv_heads_l, HS, 1);
-    m->context->forward(m, s);
-    linear_forward(&m->dev, out, m->config.dim, s->out, m->zero.weight[T_O], NULL, rows, m->heads_l * HS,
-                   m->config.dim);
+    attend(m, s);
+}
+
+/* out (L/R, B, C) = attention of xn (L/R, B, C) with this rank's heads and its columns of the output projection,
+   without bias: everything where all heads are here, a partial sum where the head axis has split them. */
+static inline void heads_attention_forward(Model *m, AttentionSaved *s, real *out, const real *xn) {
+    heads_attend(m, s, xn);
+    linear_forward(&m->dev, out, m->config.dim, s->out, m->zero.weight[T_O], NULL, ring_rows(m),
+                   m->heads_l * m->config.head_dim, m->config.dim);
 }
 
 /* Backward up to the projections: gradients of q and kv as projected, the latter complete
@@ -269,6 +337,7 @@ static inline void local_attention_backward(Model *m, AttentionSaved *s, real *d
     i64 rows = ring_rows(m);
     ArenaMark mark = arena_mark(&m->arena);
     zero_prefetch(&m->zero);
+    if (m->recompute) heads_attend(m, s, xn);
     if (m->zero.dweight[T_O_BIAS]) bias_backward(&m->dev, m->zero.dweight[T_O_BIAS], dout, rows, m->config.dim);
     HeadsBackward h = heads_backward(m, s, dout);
     project_q_backward_input(m, dxn, h.dq, rows, m->heads_l);

@@ -208,6 +208,20 @@ static inline void config_extend(Config *c, const Settings *s) {
     if (r->kind != ROPE_DYNAMIC) c->max_pos = (i64)ceil((double)c->max_pos * r->factor);
 }
 
+/* --window: in the layers that have one, else in all. What a Llama with windows is, config.json calls mistral. */
+static inline void config_window(Config *c, const Settings *s) {
+    if (!s->window) return;
+    if (c->arch == ARCH_LLAMA && !(c->has & (HAS_QKV_BIAS | HAS_O_BIAS | HAS_MLP_BIAS))) c->arch = ARCH_MISTRAL;
+    if (FAMILIES[c->arch].window == WINDOW_NONE)
+        FAIL(EVERYONE, "--window: config.json of %s%s cannot say so; use --arch mistral, qwen2, qwen3 or smollm3",
+             arch_name(c->arch), c->arch == ARCH_LLAMA ? " with biases" : "");
+    if (c->layers > LAYERS_APART)
+        FAIL(EVERYONE, "--window: a model of %lld layers; windows are known in the first %d", c->layers, LAYERS_APART);
+    c->window = s->window;
+    if (layers_count(&c->windowed, c->layers)) return;
+    for (i64 l = 0; l < c->layers; l++) layer_add(&c->windowed, l);
+}
+
 /* Overrides from the command line onto `c`, which came from a preset. Sizes that hang together follow: overriding heads
    or dim alone takes kv_heads = heads and ffn = 4 dim for gpt2. */
 static inline void config_override(Config *c, const Settings *s) {

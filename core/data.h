@@ -11,7 +11,8 @@
    order  with --shuffle each time through the list (epoch) takes it in an order of its own: a permutation that seed and
           epoch key, computed place by place, so that nothing is stored and any step can be gone to
 
-   A rank reads the tokens of its own positions and their targets, nothing else. Targets come from the file before
+   A rank reads the tokens of its own positions and their targets, nothing else (with --doc-mask its whole sequences, to
+   see where documents begin). Targets come from the file before
    anything is split, so a rank's last target is the first token of whoever follows. Offsets are 64 bits; files may
    be larger than 2^31 tokens. */
 #ifndef ODYSSEUS_DATA_H
@@ -36,6 +37,7 @@ typedef struct {
 /* What the dataset.json beside the shards says of where they come from: dataset.h. */
 typedef struct {
     int listed;        /* shards that one lists; where none is, nothing below is known */
+    int foreign;       /* beside some lies a dataset.json of another program, which is not read */
     i64 vocab, eot;    /* eot -1: none */
     double text_bytes; /* behind a token, on average; 0: not known */
     char tokenizer[96];

@@ -35,6 +35,7 @@ typedef struct {
 
 typedef struct {
     char dir[PATH_MAX], path[PATH_MAX]; /* "": none was read */
+    int foreign;                        /* the one that is there is another program's */
     char tokenizer[96];
     int bytes;                          /* tokens are bytes */
     i64 vocab, eot;                     /* eot -1: none */
@@ -96,7 +97,8 @@ static inline void dataset_read_split(DatasetList *l, const cJSON *split) {
         dataset_read_file(l, f, tokens ? (double)bytes / (double)tokens : 0);
 }
 
-/* The dataset.json in folder `dir`, which ends in a slash, -> l, which holds none where there is none. */
+/* The dataset.json in folder `dir`, which ends in a slash, -> l, which holds none where there is none, or one that
+   another program wrote: the name is a common one. */
 static inline void dataset_list_read(DatasetList *l, const char *dir) {
     memset(l, 0, sizeof *l);
     snprintf(l->dir, sizeof l->dir, "%s", dir);
@@ -106,8 +108,12 @@ static inline void dataset_list_read(DatasetList *l, const char *dir) {
     }
     cJSON *root = json_parse_file(l->path);
     JsonAt j = {l->path, "", root}, t = {l->path, "tokenizer: ", json_find(l->path, root, "tokenizer")};
-    if (strcmp(json_text(&j, "format", ""), DATASET_FORMAT) != 0)
-        FAIL(EVERYONE, "%s is not of this program: its format is not \"" DATASET_FORMAT "\"", l->path);
+    const cJSON *format = json_find(l->path, root, "format");
+    if (!cJSON_IsString(format) || strcmp(format->valuestring, DATASET_FORMAT) != 0) {
+        l->path[0] = 0, l->foreign = 1;
+        cJSON_Delete(root);
+        return;
+    }
     i64 version = json_int(&j, "version", JSON_REQUIRED, 1, COUNT_MAX);
     if (version > DATASET_VERSION)
         FAIL(EVERYONE, "%s is of version %lld, this program reads up to %d: use a newer one", l->path, version,
@@ -174,6 +180,7 @@ static inline void dataset_describe(Dataset *d, const char *flag, i64 vocab) {
         const Shard *s = &d->shard[i];
         dataset_list_of(&l, s);
         const ShardFacts *f = dataset_list_find(&l, shard_file(s));
+        o->foreign |= l.foreign;
         if (!f) continue;
         shard_fits(s, &l, f, flag, vocab);
         if (!o->listed++) {
@@ -200,6 +207,7 @@ static inline void dataset_print(const Dataset *d, const char *flag) {
     if (o->listed) printf(", %s: vocabulary %lld, %.2f bytes a token", o->tokenizer, o->vocab, o->text_bytes);
     if (o->eot >= 0) printf(", <eot> %lld", o->eot);
     if (masked) printf("; masks beside %d of them", masked);
+    if (o->foreign) printf("; " DATASET_NAME " beside them is another program's: not read");
     printf("\n");
 }
 

@@ -10,6 +10,7 @@
    passkey    a number somewhere in a long text, asked for at its end: lengths x depths
    hellaswag  which of several endings is likeliest, by the mean loss of its tokens; files as llm.c writes them
 
+   With --doc-mask a sequence of --val is its documents; any other item is one.
    Nothing is generated: each answer stands in the sequence, and every token of it must be the likeliest there. Short
    sequences are padded behind, where the causal mask hides it. Losses are taken from the logits, in double.
    Mohtashami, Jaggi 2023, arXiv:2305.16300 (passkey); Zellers et al. 2019, arXiv:1905.07830 (HellaSwag). */
@@ -356,6 +357,8 @@ static inline void evaluate_load(Model *m, const Task *t, i64 first, i64 *own) {
         for (i64 p = 0; p < L; p++) tokens[p] = 0, cell[p] = -1;
         tokens[L] = 0;
         if (item < t->items) t->fill(t, item, tokens, cell);
+        if (m->documents && t->val) documents_find(m->whole, tokens, L, m->eot);
+        if (m->documents) sight_sequence(m, b, t->val ? m->whole : NULL);
         for (i64 i = 0; i < m->T_stream; i++) m->host_tokens[i * B + b] = tokens[token_position(&m->stream_map, i)];
         for (i64 i = 0; i < m->T_own; i++) {
             i64 p = token_position(&m->own_map, i);
@@ -367,6 +370,7 @@ static inline void evaluate_load(Model *m, const Task *t, i64 first, i64 *own) {
     free(tokens);
     copy_in(&m->dev, m->tokens, m->host_tokens, stream_rows(m) * (i64)sizeof(int32_t));
     copy_in(&m->dev, m->targets, targets, own_rows(m) * (i64)sizeof(int32_t));
+    if (m->documents) sight_send(m);
 }
 
 /* Judge every item of the task: t->cell, the same on all ranks. Collective. */

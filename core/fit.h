@@ -46,7 +46,7 @@ static inline i64 largest_micro_batch(const ModelOptions *o, i64 bytes, PlanByte
 /* What would fit into `bytes` a rank instead of `o`. */
 static inline void memory_advice(const ModelOptions *o, i64 bytes, PlanBytes plan, char *out, size_t size) {
     ModelOptions one = *o, again = *o;
-    one.B = 1, again.recompute = 1;
+    one.B = 1, again.recompute = RECOMPUTE_FULL;
     i64 L = longest_sequence(o, bytes, plan), B = largest_micro_batch(o, bytes, plan);
     i64 L_one = L || B ? 0 : longest_sequence(&one, bytes, plan),
         L_again = L || B || L_one ? 0 : longest_sequence(&again, bytes, plan);
@@ -57,7 +57,7 @@ static inline void memory_advice(const ModelOptions *o, i64 bytes, PlanBytes pla
     else if (L_one) n = snprintf(out, size, "with --micro-batch 1, the largest --seq-len that fits: %lld", L_one);
     else if (L_again) n = snprintf(out, size, "no --seq-len fits; with --recompute full, up to %lld", L_again);
     else n = snprintf(out, size, "no --seq-len fits with this model on this mesh");
-    if (!o->recompute && !L_again && options_fit(again, o->L, o->B, bytes, plan))
+    if (o->recompute != RECOMPUTE_FULL && !L_again && options_fit(again, o->L, o->B, bytes, plan))
         n += snprintf(out + n, size - (size_t)n, "; as it is, with --recompute full");
     snprintf(out + n, size - (size_t)n, "; or use more ranks");
 }

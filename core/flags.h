@@ -11,20 +11,21 @@
 typedef struct {
     /* model */
     const char *model, *arch, *tied_head, *rope_scaling;
-    i64 layers, dim, heads, kv_heads, head_dim, ffn, vocab, max_pos;
+    i64 layers, dim, heads, kv_heads, head_dim, ffn, vocab, max_pos, window;
     double rope_theta, rope_factor;
     /* data */
     const char *train, *val, *check_data, *shuffle, *sample, *sample_file, *sample_ids, *eval_task, *eval_file;
-    i64 seq_len, batch, micro_batch, ignore_token;
+    const char *doc_positions, *doc_targets;
+    i64 seq_len, batch, micro_batch, ignore_token, doc_mask, eot, doc_length;
     /* parallelism */
-    const char *sp, *ring_layout, *overlap, *comm, *grad_comm;
-    i64 dp, ring, threads;
+    const char *sp, *context, *ring_layout, *overlap, *comm, *grad_comm;
+    i64 dp, ring, gather_tokens, threads;
     double comm_timeout;
     /* training */
     i64 steps, warmup, decay_steps, seed, eval_every, eval_batches, eval_only, eval_trials, sample_tokens, sample_every,
         log_every;
     double lr, min_lr, weight_decay, beta1, beta2, eps, grad_clip, spike_sigma, temperature, top_p;
-    const char *schedule, *on_spike, *recompute, *selfcheck;
+    const char *schedule, *on_spike, *recompute, *tile_rows, *selfcheck;
     /* output */
     const char *out, *dump_grads, *trace;
     double peak_tflops;
@@ -80,6 +81,8 @@ static const Flag FLAGS[] = {
      "stretch the rotary embedding of a preset or a directory while training it on; checkpoints then say so"},
     {NULL, "rope-factor", FLAG_REAL, AT(rope_factor), NULL, 1, 1e9, NULL,
      "times that --rope-scaling makes the longest position longer"},
+    {NULL, "window", FLAG_INT, AT(window), NULL, 1, COUNT_MAX, NULL,
+     "a query sees so many keys, itself included (sliding_window), in the layers that have a window, or in all"},
 
     {"Data", "train", FLAG_TEXT, AT(train), NULL, 0, 0, NULL,
      "token shards to train on, a glob in quotes (llm.c's formats, uint16 or uint32)"},
@@ -94,6 +97,17 @@ static const Flag FLAGS[] = {
      "sequences that a data-parallel group runs at once"},
     {NULL, "ignore-token", FLAG_INT, AT(ignore_token), "-1", -1, 2147483647, NULL,
      "targets equal to it are left out of the mean, as those are that a NAME_mask.bin leaves out; -1: none"},
+    {NULL, "doc-mask", FLAG_SWITCH, AT(doc_mask), NULL, 0, 0, NULL,
+     "documents packed into a sequence do not see each other"},
+    {NULL, "eot", FLAG_INT, AT(eot), "-1", -1, 2147483647, NULL,
+     "token that ends a document, for --doc-mask; -1: as the dataset.json beside the shards says"},
+    {NULL, "doc-positions", FLAG_CHOICE, AT(doc_positions), "restart", 0, 0, "restart|running",
+     "of learned positions (gpt2) under --doc-mask: from 0 in each document, or on through the sequence; rotary ones "
+     "only know distances, so both are the same"},
+    {NULL, "doc-targets", FLAG_CHOICE, AT(doc_targets), "all", 0, 0, "all|inside",
+     "inside: the first token of a document is no target of the one before it"},
+    {NULL, "doc-length", FLAG_INT, AT(doc_length), NULL, 1, COUNT_MAX, NULL,
+     "tokens of each document where --doc-mask has no data: --dry-run, the simulator; default: one document"},
 
     {"Parallelism", "sp", FLAG_TEXT, AT(sp), "odysseus", 0, 0, NULL,
      "sequence-parallel scheme (listed below); it owns the head axis"},
@@ -102,6 +116,11 @@ static const Flag FLAGS[] = {
      "ring (context-parallel) ranks around the scheme; one without a head axis takes all that --dp leaves unless told"},
     {NULL, "ring-layout", FLAG_CHOICE, AT(ring_layout), "zigzag", 0, 0, "zigzag|contiguous|stripe",
      "which tokens a ring rank holds"},
+    {NULL, "context", FLAG_TEXT, AT(context), NULL, 0, 0, NULL,
+     "how queries meet the keys of other ring ranks (listed below), under any scheme; default: ring, or the scheme's "
+     "own"},
+    {NULL, "gather-tokens", FLAG_INT, AT(gather_tokens), NULL, 1, 1e12, NULL,
+     "all-gather context: tokens of each rank in a piece of KV; default: its tokens / ring, but no fewer than 1024"},
     {NULL, "overlap", FLAG_CHOICE, AT(overlap), "on", 0, 0, "on|off",
      "communicate while computing; off: the same calls, waited for at once"},
     {NULL, "comm", FLAG_CHOICE, AT(comm), COMM_DEFAULT, 0, 0, COMM_CHOICES, "how ranks reach each other: " COMM_HELP},
@@ -132,8 +151,12 @@ static const Flag FLAGS[] = {
      "a loss so many standard deviations above the mean of the last 20 or so is a jump; 0: none is"},
     {NULL, "seed", FLAG_INT, AT(seed), "42", 0, COUNT_MAX, NULL,
      "of the initial weights and of --shuffle: the same numbers on every mesh"},
-    {NULL, "recompute", FLAG_CHOICE, AT(recompute), "none", 0, 0, "none|full",
-     "full: keep only each block's input, repeat its forward in backward"},
+    {NULL, "recompute", FLAG_CHOICE, AT(recompute), "none", 0, 0, "none|attention-kept|full",
+     "full: keep only each block's input, make the rest again in backward; attention-kept: all but attention, whose "
+     "output and log-sum-exp are kept"},
+    {NULL, "tile-rows", FLAG_TEXT, AT(tile_rows), NULL, 0, 0, NULL,
+     "tokens whose MLP is in memory at once, a number or auto (as many as take no more than the stream, 4096 at "
+     "least); default: all"},
     {NULL, "eval-every", FLAG_INT, AT(eval_every), "0", 0, 1e12, NULL,
      "validate every so many steps and at the end; 0: only at the end"},
     {NULL, "eval-batches", FLAG_INT, AT(eval_batches), "20", 0, 1e12, NULL,
@@ -333,7 +356,7 @@ static inline void flags_parse(Settings *s, FlagsGiven *given, int argc, char **
     if (s->min_lr > s->lr) FAIL(EVERYONE, "--min-lr %g is above --lr %g", s->min_lr, s->lr);
 }
 
-/* The flag part of --help; README carries the same text. */
+/* The flag part of --help; docs/flags.md carries the same text. */
 static inline void flags_help(FILE *f) {
     for (int i = 0; i < COUNT_OF(FLAGS); i++) {
         const Flag *flag = &FLAGS[i];

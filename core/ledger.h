@@ -50,13 +50,18 @@ static inline void ledger_count(Ledger *l, CommOp op, Tag t, i64 bytes) {
 
 static inline void ledger_expect(Ledger *l, CommOp op, Tag t, i64 bytes) { ledger_row(l, op, t)->expected += bytes; }
 
-/* Backward repeats the forward of its blocks: what activations are expected to move there, they move once more. Called
-   when the closed forms of the blocks' activations, and no others, stand in the ledger. */
-static inline void ledger_expect_repeat(Ledger *l) {
+/* Add the closed forms of `part`; `repeated`: what activations move forward there, they move once more in backward. */
+static inline void ledger_expect_part(Ledger *l, const Ledger *part, int repeated) {
     for (int op = 0; op < COMM_OPS; op++)
         for (int b = 0; b < BLOCK_KINDS; b++)
-            l->row[op][b][PHASE_BACKWARD][WHAT_ACTIVATION].expected +=
-                l->row[op][b][PHASE_FORWARD][WHAT_ACTIVATION].expected;
+            for (int p = 0; p < PHASES; p++)
+                for (int w = 0; w < WHATS; w++) {
+                    Tag t = tag((BlockKind)b, (Phase)p, (What)w);
+                    i64 bytes = part->row[op][b][p][w].expected;
+                    ledger_expect(l, (CommOp)op, t, bytes);
+                    if (repeated && p == PHASE_FORWARD && w == WHAT_ACTIVATION && bytes)
+                        ledger_expect(l, (CommOp)op, tag((BlockKind)b, PHASE_BACKWARD, WHAT_ACTIVATION), bytes);
+                }
 }
 
 /* Forget what was counted, keep the closed forms. */

@@ -11,10 +11,16 @@
 typedef struct {
     Config config;
     const Scheme *scheme;
+    const Context *context; /* NULL: as without --context */
     MeshShape shape;
     RingLayout layout;
     i64 L, B, batch; /* sequence length; sequences of a micro-batch and of a whole step */
-    int recompute, overlap, samples; /* samples: text will be asked of it */
+    i64 gather_tokens; /* in a piece of kv, where the context takes it in pieces; 0: its own choice */
+    int recompute, overlap, samples; /* RECOMPUTE_; samples: text will be asked of it */
+    i64 tile_rows;                   /* of --tile-rows; 0: all at once */
+    int documents, restart, inside;  /* --doc-mask; learned positions restart; first tokens are no targets */
+    i64 eot;                /* the token that ends a document; -1: --doc-mask is off, or it is not known (yet) */
+    i64 doc_length;         /* tokens of a document where there are no data; 0: one document */
     const char *comm;
     Dtype grad_wire;
     DevicePlace place;
@@ -64,11 +70,9 @@ static inline int options_refuse(const ModelOptions *o, char *why, size_t size) 
         snprintf(why, size,
                  "--seq-len %lld is longer than the %lld positions gpt2 has learned; lower it or raise --max-pos", o->L,
                  c->max_pos);
-    } else if (c->window && o->L > c->window) {
-        snprintf(why, size,
-                 "--seq-len %lld: config.json's sliding_window lets a query see %lld keys in %lld of %lld layers, and "
-                 "windows shorter than the sequence are not implemented; --seq-len %lld is the longest that runs",
-                 o->L, c->window, layers_count(&c->windowed, c->layers), c->layers, c->window);
+    } else if ((o->documents || (c->window && c->window < o->L)) && o->L > INT32_MAX) {
+        snprintf(why, size, "--seq-len %lld: with --doc-mask or windows, a sequence has up to %d tokens", o->L,
+                 INT32_MAX);
     } else {
         return 0;
     }
@@ -82,6 +86,7 @@ static inline void options_model(ModelOptions *o, const Settings *s) {
         o->config = preset->config;
         config_override(&o->config, s);
         config_extend(&o->config, s);
+        config_window(&o->config, s);
         config_check(&o->config, "--dim, --heads, --kv-heads, ...");
     } else if (path_is_directory(s->model)) {
         const char *overrides[] = {"arch", "layers", "dim", "heads", "kv-heads", "head-dim", "ffn", "vocab", "max-pos",
@@ -93,6 +98,7 @@ static inline void options_model(ModelOptions *o, const Settings *s) {
                 FAIL(EVERYONE, "--%s cannot change the model in %s; it overrides presets only", overrides[i], s->model);
         checkpoint_read_config(&o->config, s->model);
         config_extend(&o->config, s);
+        config_window(&o->config, s);
     } else {
         char names[512] = "";
         for (int i = 0; i < COUNT_OF(PRESETS); i++)
@@ -114,12 +120,36 @@ static inline void options_mesh(ModelOptions *o, Settings *s, const FlagsGiven *
     o->shape.world = world, o->shape.dp = s->dp, o->shape.ring = s->ring, o->shape.head = world / s->dp / s->ring;
 }
 
+/* RECOMPUTE_ by its name, one of the flag's choices. */
+static const char *const RECOMPUTE_NAMES[] = {"none", "full", "attention-kept"};
+static inline int recompute_find(const char *name) {
+    int i = 0;
+    while (strcmp(RECOMPUTE_NAMES[i], name) != 0) i++;
+    return i;
+}
+
+/* --tile-rows N|auto */
+enum { TILE_AUTO = -1 };
+static inline i64 tile_rows_find(const char *text) {
+    char *end = NULL;
+    if (!text) return 0;
+    if (strcmp(text, "auto") == 0) return TILE_AUTO;
+    errno = 0;
+    i64 rows = strtoll(text, &end, 10);
+    if (end == text || *end || errno || rows < 1 || rows > (i64)1e12)
+        FAIL(EVERYONE, "--tile-rows %s: must be auto, or a whole number from 1 to 1000000000000", text);
+    return rows;
+}
+
 /* Everything about the run that does not need data or memory; whether that can run, options_check says. `world`: ranks.
-   Where the scheme takes all of them, s->ring becomes what the run has. */
-static inline void options_from_flags(ModelOptions *o, const Scheme *scheme, Settings *s, const FlagsGiven *given,
-                                      i64 world, DevicePlace place) {
+   Where the scheme takes all of them, s->ring becomes what the run has, and s->context likewise. */
+static inline void options_from_flags(ModelOptions *o, const Scheme *scheme, const Context *context, Settings *s,
+                                      const FlagsGiven *given, i64 world, DevicePlace place) {
     memset(o, 0, sizeof *o);
-    o->scheme = scheme;
+    o->scheme = scheme, o->context = context, s->context = context->name;
+    o->gather_tokens = s->gather_tokens;
+    if (o->gather_tokens && !context->piece && !s->plan && !s->max_seq)
+        FAIL(EVERYONE, "--gather-tokens needs --context allgather; the context %s does not gather", context->name);
     options_model(o, s);
     options_mesh(o, s, given, world);
     o->layout = ring_layout_find(s->ring_layout);
@@ -128,12 +158,26 @@ static inline void options_from_flags(ModelOptions *o, const Scheme *scheme, Set
         o->shape.dp = world, o->shape.ring = o->shape.head = 1;
         o->L = o->B = 1, o->batch = world;
     }
-    o->recompute = strcmp(s->recompute, "full") == 0;
+    o->recompute = recompute_find(s->recompute);
+    o->tile_rows = tile_rows_find(s->tile_rows);
     o->samples = s->sample || s->sample_file || s->sample_ids;
+    o->documents = s->doc_mask != 0, o->doc_length = s->doc_length, o->eot = o->documents ? s->eot : -1;
+    o->restart = o->documents && o->config.has & HAS_POSITIONS && strcmp(s->doc_positions, "restart") == 0;
+    o->inside = o->documents && strcmp(s->doc_targets, "inside") == 0;
     o->overlap = strcmp(s->overlap, "on") == 0;
     o->comm = s->comm;
     o->grad_wire = s->grad_comm && strcmp(s->grad_comm, "bf16") == 0 ? DTYPE_REAL : DTYPE_ACCUM;
     o->place = place;
+}
+
+/* Flags of --doc-mask that would have no effect. */
+static inline void check_documents(const FlagsGiven *given, int no_data) {
+    static const char *const of_documents[] = {"eot", "doc-positions", "doc-targets", "doc-length"};
+    for (int i = 0; i < COUNT_OF(of_documents); i++)
+        if (flag_given(given, of_documents[i]) && !flag_given(given, "doc-mask"))
+            FAIL(EVERYONE, "--%s needs --doc-mask", of_documents[i]);
+    if (flag_given(given, "doc-length") && !no_data)
+        FAIL(EVERYONE, "--doc-length is for --dry-run and the simulator; with data, documents are as long as they are");
 }
 
 static inline void options_check(const ModelOptions *o) {

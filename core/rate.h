@@ -1,7 +1,8 @@
 /* rate.h - how fast a step was, and what share of the machine's peak that is: MFU.
 
-   FLOP per token are those the mathematics asks for, twice: with attention's causal half, and with its full square, as
-   many papers count. The peak is given (--peak-tflops), stated by a table, or measured at start.                     */
+   FLOP per token are those the mathematics asks for, twice: with the pairs of a query and a key that the mask shows
+   (causal, documents, windows), and with attention's full square, as many papers count. The peak is given
+   (--peak-tflops), stated by a table, or measured at start.                                                          */
 #ifndef ODYSSEUS_RATE_H
 #define ODYSSEUS_RATE_H
 
@@ -9,13 +10,26 @@
 #include "options.h"
 
 /* FLOP per token: 6 per parameter that multiplies (tables that are only looked up do not: positions, an untied token
-   embedding), and attention's 12 layers h D L (D a head's width, so d L where D = d / h), of which
-   the causal mask leaves half. */
-static inline double flop_per_token(const ModelOptions *o, int causal) {
+   embedding), and attention's 12 h D for each key that a query sees, in every layer (D a head's width). */
+static inline double flop_seen(const ModelOptions *o, double keys) {
     const Config *c = &o->config;
     i64 looked_up = (c->has & HAS_POSITIONS ? c->max_pos * c->dim : 0) + (c->tied ? 0 : c->vocab * c->dim);
-    return 6.0 * (double)(config_parameters(c) - looked_up) +
-           (causal ? 6.0 : 12.0) * (double)c->layers * (double)attention_width(c) * (double)o->L;
+    return 6.0 * (double)(config_parameters(c) - looked_up) + 12.0 * (double)attention_width(c) * keys;
+}
+
+/* Keys that a query sees on average of a document of n tokens, under a window (0: none): n / 2, as is usual to say. */
+static inline double keys_seen(double n, double window) {
+    return window > 0 && window < n ? window - window * window / (2 * n) : n / 2;
+}
+
+/* All of the sequence in every layer, as many papers count; or (`causal`) what is seen: of documents, without data,
+   those of --doc-length tokens. */
+static inline double flop_per_token(const ModelOptions *o, int causal) {
+    const Config *c = &o->config;
+    double windowed = (double)layers_count(&c->windowed, c->layers), layers = (double)c->layers, L = (double)o->L;
+    double n = o->documents && o->doc_length && o->doc_length < o->L ? (double)o->doc_length : L;
+    if (!causal) return flop_seen(o, layers * L);
+    return flop_seen(o, (layers - windowed) * keys_seen(n, 0) + windowed * keys_seen(n, (double)c->window));
 }
 
 /* What a rank could do at best. */
@@ -58,11 +72,12 @@ static inline void rate_above_peak(Peak *p, const DevicePlace *place, Metrics *k
 /* What was measured of a step that took so many seconds; the caller adds step, loss, norm and rate of
    learning. The peak may change. */
 static inline void step_metrics(Metrics *k, Model *m, const ModelOptions *o, Peak *p, double seconds) {
-    double peak = p->flops * (double)m->mesh.shape.world;
+    double peak = p->flops * (double)m->mesh.shape.world, tokens = (double)(o->batch * o->L);
+    double seen = m->documents ? flop_seen(o, m->pairs_seen / tokens) : flop_per_token(o, 1);
     k->tokens = o->batch * o->L;
     k->step_ms = 1e3 * seconds;
     k->tokens_per_s = (double)k->tokens / seconds;
-    k->mfu_causal = peak > 0 ? k->tokens_per_s * flop_per_token(o, 1) / peak : NAN;
+    k->mfu_causal = peak > 0 ? k->tokens_per_s * seen / peak : NAN;
     k->mfu_full = peak > 0 ? k->tokens_per_s * flop_per_token(o, 0) / peak : NAN;
     k->mem_bytes = m->arena.committed;
     k->comm_bytes = ledger_total(&m->ledger, 0);

@@ -17,6 +17,7 @@
 
 #include "blocks.h"
 #include "data.h"
+#include "visible.h"
 #include "tokenizer.h"
 
 /* ---- one token through one block --------------------------------------------------------------------------------- */
@@ -66,13 +67,17 @@ static inline void decode_merge(Model *m, real *out, const accum *parts, i64 n, 
     free(merged);
 }
 
-/* out (B, heads_l, HS) = attention of q at position p to the whole cache, of which this ring rank holds its tokens. */
-static inline void decode_attend(Model *m, AttentionSaved *s, real *out, const real *q, TokenMap at) {
+/* out (B, heads_l, HS) = attention of q at position p to the cache, of which this ring rank holds its tokens, from
+   where the layer's queries begin to see on: `lo` (kinds, B). */
+static inline void decode_attend(Model *m, AttentionSaved *s, real *out, const real *q, TokenMap at,
+                                 const int32_t *lo) {
     const Comm *ring = &m->mesh.ring;
     i64 n = m->B * m->heads_l * m->config.head_dim, rows = m->B * m->heads_l;
     AttentionShape shape = attention_shape(m);
     shape.Tq = 1;
-    AttentionCall call = attention_call(shape, at, m->ring_map, 0);
+    AttentionCall call = attention_call_within(shape, at, m->ring_map, 0,
+                                               s->sight->lo ? lo + (s->sight - m->sight) * m->B : NULL,
+                                               causal_pairs(&at, &m->ring_map) * (double)m->B);
     accum *part = take_accum(m, MEM_COMM, n + rows);
     if (ring->size == 1) {
         attention_forward(&m->dev, real_is_accum() ? (accum *)out : NULL, out, part + n, q, s->kv, call);
@@ -118,7 +123,8 @@ static inline void decode_kv(Model *m, real *kv, const real *xn, i64 row) {
 }
 
 /* out (B, C) = attention of xn (B, C) at position p; its keys and values join the cache. */
-static inline void decode_attention(Model *m, AttentionSaved *s, real *out, const real *xn, const accum *rope, i64 p) {
+static inline void decode_attention(Model *m, AttentionSaved *s, real *out, const real *xn, const accum *rope, i64 p,
+                                    const int32_t *lo) {
     const Config *c = &m->config;
     const Comm *head = &m->mesh.head;
     i64 HS = c->head_dim, B = m->B, NQ = m->heads_l * HS, NK = m->kv_heads_l * HS, place = token_place(&m->ring_map, p);
@@ -137,7 +143,7 @@ static inline void decode_attention(Model *m, AttentionSaved *s, real *out, cons
         decode_kv(m, kv, xn, kv_row);
         kv_pack(&m->dev, kv, kv, rope, B, B, m->kv_heads_l, HS, 1);
     }
-    decode_attend(m, s, attended, q, at);
+    decode_attend(m, s, attended, q, at, lo);
     real *all = attended, *partial = take_real(m, MEM_WORKSPACE, B * c->dim);
     if (!split && head->size > 1) {
         real *parts = take_real(m, MEM_COMM, B * whole);
@@ -170,21 +176,27 @@ static inline void decode_norm(Model *m, BlockSaved *s, real *xn, real *x, const
     norm_forward(&m->dev, block_norm(m, m->B), xn, x, s->mean, s->rstd, x, delta);
 }
 
-/* logits (vocabulary, host; NULL in a plan) of what follows `token` at position p; what came before it is in the cache.
-   Collective. */
-static inline void decode_token(Model *m, i64 token, i64 p, real *logits) {
+/* logits (vocabulary, host; NULL in a plan) of what follows `token` at position p, in the document that began at
+   `start`; what came before it is in the cache. Collective. */
+static inline void decode_token(Model *m, i64 token, i64 p, i64 start, real *logits) {
     const Config *c = &m->config;
     Zero *z = &m->zero;
     i64 n = m->B * c->dim;
-    TokenMap at = {{{p, 1, 1}, {0, 0, 0}}, 1};
+    TokenMap at = {{{p, 1, 1}, {0, 0, 0}}, 1}, place = {{{m->restart ? p - start : p, 1, 1}, {0, 0, 0}}, 1};
     ArenaMark mark = arena_mark(&m->arena);
+    int32_t *lo = (int32_t *)arena_take(&m->arena, MEM_WORKSPACE, SIGHTS * m->B * 4);
     real *x = take_real(m, MEM_WORKSPACE, n), *xn = take_real(m, MEM_WORKSPACE, n);
     real *delta = take_real(m, MEM_WORKSPACE, n);
     accum *rope = m->rope ? take_accum(m, MEM_WORKSPACE, c->head_dim) : NULL;
     real *row = take_real(m, MEM_LOGITS, c->vocab);
-    int32_t *tokens = (int32_t *)host_alloc((size_t)m->B * sizeof(int32_t));
-    for (i64 b = 0; b < m->B; b++) tokens[b] = (int32_t)token;
+    int32_t *tokens = (int32_t *)host_alloc((size_t)((1 + SIGHTS) * m->B) * sizeof(int32_t));
+    for (i64 b = 0; b < m->B; b++) {
+        tokens[b] = (int32_t)token;
+        for (int k = 0; k < SIGHTS; k++)
+            tokens[(1 + k) * m->B + b] = (int32_t)i64_max(start, sight_lo(&m->sight[k], NULL, p));
+    }
     copy_in(&m->dev, m->tokens, tokens, m->B * (i64)sizeof(int32_t));
+    copy_in(&m->dev, lo, tokens + m->B, SIGHTS * m->B * (i64)sizeof(int32_t));
     free(tokens);
     if (rope) {
         double *frequencies = (double *)host_alloc(sizeof(double) * (size_t)c->head_dim);
@@ -194,11 +206,11 @@ static inline void decode_token(Model *m, i64 token, i64 p, real *logits) {
     }
     zero_walk(z, m->order, block_lm_head(c) + 1);
     zero_acquire(z, block_embedding());
-    embedding_forward(&m->dev, x, m->tokens, at, z->weight[T_WTE], z->weight[T_WPE], m->B, c->dim);
+    embedding_forward(&m->dev, x, m->tokens, place, z->weight[T_WTE], z->weight[T_WPE], m->B, c->dim);
     for (int l = 0; l < (int)c->layers; l++) {
         zero_acquire(z, block_attention(l));
         decode_norm(m, &m->attention[l].in, xn, x, l ? delta : NULL);
-        decode_attention(m, &m->attention[l], delta, xn, rope, p);
+        decode_attention(m, &m->attention[l], delta, xn, rope, p, lo);
         zero_acquire(z, block_mlp(l));
         decode_norm(m, &m->mlp[l].in, xn, x, delta);
         decode_mlp(m, &m->mlp[l], delta, xn);
@@ -257,6 +269,10 @@ static inline void sample_prefill(Model *m, ModelPrefill prefill, const int32_t 
         for (i64 b = 0, p = token_position(&m->stream_map, i); b < m->B; b++)
             m->host_tokens[i * m->B + b] = p < n ? tokens[p] : 0;
     copy_in(&m->dev, m->tokens, m->host_tokens, stream_rows(m) * (i64)sizeof(int32_t));
+    for (i64 p = 0; m->documents && p < m->L; p++) m->whole[p] = p < n ? tokens[p] : 0;
+    if (m->documents) documents_find(m->whole + m->L, m->whole, m->L, m->eot);
+    for (i64 b = 0; m->documents && b < m->B; b++) sight_sequence(m, b, m->whole + m->L);
+    if (m->documents) sight_send(m);
     prefill(m);
 }
 
@@ -268,9 +284,13 @@ static inline void sample_continue(Model *m, ModelPrefill prefill, const Setting
     real *logits = (real *)host_alloc((size_t)m->config.vocab * sizeof(real));
     int32_t *chosen = (int32_t *)host_alloc((size_t)ranks * sizeof(int32_t));
     uint64_t key = tensor_key(s->seed, "sample");
+    i64 start = 0; /* of the document that grows */
     sample_prefill(m, prefill, tokens, n);
+    for (i64 p = 0; m->documents && p < n - 1; p++)
+        if (tokens[p] == m->eot) start = p + 1;
     for (i64 p = n - 1; p < n - 1 + s->sample_tokens; p++) {
-        decode_token(m, tokens[p], p, logits);
+        decode_token(m, tokens[p], p, start, logits);
+        if (m->documents && tokens[p] == m->eot) start = p + 1;
         double uniform = (double)(mix64(mix64(key + (uint64_t)step) + (uint64_t)p) >> 11) * 0x1p-53;
         int32_t mine = (int32_t)sample_draw(logits, m->config.vocab, s->temperature, s->top_p, uniform);
         wire_share(m->mesh.world.wire, chosen, &mine, sizeof mine);
@@ -283,7 +303,7 @@ static inline void sample_continue(Model *m, ModelPrefill prefill, const Setting
 /* What sampling takes of memory: a walk in plan mode. */
 static inline void sample_plan(Model *m, ModelPrefill prefill) {
     prefill(m);
-    decode_token(m, 0, 0, NULL);
+    decode_token(m, 0, 0, 0, NULL);
 }
 
 /* ---- text -------------------------------------------------------------------------------------------------------- */

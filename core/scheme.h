@@ -20,6 +20,17 @@ typedef struct {
     accum *mean, *rstd; /* (stream rows) of the norm */
 } BlockSaved;
 
+/* What the queries of one kind of layer see: keys from lo up to their own position (visible.h). */
+enum { SIGHT_ALL, SIGHT_WINDOW, SIGHTS };
+typedef struct {
+    i64 window;    /* keys that a query sees, itself included; 0: all of its document */
+    i64 layers;    /* of this kind */
+    int32_t *lo;   /* (L/R, B) in the arena; NULL: 0 everywhere */
+    int32_t *host; /* the same on the host */
+    double *pairs; /* (ring ranks, pieces of a rank) of the host: seen by this rank's queries of those keys, in all B
+                      sequences */
+} Sight;
+
 /* What one layer's attention keeps. */
 typedef struct {
     BlockSaved in;
@@ -31,6 +42,7 @@ typedef struct {
     real *q_raw, *k_raw;    /* (rows, heads, HS), where they are projected, before their norm; NULL: none */
     accum *q_rstd, *k_rstd; /* (rows, heads) of those norms */
     const accum *rope;      /* this layer's table: the model's, or NULL: nothing rotates */
+    const Sight *sight;     /* what its queries see */
 } AttentionSaved;
 
 /* What one layer's MLP keeps. */
@@ -41,6 +53,10 @@ typedef struct {
 
 struct Scheme;
 struct Context;
+
+/* What backward makes again instead of finding it kept (--recompute): nothing; all of a block but its input; all but
+   that and what attention has made, out and lse. */
+enum { RECOMPUTE_NONE, RECOMPUTE_FULL, RECOMPUTE_ATTENTION_KEPT };
 
 /* A rank's whole model: configuration, place in the mesh, memory, and the state of the walk. */
 typedef struct {
@@ -59,11 +75,23 @@ typedef struct {
     i64 own_first;                /* the own tokens' place in the stream */
     TokenMap ring_map, own_map, stream_map;
     i64 heads_l, kv_heads_l;      /* heads that this rank attends with */
-    int recompute, samples;
-    Phase phase;                  /* of the walk, for the ledger */
+    Sight sight[SIGHTS];          /* what queries see, by kinds of layers */
+    int documents, restart;       /* 1: documents see themselves only; learned positions begin anew in each */
+    i64 eot;                      /* the token that ends one */
+    int32_t *place, *host_place;  /* (T_stream, B) positions in documents, where they restart */
+    int32_t *whole;               /* (2, L) on the host: a whole sequence, and where each token's document begins */
+    double pairs_seen;            /* of a query, a key that it sees, and a layer: of this rank, then of the step */
+    void (*watch)(void *, void *, int); /* called with the model, watch_arg and the layer behind each attention forward;
+                                           NULL: nobody */
+    void *watch_arg;
+    int recompute, samples;       /* RECOMPUTE_; text will be asked of it */
+    i64 tile_rows;                /* of the MLP's wide matrices that exist at once, where they are not kept */
+    i64 gather_tokens;            /* of --gather-tokens; 0: as the context finds right */
+    i64 piece;                    /* tokens of each ring rank whose keys come together: all, or as the context says */
+    Phase phase;                  /* of the walk: what runs forward in backward is a repetition */
     accum *rope;                  /* (tokens of rope_map, HS/2, 2), NULL for learned positions */
     TokenMap rope_map;            /* where q and k are rotated: the own tokens, or the ring rank's */
-    AttentionSaved *attention;    /* (layers); when recomputing, all but in.x are the same buffers in every layer */
+    AttentionSaved *attention;    /* (layers); when recomputing, what is made again has one place for all layers */
     MlpSaved *mlp;
     real *final_x;                /* (own rows, C) input of the final norm */
     accum *final_mean, *final_rstd; /* (own rows) */
@@ -83,6 +111,7 @@ typedef struct Scheme {
     int ring_takes_all;              /* 1: it has no head axis; without --ring the ring is all that dp leaves */
     int rope_on_own;                 /* 1: q and k are made on the own tokens only, then sent
                                         to the ranks of their heads */
+    int repeats_exchange;            /* 1: where its attention is made again, its forward exchanges run again */
     int (*splits)(BlockKind);        /* are this block's splittable tensors split over the head axis? */
     /* Write why it cannot run, with the nearest settings that can, and return 1; else 0. */
     int (*refuses)(const Config *, const MeshShape *, char *why, size_t size);
@@ -90,12 +119,13 @@ typedef struct Scheme {
     void (*attention_keep)(Model *, AttentionSaved *);
     /* out (stream) = attention(xn (stream)), without the residual; fills s */
     void (*attention_forward)(Model *, AttentionSaved *s, real *out, const real *xn);
-    /* dxn (stream) = its gradient for dout (stream); adds to m->zero.dweight */
+    /* dxn (stream) = its gradient for dout (stream); adds to m->zero.dweight. First what m->recompute says is made
+       again: of the forward only what backward reads */
     void (*attention_backward)(Model *, AttentionSaved *s, real *dxn, const real *dout, const real *xn);
     void (*mlp_forward)(Model *, MlpSaved *s, real *out, const real *xn);
     void (*mlp_backward)(Model *, MlpSaved *s, real *dxn, const real *dout, const real *xn);
     /* Add the closed form of the activations that the head axis moves in one layer, `times` micro-steps: bytes that
-       this rank sends. What the context moves, and what a forward repeated in backward does, the walk adds. */
+       this rank sends. What the context moves, and what is repeated in backward, the walk adds. */
     void (*volume)(Ledger *, const Config *, const Mesh *, i64 L, i64 B, i64 times);
 } Scheme;
 
@@ -109,9 +139,10 @@ typedef struct {
 } ContextBackward;
 
 /* How queries meet the keys of the other ring ranks: the middle of every scheme's attention. With a ring of one
-   rank it is one local block. */
+   rank it is one local block. Another one is a new header and one row in the table of train_gpt.cu. */
 typedef struct Context {
     const char *name, *help;
+    i64 (*piece)(const Model *); /* tokens of a rank whose kv comes at a time (--gather-tokens); NULL: all */
     /* s->out, s->lse from s->q, s->kv: causal attention over the whole sequence, of which this
        rank holds its ring-local part */
     void (*forward)(Model *, AttentionSaved *s);
@@ -122,6 +153,10 @@ typedef struct Context {
     /* As a scheme's, of what the ring axis moves. */
     void (*volume)(Ledger *, const Config *, const Mesh *, i64 L, i64 B, i64 times);
 } Context;
+
+/* The pieces in which the keys of a ring rank come, and the first token of one; that behind the last is the end. */
+static inline i64 ring_pieces(const Model *m) { return ceil_div(m->T_ring, m->piece); }
+static inline i64 piece_first(const Model *m, i64 piece) { return i64_min(m->T_ring, piece * m->piece); }
 
 /* Temporaries of a block: real or accum, uninitialised, until the mark is released. */
 static inline real *take_real(Model *m, MemCategory category, i64 n) {

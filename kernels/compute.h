@@ -216,18 +216,19 @@ typedef struct { double pairs, queries, keys; } AttentionWork;
 
 static inline AttentionWork attention_work(const AttentionCall *c) {
     double batch = (double)c->shape.B;
-    AttentionWork w = {causal_pairs(&c->q_map, &c->kv_map) * batch * (double)c->shape.heads,
+    AttentionWork w = {c->pairs * (double)c->shape.heads,
                        batch * (double)(c->shape.Tq * c->shape.heads),
                        2 * batch * (double)(c->shape.Tk * c->shape.kv_heads)};
     return w;
 }
 
-/* One block of causal attention, S = Q K^T / sqrt(head_dim), masked to kv position <= query position.
+/* One block of causal attention, S = Q K^T / sqrt(head_dim), masked to lo <= kv position <= query position (lo of the
+   call; NULL: 0).
    q (Tq, B, heads, head_dim)  kv (Tk, B, 2, kv_heads, head_dim)
    out (Tq, B, heads, head_dim), lse (Tq, B, heads) in accum
    merge = 0: out = softmax(S) V, lse = log sum exp(S); a row that may see nothing gets out 0, lse -inf.
    merge = 1: the new block joins what out and lse hold, as if both had been one softmax. Nothing but tiles is stored:
-   O(Tq) memory. Tiles that the mask empties are skipped.
+   O(Tq) memory. Tiles that nobody sees are skipped.
    rounded: NULL, or where the result goes in real, instead of to out (which only merge then reads): no
    pass over memory for it. Where real is accum, it is out itself. Dao 2023, arXiv:2307.08691; merge: Liu
    et al. 2023, arXiv:2310.01889 */

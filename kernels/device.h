@@ -47,15 +47,28 @@ typedef struct {
 } AttentionShape;
 
 /* One call of attention: the shape, the positions of its queries and keys, and whether it joins what the calls before
-   it left. What a query may see is told here and nowhere else. */
+   it left. What a query may see is told here and nowhere else: a query at position i sees the keys at lo .. i. Its own
+   token is always among those (lo <= i), but this block's keys need not be: a query that sees none of them leaves out 0
+   and lse -inf, or with `merge` what stood there. */
 typedef struct {
     AttentionShape shape;
     TokenMap q_map, kv_map;
     int merge; /* forward: out and lse hold the softmax over other keys, which these join; backward: dq is added to */
+    const int32_t *lo; /* (Tq, B), row t*B + b, device memory: the lowest position that local query t of sequence b may
+                          see; NULL: 0, plain causal. Within a run of q_map it never falls. */
+    double pairs;      /* of a query and a key that it sees, in all sequences, for one head: what the work is */
 } AttentionCall;
 
+/* Plain causal attention. */
 static inline AttentionCall attention_call(AttentionShape shape, TokenMap q_map, TokenMap kv_map, int merge) {
-    AttentionCall c = {shape, q_map, kv_map, merge};
+    AttentionCall c = {shape, q_map, kv_map, merge, NULL, causal_pairs(&q_map, &kv_map) * (double)shape.B};
+    return c;
+}
+
+/* The same with intervals; `pairs` are counted by whoever made them. */
+static inline AttentionCall attention_call_within(AttentionShape shape, TokenMap q_map, TokenMap kv_map, int merge,
+                                                  const int32_t *lo, double pairs) {
+    AttentionCall c = {shape, q_map, kv_map, merge, lo, pairs};
     return c;
 }
 

@@ -6,7 +6,7 @@
 #   run_ranks [-t S] N CMD...    CMD under mpirun on N ranks of this host; -t: at most S seconds, then exit code 124
 #       HOSTFILE=FILE            ... on the hosts of FILE instead, each filled before the next (hostfile.example)
 #       LAUNCHER=srun            ... by srun, inside a Slurm job (slurm.sbatch); SRUN_FLAGS are its own [--mpi=pmix]
-#   list_schemes PROGRAM         the names of its schemes
+#   list_schemes PROGRAM         the names of its schemes; list_contexts PROGRAM: of its contexts
 #   own_text                     text that is always here
 #   whole, require_shards, require_program, plan, print_plan     what the runs that people copy share; see there
 #
@@ -167,13 +167,15 @@ run_ranks() {
 
 # ---- the program -----------------------------------------------------------------------------------------------------
 
-list_schemes() { # PROGRAM: the schemes that it knows, one a line, in its own order
+list_of() { # PROGRAM HEADING WHAT: the first words of the list under this heading of --help
     local names
     names=$( (unset "${!SLURM_@}" && exec "$1" --help) |
-        awk 'listed && NF { print $1 } /^Schemes of --sp/ { listed = 1 }')
-    [[ -n $names ]] || die "$1 --help lists no schemes"
+        awk -v heading="^$2" '!NF { listed = 0 } listed { print $1 } $0 ~ heading { listed = 1 }')
+    [[ -n $names ]] || die "$1 --help lists no $3"
     say "$names"
 }
+list_schemes() { list_of "$1" "Schemes of --sp" schemes; } # PROGRAM: what it knows, one a line, in its own order
+list_contexts() { list_of "$1" "Contexts of --context" contexts; }
 
 own_text() { # this repository's sources and documents, one a line; in a copy without git, those of the directory
     local file files

@@ -22,10 +22,26 @@ typedef struct {
 
 static inline int forecast_fits(const Forecast *f) { return f->memory.used <= f->available; }
 
-/* Keys that a query of this run sees in the whole sequence, summed over its queries. */
-static double run_pairs(TokenRun r) {
-    double n = (double)r.count;
-    return n * (double)(r.first + 1) + (double)r.stride * n * (n - 1) / 2;
+/* Keys that a query of this run sees in the whole sequence under a window (0: none), summed over its queries. */
+static double run_pairs(TokenRun r, i64 window) {
+    double n = (double)r.count, pairs = n * (double)(r.first + 1) + (double)r.stride * n * (n - 1) / 2;
+    if (!window || !r.count) return pairs;
+    i64 skip = i64_min(r.count, ceil_div(i64_max(0, window - r.first), r.stride));
+    r.first += skip * r.stride - window, r.count -= skip;
+    return pairs - run_pairs(r, 0);
+}
+
+/* Pairs of a query in `map` and a key that it sees, in all layers. */
+static double ring_rank_pairs(const ModelOptions *o, const TokenMap *map) {
+    TokenMap whole = token_map(RING_CONTIGUOUS, o->L, 1, 0);
+    double pairs = 0;
+    for (int k = 0; k < SIGHTS; k++) {
+        i64 layers = sight_layers(&o->config, o->L, k), window = k == SIGHT_WINDOW ? o->config.window : 0;
+        if (layers && o->documents && o->doc_length)
+            pairs += (double)layers * masked_pairs(map, &whole, o->doc_length, window);
+        else if (layers) pairs += (double)layers * (run_pairs(map->run[0], window) + run_pairs(map->run[1], window));
+    }
+    return pairs;
 }
 
 /* The ring rank with the most attention, and how much more than the mean it has. */
@@ -34,7 +50,7 @@ static int slowest_ring_rank(const ModelOptions *o, double *imbalance) {
     int R = (int)o->shape.ring, slowest = 0;
     for (int r = 0; r < R; r++) {
         TokenMap map = token_map(o->layout, o->L, R, r);
-        double pairs = run_pairs(map.run[0]) + run_pairs(map.run[1]);
+        double pairs = ring_rank_pairs(o, &map);
         sum += pairs;
         if (pairs > most) most = pairs, slowest = r;
     }

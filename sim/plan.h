@@ -1,7 +1,7 @@
 /* plan.h - many configurations of one model on one cluster: which way to run it, and how long a sequence may be.
 
-   --plan      scheme x (dp x ring x head) x layout x micro-batch, as far as they multiply up to
-               the world; what flags say is kept
+   --plan      scheme x context x (dp x ring x head) x layout x micro-batch, as far as they multiply
+               up to the world; what flags say is kept
    --max-seq   per scheme, on the mesh that the flags give                                                            */
 #ifndef ODYSSEUS_SIM_PLAN_H
 #define ODYSSEUS_SIM_PLAN_H
@@ -44,7 +44,7 @@ static void plan_add(Plan *p, const ModelOptions *o) {
         return;
     }
     const Refusal *last = p->refusals ? &p->refusal[p->refusals - 1] : NULL;
-    if (last && last->o.scheme == o->scheme && memcmp(&last->o.shape, &o->shape, sizeof o->shape) == 0) return;
+    if (last && last->o.scheme == o->scheme && last->o.context == o->context && memcmp(&last->o.shape, &o->shape, sizeof o->shape) == 0) return;
     p->refusal = (Refusal *)plan_grow(p->refusal, p->refusals, &p->refusal_room, sizeof(Refusal));
     Refusal *r = &p->refusal[p->refusals++];
     r->o = *o;
@@ -68,13 +68,13 @@ static void plan_mesh(Plan *p, ModelOptions o) {
     }
 }
 
-/* Every mesh of one scheme. */
-static void plan_scheme(Plan *p, ModelOptions o, const Scheme *scheme) {
+/* Every mesh of one scheme and context; a ring of one rank asks for none. */
+static void plan_context(Plan *p, ModelOptions o, const Scheme *scheme, const Context *context, i64 least_ring) {
     i64 world = o.shape.world, given_ring = p->settings->ring;
-    o.scheme = scheme;
+    o.scheme = scheme, o.context = context;
     for (i64 dp = 1; dp <= world; dp++) {
         if (world % dp != 0 || (flag_given(p->given, "dp") && dp != p->settings->dp)) continue;
-        for (i64 ring = 1; ring <= world / dp; ring++) {
+        for (i64 ring = least_ring; ring <= world / dp; ring++) {
             if (world / dp % ring != 0 || (flag_given(p->given, "ring") && ring != given_ring)) continue;
             i64 head = world / dp / ring;
             if (scheme->ring_takes_all && head > 1) continue;
@@ -82,6 +82,23 @@ static void plan_scheme(Plan *p, ModelOptions o, const Scheme *scheme) {
             plan_mesh(p, o);
         }
     }
+}
+
+/* The next context, from the i-th on, that a scheme can have under these flags: itself, or that of --context, or
+   any; COUNT_OF(CONTEXTS): none. */
+static int context_next(int i, const Scheme *scheme, const ModelOptions *base, const FlagsGiven *given) {
+    int told = flag_given(given, "context");
+    while (i < COUNT_OF(CONTEXTS) && ((scheme->context && CONTEXTS[i] != scheme->context) ||
+                                      (told && CONTEXTS[i] != base->context)))
+        i++;
+    return i;
+}
+
+static void plan_scheme(Plan *p, const ModelOptions *base, const Scheme *scheme) {
+    i64 least_ring = 1;
+    for (int i = context_next(0, scheme, base, p->given); i < COUNT_OF(CONTEXTS);
+         i = context_next(i + 1, scheme, base, p->given))
+        plan_context(p, *base, scheme, CONTEXTS[i], least_ring), least_ring = 2;
 }
 
 /* What fits before what does not; the faster, or the smaller, first. */
@@ -102,9 +119,10 @@ static void plan_progress(i64 done, i64 all) {
 static void print_candidate(i64 place, const Candidate *c) {
     const ModelOptions *o = &c->o;
     char time[32];
-    printf("%4lld  %-9s %5lld %5lld %5lld  %-10s %6lld %10s %12.0f %6.1f%% %8.1f%% %9.2f%s\n", place, o->scheme->name,
-           o->shape.dp, o->shape.ring, o->shape.head, o->shape.ring > 1 ? RING_LAYOUT_NAMES[o->layout] : "-", o->B,
-           time_text(time, c->f.seconds), c->f.tokens_per_s, 100 * c->f.mfu_causal, 100 * c->f.exposed / c->f.seconds,
+    int rings = o->shape.ring > 1;
+    printf("%4lld  %-9s %5lld %5lld %5lld  %-10s  %-9s %6lld %10s %12.0f %6.1f%% %8.1f%% %9.2f%s\n", place,
+           o->scheme->name, o->shape.dp, o->shape.ring, o->shape.head, rings ? RING_LAYOUT_NAMES[o->layout] : "-",
+           rings ? o->context->name : "-", o->B, time_text(time, c->f.seconds), c->f.tokens_per_s, 100 * c->f.mfu_causal, 100 * c->f.exposed / c->f.seconds,
            (double)c->f.memory.used / 1e9, forecast_fits(&c->f) ? "" : "  does not fit");
 }
 
@@ -116,7 +134,8 @@ static void print_plans(const Plan *p, const Trainer *t) {
     printf("plans    %lld can run, %lld of them fit, %lld are refused; the best %lld:\n\n", p->candidates, fit,
            p->refusals, i64_min(PLAN_ROWS, p->candidates));
     printf(
-        "      sp           dp  ring  head  layout      micro       step        tok/s     mfu   exposed   GB/rank\n");
+        "      sp           dp  ring  head  layout      context    micro       step        tok/s     mfu   exposed   "
+        "GB/rank\n");
     for (i64 i = 0; i < i64_min(PLAN_ROWS, p->candidates); i++) print_candidate(i + 1, &p->candidate[i]);
     if (p->candidates > PLAN_ROWS)
         printf("      ... and %lld more%s\n", p->candidates - PLAN_ROWS,
@@ -156,9 +175,11 @@ static void plan_fail(const Plan *p) {
     fit_text(fits, sizeof fits, &c->f);
     memory_advice(&c->o, c->f.available, options_bytes, advice, sizeof advice);
     FAIL(EVERYONE,
-         "--plan: nothing fits. Closest is --sp %s --dp %lld --ring %lld --ring-layout %s --micro-batch %lld, which "
+         "--plan: nothing fits. Closest is --sp %s --dp %lld --ring %lld --ring-layout %s --context %s "
+         "--micro-batch %lld, which "
          "%s. There, %s",
-         c->o.scheme->name, c->o.shape.dp, c->o.shape.ring, RING_LAYOUT_NAMES[c->o.layout], c->o.B, fits, advice);
+         c->o.scheme->name, c->o.shape.dp, c->o.shape.ring, RING_LAYOUT_NAMES[c->o.layout], c->o.context->name,
+         c->o.B, fits, advice);
 }
 
 /* --plan: `base` holds what the flags say. */
@@ -166,7 +187,7 @@ static void plan_all(const ModelOptions *base, const Settings *s, const FlagsGiv
     Plan p = {s, given, NULL, NULL, 0, 0, 0, 0};
     Trainer *t = (Trainer *)host_alloc(sizeof(Trainer));
     for (int i = 0; i < COUNT_OF(SCHEMES); i++)
-        if (!flag_given(given, "sp") || SCHEMES[i] == base->scheme) plan_scheme(&p, *base, SCHEMES[i]);
+        if (!flag_given(given, "sp") || SCHEMES[i] == base->scheme) plan_scheme(&p, base, SCHEMES[i]);
     for (i64 i = 0; i < p.candidates; i++) {
         plan_progress(i, p.candidates);
         forecast_open(t, &p.candidate[i].o, s, cluster);
@@ -219,14 +240,15 @@ static const char *longest_stop(const Candidate *c, const Settings *s, const Clu
 }
 
 /* --max-seq: the longest sequence of one scheme, forecast there; or why there is none. */
-static cJSON *longest_row(const ModelOptions *base, const Scheme *scheme, const Settings *s, const FlagsGiven *given,
-                          const Cluster *cluster) {
+static cJSON *longest_row(const ModelOptions *base, const Scheme *scheme, const Context *context, const Settings *s,
+                          const FlagsGiven *given, const Cluster *cluster) {
     Candidate c;
     Trainer *t = (Trainer *)host_alloc(sizeof(Trainer));
     cJSON *row = cJSON_CreateObject();
     char why[1024], time[32];
     c.o = *base;
     c.o.scheme = scheme, c.o.shape = scheme_shape(scheme, s, given);
+    c.o.context = context;
     c.o.L = sequence_unit(&c.o);
     int refused = options_refuse(&c.o, why, sizeof why);
     i64 available = refused ? 0 : cluster_memory(cluster, mesh_links(c.o.shape, c.o.config.kv_heads));
@@ -283,9 +305,11 @@ static void longest_all(const ModelOptions *base, const Settings *s, const Flags
            (double)cluster_memory(cluster, 0) / 1e9, cluster->name, cluster->communicator / 1e9, base->shape.world,
            base->B);
     printf("sp           dp  ring  head        seq-len   GB/rank        step        tok/s     mfu  stopped by\n");
-    for (int i = 0; i < COUNT_OF(SCHEMES); i++)
-        if (!flag_given(given, "sp") || SCHEMES[i] == base->scheme)
-            cJSON_AddItemToArray(rows, longest_row(base, SCHEMES[i], s, given, cluster));
+    for (int i = 0; i < COUNT_OF(SCHEMES); i++) {
+        int context = context_next(0, SCHEMES[i], base, given);
+        if (context < COUNT_OF(CONTEXTS) && (!flag_given(given, "sp") || SCHEMES[i] == base->scheme))
+            cJSON_AddItemToArray(rows, longest_row(base, SCHEMES[i], CONTEXTS[context], s, given, cluster));
+    }
     char closest[1024];
     int any = longest_any(rows, closest, sizeof closest);
     report_write(s->json, json);

@@ -114,6 +114,7 @@ static void json_options(cJSON *json, const ModelOptions *o, const Forecast *f) 
     cJSON_AddNumberToObject(json, "ring", (double)o->shape.ring);
     cJSON_AddNumberToObject(json, "head", (double)o->shape.head);
     cJSON_AddStringToObject(json, "ring_layout", RING_LAYOUT_NAMES[o->layout]);
+    cJSON_AddStringToObject(json, "context", o->context->name);
     cJSON_AddNumberToObject(json, "micro_batch", (double)o->B);
     cJSON_AddNumberToObject(json, "seq_len", (double)o->L);
     if (!f) return;

@@ -57,6 +57,7 @@ static void take_cluster(const Cluster *c, Settings *s) {
 
 /* Flags of a training that a model of one cannot honour. */
 static void refuse_flags(const Settings *s, const FlagsGiven *given) {
+    check_documents(given, 1);
     if (s->threads) FAIL(EVERYONE, "--threads: the ranks of a cluster are as its file says; leave it out");
     if (s->init_only || s->dump_grads || s->out)
         FAIL(EVERYONE,
@@ -96,7 +97,8 @@ static inline void simulate(Settings *s, const FlagsGiven *given, Wire alone) {
     cluster_read(cluster, s->cluster);
     take_cluster(cluster, s);
     DevicePlace place = {cluster, 1, 1, 0};
-    options_from_flags(&o, scheme_find(s->sp), s, given, s->world, place);
+    const Scheme *scheme = scheme_find(s->sp);
+    options_from_flags(&o, scheme, context_find(s->context, scheme), s, given, s->world, place);
     if (s->plan) {
         plan_all(&o, s, given, cluster);
     } else if (s->max_seq) {

@@ -18,7 +18,7 @@ require_program
 [[ $PROGRAM != ./train_gpt_cpu ]] || make -s train_gpt_cpu
 work=$(mktemp -d "$(absolute "${DISK:-.}")/checkpoint-XXXXXX")
 trap 'rm -rf "$work"' EXIT
-python3 dev/data/text_to_shards.py --out "$work/data" README.md core/*.h >/dev/null
+python3 dev/data/text_to_shards.py --out "$work/data" train_gpt.cu core/*.h >/dev/null
 
 # 64.1 million parameters: weights in F32, and master, m and v
 flags=(--layers 9 --dim 768 --heads 12 --kv-heads 12 --ffn 2048 --train "$work/data/train_*.bin" --seq-len 16

@@ -17,7 +17,6 @@ Packages: none for --tokenizer bytes with text and JSONL; tokenizers (tokenizer.
 (parquet), datasets (folders of save_to_disk, named sets). The files: shards.py.
 """
 
-import argparse
 import array
 import concurrent.futures
 import fcntl
@@ -614,19 +613,10 @@ def prepare(args):
 
 
 def parse_arguments():
-    about, _, more = __doc__.partition("\n\n")
-    parser = argparse.ArgumentParser(
-        prog="prepare.py",
-        description=about,
-        epilog=more,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.error = lambda message: stop(f"{message}; --help says more")
+    parser = shards.argument_parser(
+        __doc__, ("inputs", "INPUT"), "files (.jsonl, .parquet, else text), folders, or a name: " + ", ".join(NAMED),
+        "share of the documents", "4 bytes a token even where 2 are enough")
     add = parser.add_argument
-    named = ", ".join(NAMED)
-    add("inputs", nargs="+", metavar="INPUT", help=f"files (.jsonl, .parquet, else text), folders, or a name: {named}")
-    add("--out", required=True, metavar="DIR", help="where the shards go; made if missing")
     add("--tokenizer", default="bytes", metavar="T", help="bytes, gpt2, or a tokenizer.json or its folder [bytes]")
     add("--eot", metavar="T", help="token that ends a document, or its number, or none [the tokenizer's; bytes: 0]")
     add("--parse-special", action="store_true", help="take special tokens that a text spells for tokens, not for text")
@@ -635,16 +625,9 @@ def parse_arguments():
     add("--completion-field", metavar="F", help="field of what follows the prompt, and counts")
     add("--separator", metavar="S", help="between documents of a text file, with the line ends around it [none]")
     add("--split", default="train", metavar="S", help="split of a Hugging Face folder [train]")
-    add("--val-fraction", type=float, default=0.1, metavar="F", help="share of the documents for validation [0.1]")
-    add("--shard-tokens", type=int, default=100_000_000, metavar="N", help="most tokens in one shard [100000000]")
-    add("--uint32", action="store_true", help="4 bytes a token even where 2 are enough")
     add("--processes", type=int, default=0, metavar="N", help="processes at work [cores]")
     add("--unit-bytes", type=int, default=1 << 24, metavar="N", help="input that a process takes at once [16 MB]")
-    args = parser.parse_args()
-    if not 0 <= args.val_fraction < 1:
-        stop(f"--val-fraction {args.val_fraction}: must be at least 0 and less than 1")
-    if not 2 <= args.shard_tokens <= shards.MAX_TOKENS:
-        stop(f"--shard-tokens {args.shard_tokens}: must be from 2 to {shards.MAX_TOKENS}")
+    args = shards.parse_arguments(parser)
     if args.unit_bytes < 1:
         stop(f"--unit-bytes {args.unit_bytes}: must be 1 or more")
     if bool(args.prompt_field) != bool(args.completion_field):

@@ -8,6 +8,7 @@ uint16  magic 20240520 version 1 (GPT-2's format in llm.c)      uint32  magic 20
 A file is written under a temporary name and renamed when it is complete and on disk. Standard library only.
 """
 
+import argparse
 import array
 import json
 import operator
@@ -26,6 +27,36 @@ def stop(message):
     """End with one line; nothing half-written stays under a name that is read."""
     name = os.path.splitext(os.path.basename(sys.argv[0]))[0]
     sys.exit(f"{name}: error: {message}")
+
+
+def argument_parser(doc, inputs, inputs_help, share, wide):
+    """A tool's parser: its docstring is the help, and what all tools that write shards take is there. share: of what
+    --val-fraction is a part; wide: what --uint32 does."""
+    about, _, more = doc.partition("\n\n")
+    parser = argparse.ArgumentParser(
+        prog=os.path.basename(sys.argv[0]),
+        description=about,
+        epilog=more,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.error = lambda message: stop(f"{message}; --help says more")
+    add = parser.add_argument
+    add(inputs[0], nargs="+", metavar=inputs[1], help=inputs_help)
+    add("--out", required=True, metavar="DIR", help="where the shards go; made if missing")
+    add("--val-fraction", type=float, default=0.1, metavar="F", help=f"{share} for validation [0.1]")
+    add("--shard-tokens", type=int, default=100_000_000, metavar="N", help="most tokens in one shard [100000000]")
+    add("--uint32", action="store_true", help=wide)
+    return parser
+
+
+def parse_arguments(parser):
+    args = parser.parse_args()
+    if not 0 <= args.val_fraction < 1:
+        stop(f"--val-fraction {args.val_fraction}: must be at least 0 and less than 1")
+    if not 2 <= args.shard_tokens <= MAX_TOKENS:
+        stop(f"--shard-tokens {args.shard_tokens}: must be from 2 to {MAX_TOKENS}")
+    return args
 
 
 def mix64(x):

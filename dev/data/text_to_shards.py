@@ -8,7 +8,6 @@ Tokens = bytes 0..255, so --vocab 256 is enough and text comes back from tokens 
 stay apart, other tokenizers, large sets: prepare.py. Standard library only.
 """
 
-import argparse
 import array
 import os
 
@@ -27,32 +26,10 @@ def read_text(paths):
     return bytes(text)
 
 
-def parse_arguments():
-    about, _, arithmetic = __doc__.partition("\n\n")
-    parser = argparse.ArgumentParser(
-        prog="text_to_shards.py",
-        description=about,
-        epilog=arithmetic,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.error = lambda message: stop(f"{message}; --help says more")
-    add = parser.add_argument
-    add("files", nargs="+", metavar="FILE", help="text, or any bytes; concatenated in this order")
-    add("--out", required=True, metavar="DIR", help="where the shards go; made if missing")
-    add("--val-fraction", type=float, default=0.1, metavar="F", help="share for validation, at the end [0.1]")
-    add("--shard-tokens", type=int, default=100_000_000, metavar="N", help="most tokens in one shard [100000000]")
-    add("--uint32", action="store_true", help="4 bytes a token instead of 2 (Llama 3's format)")
-    args = parser.parse_args()
-    if not 0 <= args.val_fraction < 1:
-        stop(f"--val-fraction {args.val_fraction}: must be at least 0 and less than 1")
-    if not 2 <= args.shard_tokens <= shards.MAX_TOKENS:
-        stop(f"--shard-tokens {args.shard_tokens}: must be from 2 to {shards.MAX_TOKENS}")
-    return args
-
-
 def main():
-    args = parse_arguments()
+    args = shards.parse_arguments(shards.argument_parser(
+        __doc__, ("files", "FILE"), "text, or any bytes; concatenated in this order", "share, at the end,",
+        "4 bytes a token instead of 2 (Llama 3's format)"))
     text = read_text(args.files)
     if not text:
         stop("the text is empty" if len(args.files) > 1 else f"{args.files[0]} is empty")

@@ -84,7 +84,7 @@ done
 for test in test_comm_fp64 test_fixtures_fp64; do passes $test 2; done
 
 # ---- two ranks train as here
-python3 dev/data/text_to_shards.py --out "$work/data" README.md >/dev/null
+python3 dev/data/text_to_shards.py --out "$work/data" train_gpt.cu >/dev/null
 flags=(--seq-len 64 --batch 4 --micro-batch 2 --steps 3 --layers 2 --dim 64 --heads 4 --ffn 96)
 losses() { sed -E 's/.*"loss": ([^,]*),.*/\1/' "$work/$1/metrics.jsonl"; }
 make -s train_gpt_fp64 &&

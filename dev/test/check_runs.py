@@ -15,6 +15,11 @@ parallelism, P under another running maximum in the ring), so they differ as two
 9e-3; ulysses rounds where one rank does. Under the emulator, whose products sum alike for any number of rows, it agrees
 to 1e-7 (with KV heads that are replicated it sums their gradients in bf16 parts, and does not); on a GPU cuBLASLt takes
 another algorithm for fewer rows, and it differs as any two schemes do.
+
+Norms of queries and keys make scores of up to sqrt(D) from the first step, and what rounds q and k moves P with them:
+rounding them once to bf16, after rotation, moves the referee's own gradient by 4.8e-3 in the Qwen 3 of these runs, by
+1.0e-3 in the Llama. They are rounded three times (projected, normed, rotated), forward, and their gradients likewise:
+sqrt(9e-3^2 + 6 x 4.8e-3^2) = 1.5e-2. All bounds on its gradients are twice the others.
 """
 import array
 import json
@@ -24,16 +29,22 @@ import struct
 import sys
 
 WHOLE, TENSOR, LOSS, BETWEEN, NORM, SAME = 1e-2, 2e-2, 2e-3, 1.3e-2, 1e-2, 1e-6
+HEAD_NORMS = 2  # times WHOLE, TENSOR, BETWEEN
 
 SAME_ROUNDINGS = ("gpt2 ulysses-2", "gpt2 ulysses-4", "gpt2 ulysses-staged-2", "llama ulysses-2",
-                  "llama ulysses-staged-2")
+                  "llama ulysses-staged-2", "qwen3 ulysses-2")
 
 
 def between(what, log):
     """How far `what` may be from one rank's; `log`: of its run."""
     with open(log) as f:
         emulated = "emulated GPU" in f.read()
-    return SAME if emulated and what in SAME_ROUNDINGS else BETWEEN
+    return SAME if emulated and what in SAME_ROUNDINGS else BETWEEN * sharper(what)
+
+
+def sharper(what):
+    """How many times further from the referee the model of `what` may be."""
+    return HEAD_NORMS if what.startswith("qwen3 ") else 1
 
 
 class Tap:
@@ -114,10 +125,10 @@ def overall(grads, reference):
 def check_case(tap, what, directory, referee, single, names):
     metrics, grads = lines(f"{directory}/metrics.jsonl"), tensors(f"{directory}/grads.safetensors")
     d, name = worst(grads, referee["grads"], names)
-    whole = overall(grads, referee["grads"])
-    tap.ok(whole <= WHOLE and d <= TENSOR and set(grads) == set(referee["grads"]),
-           f"{what}: gradient within {whole:.2e} of fp64 (at most {WHOLE:g}), each tensor within {d:.2e} (at most "
-           f"{TENSOR:g}; {name})")
+    whole, most, tensor = overall(grads, referee["grads"]), WHOLE * sharper(what), TENSOR * sharper(what)
+    tap.ok(whole <= most and d <= tensor and set(grads) == set(referee["grads"]),
+           f"{what}: gradient within {whole:.2e} of fp64 (at most {most:g}), each tensor within {d:.2e} (at most "
+           f"{tensor:g}; {name})")
     d = max((abs(a["loss"] - b["loss"]) / b["loss"] for a, b in zip(metrics, referee["metrics"])), default=math.inf)
     tap.ok(len(metrics) == len(referee["metrics"]) and d <= LOSS,
            f"{what}: {len(metrics)} losses within {d:.2e} of fp64 (at most {LOSS:g})")

@@ -6,6 +6,7 @@
 #            mpirun) and arguments
 #   emulated the same for a kernel of kernels/cuda and its test under the emulator
 #   caught   the same for the program itself: the error with which it must stop, ranks, flags
+#   misread  the same for a page of the documentation and check_docs.py
 #   trained  the same for the CUDA program under the emulator, in an environment (dev/emu/runtime.h): it ends
 #            otherwise than without
 # faults.sh WORDS: only those whose name holds WORDS. Prints TAP, a line a fault. Takes some fifteen minutes on two
@@ -16,7 +17,7 @@ source scripts/common.sh
 copy=$(mktemp -d)
 data=$(mktemp -d)
 trap 'rm -rf "$copy" "$data"' EXIT
-python3 dev/data/text_to_shards.py --out "$data" README.md >/dev/null || exit 1
+python3 dev/data/text_to_shards.py --out "$data" train_gpt.cu >/dev/null || exit 1
 arch=$(make -s print-opt | grep -o -- '-m[^ ]*')
 n=0 failed=0 only=${1:-}
 
@@ -103,15 +104,38 @@ emulated() { # emulated WHAT FILE SED TEST [ARGS...]
     fi
 }
 
+misread() { # misread WHAT FILE SED PAGE PATTERN: checking PAGE fails where PATTERN says
+    local what=$1 file=$2 expression=$3 page=$4 pattern=$5
+    [[ $what == *"$only"* ]] || return
+    n=$((n + 1))
+    make -s train_gpt_cpu train_gpt_sim train_gpt_emu >/dev/null || exit 1
+    rm -rf "${copy:?}"/*
+    cp -r Makefile ./*.md CITATION.cff docs train_gpt.cu ./*.h core kernels sim dev scripts "$copy"
+    ln -s "$PWD"/train_gpt_{cpu,sim,emu} "$copy"
+    sed -i -E "$expression" "$copy/$file"
+    if cmp -s "$file" "$copy/$file"; then
+        echo "not ok $n - $what: the fault could not be planted in $file"
+        failed=$((failed + 1))
+    elif ! python3 "$copy/dev/test/check_docs.py" "$page" >"$copy/log" 2>&1 &&
+        [[ $(grep -c '^not ok' "$copy/log") -eq $(grep -cE "^not ok.*$pattern" "$copy/log") ]]; then
+        echo "ok $n - $what: $(grep -m 1 -oE "$pattern.*" "$copy/log" | cut -c 1-110)"
+    else
+        echo "not ok $n - $what: check_docs.py did not see it where '$pattern' is: $(grep -m 1 '^not ok' "$copy/log")"
+        failed=$((failed + 1))
+    fi
+}
+
 fault() { # fault WHAT FILE SED TEST RANKS [ARGS...]
     local what=$1 file=$2 expression=$3 test=$4 ranks=$5 code
     shift 5
     plant "$what" "$file" "$expression" "dev/test/$test.c" "$test" || return
+    mkdir -p "$copy/tmp"
     if [[ $ranks == alone ]]; then timeout 600 "$copy/$test" "$@" >"$copy/log" 2>&1
-    else run_ranks -t 600 "$ranks" "$copy/$test" "$@" >"$copy/log" 2>&1; fi
+    else TMPDIR=$copy/tmp CHECKS=first run_ranks -t 600 "$ranks" "$copy/$test" "$@" >"$copy/log" 2>&1; fi
     code=$?
     if [ $code -ne 0 ] && grep -qE '^not ok|^train_gpt: error|signal|An error occurred in MPI' "$copy/log"; then
-        echo "ok $n - $what: $test fails $(grep -c '^not ok' "$copy/log") checks"
+        echo "ok $n - $what: $test: $({ grep '^not ok' "$copy/log" || grep -E 'error:|signal' "$copy/log"; } |
+            head -n 1 | cut -c 1-120)"
     else
         echo "not ok $n - $what: $test did not see it"
         failed=$((failed + 1))
@@ -126,15 +150,27 @@ SHIFTED='s/^( *dataset_targets\(d, sequence, \&m->own_map, 1, .*, targets, b, m-
 # shellcheck disable=SC2086
 {
 fault 'ring: blocks are not merged' ring.h \
-    '0,/visitor_map\(m, hop\), hop > 0\)/s//visitor_map(m, hop), 0)/' $S
+    '0,/visitor_call\(m, s, hop, hop > 0\)/s//visitor_call(m, s, hop, 0)/' $S
 fault 'ring: query gradients of earlier blocks are lost' ring.h \
-    's/(attention_shape\(m\), m->ring_map, visitor_map\(m, hop\)), hop > 0/\1, 0/' $S
+    '/visitor_last\(m, s\) \? sums/,/visitor_call/s/visitor_call\(m, s, hop, hop > 0\)/visitor_call(m, s, hop, 0)/' $S
 fault 'ring: a share that nobody made is sent on' ring.h \
     's/^ +else zero_fill\(.*$//' $S
 fault 'ring: the exchange is skipped' ring.h \
     '0,/kv = arriving;/s//kv = s->kv;/' $S
 fault 'ring: gradients never come home' ring.h \
     's/^    sum_parts\(\&m->dev, h->dkv_sum.*$//' $S
+fault 'allgather: the share of the owner is lost' allgather.h \
+    's/g->parts, count, DTYPE_ACCUM, 1\)/g->parts, count, DTYPE_ACCUM, 0)/' $S
+fault 'allgather: a rank adds to its own keys what nobody made' allgather.h \
+    's/^    zero_fill\(\&m->dev, share \+ m->mesh.*//' $S
+fault 'allgather: a share that nobody made is summed' allgather.h \
+    's/^ +else zero_fill\(.*//' $S
+fault 'allgather: the positions of another rank' allgather.h \
+    's/visitor_map\(m, s\.turn\)/visitor_map(m, s.turn + 1)/' $S
+fault 'allgather: every piece in one place' allgather.h \
+    's/return g->room\[at->piece % 2\]/return g->room[0]/' $S
+fault 'allgather: each rank the keys of another' allgather.h \
+    's/ \+ visitor_rank\(m, at->turn\) \* at->count/ + m->mesh.ring_rank * at->count/' $S
 fault 'ring: visitors taken for their neighbours' core/blocks.h \
     's/ring_rank - turn \+ R/ring_rank - turn + 1 + R/' $S
 fault 'zigzag: second chunk shifted' core/positions.h \
@@ -180,13 +216,23 @@ fault 'ignored targets counted' core/data.h \
 fault 'micro-batches read the same sequences' train_gpt.cu \
     's/\(micro \* m->mesh/(0 * micro * m->mesh/' $S
 fault 'recompute skips the norm' train_gpt.cu \
-    's/if \(m->recompute\) block_forward\(m, kind, l, s->x, NULL, dxn\);//' $S
+    's/if \(m->recompute\) norm_forward\(.*s->x, NULL\);//; s/^    else norm_recompute/    norm_recompute/' $S
 fault 'ledger counts its own part' core/comm.h \
     '0,/COMM_ALL_GATHER, t, \(c->size - 1\)/s//COMM_ALL_GATHER, t, (c->size)/' $S
 fault 'closed form of the ring forgotten' train_gpt.cu \
     's/^    m->context->volume\(.*//' $S
 fault 'closed form without the repeated forward' train_gpt.cu \
-    's/if \(m->recompute\) ledger_expect_repeat.*//' $S
+    's/, m->recompute \&\& m->scheme->repeats_exchange\)/, 0)/' $S
+fault 'levers: attention made again although it is kept' core/blocks.h \
+    's/if \(m->phase == PHASE_BACKWARD \&\& .*KEPT\) zero_prefetch/if (0) zero_prefetch/' test_levers 4
+fault 'levers: a tile takes its neighbour for its input' core/blocks.h \
+    's/pre\(m, t, row\), width, xn \+ row \* C,/pre(m, t, row), width, xn,/' test_levers 4
+fault 'levers: only the last tile adds to the weights' core/blocks.h \
+    's/^    first_backward_weight\(m, mlp_first/    if (row + t->tile >= t->rows) &/' test_levers 4
+fault 'levers: tiles as large as all rows' core/blocks.h \
+    's/take_real\(m, MEM_WORKSPACE, tile \* width\)/take_real(m, MEM_WORKSPACE, rows * width)/g' test_levers 4
+fault 'levers: one place for what every layer keeps of attention' train_gpt.cu \
+    's/if \(l > 0 \&\& m->recompute == RECOMPUTE_ATTENTION_KEPT\)/if (0)/' test_levers 4
 fault 'closed form of ulysses off' ulysses.h \
     's/2 \* c->dim \/ N/c->dim \/ N/' $S
 fault 'arena: a buffer the plan does not see' train_gpt.cu \
@@ -263,17 +309,41 @@ fault 'products: a tile at the edge loses a column' kernels/cpu/gemm.h \
 fault 'products: a last panel is not filled up' kernels/cpu/gemm.h \
     's/= i < rows \? from\[i \* ld \+ k\] : 0;/= from[0];/' test_kernels 1
 fault 'attention: a query sees one key too many' kernels/cpu/attention.h \
-    's/seen\[c \+ i\] <= j/seen[c + i] < j/' test_kernels 1
+    's/p->seen\[c \+ i\] <= j/p->seen[c + i] < j/' test_kernels 1
+fault 'attention: a query sees one key before its interval' kernels/cpu/attention.h \
+    's/p->from\[c \+ i\] > j/p->from[c + i] > j + 1/' test_kernels 1
+fault 'attention: intervals of the first query of a tile for all' kernels/cpu/attention.h \
+    's/v.lo\[\(q->first \+ i\) \* v.B\]/v.lo[q->first * v.B]/' test_kernels 1
+fault 'attention: a tile that ends where intervals begin is skipped' kernels/cpu/attention.h \
+    's/(return p->from\[0\] )</\1+ 1 </' test_kernels 1
+fault 'attention: keys end at a panel of queries too early' kernels/cpu/attention.h \
+    's/p->from\[end\] < j \+ TILE_ROWS/p->from[end] < j/' test_kernels 1
 fault 'attention: keys begin at a panel of queries too late' kernels/cpu/attention.h \
-    's/panel_seen\(seen, i\) <= j\)/panel_seen(seen, i) <= j + 1)/' test_kernels 1
+    's/panel_seen\(p, i\) <= j\)/panel_seen(p, i) <= j + 1)/' test_kernels 1
 fault 'attention: what a product reads beyond is not cleared' kernels/cpu/attention.h \
-    's/^( +for .*\) )memset\(s \+ j \* PAIR_STEP.*/\1(void)s;/' test_kernels 1
+    's/^( +for .*panel.end; .*\) )memset\(s \+ j \* PAIR_STEP.*/\1(void)s;/' test_kernels 1
+fault 'attention: what a product reads before is not cleared' kernels/cpu/attention.h \
+    's/^( +for .*read_begin; .*\) )memset\(s \+ j \* PAIR_STEP.*/\1(void)s;/' test_kernels 1
 fault 'attention scaled by another root' kernels/cpu/attention.h \
     's/sqrt/cbrt/' test_fixtures 1
 fault 'final norm bias gradient dropped' train_gpt.cu \
     's/dx \+ own, g\[T_NORM\], g\[T_NORM_BIAS\], xn/dx + own, g[T_NORM], NULL, xn/' test_gradients 1
 fault 'positions of the embedding gradient' train_gpt.cu \
     's/z->dweight\[T_WPE\], dx/NULL, dx/' test_gradients 1
+fault "models: a query norm's gradient passes through" core/blocks.h \
+    's/\+ +s->q_raw, 0, n\);|s->q_raw, 0, n\);/normed, 0, n);/' test_models 1
+fault "models: values are normed, keys are not" core/blocks.h \
+    's/parts_merge\(dev, kv, apart, 2, rows, width\);/(void)0;/' test_models 1
+fault 'models: yarn without its magnitude' core/rope.h \
+    's/if \(s->kind != ROPE_YARN\) return 1;/return 1;/' test_models 1
+fault "models: yarn's ramp ends between pairs" core/rope.h \
+    's/if \(!s->exact_ramp\) low/if (0) low/' test_models 1
+fault 'models: dynamic scaling forgets how long the sequence is' core/rope.h \
+    's/past > 1\) theta/past > 9) theta/' test_models 1
+fault 'models: longrope takes the other list' core/rope.h \
+    's/L > s->original_max_pos \?/L <= s->original_max_pos ?/' test_models 1
+fault 'models: layers without rotation rotate' train_gpt.cu \
+    's/layer_in\(&m->config.no_rope, l\) \? NULL : m->rope/m->rope/' test_models 1
 fault 'a measured peak stops a run' kernels/cpu/device.h \
     '/^static inline int device_peak_is_stated/,/^}/s/return 0;/return 1;/' test_host 1
 fault 'a peak that was given stops nothing' core/rate.h \
@@ -424,11 +494,11 @@ emulated 'hopper: dQ over the dQ before' $hopper \
 emulated 'hopper: a turn ends before its sum is there' $hopper \
     's/bulk_wait<0>\(\);//' test_cuda_attention small wgmma
 emulated 'hopper: a sum does not wait for its turn' $hopper \
-    's/^( *)counter_wait\(turn, b.j\);/\1/' test_cuda_attention wgmma
+    's/^( *)counter_wait\(turn, LO.*;/\1/' test_cuda_attention wgmma
 emulated 'hopper: the last turn does not wait' $hopper \
-    's/counter_wait\(turn_of\(a, b.head \+ h, i\), b.j\)/(void)0/' test_cuda_attention wgmma
+    's/counter_wait\(turn_of\(a, b.head \+ h, i\), .*;/(void)0;/' test_cuda_attention wgmma
 emulated 'hopper: the first turn adds to nothing' $hopper \
-    's/if \(b.j == 0 \&\& !a.add\) tma_store/if (0) tma_store/' test_cuda_attention small wgmma
+    's/if \(turn_first.* \&\& !a.add\) tma_store/if (0) tma_store/' test_cuda_attention small wgmma
 emulated 'hopper: blocks that trust blockIdx' $hopper \
     's/backward_block<BM, BN>\(p.a, atomicAdd\(p.a.tickets, 1\)\)/backward_block<BM, BN>(p.a, (int)blockIdx.x)/' \
     test_cuda_attention small wgmma
@@ -479,6 +549,50 @@ emulated 'cuda: results at an offset of 32 bits' kernels/cuda/attention_forward.
      s/@head/a.head_dim \/ (unsigned)a.head_dim/' test_cuda_attention small sm_80
 emulated 'cuda: queries at an offset of 32 bits, backward' kernels/cuda/attention_backward.cuh \
     's/from \+ s->row \* a.head_dim/from + (unsigned)s->row * a.head_dim/' test_cuda_attention small sm_80
+emulated 'interval: lo off by one' kernels/cuda/attention_forward.cuh \
+    's/if \(8 \* n \* kv.stride < begin\)/if (8 * n * kv.stride <= begin)/' test_cuda_attention small masks sm_80
+emulated 'interval: a tile that is seen up to its last key alone is skipped' kernels/cuda/attention.cuh \
+    's@(position - m.first\[r\]) - 1\) / m.stride\[r\] \+ 1@\1) / m.stride[r] + 1@' \
+    test_cuda_attention small masks forward
+emulated 'interval: a tile whose first key alone is not seen is not masked' kernels/cuda/attention_forward.cuh \
+    's/LO \&\& kv.position < \*most/LO \&\& kv.position + 1 < *most/' test_cuda_attention small masks forward sm_80
+emulated 'interval: the same of a warpgroup' kernels/cuda/attention_hopper_forward.cuh \
+    's/LO \&\& kv.position < most/LO \&\& kv.position + 1 < most/' test_cuda_attention small masks forward wgmma
+emulated 'interval: the second warpgroup masks as the first' kernels/cuda/attention_hopper_forward.cuh \
+    's/most = row_lo\(lo, tile, 64 \* group \+ 63\)/most = row_lo(lo, tile, 63)/' \
+    test_cuda_attention small masks forward wgmma
+emulated 'interval: the lo of the first sequence' kernels/cuda/attention.cuh \
+    's/AttentionLo l = \{lo \+ sequence,/AttentionLo l = {lo + 0 * sequence,/' test_cuda_attention small masks forward
+emulated 'interval: no tile is skipped' kernels/cuda/attention_forward.cuh \
+    's/first = tiles_before<BN>.*/first = 0;/' test_cuda_attention small masks forward sm_80
+emulated 'interval: no tile is skipped on sm_90a' kernels/cuda/attention_hopper_forward.cuh \
+    's/item.low = tiles_before<BN>.*/item.low = 0;/' test_cuda_attention small masks forward wgmma
+emulated 'interval, backward: a tile that sees one key is skipped' kernels/cuda/attention_backward.cuh \
+    's/, row\) <= position/, row) < position/' test_cuda_attention small masks
+emulated 'interval, backward: tiles of another document are computed' kernels/cuda/attention_backward.cuh \
+    's/^( *)span->from\[which\]\[run\] = from;/\1span->from[which][run] = which ? from : run ? a.q_tiles : @first;/;
+     s/@first/a.q_map.tiles[0]/' test_cuda_attention small masks
+emulated 'interval, backward: only the first row of a tile tells whether it is masked' \
+    kernels/cuda/attention_backward.cuh 's/which == SPAN_CUT \? BM - 1 : 0/0/' test_cuda_attention small masks
+emulated 'interval, backward: the first turn passes the counter on by one' kernels/cuda/attention_backward.cuh \
+    's/\? j \+ 1 : 1/? 1 : 1/' test_cuda_attention small masks sm_80
+emulated 'interval, backward: the same on sm_90a' kernels/cuda/attention_hopper_backward.cuh \
+    's/\? b.j \+ 1 : 1/? 1 : 1/' test_cuda_attention small masks wgmma
+emulated 'interval, backward: the first turn waits for KV tiles that nobody sees' kernels/cuda/attention_backward.cuh \
+    's/step, j\) \? 0 : j/step, j) ? j : j/' test_cuda_attention small masks sm_80
+emulated 'interval, backward: the first turn is that of KV tile 0' kernels/cuda/attention_backward.cuh \
+    's/step_first<LO>\(a, span, step, j\) \&\& !a.add/j == 0 \&\& !a.add/' test_cuda_attention small masks sm_80
+emulated 'interval, backward: turns are not waited for' kernels/cuda/attention_hopper_backward.cuh \
+    's/counter_wait\(turn, LO.*;//' test_cuda_attention masks wgmma
+emulated 'interval, backward: from the second run on to a tile of the first that does not see it' \
+    kernels/cuda/attention_backward.cuh \
+    's/return i >= a.q_map.tiles\[0\] \? i : min\(.*/return i;/' test_cuda_attention small masks
+emulated 'interval, backward: queries that see nothing keep what was there' kernels/cuda/attention_backward.cuh \
+    's/for \(int i = j; i < a.q_tiles/for (int i = j; i < 0/' test_cuda_attention small masks
+emulated 'interval, backward: one key too many is hidden' kernels/cuda/attention_hopper_backward.cuh \
+    's@\(hidden - 1\) / kv.stride \+ 1@hidden / kv.stride + 1@' test_cuda_attention small masks wgmma
+emulated 'interval, backward: the first keys of the stage before' kernels/cuda/attention_hopper_backward.cuh \
+    's/t.begin \+ stage \* BM \+ group_col/t.begin + group_col/' test_cuda_attention small masks wgmma
 emulated 'hopper: another swizzle than the copy has' kernels/cuda/attention_hopper.cuh \
     's/wgmma_descriptor\(tile, 16, 1024, 1\)/wgmma_descriptor(tile, 16, 1024, 2)/' \
     test_cuda_attention small forward wgmma
@@ -519,8 +633,11 @@ caught 'self-check: attention exchange skipped' ring.h \
     '0,/kv = arriving;/s//kv = s->kv;/' \
     'self-check: token [0-9]+ of sequence 0 reached [0-9]+ of the' 4 --sp ring --selfcheck on
 caught 'self-check: a hop of the ring is lost, and the layers above make up for it' ring.h \
-    '0,/if \(visitor_seen\(m, hop\)\)/s//if (visitor_seen(m, hop) \&\& hop != 2)/' \
+    '0,/if \(visitor_seen\(m, s, hop\)\)/s//if (visitor_seen(m, s, hop) \&\& hop != 2)/' \
     'self-check: token [0-9]+ of sequence 0 reached [0-9]+ of the' 4 --sp ring --ring-layout contiguous
+caught 'self-check: allgather of keys is skipped' allgather.h \
+    's/return g->room\[at->piece % 2\].*/return s->kv;/' \
+    'self-check: token [0-9]+ of sequence 0 reached [0-9]+ of the' 4 --sp allgather --selfcheck on
 caught 'self-check: one sender of an all-to-all is lost' ulysses.h \
     '0,/^    m->context->forward\(m, s\);/s//    zero_fill(\&m->dev, s->kv, ulysses_kv_part(m) * real_size());\n&/' \
     'self-check: token [0-9]+ of sequence 0 reached [0-9]+ of the' 4 --sp ulysses
@@ -543,6 +660,32 @@ caught 'schedule: a rank takes another branch in the run' ulysses.h \
     'this rank has taken another branch than the plan .rank 2' 4 --sp ulysses --selfcheck off
 caught 'a rate above the peak' core/rate.h \
     's/double peak = p->flops/double peak = 1e-9 * p->flops/' 'times the peak' 2 --peak-tflops 1
+misread 'pages: a dead link' README.md 's#docs/running\.md#docs/runing.md#' README.md 'README.md: links'
+misread 'pages: one that is not listed' docs/README.md 's/evaluating\.md/data.md/' docs/design.md \
+    'lists every page'
+misread 'pages: a heading that has gone' docs/gpus.md 's/^## Check a machine/## Try a machine/' docs/testing.md \
+    'testing.md: links'
+misread 'pages: a flag that nobody knows' docs/running.md 's/`--on-spike`/`--on-spikes`/' docs/running.md \
+    'running.md: flags'
+misread 'pages: an old page of flags' docs/flags.md 's/in a sequence, L, over all ranks \[256\]/& or so/' docs/flags.md \
+    'flags.md is what --help prints'
+misread 'pages: a file that has gone' docs/testing.md 's/test_gradients\.c/test_gradient.c/' docs/testing.md \
+    'testing.md: files and targets'
+misread 'pages: a command that is refused' docs/data.md 's/--seq-len 32 /--seq-len 33 /' docs/data.md \
+    'data.md:[0-9]+: mpirun'
+misread 'pages: a run for GPUs that is refused' docs/gpus.md 's/--dp 2 --batch 8/--dp 3 --batch 8/' docs/gpus.md \
+    'gpus.md:[0-9]+: not run, needs Slurm'
+misread 'pages: an output that has changed' docs/data.md 's/18,720 tokens/18,721 tokens/' docs/data.md \
+    'data.md:[0-9]+: python3'
+misread 'pages: a command among text' docs/running.md 's/^s < W  /$ make\n&/' docs/running.md 'running.md: blocks'
+misread 'pages: a block without a language' docs/design.md '0,/^```text/s//```/' docs/design.md 'design.md: blocks'
+misread 'pages: no reason why a block is not run' docs/checkpoints.md 's/not run: takes hours/not run: boring/' \
+    docs/checkpoints.md 'checkpoints.md:[0-9]+: not run'
+misread 'pages: code that has changed' CONTRIBUTING.md 's/i64_max\(1, c->kv_heads/i64_max(2, c->kv_heads/' \
+    CONTRIBUTING.md 'CONTRIBUTING.md: code'
+misread 'pages: an old picture' docs/pictures/ring.svg 's/dKV/dVK/' docs/design.md 'pictures are what'
+misread 'pages: a paper with a wrong digit' CITATION.cff 's/2310\.01889/2310.01899/' docs/design.md 'CITATION.cff'
+misread 'pages: a README that grows' README.md '$a\'"$(printf '%08192d' 0)" docs/design.md 'README.md has'
 }
 echo "1..$n"
 exit $((failed > 0))

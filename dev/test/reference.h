@@ -3,7 +3,7 @@
 
    Arguments stand in compute.h's order, without a device; shapes are those stated there. What an operation adds to
    (weight gradients, dx of a norm) is added to here, too. Gradients are proved by finite differences in test_kernels.c.
-   Attention has a reference in each suite: the shapes that are of interest differ.                                   */
+   Intervals of visible keys (AttentionCall's lo) are read where they stand: on the host.                             */
 #ifndef ODYSSEUS_TEST_REFERENCE_H
 #define ODYSSEUS_TEST_REFERENCE_H
 
@@ -110,6 +110,82 @@ static inline void reference_heads(double *q_out, double *kv_out, double *dq, do
                     dx[i] += dy[i] * c, dx[pair] += sign * dy[i] * s;
                 }
             }
+}
+
+static inline double reference_dot(const double *a, const double *b, i64 n) {
+    double sum = 0;
+    for (i64 i = 0; i < n; i++) sum += a[i] * b[i];
+    return sum;
+}
+
+/* Row i of head (b, h) of a call: the scores of all keys, -inf where it does not see them; returns log sum exp. */
+static inline double reference_scores(double *score, const double *q, const double *kv, const AttentionCall *c, i64 b,
+                                      i64 h, i64 i) {
+    const AttentionShape *s = &c->shape;
+    i64 HS = s->head_dim, kh = h / (s->heads / s->kv_heads), lo = c->lo ? c->lo[i * s->B + b] : 0;
+    double top = -INFINITY, sum = 0;
+    for (i64 j = 0; j < s->Tk; j++) {
+        i64 p = token_position(&c->kv_map, j);
+        score[j] = -INFINITY;
+        if (p > token_position(&c->q_map, i) || p < lo) continue;
+        score[j] = reference_dot(q + ((i * s->B + b) * s->heads + h) * HS,
+                                 kv + ((j * s->B + b) * 2 * s->kv_heads + kh) * HS, HS) /
+                   sqrt((double)HS);
+        if (score[j] > top) top = score[j];
+    }
+    if (top == -INFINITY) return -INFINITY;
+    for (i64 j = 0; j < s->Tk; j++) sum += exp(score[j] - top);
+    return top + log(sum);
+}
+
+/* One call that merges with nothing; its lo is read here, on the host. */
+static inline void reference_attention(double *out, double *lse, const double *q, const double *kv, AttentionCall c) {
+    const AttentionShape s = c.shape;
+    i64 HS = s.head_dim;
+    double *score = (double *)host_alloc(sizeof(double) * (size_t)i64_max(1, s.Tk));
+    for (i64 i = 0; i < s.Tq; i++)
+        for (i64 b = 0; b < s.B; b++)
+            for (i64 h = 0; h < s.heads; h++) {
+                i64 row = (i * s.B + b) * s.heads + h, kh = h / (s.heads / s.kv_heads);
+                lse[row] = reference_scores(score, q, kv, &c, b, h, i);
+                for (i64 d = 0; d < HS; d++) out[row * HS + d] = 0;
+                for (i64 j = 0; j < s.Tk; j++)
+                    if (score[j] > -INFINITY)
+                        for (i64 d = 0; d < HS; d++)
+                            out[row * HS + d] +=
+                                exp(score[j] - lse[row]) * kv[(((j * s.B + b) * 2 + 1) * s.kv_heads + kh) * HS + d];
+            }
+    free(score);
+}
+
+/* Its gradients as the chain rule has them: dP = dout V^T, dS = P (dP - sum_j P dP); dq, dkv += */
+static inline void reference_attention_backward(double *dq, double *dkv, const double *q, const double *kv,
+                                                const double *dout, AttentionCall c) {
+    const AttentionShape s = c.shape;
+    i64 HS = s.head_dim;
+    double *p = (double *)host_alloc(sizeof(double) * (size_t)i64_max(1, 2 * s.Tk)), *dp = p + s.Tk;
+    double scale = 1 / sqrt((double)HS);
+    for (i64 i = 0; i < s.Tq; i++)
+        for (i64 b = 0; b < s.B; b++)
+            for (i64 h = 0; h < s.heads; h++) {
+                i64 at = ((i * s.B + b) * s.heads + h) * HS, kh = h / (s.heads / s.kv_heads);
+                double lse = reference_scores(p, q, kv, &c, b, h, i), mean = 0;
+                for (i64 j = 0; j < s.Tk; j++) {
+                    i64 k = ((j * s.B + b) * 2 * s.kv_heads + kh) * HS, v = k + s.kv_heads * HS;
+                    p[j] = p[j] > -INFINITY ? exp(p[j] - lse) : 0;
+                    dp[j] = reference_dot(dout + at, kv + v, HS);
+                    mean += p[j] * dp[j];
+                }
+                for (i64 j = 0; j < s.Tk; j++)
+                    for (i64 d = 0; d < HS; d++) {
+                        i64 k = ((j * s.B + b) * 2 * s.kv_heads + kh) * HS, v = k + s.kv_heads * HS;
+                        double ds = scale * p[j] * (dp[j] - mean);
+                        dq[at + d] += ds * kv[k + d];
+                        dkv[k + d] += ds * q[at + d];
+                        dkv[v + d] += p[j] * dout[at + d];
+                    }
+            }
+    free(p);
 }
 
 static inline double reference_gelu(double x) {

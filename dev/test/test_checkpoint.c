@@ -259,6 +259,7 @@ static const GoodConfig GOOD_CONFIGS[] = {
     {"\"architectures\": [\"GPT2LMHeadModel\"], " GPT2_SIZES, GPT2_SMALL, NULL},
     {"\"architectures\": [\"GPT2Model\"], " GPT2_SIZES, GPT2_SMALL, NULL},
     {"\"architectures\": null, " GPT2_TEXT, GPT2_SMALL, NULL},
+    {"\"name\": \"\\\\u0000\", " GPT2_TEXT, GPT2_SMALL, NULL}, /* a backslash and letters, no zero */
     {"\"architectures\": [\"LlamaForCausalLM\"], " GPT2_TEXT, GPT2_SMALL, NULL}, /* model_type decides */
     {"\"model_type\": \"llama\"", LLAMA_DEFAULT,
      "defaults: num_hidden_layers 32, hidden_size 4096, num_attention_heads 32, intermediate_size 11008, vocab_size "

@@ -77,6 +77,9 @@ refuses 4 '--seq-len 66 does not divide.*64 and 68' "${small[@]::2}" --seq-len 6
 refuses 4 '4 ranks do not divide over --dp 3' "${small[@]}" --dp 3
 refuses 4 'does not divide over --ring 3' "${small[@]}" --ring 3
 refuses 4 'use --ring 4' "${small[@]}" --sp ring --ring 2
+refuses 4 '--context mesh: must be one of ring.allgather' "${small[@]}" --sp tpsp --ring 2 --context mesh
+refuses 4 '--sp ring is the context ring .*; use --sp allgather' "${small[@]}" --sp ring --context allgather
+refuses 4 '--gather-tokens needs --context allgather' "${small[@]}" --ring 2 --gather-tokens 8
 refuses 2 '--batch 5 is not a multiple of dp 2 x micro-batch 1.*4 and 6' "${small[@]::4}" --batch 5 --dp 2
 refuses 1 'longer than the 32 positions' --model tiny-gpt --max-pos 32 "${small[@]}"
 refuses 1 '--world needs --dry-run' "${small[@]}" --world 4
@@ -391,11 +394,5 @@ for k in a:
     assert scale > 0 and max(abs(x - y) for x, y in zip(a[k], b[k])) <= 1e-4 * scale, k
 PY
 ok $? "--dump-grads: every tensor under its Hugging Face name, 1 rank as 4"
-
-# ---- what people read
-./train_gpt_cpu --help >"$work/help" 2>&1
-awk '/^<!-- flags -->/{on=1;next} /^<!-- end of flags -->/{on=0} on' README.md | grep -v '^```' >"$work/readme"
-diff "$work/readme" "$work/help" >"$work/out"
-ok $? "README's flags are --help's"
 
 checks_done

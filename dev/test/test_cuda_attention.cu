@@ -11,6 +11,9 @@
           ring), merged one after another
    then   the same bits a second time and under other schedules of the threads; the results written in
           bf16 are those in fp32, rounded
+   masks  the same with queries that see keys from `lo` on: documents that begin on, before and after the edges of tiles,
+          windows, both; where lo is 0, the bits of the kernels that have none; NaN in documents beside a document, whole
+          tiles of it, stays there: the tiles are skipped
    last   the backward tiles of GPUs whose blocks have 99 KB of shared memory
    far    in the emulator: a few blocks of tensors whose last elements no 32 bits reach, with memory
           only where these blocks belong
@@ -19,7 +22,7 @@
    ones hold them against each other.
 
    Words as arguments: `small`, fewer and smaller cases, for sanitizers; `sm_80` or `wgmma`, one path
-   alone; `forward`, nothing else. */
+   alone; `forward`, nothing else; `masks`, no other cases. */
 #include "cuda_support.h"
 
 #define OUT_BOUND 4e-3
@@ -29,6 +32,10 @@
 static int steep; /* 1: the last keys are small, the first ones large: the running maximum rises and rises */
 static i64 shared_most = (i64)1 << 40; /* bytes that a block may have, if the device lets it */
 static int paths = 3, forward_only;    /* bit 0: sm_80's kernels, bit 1: those of sm_90a where they can run */
+/* What queries see: so many keys, their own the last (0: all before it); those of their own document. `documents`: where
+   they begin, ascending, up to -1 (NULL: one); in each sequence 17 tokens later than in the sequence before. */
+static i64 window;
+static const i64 *documents;
 static const char *const PATHS[] = {"sm_80", "wgmma"};
 
 typedef struct {
@@ -38,6 +45,7 @@ typedef struct {
     double *q, *kv, *dout, *dq; /* inputs; dq: what is there before */
     double *out, *lse, *delta;        /* the reference's; then the gradients */
     double *want_dq, *want_dkv;
+    int32_t *lo; /* (Tq, B), or NULL */
 } Case;
 
 static i64 q_elements(const Case *c) { return c->s.Tq * c->s.B * c->s.heads * c->s.head_dim; }
@@ -49,6 +57,14 @@ static i64 key_position(const Case *c, i64 t) {
     int i = 0;
     while (t >= c->kv_map[i].count) t -= c->kv_map[i++].count;
     return token_position(&c->kv_map[i], t);
+}
+
+/* The first position that position p sees. */
+static i64 lo_of(i64 p, i64 b) {
+    i64 lo = window ? i64_max(0, p - window + 1) : 0;
+    for (const i64 *d = documents; d && *d >= 0; d++)
+        if (*d + 17 * b <= p) lo = i64_max(lo, *d + 17 * b);
+    return lo;
 }
 
 static double dot(const double *a, const double *b, i64 n) {
@@ -64,7 +80,9 @@ static void reference_row(Case *c, i64 t, i64 b, i64 h, double *p) {
     double top = -INFINITY, sum = 0, scale = 1 / sqrt((double)HS);
     for (i64 j = 0; j < s->Tk; j++) {
         const double *k = c->kv + (((j * s->B + b) * 2) * s->kv_heads + kh) * HS;
-        p[j] = key_position(c, j) <= token_position(&c->q_map, t) ? scale * dot(c->q + row * HS, k, HS) : -INFINITY;
+        i64 position = key_position(c, j), lo = c->lo ? c->lo[t * s->B + b] : 0;
+        int seen = lo <= position && position <= token_position(&c->q_map, t);
+        p[j] = seen ? scale * dot(c->q + row * HS, k, HS) : -INFINITY;
         if (p[j] > top) top = p[j];
     }
     for (i64 j = 0; j < s->Tk; j++) p[j] = top == -INFINITY ? 0 : exp(p[j] - top), sum += p[j];
@@ -110,6 +128,7 @@ static void reference(Case *c) {
 typedef struct {
     const real *q, *kv, *dout;
     const accum *final_lse, *delta, *dq_before;
+    const int32_t *lo;
     accum *out, *lse, *dq, *dkv;
     real *out_rounded, *dq_rounded, *dkv_rounded; /* NULL, or where results go instead */
 } Buffers;
@@ -122,6 +141,7 @@ static Buffers upload_case(Case *c) {
     d.q = upload_real(c->q, q_elements(c)), d.kv = upload_real(c->kv, kv_elements(c)),
     d.dout = upload_real(c->dout, q_elements(c));
     d.dq_before = upload_accum(c->dq, q_elements(c));
+    d.lo = c->lo ? upload_int(c->lo, c->s.Tq * c->s.B) : NULL;
     return d;
 }
 
@@ -132,9 +152,10 @@ static void run_forward(Device *dev, const Case *c, Buffers *d) {
     for (int i = 0; i < c->blocks; i++) {
         AttentionShape s = c->s;
         s.Tk = c->kv_map[i].count;
+        AttentionCall call = attention_call(s, c->q_map, c->kv_map[i], i > 0);
+        call.lo = d->lo;
         attention_forward(dev, d->out, i + 1 == c->blocks ? d->out_rounded : NULL, d->lse, d->q,
-                          d->kv + first * s.B * 2 * s.kv_heads * s.head_dim,
-                          attention_call(s, c->q_map, c->kv_map[i], i > 0));
+                          d->kv + first * s.B * 2 * s.kv_heads * s.head_dim, call);
         first += s.Tk;
     }
     CUDA_CHECK(cudaDeviceSynchronize());
@@ -149,9 +170,11 @@ static void run_backward(Device *dev, const Case *c, Buffers *d) {
         AttentionShape s = c->s;
         s.Tk = c->kv_map[i].count;
         i64 at = first * s.B * 2 * s.kv_heads * s.head_dim;
+        AttentionCall call = attention_call(s, c->q_map, c->kv_map[i], c->add || i > 0);
+        call.lo = d->lo;
         attention_backward(dev, d->dq, i + 1 == c->blocks ? d->dq_rounded : NULL, d->dkv + at,
                            d->dkv_rounded ? d->dkv_rounded + at : NULL, d->q, d->kv + at, d->dout, d->final_lse,
-                           d->delta, attention_call(s, c->q_map, c->kv_map[i], c->add || i > 0));
+                           d->delta, call);
         first += s.Tk;
     }
     CUDA_CHECK(cudaDeviceSynchronize());
@@ -269,6 +292,10 @@ static void random_case(Case *c) {
     c->dq = randoms(q_elements(c), 1e-2);
     c->out = zeros(q_elements(c)), c->lse = zeros(q_rows(c)), c->delta = zeros(q_rows(c));
     c->want_dq = zeros(q_elements(c)), c->want_dkv = zeros(kv_elements(c));
+    if (!window && !documents) return;
+    c->lo = (int32_t *)host_take(c->s.Tq * c->s.B * (i64)sizeof(int32_t));
+    for (i64 r = 0; r < c->s.Tq * c->s.B; r++)
+        c->lo[r] = (int32_t)lo_of(token_position(&c->q_map, r / c->s.B), r % c->s.B);
 }
 
 static Device case_device(const Case *c) {
@@ -286,9 +313,12 @@ static void run_case(Case *c, int again, const char *name) {
     d.final_lse = upload_accum(c->lse, q_rows(c)), d.delta = upload_accum(c->delta, q_rows(c));
     int both = dev.state.wgmma;
     for (int path = both; path >= 0; path--) {
-        char text[192];
+        char text[256];
         if (!(paths & 1 << path)) continue;
-        snprintf(text, sizeof text, "%s%s%s", both ? PATHS[path] : "", both ? ": " : "", name);
+        char mask[64] = "";
+        if (window) snprintf(mask, sizeof mask, "window %lld, ", window);
+        if (documents) strcat(mask, "documents, ");
+        snprintf(text, sizeof text, "%s%s%s%s", both ? PATHS[path] : "", both ? ": " : "", mask, name);
         dev.state.wgmma = path;
         run_path(&dev, c, d, again, text);
     }
@@ -375,6 +405,113 @@ static void test_paths(i64 HS, i64 heads, i64 kv_heads, i64 B, RingLayout layout
         }
     }
     release_all();
+}
+
+/* ---- masks ---- */
+
+/* On, before and after the edges of tiles of 64 and 128, documents of one token, and a long one. */
+static const i64 EDGES[] = {0, 63, 64, 65, 128, 129, 255, 257, 320, 384, 385, -1};
+
+static void masked(i64 tokens, const i64 *begins) { window = tokens, documents = begins; }
+
+/* Where lo is 0, kernels that look at it leave the bits of those that do not. */
+static void test_same(i64 HS, i64 heads, i64 kv_heads, RingLayout layout, i64 L, int ranks, int rank) {
+    Case c;
+    memset(&c, 0, sizeof c);
+    c.s.B = 1, c.s.Tq = c.s.Tk = L / ranks, c.s.heads = heads, c.s.kv_heads = kv_heads, c.s.head_dim = HS;
+    c.q_map = c.kv_map[0] = token_map(layout, L, ranks, rank), c.blocks = 1;
+    masked(L, NULL);
+    random_case(&c);
+    masked(0, NULL);
+    Buffers d = upload_case(&c), e = d;
+    d.lo = NULL;
+    Device dev = case_device(&c);
+    for (int path = dev.state.wgmma; path >= 0; path--) {
+        if (!(paths & 1 << path)) continue;
+        dev.state.wgmma = path;
+        run_forward(&dev, &c, &d), run_forward(&dev, &c, &e);
+        int same = same_bits(d.out, e.out, q_elements(&c) * (i64)sizeof(accum)) &&
+                   same_bits(d.lse, e.lse, q_rows(&c) * (i64)sizeof(accum));
+        if (!forward_only) {
+            d.final_lse = e.final_lse = d.lse, d.delta = e.delta = upload_accum(randoms(q_rows(&c), 1), q_rows(&c));
+            run_backward(&dev, &c, &d), run_backward(&dev, &c, &e);
+            same &= same_bits(d.dq, e.dq, q_elements(&c) * (i64)sizeof(accum)) &&
+                    same_bits(d.dkv, e.dkv, kv_elements(&c) * (i64)sizeof(accum));
+        }
+        check(same, "%s: lo 0 everywhere, the bits of no lo, head dim %lld, L %lld, rank %d of %d", PATHS[path], HS, L,
+              rank, ranks);
+    }
+    release_all();
+}
+
+/* NaN in all but `good`, whole tiles of a document, reach nothing of it: no tile of another document is computed. */
+static void test_skipped(i64 HS) {
+    static const i64 BEGINS[] = {0, 256, 512, -1};
+    enum { GOOD = 256, TOKENS = 600 };
+    Case c;
+    memset(&c, 0, sizeof c);
+    c.s.B = 1, c.s.Tq = c.s.Tk = TOKENS, c.s.heads = 2, c.s.kv_heads = 1, c.s.head_dim = HS;
+    c.q_map = c.kv_map[0] = run_of(0, 1, TOKENS), c.blocks = 1;
+    masked(0, BEGINS);
+    random_case(&c);
+    c.add = 0;
+    masked(0, NULL);
+    Buffers d = upload_case(&c);
+    reference(&c);
+    d.final_lse = upload_accum(c.lse, q_rows(&c)), d.delta = upload_accum(c.delta, q_rows(&c));
+    i64 row = 2 * HS, elements = GOOD * row; /* of q as of kv */
+    const real *inputs[] = {d.q, d.kv, d.dout};
+    for (int i = 0; i < COUNT_OF(inputs); i++) {
+        real *x = (real *)inputs[i];
+        CUDA_CHECK(cudaMemsetAsync(x, 0xff, (size_t)(GOOD * row) * sizeof(real), 0));
+        CUDA_CHECK(cudaMemsetAsync(x + 2 * GOOD * row, 0xff, (size_t)((TOKENS - 2 * GOOD) * row) * sizeof(real), 0));
+    }
+    CUDA_CHECK(cudaDeviceSynchronize());
+    Device dev = case_device(&c);
+    for (int path = dev.state.wgmma; path >= 0; path--) {
+        if (!(paths & 1 << path)) continue;
+        dev.state.wgmma = path;
+        run_forward(&dev, &c, &d);
+        double out = norm_distance(download_accum(d.out + elements, elements), c.out + elements, elements);
+        check(out <= OUT_BOUND, "%s: tiles of other documents are skipped, head dim %lld: out, distance %.2g",
+              PATHS[path], HS, out);
+        if (forward_only) continue;
+        run_backward(&dev, &c, &d);
+        double dq = gradient_distance(download_accum(d.dq + elements, elements), c.want_dq + elements, elements);
+        double dkv = gradient_distance(download_accum(d.dkv + elements, elements), c.want_dkv + elements, elements);
+        check(dq <= GRADIENT_BOUND && dkv <= GRADIENT_BOUND,
+              "%s: likewise backward, head dim %lld: dq, distance %.2g, dkv %.2g", PATHS[path], HS, dq, dkv);
+    }
+    release_all();
+}
+
+static void test_masks(int small) {
+    masked(0, EDGES);
+    test_block(64, 2, 1, 2, 0, 270, 0, 270, 1);
+    test_block(128, 2, 1, 1, 0, 270, 0, 270, 0);
+    masked(100, EDGES + 8);
+    test_block(64, 1, 1, 1, 0, 530, 0, 530, 1); /* turns that begin at later KV tiles */
+    test_block(128, 1, 1, 1, 0, 400, 0, 400, 1);
+    masked(40, NULL);
+    test_block(80, 1, 1, 1, 130, 200, 0, 200, 0); /* the last queries see nothing */
+    test_ring(RING_ZIGZAG, 528, 2, 0, 64, 1, 1, 0);
+    test_ring(RING_STRIPE, 264, 2, 1, 128, 1, 1, 0);
+    if (!small) {
+        static const i64 WINDOWS[] = {1, 64, 65, 128, 200, 257};
+        for (int i = 0; i < COUNT_OF(WINDOWS); i++) {
+            masked(WINDOWS[i], i % 2 ? EDGES + 6 : NULL);
+            test_block(i % 2 ? 64 : 128, 2, 2 - i % 2, 1, 3, 390, 3, 390, 0);
+        }
+        for (int layout = RING_ZIGZAG; layout <= RING_STRIPE; layout++)
+            for (int rank = 0; rank < 3; rank++) {
+                masked(rank == 1 ? 0 : 170, rank == 0 ? NULL : EDGES);
+                test_ring((RingLayout)layout, 1044, 3, rank, rank == 2 ? 128 : 64, 2, 1, rank == 1);
+            }
+    }
+    masked(0, NULL);
+    test_same(64, 2, 1, RING_ZIGZAG, 600, 2, 1);
+    test_same(128, 1, 1, RING_CONTIGUOUS, 200, 1, 0);
+    test_skipped(64), test_skipped(128);
 }
 
 /* delta alone: rowsum(out * dout) of bf16 rows. */
@@ -556,16 +693,21 @@ static void test_head_dims(void) {
 
 int main(int argc, char **argv) {
     need_device();
-    int small = 0;
+    int small = 0, masks_only = 0;
     for (int i = 1; i < argc; i++) {
         if (strcmp(argv[i], "small") == 0) small = 1;
         else if (strcmp(argv[i], "forward") == 0) forward_only = 1;
+        else if (strcmp(argv[i], "masks") == 0) masks_only = 1;
         else if (strcmp(argv[i], "sm_80") == 0) paths = 1;
         else if (strcmp(argv[i], "wgmma") == 0) paths = 2;
-        else FAIL(EVERYONE, "unknown argument '%s'; small, forward, sm_80, wgmma", argv[i]);
+        else FAIL(EVERYONE, "unknown argument '%s'; small, forward, masks, sm_80, wgmma", argv[i]);
     }
     watch_device(300);
     need_wgmma();
+    if (masks_only) {
+        test_masks(small);
+        return checks_done();
+    }
     test_head_dims();
     test_yield(0), test_yield(1);
     for (i64 HS = 8; HS <= 128; HS += small ? 56 : 24) test_delta(77, HS);
@@ -600,6 +742,7 @@ int main(int argc, char **argv) {
         test_ring(RING_ZIGZAG, 1160, 2, 1, 64, 1, 1, 1); /* chunks of 290: several tiles in each run */
         test_ring(RING_STRIPE, 1160, 2, 0, 64, 1, 1, 0);
     }
+    test_masks(small);
     static const i64 LONGEST = ON_GPU ? 4096 : 512;
     test_paths(128, 4, 2, 2, RING_CONTIGUOUS, LONGEST - 77, 1, 0);
     if (!small) {
@@ -618,9 +761,11 @@ int main(int argc, char **argv) {
     if (!small) {
         for (int layout = RING_ZIGZAG; layout <= RING_STRIPE; layout++)
             for (int rank = 0; rank < 2; rank++) {
+                masked(rank ? 90 : 0, NULL);
                 test_ring((RingLayout)layout, 520, 2, rank, 64, 2, 1, 0);
                 test_ring((RingLayout)layout, 520, 2, rank, 128, 2, 2, rank == 1);
             }
+        masked(0, NULL);
     }
     printf("# worst: out %.2g, lse %.2g, dq %.2g, dk %.2g, dv %.2g, delta %.2g\n", worst_out, worst_lse, worst_dq,
            worst_dk, worst_dv, worst_delta);

@@ -18,8 +18,8 @@ wrong() {
     ok $? "refused: $(grep -m 1 '^train_gpt: error' "$work/out" | cut -c 19-150)"
 }
 
-python3 dev/data/text_to_shards.py --out "$work/set" --shard-tokens 9000 README.md LICENSE >"$work/out"
-read -r bytes <<<"$(cat README.md LICENSE | wc -c)"
+python3 dev/data/text_to_shards.py --out "$work/set" --shard-tokens 9000 train_gpt.cu LICENSE >"$work/out"
+read -r bytes <<<"$(cat train_gpt.cu LICENSE | wc -c)"
 # change NAME SCRIPT: a copy of the set, d, with its dataset.json, dataset, changed by Python; prints its shards' glob
 change() {
     rm -rf "${work:?}/$1"
@@ -54,7 +54,7 @@ PY
 look "$work/set/*.bin" &&
     grep -q ": $bytes tokens in [0-9]* shards, bytes: vocabulary 256, 1.00 bytes a token$" "$work/out" &&
     [ "$(grep -c 'as in dataset.json$' "$work/out")" -eq "$(ls "$work/set" | grep -c bin)" ] &&
-    grep -q "^sequence 0: # odysseus.c$" "$work/out"
+    grep -q "^sequence 0: /\* train_gpt.cu - trains " "$work/out"
 ok $? "--check-data: $bytes bytes of text counted, every sum that of dataset.json, the text is read"
 cp -r "$work/set" "$work/bare" && rm "$work/bare/dataset.json"
 look "$work/bare/*.bin" && ! grep -q 'dataset.json' "$work/out" && grep -q "$bytes tokens in" "$work/out"
@@ -71,7 +71,10 @@ wrong 'holds token [0-9]+, the model.s vocabulary is 0 to 99' look "$work/set/*.
 wrong 'largest token: [0-9]+, but 90 in' look "$(change largest 'first["largest"] = 90')"
 wrong 'documents: 0, but 5 in' look "$(change documents 'first["documents"] = 5; dataset["eot"] = 255')"
 wrong 'of version 2, this program reads up to 1' look "$(change version 'dataset["version"] = 2')"
-wrong 'not of this program' look "$(change foreign 'dataset["format"] = "x"')"
+look "$(change foreign 'dataset = {"format": "x", "splits": 3}')" &&
+    grep -q "tokens in [0-9]* shards; dataset.json beside them is another program's: not read$" "$work/out" &&
+    ! grep -q 'as in dataset.json' "$work/out"
+ok $? "a dataset.json of another program is not read, which is said"
 wrong 'vocab is missing' look "$(change vocab 'del dataset["vocab"]')"
 wrong 'train_000000.bin: sum is not a sum' look "$(change sum 'first["sum"] = "12"')"
 wrong 'lists val_000000.bin twice' look "$(change twice 'dataset["splits"]["x"] = dataset["splits"]["val"]')"

@@ -78,6 +78,7 @@ run_model() { # MODEL FLAGS...
         run_case $model tpsp-ring2-stripe-2 2 "$program" $flags --sp tpsp --ring 2 --ring-layout stripe
         run_case $model ulysses-ring2-4 4 "$program" $flags --sp ulysses --ring 2
         run_case $model tpsp-ring2-stripe-4 4 "$program" $flags --sp tpsp --ring 2 --ring-layout stripe
+        run_case $model tpsp-allgather2-4 4 "$program" $flags --sp tpsp --ring 2 --context allgather --gather-tokens 10
         run_case $model odysseus-dp2-recompute-4 4 "$program" $flags --sp odysseus --dp 2 --recompute full
         if [[ $COMMON != *--comm* ]]; then
             run_case $model ulysses-staged-2 2 "$program" $flags --sp ulysses --comm mpi

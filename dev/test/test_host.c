@@ -240,7 +240,7 @@ static void run_with_peak(const char *what) {
     int is_given = strncmp(what, "given", 5) == 0;
     flags_parse(&s, &given, COUNT_OF(args) - (is_given ? 0 : 2), (char **)(uintptr_t)args);
     DevicePlace place = device_place(0, 1, 1);
-    options_from_flags(&o, scheme_find(s.sp), &s, &given, 1, place);
+    options_from_flags(&o, scheme_find(s.sp), context_find(s.context, scheme_find(s.sp)), &s, &given, 1, place);
     trainer_start(t, &o, &s, MPI_COMM_SELF); /* no MPI: one rank alone, whoever started this test */
     t->peak = peak_of(&s, &place);
     /* every measurement from now on says a billionth */

@@ -1,5 +1,5 @@
 /* test_kernels.c - every operation of kernels/compute.h against a naive double reference
-   (reference.h; attention's is here).
+   (reference.h).
 
    inputs are random numbers of type real; the reference reads the same numbers as doubles, so only the kernel's own
    rounding differs outputs that must be overwritten start as NaN, outputs that are added to start from random numbers
@@ -397,73 +397,26 @@ static Sizes sizes_of(i64 B, i64 Tq, i64 Tk, i64 heads, i64 kv_heads, i64 HS) {
     return z;
 }
 
-static double dot(const double *a, const double *b, i64 n) {
-    double sum = 0;
-    for (i64 i = 0; i < n; i++) sum += a[i] * b[i];
-    return sum;
+static double dot(const double *a, const double *b, i64 n) { return reference_dot(a, b, n); }
+
+/* Intervals (L, B) of documents and windows: sequence b has `documents` lengths, the last of which repeats, from the
+   b-th on; the window is longer by b. 0: none of them. */
+static int32_t *intervals(i64 L, i64 B, const i64 *documents, i64 n, i64 window) {
+    int32_t *lo = (int32_t *)take(L * B * 4);
+    for (i64 b = 0; b < B; b++)
+        for (i64 p = 0, start = 0, i = b; p < L; p++) {
+            if (n && p == start + documents[i64_min(i, n - 1)]) start = p, i++;
+            i64 near = window ? p - (window + b) + 1 : 0;
+            lo[p * B + b] = (int32_t)i64_max(n ? start : 0, near);
+        }
+    return lo;
 }
 
-/* Row i of head (b, h): scores of all keys, -inf where the mask hides them; returns log sum exp. */
-static double naive_scores(double *score, const double *q, const double *kv, const AttentionShape *s,
-                           const TokenMap *qm, const TokenMap *km, i64 b, i64 h, i64 i) {
-    i64 HS = s->head_dim, kh = h / (s->heads / s->kv_heads);
-    double top = -INFINITY, sum = 0;
-    for (i64 j = 0; j < s->Tk; j++) {
-        score[j] = -INFINITY;
-        if (token_position(km, j) > token_position(qm, i)) continue;
-        score[j] =
-            dot(q + ((i * s->B + b) * s->heads + h) * HS, kv + ((j * s->B + b) * 2 * s->kv_heads + kh) * HS, HS) /
-            sqrt((double)HS);
-        if (score[j] > top) top = score[j];
-    }
-    if (top == -INFINITY) return -INFINITY;
-    for (i64 j = 0; j < s->Tk; j++) sum += exp(score[j] - top);
-    return top + log(sum);
-}
-
-static void naive_attention(double *out, double *lse, const double *q, const double *kv, AttentionShape s, TokenMap qm,
-                            TokenMap km) {
-    i64 HS = s.head_dim;
-    double *score = doubles(NULL, s.Tk);
-    for (i64 i = 0; i < s.Tq; i++)
-        for (i64 b = 0; b < s.B; b++)
-            for (i64 h = 0; h < s.heads; h++) {
-                i64 row = (i * s.B + b) * s.heads + h, kh = h / (s.heads / s.kv_heads);
-                lse[row] = naive_scores(score, q, kv, &s, &qm, &km, b, h, i);
-                for (i64 d = 0; d < HS; d++) out[row * HS + d] = 0;
-                for (i64 j = 0; j < s.Tk; j++)
-                    if (score[j] > -INFINITY)
-                        for (i64 d = 0; d < HS; d++)
-                            out[row * HS + d] +=
-                                exp(score[j] - lse[row]) * kv[(((j * s.B + b) * 2 + 1) * s.kv_heads + kh) * HS + d];
-            }
-}
-
-/* Gradients as the chain rule has them: dP = dout V^T, dS = P (dP - sum_j P dP). */
-static void naive_attention_backward(double *dq, double *dkv, const double *q, const double *kv, const double *dout,
-                                     AttentionShape s, TokenMap qm, TokenMap km) {
-    i64 HS = s.head_dim;
-    double *p = doubles(NULL, s.Tk), *dp = doubles(NULL, s.Tk), scale = 1 / sqrt((double)HS);
-    for (i64 i = 0; i < s.Tq; i++)
-        for (i64 b = 0; b < s.B; b++)
-            for (i64 h = 0; h < s.heads; h++) {
-                i64 at = ((i * s.B + b) * s.heads + h) * HS, kh = h / (s.heads / s.kv_heads);
-                double lse = naive_scores(p, q, kv, &s, &qm, &km, b, h, i), mean = 0;
-                for (i64 j = 0; j < s.Tk; j++) {
-                    i64 k = ((j * s.B + b) * 2 * s.kv_heads + kh) * HS, v = k + s.kv_heads * HS;
-                    p[j] = p[j] > -INFINITY ? exp(p[j] - lse) : 0;
-                    dp[j] = dot(dout + at, kv + v, HS);
-                    mean += p[j] * dp[j];
-                }
-                for (i64 j = 0; j < s.Tk; j++)
-                    for (i64 d = 0; d < HS; d++) {
-                        i64 k = ((j * s.B + b) * 2 * s.kv_heads + kh) * HS, v = k + s.kv_heads * HS;
-                        double ds = scale * p[j] * (dp[j] - mean);
-                        dq[at + d] += ds * kv[k + d];
-                        dkv[k + d] += ds * q[at + d];
-                        dkv[v + d] += p[j] * dout[at + d];
-                    }
-            }
+/* Those of the queries of a map. */
+static int32_t *intervals_gather(const int32_t *lo, TokenMap map, i64 B) {
+    int32_t *mine = (int32_t *)take(map.count * B * 4);
+    for (i64 t = 0; lo && t < map.count; t++) memcpy(mine + t * B, lo + token_position(&map, t) * B, 4 * (size_t)B);
+    return lo ? mine : NULL;
 }
 
 /* Rows of the whole sequence (L, width) that a map holds, and the way back. */
@@ -490,7 +443,8 @@ static const char *const LAYOUT_NAMES[] = {"zigzag", "contiguous", "stripe"};
    be attention over the whole sequence. R = 1 is the plain kernel. Tolerance: a logit is a dot of HS terms of size
    `size`^2, so it is off by eps/2 * size^2/sqrt(HS) * sqrt(HS); its exponential is off by the same, relatively.
    Sums over T keys add sqrt(T). */
-static void test_ring(RingLayout layout, int R, i64 L, i64 B, i64 heads, i64 kv_heads, i64 HS, double size) {
+static void test_ring_within(const int32_t *lo, const char *what, RingLayout layout, int R, i64 L, i64 B, i64 heads,
+                             i64 kv_heads, i64 HS, double size) {
     Device dev = device_with(2);
     i64 l = L / R, wq = B * heads * HS, wkv = B * 2 * kv_heads * HS, wrow = B * heads;
     Sizes all = sizes_of(B, L, L, heads, kv_heads, HS), block = sizes_of(B, l, l, heads, kv_heads, HS);
@@ -498,36 +452,40 @@ static void test_ring(RingLayout layout, int R, i64 L, i64 B, i64 heads, i64 kv_
     real *out = unset(all.nq), *lse = unset(all.nrow), *dq = unset(all.nq), *dkv = filled(all.nkv, 0);
     double *want_out = doubles(NULL, all.nq), *want_lse = doubles(NULL, all.nrow), *want_dq = doubles(NULL, all.nq);
     double *want_dkv = doubles(NULL, all.nkv);
-    naive_attention(want_out, want_lse, doubles(q, all.nq), doubles(kv, all.nkv), all.s, whole(L), whole(L));
-    naive_attention_backward(want_dq, want_dkv, doubles(q, all.nq), doubles(kv, all.nkv), doubles(dout, all.nq), all.s,
-                             whole(L), whole(L));
+    AttentionCall global = attention_call_within(all.s, whole(L), whole(L), 0, lo, 0);
+    reference_attention(want_out, want_lse, doubles(q, all.nq), doubles(kv, all.nkv), global);
+    reference_attention_backward(want_dq, want_dkv, doubles(q, all.nq), doubles(kv, all.nkv), doubles(dout, all.nq),
+                                 global);
     for (int r = 0; r < R; r++) {
         TokenMap qm = token_map(layout, L, R, r);
         real *q_r = gather(q, qm, wq), *dout_r = gather(dout, qm, wq), *out_r = unset(block.nq),
              *lse_r = unset(block.nrow);
         real *delta_r = unset(block.nrow), *dq_r = unset(block.nq);
+        const int32_t *lo_r = intervals_gather(lo, qm, B);
         for (int step = 0; step < R; step++) {
             TokenMap km = token_map(layout, L, R, (r - step + R) % R);
             attention_forward(&dev, out_r, NULL, lse_r, q_r, gather(kv, km, wkv),
-                              attention_call(block.s, qm, km, step > 0));
+                              attention_call_within(block.s, qm, km, step > 0, lo_r, 0));
         }
         attention_delta(&dev, delta_r, out_r, dout_r, block.nrow, HS);
         for (int step = 0; step < R; step++) {
             TokenMap km = token_map(layout, L, R, (r - step + R) % R);
             real *dkv_s = unset(block.nkv);
             attention_backward(&dev, dq_r, NULL, dkv_s, NULL, q_r, gather(kv, km, wkv), dout_r, lse_r, delta_r,
-                               attention_call(block.s, qm, km, step > 0));
+                               attention_call_within(block.s, qm, km, step > 0, lo_r, 0));
             scatter_add(dkv, dkv_s, km, wkv);
         }
         scatter(out, out_r, qm, wq), scatter(lse, lse_r, qm, wrow), scatter(dq, dq_r, qm, wq);
     }
     char text[160];
-    snprintf(text, sizeof text, "%s ring of %d, L %lld, B %lld, heads %lld/%lld, HS %lld, size %g",
-             LAYOUT_NAMES[layout], R, L, B, heads, kv_heads, HS, size);
+    snprintf(text, sizeof text, "%s ring of %d, L %lld, B %lld, heads %lld/%lld, HS %lld, size %g%s",
+             LAYOUT_NAMES[layout], R, L, B, heads, kv_heads, HS, size, what);
     double k = 8 + 2 * size * size * 2 + sqrt((double)L);
     check_close(out, want_out, all.nq, k, "attention_forward, %s", text);
     check_close(lse, want_lse, all.nrow, k, "attention lse, %s", text);
-    if (L == 1)
+    int alone = L == 1 || lo; /* every query sees its own key only */
+    for (i64 t = 0; lo && t < L * B; t++) alone &= lo[t] == t / B;
+    if (alone)
         check(dot(doubles(dq, all.nq), doubles(dq, all.nq), all.nq) <= epsilon() * epsilon() * (double)all.nq,
               "one key: dq is 0, %s", text);
     else check_close(dq, want_dq, all.nq, 2 * k, "attention_backward dq, %s", text);
@@ -535,8 +493,12 @@ static void test_ring(RingLayout layout, int R, i64 L, i64 B, i64 heads, i64 kv_
     release_all();
 }
 
+static void test_ring(RingLayout layout, int R, i64 L, i64 B, i64 heads, i64 kv_heads, i64 HS, double size) {
+    test_ring_within(NULL, "", layout, R, L, B, heads, kv_heads, HS, size);
+}
+
 /* One block, alone, against the masked reference: Tq differs from Tk, rows and whole blocks see nothing. */
-static void test_block(TokenMap qm, TokenMap km, i64 B, i64 heads, i64 kv_heads, i64 HS) {
+static void test_block_within(const int32_t *lo, TokenMap qm, TokenMap km, i64 B, i64 heads, i64 kv_heads, i64 HS) {
     Device dev = device_with(2);
     Sizes z = sizes_of(B, qm.count, km.count, heads, kv_heads, HS);
     real *q = randoms(z.nq, 1), *kv = randoms(z.nkv, 1), *out = unset(z.nq), *lse = unset(z.nrow),
@@ -544,11 +506,13 @@ static void test_block(TokenMap qm, TokenMap km, i64 B, i64 heads, i64 kv_heads,
     double *want_out = doubles(NULL, z.nq), *want_lse = doubles(NULL, z.nrow), *want_dq = doubles(dq, z.nq),
            *want_dkv = doubles(NULL, z.nkv);
     real *dout = randoms(z.nq, 1), *delta = unset(z.nrow);
-    naive_attention(want_out, want_lse, doubles(q, z.nq), doubles(kv, z.nkv), z.s, qm, km);
-    naive_attention_backward(want_dq, want_dkv, doubles(q, z.nq), doubles(kv, z.nkv), doubles(dout, z.nq), z.s, qm, km);
-    attention_forward(&dev, out, NULL, lse, q, kv, attention_call(z.s, qm, km, 0));
+    AttentionCall call = attention_call_within(z.s, qm, km, 0, lo, 0);
+    reference_attention(want_out, want_lse, doubles(q, z.nq), doubles(kv, z.nkv), call);
+    reference_attention_backward(want_dq, want_dkv, doubles(q, z.nq), doubles(kv, z.nkv), doubles(dout, z.nq), call);
+    attention_forward(&dev, out, NULL, lse, q, kv, call);
     attention_delta(&dev, delta, out, dout, z.nrow, HS);
-    attention_backward(&dev, dq, NULL, dkv, NULL, q, kv, dout, lse, delta, attention_call(z.s, qm, km, 1));
+    call.merge = 1;
+    attention_backward(&dev, dq, NULL, dkv, NULL, q, kv, dout, lse, delta, call);
     i64 blind = 0, wrong = 0;
     for (i64 i = 0; i < z.nrow; i++) {
         if (want_lse[i] > -INFINITY) continue;
@@ -558,8 +522,8 @@ static void test_block(TokenMap qm, TokenMap km, i64 B, i64 heads, i64 kv_heads,
         want_lse[i] = 0, lse[i] = 0; /* seen to; the distance below cannot take -inf */
     }
     char text[128];
-    snprintf(text, sizeof text, "%lld queries from %lld, %lld keys from %lld", qm.count, qm.run[0].first, km.count,
-             km.run[0].first);
+    snprintf(text, sizeof text, "%lld queries from %lld, %lld keys from %lld%s", qm.count, qm.run[0].first, km.count,
+             km.run[0].first, lo ? ", intervals" : "");
     check(wrong == 0, "attention_forward: %lld rows with nothing to see give 0 and -inf, %lld wrong, %s", blind, wrong,
           text);
     double k = 12 + sqrt((double)km.count);
@@ -579,7 +543,24 @@ static void test_block(TokenMap qm, TokenMap km, i64 B, i64 heads, i64 kv_heads,
         for (i64 d = 0; d < HS; d++) wrong += out2[i * HS + d] != (i % 3 == 0 ? 0 : out[i * HS + d]);
     check(same(lse2, lse3, z.nrow) && wrong == 0,
           "attention_forward: merging a block that is all masked changes nothing, %lld wrong", wrong);
+    /* and one that the intervals hide, though it lies before all queries */
+    int32_t *hide = (int32_t *)take(qm.count * B * 4);
+    memcpy(out2, out, sizeof(real) * (size_t)z.nq);
+    for (i64 t = 0; t < qm.count * B; t++) hide[t] = (int32_t)((1 << 20) + t / B / 2);
+    for (i64 i = 0; i < z.nrow; i += 3) lse2[i] = -(real)INFINITY;
+    attention_forward(&dev, out2, NULL, lse2, q, kv,
+                      attention_call_within(z.s, token_map_slice(whole(1 << 21), 1 << 20, qm.count), whole(km.count), 1,
+                                            hide, 0));
+    wrong = 0;
+    for (i64 i = 0; i < z.nrow; i++)
+        for (i64 d = 0; d < HS; d++) wrong += out2[i * HS + d] != (i % 3 == 0 ? 0 : out[i * HS + d]);
+    check(same(lse2, lse3, z.nrow) && wrong == 0,
+          "attention_forward: merging a block that the intervals hide changes nothing, %lld wrong", wrong);
     release_all();
+}
+
+static void test_block(TokenMap qm, TokenMap km, i64 B, i64 heads, i64 kv_heads, i64 HS) {
+    test_block_within(NULL, qm, km, B, heads, kv_heads, HS);
 }
 
 /* Logits of +-10^4 that are exact in float: q = 100, k = +-25, HS = 16, so S = +-100 * 25 * 16 / 4.
@@ -650,6 +631,61 @@ static void test_attention(void) {
     test_block(token_map_slice(token_map(RING_ZIGZAG, 600, 2, 0), 100, 150), token_map(RING_STRIPE, 600, 3, 2), 1, 1, 1,
                8);
     test_merge_extremes();
+}
+
+/* Documents and windows: boundaries on, just before and just after the ends of tiles of keys (KEYS_MOST, KEYS_UNIT),
+   of queries (PAIR_QUERIES) and of panels, documents of one token, windows of 1 and beyond the sequence; as one block,
+   and in rings, where blocks may be seen by nobody, by some, by all. */
+static void test_attention_intervals(void) {
+    static const i64 ones[] = {1, 1, 1, 2, 1, 3, 1}, few[] = {7, 1, 30, 1, 16, 40}, most[] = {1, 500};
+    i64 keys = pair_keys(16), queries = PAIR_QUERIES;
+    const i64 edges[] = {queries - 1, 1, 1, keys - queries - 2, 1, 1, TILE_COLUMNS, TILE_ROWS, 1, 2 * keys};
+    const struct { const i64 *documents; i64 n, window; } masks[] = {
+        {NULL, 0, 1}, {NULL, 0, 2}, {NULL, 0, 17}, {NULL, 0, 1000000}, {ones, COUNT_OF(ones), 0},
+        {few, COUNT_OF(few), 0}, {few, COUNT_OF(few), 11}, {most, COUNT_OF(most), 0}};
+    char what[64];
+    for (int i = 0; i < COUNT_OF(masks); i++)
+        for (int R = 1; R <= 4; R++)
+            for (int layout = 0; layout < (R == 1 ? 1 : RING_LAYOUTS); layout++) {
+                i64 L = 120, B = 1 + (R + i) % 2, heads = 2, kv_heads = 1 + i % 2, HS = i % 3 ? 8 : 5;
+                snprintf(what, sizeof what, ", mask %d", i);
+                int32_t *lo = intervals(L, B, masks[i].documents, masks[i].n, masks[i].window);
+                test_ring_within(lo, what, (RingLayout)layout, R, L, B, heads, kv_heads, HS, 1);
+            }
+    for (int i = -1; i <= 1; i++) { /* past the tiles */
+        i64 L = 2 * keys + queries + 8, windows[] = {queries + i, keys + i, TILE_COLUMNS + i, TILE_ROWS + i};
+        snprintf(what, sizeof what, ", documents at edges of tiles, window %+d", i);
+        for (int w = 0; w < COUNT_OF(windows); w++)
+            test_ring_within(intervals(L, 2, edges, w % 2 ? COUNT_OF(edges) : 0, windows[w]), what, RING_CONTIGUOUS, 1,
+                             L, 2, 1, 1, 16, 1);
+        test_ring_within(intervals(L, 2, edges, COUNT_OF(edges), 0), what, i == 0 ? RING_ZIGZAG : RING_STRIPE, 2, L, 2,
+                         1, 1, 16, 1);
+    }
+    TokenMap w = whole(1000);
+    for (i64 off = -1; off <= 1; off++) { /* a block that the later queries see no more, or only some of them */
+        TokenMap qm = token_map_slice(w, 300, 150), km = token_map_slice(w, 100, 150);
+        int32_t *lo = intervals_gather(intervals(1000, 2, NULL, 0, 100 + queries + off), qm, 2);
+        test_block_within(lo, qm, km, 2, 2, 1, 8);
+    }
+    TokenMap stripe = token_map(RING_STRIPE, 600, 3, 2);
+    TokenMap zigzag = token_map_slice(token_map(RING_ZIGZAG, 600, 2, 0), 100, 150);
+    int32_t *mixed = intervals_gather(intervals(600, 1, few, COUNT_OF(few), 0), zigzag, 1);
+    test_block_within(mixed, zigzag, stripe, 1, 1, 1, 8);
+    /* intervals that all begin at 0 are none, to the bit */
+    Device dev = device_with(2);
+    Sizes z = sizes_of(2, 300, 300, 2, 1, 16);
+    real *q = randoms(z.nq, 1), *kv = randoms(z.nkv, 1), *out = unset(2 * z.nq), *lse = unset(2 * z.nrow);
+    real *dq = unset(2 * z.nq), *dkv = unset(2 * z.nkv), *delta = randoms(z.nrow, 1);
+    const int32_t *nothing[] = {NULL, intervals(300, 2, NULL, 0, 0)};
+    for (int i = 0; i < 2; i++) {
+        AttentionCall c = attention_call_within(z.s, whole(300), whole(300), 0, nothing[i], 0);
+        attention_forward(&dev, out + i * z.nq, NULL, lse + i * z.nrow, q, kv, c);
+        attention_backward(&dev, dq + i * z.nq, NULL, dkv + i * z.nkv, NULL, q, kv, q, lse, delta, c);
+    }
+    check(same(out, out + z.nq, z.nq) && same(lse, lse + z.nrow, z.nrow) && same(dq, dq + z.nq, z.nq) &&
+              same(dkv, dkv + z.nkv, z.nkv),
+          "attention with intervals that begin at 0 gives the bits of attention without");
+    release_all();
 }
 
 /* ---- activations, loss, flat buffers, optimizer ----------------------------------------------------------------- */
@@ -1108,6 +1144,7 @@ int main(void) {
     test_norms();
     test_heads();
     test_attention();
+    test_attention_intervals();
     test_gelu();
     test_swiglu();
     test_classifier();

@@ -48,7 +48,7 @@ static double cached_loss(Trainer *t, const int32_t *tokens) {
     sample_prefill(m, model_prefill, tokens, PROMPT);
     for (i64 p = PROMPT - 1; p < LENGTH - 1; p++) {
         double all = 0;
-        decode_token(m, tokens[p], p, logits);
+        decode_token(m, tokens[p], p, 0, logits);
         for (int i = 0; i < 256; i++) all += exp((double)logits[i]);
         sum += log(all) - (double)logits[tokens[p + 1]];
     }

@@ -106,7 +106,8 @@ typedef enum { IGNORE_NONE, IGNORE_SOME, IGNORE_STRETCHES, IGNORE_MASKED, IGNORE
 typedef struct {
     TestModel model;
     const Scheme *scheme;
-    i64 dp, ring, head, B;
+    const Context *context;
+    i64 dp, ring, head, B, piece;
     RingLayout layout;
     Ignore ignore;
     int recompute, overlap, selfcheck;
@@ -117,21 +118,24 @@ static const char *layout_name(RingLayout l) {
 }
 
 static void case_name(char *out, size_t size, const Case *c) {
-    snprintf(out, size, "%s %s dp %lld ring %lld%s%s head %lld micro-batch %lld%s%s%s%s", c->scheme->name,
-             MODEL_NAMES[c->model], c->dp, c->ring, c->ring > 1 ? " " : "",
-             c->ring > 1 ? layout_name(c->layout) : "", c->head, c->B,
+    char ring[64] = "";
+    if (c->ring > 1) snprintf(ring, sizeof ring, " %s by %s", layout_name(c->layout), c->context->name);
+    if (c->ring > 1 && c->piece)
+        snprintf(ring + strlen(ring), sizeof ring - strlen(ring), ", %lld at once", c->piece);
+    snprintf(out, size, "%s %s dp %lld ring %lld%s head %lld micro-batch %lld%s%s%s%s", c->scheme->name,
+             MODEL_NAMES[c->model], c->dp, c->ring, ring, c->head, c->B,
              c->ignore == IGNORE_SOME ? " ignored" : "",
              c->ignore == IGNORE_STRETCHES ? " stretches ignored"
              : c->ignore == IGNORE_MASKED  ? " masked"
                                            : "",
-             c->recompute ? " recompute" : "", c->overlap ? "" : " no overlap");
+             c->recompute == RECOMPUTE_FULL ? " recompute" : c->recompute ? " attention kept" : "", c->overlap ? "" : " no overlap");
 }
 
 static ModelOptions case_options(const Case *c) {
     ModelOptions o;
     memset(&o, 0, sizeof o);
     o.config = test_config(c->model);
-    o.scheme = c->scheme;
+    o.scheme = c->scheme, o.context = c->context, o.gather_tokens = c->piece;
     o.shape.dp = c->dp, o.shape.ring = c->ring, o.shape.head = c->head, o.shape.world = c->dp * c->ring * c->head;
     o.layout = c->layout;
     o.L = 48, o.B = c->B, o.batch = 8;
@@ -166,7 +170,7 @@ static Reference *reference(const Case *c, const char *directory, Wire alone) {
     Reference *r = &all[c->model][c->ignore];
     if (r->made) return r;
     Case single = *c;
-    single.scheme = SCHEMES[0], single.dp = single.ring = single.head = single.B = 1, single.recompute = 0;
+    single.scheme = SCHEMES[0], single.context = CONTEXTS[0], single.piece = 0, single.dp = single.ring = single.head = single.B = 1, single.recompute = 0;
     char path[512];
     ModelOptions o = case_options(&single);
     Settings s = case_settings(&single, directory, path);
@@ -318,7 +322,7 @@ static void add_meshes(Cases *cases, Case c, i64 N, int speaks) {
 }
 
 /* The list for N ranks: gpt2 and llama-gqa with micro-batches of 1, 2 and 4 each, the other models with them in turn.
-   Ignored targets, recompute, overlap and the self-check turn with the case's number: everything varies with every
+   Contexts (where the scheme is none of its own), the size of their pieces, ignored targets, recompute, overlap and the self-check turn with the case's number: everything varies with every
    scheme, not everything with everything. */
 static Cases make_cases(i64 N, int speaks) {
     const i64 turns[4] = {1, 2, 1, 4};
@@ -329,7 +333,7 @@ static Cases make_cases(i64 N, int speaks) {
             for (i64 B = 1; B <= (model == MODEL_GPT2 || model == MODEL_GQA ? 4 : 1); B *= 2) {
                 Case c;
                 memset(&c, 0, sizeof c);
-                c.scheme = SCHEMES[s], c.model = (TestModel)model, c.B = B, c.overlap = 1;
+                c.scheme = SCHEMES[s], c.context = context_find(NULL, SCHEMES[s]), c.model = (TestModel)model, c.B = B, c.overlap = 1;
                 add_meshes(&cases, c, N, speaks && B == 1);
             }
     for (int i = 0; i < cases.n; i++) {
@@ -337,9 +341,12 @@ static Cases make_cases(i64 N, int speaks) {
         int in_turn = c->model != MODEL_GPT2 && c->model != MODEL_GQA;
         if (in_turn && 8 % (c->dp * turns[i % 4]) == 0) c->B = turns[i % 4];
         c->ignore = (Ignore)(i / 3 % IGNORES);
-        c->recompute = i % 5 == 4;
+        c->recompute = i % 5 == 4 ? 1 + i / 5 % 2 : 0;
         c->overlap = i % 7 != 6;
         c->selfcheck = i % 4 == 0;
+        /* the i-th case of a layout and a mesh; so contexts go with layouts and meshes as they come */
+        if (!c->scheme->context) c->context = CONTEXTS[(i + i / 3 + i / 9) % COUNT_OF(CONTEXTS)];
+        if (c->context->piece) c->piece = i % 4 * 2 + i % 2; /* 0: its own choice, which is all; and 3, 4, 7 of 2 to 24 */
     }
     return cases;
 }
@@ -391,7 +398,7 @@ static void check_balance(void) {
     for (int layout = 0; layout < 3; layout++)
         for (int rank = 0; rank < 4; rank++) {
             RingLayout l = layout == 0 ? RING_ZIGZAG : layout == 1 ? RING_CONTIGUOUS : RING_STRIPE;
-            Case c = {MODEL_GQA, scheme_find("ring"), 1, 4, 1, 1, l, IGNORE_NONE, 0, 1, 0};
+            Case c = {MODEL_GQA, scheme_find("ring"), CONTEXTS[0], 1, 4, 1, 1, 0, l, IGNORE_NONE, 0, 1, 0};
             ModelOptions o = case_options(&c);
             char path[512];
             Settings s = case_settings(&c, ".", path);

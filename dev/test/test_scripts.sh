@@ -362,7 +362,7 @@ refuses 'HOSTFILE=.*/none: no such file' HOSTFILE="$work/none" MODEL="$work/hf" 
 copy=$work/copy
 mkdir -p "$copy/dev" "$copy/build"
 cp -a build/options "$copy/build" # else the copy would be built again
-cp -a Makefile README.md ./*.cu ./*.h core kernels scripts train_gpt_cpu "$copy"
+cp -a Makefile ./*.cu ./*.h core kernels scripts train_gpt_cpu "$copy"
 cp -a dev/data "$copy/dev"
 cat >"$work/bin/nvidia-smi" <<'END'
 #!/usr/bin/env bash
@@ -385,7 +385,7 @@ quick() { # RANKS [NAME=VALUE...]
     local ranks=$1
     shift
     rm -rf "$work/quick"
-    env PATH="$work/bin:$PATH" "$@" bash "$copy/scripts/quickstart.sh" --text "$root/README.md" --steps 2 \
+    env PATH="$work/bin:$PATH" "$@" bash "$copy/scripts/quickstart.sh" --text "$root/train_gpt.cu" --steps 2 \
         --ranks "$ranks" --out "$work/quick" >"$work/out" 2>&1
 }
 made() { [ "$(find "$work/quick" -name metrics.jsonl | wc -l)" -eq $((2 + ${#schemes[@]})) ] && has '^odysseus +2 ' &&

@@ -29,6 +29,7 @@ static const char *const RUNS[] = {
     "--world 8 --sp tpsp --ring 2 --seq-len 8192",
     "--world 8 --sp ulysses --ring 4 --seq-len 8192 --ring-layout stripe",
     "--world 8 --sp odysseus --dp 2 --batch 4 --recompute full",
+    "--world 8 --sp ulysses --ring 2 --seq-len 8192 --recompute attention-kept",
     "--world 16 --sp ring --dp 2 --ring-layout contiguous --seq-len 8192 --batch 8 --grad-comm bf16",
     "--world 8 --sp tp --arch gpt2 --max-pos 4096 --dp 2 --batch 6 --micro-batch 3 --kv-heads 8",
 };
@@ -56,7 +57,7 @@ static void open_flags(Trainer *t, const Cluster *c, const char *flags, const ch
     flags_parse(&s, &given, argc, argv);
     take_cluster(c, &s);
     DevicePlace place = {c, 1, 1, 0};
-    options_from_flags(&o, scheme_find(s.sp), &s, &given, s.world, place);
+    options_from_flags(&o, scheme_find(s.sp), context_find(s.context, scheme_find(s.sp)), &s, &given, s.world, place);
     options_check(&o);
     forecast_open(t, &o, &s, c);
 }

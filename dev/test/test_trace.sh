@@ -5,7 +5,7 @@ set -uo pipefail
 # shellcheck source=dev/test/tap.sh
 source "$(dirname "$0")/tap.sh"
 
-python3 dev/data/text_to_shards.py --out "$work" README.md >/dev/null || exit 1
+python3 dev/data/text_to_shards.py --out "$work" train_gpt.cu >/dev/null || exit 1
 small=(--train "$work/train_*.bin" --layers 2 --dim 32 --heads 2 --ffn 64 --seq-len 16 --batch 2 --selfcheck off
     --log-every 100)
 

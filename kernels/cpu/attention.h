@@ -21,9 +21,16 @@
         dV += P^T dout, dK       P^T, dS^T, along its rows              dout, Q, panels of head_dim
 
    The mask. A tile never crosses the end of a run of positions (core/positions.h), so positions in it ascend and query
-   i sees the first n(i) of a tile's keys, n ascending. A panel of queries is multiplied up to the n of its last one;
-   above its first one's, S becomes -inf key by key. Products over S stop at the n of their own last query, or begin at
-   the first panel that sees their keys.
+   i sees the keys from f(i) to before n(i) of a tile, f and n ascending. What lies before the f of a tile's first query
+   and behind the n of its last one is no part of the tile. A panel of queries is multiplied from the f of its first
+   one to the n of its last one; outside of its queries' own, S becomes -inf key by key. Products over S keep to the
+   keys that one of their own queries sees, or to the panels that see their keys.
+
+                 keys                       f of the first panel, rounded down to TILE_ROWS
+        q     0 . . x x x . . . . .         |     n of its last query
+        u     1 . . x x x x . . . .       . . x x x - - .      x  multiplied
+        e     2 . . . . x x x . . .       . . x x x x - .      -  multiplied, then -inf
+        r     3 . . . . x x x x . .       . . - - x x x -      .  cleared where a product reads it, or not touched
 
    The order of sums. In backward a dq tile is added to by many KV tiles and a dkv tile by many query tiles. The pairs
    are done in waves, as on a Latin square: wave w holds the pairs (i, j) with i + j = w (mod n), no two of which share
@@ -96,10 +103,27 @@ static inline TokenTile tile_at(const TokenMap *map, i64 size, i64 i) {
     return tile;
 }
 
-/* How many keys of `kv`, counted from its first, query i of `q` may see. */
+/* How many keys of `kv`, counted from its first, do not lie behind query i of `q`. */
 static inline i64 visible_keys(const TokenTile *q, i64 i, const TokenTile *kv) {
     i64 distance = q->run.first + i * q->run.stride - kv->run.first;
     return distance < 0 ? 0 : i64_min(kv->run.count, distance / kv->run.stride + 1);
+}
+
+/* The intervals of one sequence: those of neighbouring queries are B apart; NULL: all begin at 0. */
+typedef struct {
+    const int32_t *lo;
+    i64 B;
+} Intervals;
+
+static inline Intervals intervals_of(const AttentionCall *c, i64 b) {
+    Intervals v = {c->lo ? c->lo + b : NULL, c->shape.B};
+    return v;
+}
+
+/* How many of them lie before all that query i may see. */
+static inline i64 hidden_keys(const TokenTile *q, i64 i, const TokenTile *kv, Intervals v) {
+    i64 distance = v.lo ? v.lo[(q->first + i) * v.B] - kv->run.first : 0;
+    return distance <= 0 ? 0 : i64_min(kv->run.count, ceil_div(distance, kv->run.stride));
 }
 
 static inline accum attention_scale(const AttentionShape *s) { return (accum)(1 / sqrt((double)s->head_dim)); }
@@ -107,7 +131,6 @@ static inline accum attention_scale(const AttentionShape *s) { return (accum)(1 
 /* Distance between neighbouring tokens, in elements. */
 static inline i64 q_stride(const AttentionShape *s) { return s->B * s->heads * s->head_dim; }
 static inline i64 kv_stride(const AttentionShape *s) { return s->B * 2 * s->kv_heads * s->head_dim; }
-
 
 /* `count` tokens of a tile, from its token `at`. */
 static inline TokenTile tile_part(TokenTile t, i64 at, i64 count) {
@@ -117,36 +140,66 @@ static inline TokenTile tile_part(TokenTile t, i64 at, i64 count) {
     return t;
 }
 
+/* The keys of `keys` that one of the queries of `tile` may see; count 0: none. */
+static inline TokenTile tile_seen(const TokenTile *tile, const TokenTile *keys, Intervals v) {
+    i64 from = hidden_keys(tile, 0, keys, v), seen = visible_keys(tile, tile->run.count - 1, keys);
+    return tile_part(*keys, from, i64_max(0, seen - from));
+}
+
 /* ---- one S: the queries and keys of a pair ---- */
 
-/* n(i) of the queries of S; those that fill up the last panel see what the last one sees. Returns the last one's. */
-static inline i64 pair_seen(i64 *seen, const TokenTile *queries, const TokenTile *keys) {
-    i64 n = queries->run.count, last = visible_keys(queries, n - 1, keys);
-    for (i64 i = 0; i < PAIR_QUERIES; i++) seen[i] = i < n ? visible_keys(queries, i, keys) : last;
-    return last;
+/* f(i) and n(i) of the queries of S. */
+typedef struct {
+    i64 from[PAIR_QUERIES], seen[PAIR_QUERIES];
+} PairSight;
+
+/* Those that fill up the last panel see what the last one sees. Returns whether one may see anything. */
+static inline int pair_sees(PairSight *p, const TokenTile *queries, const TokenTile *keys, Intervals v) {
+    i64 n = queries->run.count;
+    for (i64 i = 0; i < PAIR_QUERIES; i++) {
+        i64 like = i64_min(i, n - 1);
+        p->seen[i] = i <= like ? visible_keys(queries, i, keys) : p->seen[like];
+        p->from[i] = i <= like ? hidden_keys(queries, i, keys, v) : p->from[like];
+    }
+    return p->from[0] < p->seen[n - 1];
 }
 
-/* The panel of queries from c: keys of S that one of them sees, and keys up to which a product over S reads them: the
-   end of TILE_ROWS keys, and what the last query of the same TILE_ROWS queries sees. */
-static inline i64 panel_seen(const i64 *seen, i64 c) { return seen[c + TILE_COLUMNS - 1]; }
-static inline i64 panel_read(const i64 *seen, i64 c) {
-    return i64_max(round_up(panel_seen(seen, c), TILE_ROWS), seen[round_up(c + TILE_COLUMNS, TILE_ROWS) - 1]);
+/* The panel of queries from c: keys of S that are multiplied (none: begin == end), and keys that a product over S
+   reads: whole TILE_ROWS keys, and what the first and the last query of the same TILE_ROWS queries see. */
+typedef struct {
+    i64 begin, end, read_begin, read_end;
+} PanelSight;
+
+static inline i64 panel_seen(const PairSight *p, i64 c) { return p->seen[c + TILE_COLUMNS - 1]; }
+static inline PanelSight panel_sight(const PairSight *p, i64 c) {
+    i64 from = p->from[c] / TILE_ROWS * TILE_ROWS, seen = panel_seen(p, c);
+    PanelSight s = {from, seen, i64_min(from, p->from[c / TILE_ROWS * TILE_ROWS]),
+                    i64_max(round_up(seen, TILE_ROWS), p->seen[round_up(c + TILE_COLUMNS, TILE_ROWS) - 1])};
+    if (p->from[c] >= seen) s.begin = s.end = s.read_begin;
+    return s;
 }
 
-/* s (n keys of a panel): what a query does not see becomes `hidden`. */
-static inline void panel_hide(accum *s, const i64 *seen, i64 c, i64 n, accum hidden) {
-    for (i64 j = seen[c]; j < n; j++)
+/* s (keys of a panel): what a query does not see of those multiplied becomes -inf. */
+static inline void panel_hide(accum *s, const PairSight *p, i64 c, PanelSight panel) {
+    const accum hidden = -(accum)INFINITY;
+    for (i64 j = panel.begin; j < i64_min(panel.end, p->from[c + TILE_COLUMNS - 1]); j++)
         for (i64 i = 0; i < TILE_COLUMNS; i++)
-            if (seen[c + i] <= j) s[j * PAIR_STEP + i] = hidden;
+            if (p->from[c + i] > j) s[j * PAIR_STEP + i] = hidden;
+    for (i64 j = i64_max(panel.begin, p->seen[c]); j < panel.end; j++)
+        for (i64 i = 0; i < TILE_COLUMNS; i++)
+            if (p->seen[c + i] <= j) s[j * PAIR_STEP + i] = hidden;
 }
 
-static inline void panel_clear(accum *s, i64 from, i64 to) {
-    for (i64 j = from; j < to; j++) memset(s + j * PAIR_STEP, 0, sizeof(accum) * TILE_COLUMNS);
+/* What products read of a panel and nobody has multiplied. */
+static inline void panel_clear(accum *s, PanelSight panel) {
+    for (i64 j = panel.read_begin; j < panel.begin; j++) memset(s + j * PAIR_STEP, 0, sizeof(accum) * TILE_COLUMNS);
+    for (i64 j = panel.end; j < panel.read_end; j++) memset(s + j * PAIR_STEP, 0, sizeof(accum) * TILE_COLUMNS);
 }
 
-/* S^T or dP^T for a panel of queries: k packed in rows, q in columns; s (keys, TILE_COLUMNS) of at least n keys */
-static inline void panel_scores(accum *s, const real *k, const real *q, i64 n, i64 HS) {
-    for (i64 j = 0; j < n; j += TILE_ROWS)
+/* S^T or dP^T for a panel of queries: k packed in rows, q in columns; s (keys, TILE_COLUMNS) up to the end
+   of TILE_ROWS keys */
+static inline void panel_scores(accum *s, const real *k, const real *q, PanelSight panel, i64 HS) {
+    for (i64 j = panel.begin; j < panel.end; j += TILE_ROWS)
         panel_product(HS, k + j * HS, q, s + j * PAIR_STEP, PAIR_STEP, TILE_ROWS, TILE_COLUMNS, 0);
 }
 
@@ -161,25 +214,29 @@ static __attribute__((noinline, unused)) void keys_product(i64 K, const accum *s
 }
 
 /* out (queries, HS), rows `ld` apart, += P V or dS K; b (keys, HS) is packed in columns of `width` keys */
-static inline void queries_add(accum *out, i64 ld, const accum *s, const i64 *seen, const real *b, i64 queries,
+static inline void queries_add(accum *out, i64 ld, const accum *s, const PairSight *p, const real *b, i64 queries,
                                i64 width, i64 HS) {
     for (i64 d = 0; d < HS; d += TILE_COLUMNS)
         for (i64 i = 0; i < queries; i += TILE_ROWS) {
-            i64 n = seen[i + TILE_ROWS - 1];
-            if (n)
-                queries_product(n, s + i, b + d * width, out + i * ld + d, ld, i64_min(TILE_ROWS, queries - i),
-                                i64_min(TILE_COLUMNS, HS - d));
+            i64 from = p->from[i], n = p->seen[i + TILE_ROWS - 1] - from;
+            if (n > 0)
+                queries_product(n, s + from * PAIR_STEP + i, b + d * width + from * TILE_COLUMNS, out + i * ld + d, ld,
+                                i64_min(TILE_ROWS, queries - i), i64_min(TILE_COLUMNS, HS - d));
         }
 }
 
 /* out (keys, HS), rows `ld` apart, += P^T dout or dS^T Q; b (queries, HS) is packed in columns */
-static inline void keys_add(accum *out, i64 ld, const accum *s, const i64 *seen, const real *b, i64 queries, i64 keys,
-                            i64 HS) {
+static inline void keys_add(accum *out, i64 ld, const accum *s, const PairSight *p, const real *b, i64 queries,
+                            i64 keys, i64 HS) {
+    i64 first = p->from[0] / TILE_ROWS * TILE_ROWS, last = i64_min(keys, p->seen[queries - 1]);
     for (i64 d = 0; d < HS; d += TILE_COLUMNS)
-        for (i64 j = 0, i = 0; j < keys; j += TILE_ROWS) {
-            while (panel_seen(seen, i) <= j) i += TILE_COLUMNS; /* these queries see none of the keys */
-            keys_product(queries - i, s + j * PAIR_STEP + i, b + d * queries + i * TILE_COLUMNS, out + j * ld + d, ld,
-                         i64_min(TILE_ROWS, keys - j), i64_min(TILE_COLUMNS, HS - d));
+        for (i64 j = first, i = 0, end = 0; j < last; j += TILE_ROWS) {
+            while (panel_seen(p, i) <= j) i += TILE_COLUMNS; /* these queries come before the keys */
+            while (end < queries && p->from[end] < j + TILE_ROWS) end += TILE_COLUMNS; /* those see none any more */
+            i64 n = i64_min(end, queries) - i;
+            if (n > 0)
+                keys_product(n, s + j * PAIR_STEP + i, b + d * queries + i * TILE_COLUMNS, out + j * ld + d, ld,
+                             i64_min(TILE_ROWS, keys - j), i64_min(TILE_COLUMNS, HS - d));
         }
 }
 
@@ -190,7 +247,7 @@ typedef struct {
     accum top[FORWARD_PAIRS * PAIR_QUERIES] __attribute__((aligned(64))),
         sum[FORWARD_PAIRS * PAIR_QUERIES] __attribute__((aligned(64)));
     accum shrink[PAIR_QUERIES] __attribute__((aligned(64)));
-    i64 seen[PAIR_QUERIES];
+    PairSight sight;
     accum s[KEYS_MOST * PAIR_STEP] __attribute__((aligned(64)));
     real q[2 * QUERY_ROOM] __attribute__((aligned(64))), k[KEY_ROOM] __attribute__((aligned(64))),
         v[KEY_ROOM] __attribute__((aligned(64)));
@@ -258,48 +315,48 @@ static inline void forward_end(const AttentionForwardScratch *w, accum *out, acc
 /* The queries `pair` of a tile, of which they are those from `at`, against the packed keys: P in w->s,
    then out (their rows) += P V. */
 static inline void forward_pair(AttentionForwardScratch *w, accum *out, const AttentionShape *s, TokenTile pair, i64 at,
-                                const TokenTile *keys) {
+                                const TokenTile *keys, Intervals v) {
     i64 HS = s->head_dim, n = pair.run.count, ld = q_stride(s);
-    if (pair_seen(w->seen, &pair, keys) == 0) return;
+    if (!pair_sees(&w->sight, &pair, keys, v)) return;
     for (i64 c = 0; c < n; c += TILE_COLUMNS) {
-        i64 seen = panel_seen(w->seen, c);
+        PanelSight seen = panel_sight(&w->sight, c);
         accum *panel = w->s + c;
         for (i64 i = 0; i < TILE_COLUMNS; i++) w->shrink[c + i] = 1;
-        if (seen) {
+        if (seen.begin < seen.end) {
             panel_scores(panel, w->k, w->q + (at + c) * HS, seen, HS);
-            panel_hide(panel, w->seen, c, seen, -(accum)INFINITY);
+            panel_hide(panel, &w->sight, c, seen);
             for (i64 i = 0; i < TILE_COLUMNS; i += VECTOR_WIDTH)
-                softmax_vector(panel + i, seen, attention_scale(s), w->top + at + c + i, w->sum + at + c + i,
-                               w->shrink + c + i);
+                softmax_vector(panel + seen.begin * PAIR_STEP + i, seen.end - seen.begin, attention_scale(s),
+                               w->top + at + c + i, w->sum + at + c + i, w->shrink + c + i);
         }
-        panel_clear(panel, seen, panel_read(w->seen, c));
+        panel_clear(panel, seen);
     }
     for (i64 i = 0; i < n; i++)
         if (w->shrink[i] != 1) row_scale(out + i * ld, w->shrink[i], HS);
-    queries_add(out, ld, w->s, w->seen, w->v, n, keys->run.count, HS);
+    queries_add(out, ld, w->s, &w->sight, w->v, n, keys->run.count, HS);
 }
 
 /* One query tile of head (b, h) against every key it may see. */
 static inline void attention_forward_tile(accum *out, accum *lse, const real *q, const real *kv,
-                                          const AttentionShape *s, TokenTile tile, const TokenMap *kv_map, i64 b, i64 h,
-                                          int merge) {
+                                          const AttentionCall *c, TokenTile tile, i64 b, i64 h) {
     AttentionForwardScratch w;
+    const AttentionShape *s = &c->shape;
+    Intervals v = intervals_of(c, b);
     i64 HS = s->head_dim, row = (tile.first * s->B + b) * s->heads + h, rows = tile.run.count, q_ld = q_stride(s),
         kv_ld = kv_stride(s);
     i64 most = pair_queries(HS), width = pair_keys(HS);
     q += row * HS, out += row * HS, lse += row;
     kv += (b * 2 * s->kv_heads + h / (s->heads / s->kv_heads)) * HS;
-    forward_begin(&w, out, lse, rows, s, merge);
+    forward_begin(&w, out, lse, rows, s, c->merge);
     panels_of_columns(w.q, 'T', q, q_ld, rows, HS);
-    for (i64 j = 0; j < tile_count(kv_map, width); j++) {
-        TokenTile keys = tile_at(kv_map, width, j);
-        keys.run.count = visible_keys(&tile, rows - 1, &keys);
+    for (i64 j = 0; j < tile_count(&c->kv_map, width); j++) {
+        TokenTile whole = tile_at(&c->kv_map, width, j), keys = tile_seen(&tile, &whole, v);
         if (keys.run.count == 0) continue;
-        const real *k = kv + keys.first * kv_ld, *v = k + s->kv_heads * HS;
+        const real *k = kv + keys.first * kv_ld;
         panels_of_rows(w.k, 'N', k, kv_ld, keys.run.count, HS);
-        panels_of_columns(w.v, 'N', v, kv_ld, HS, keys.run.count);
+        panels_of_columns(w.v, 'N', k + s->kv_heads * HS, kv_ld, HS, keys.run.count);
         for (i64 at = 0; at < rows; at += most)
-            forward_pair(&w, out + at * q_ld, s, tile_part(tile, at, i64_min(most, rows - at)), at, &keys);
+            forward_pair(&w, out + at * q_ld, s, tile_part(tile, at, i64_min(most, rows - at)), at, &keys, v);
     }
     forward_end(&w, out, lse, rows, s);
 }
@@ -315,8 +372,7 @@ static inline void attention_forward_run(Device *dev, accum *out, real *rounded,
     for (i64 item = 0; item < items; item++) {
         if (omp_get_thread_num() == 0) device_poll(dev);
         i64 head = item % (s.B * s.heads), i = tiles - 1 - item / (s.B * s.heads);
-        attention_forward_tile(out, lse, q, kv, &s, tile_at(&c.q_map, height, i), &c.kv_map, head / s.heads,
-                               head % s.heads, c.merge);
+        attention_forward_tile(out, lse, q, kv, &c, tile_at(&c.q_map, height, i), head / s.heads, head % s.heads);
     }
 }
 
@@ -339,13 +395,13 @@ typedef struct {
     accum *dq, *dkv;
     const real *q, *kv, *dout;
     const accum *lse, *delta;
-    AttentionShape s;
+    const AttentionCall *call;
 } AttentionGradient;
 
 /* What one thread keeps while it works on a pair of tiles: P and dS, and every operand
    packed as the products read it. */
 typedef struct {
-    i64 seen[PAIR_QUERIES];
+    PairSight sight;
     accum lse[PAIR_QUERIES] __attribute__((aligned(64))), delta[PAIR_QUERIES] __attribute__((aligned(64)));
     accum p[KEYS_MOST * PAIR_STEP] __attribute__((aligned(64))), ds[KEYS_MOST * PAIR_STEP] __attribute__((aligned(64)));
     real k_rows[KEY_ROOM] __attribute__((aligned(64))), k_columns[KEY_ROOM] __attribute__((aligned(64))),
@@ -369,10 +425,10 @@ static inline void backward_vector(accum *p, accum *ds, i64 n, const accum *lse,
 /* The queries of one S, all of query head h, against the packed keys of KV head kh. */
 static inline void backward_pair(AttentionBackwardScratch *w, const AttentionGradient *g, TokenTile pair,
                                  const TokenTile *keys, i64 b, i64 h, i64 k_at) {
-    const AttentionShape *s = &g->s;
+    const AttentionShape *s = &g->call->shape;
     i64 HS = s->head_dim, n = pair.run.count, q_ld = q_stride(s), kv_ld = kv_stride(s);
-    i64 row = (pair.first * s->B + b) * s->heads + h, at = row * HS, width = pair_seen(w->seen, &pair, keys);
-    if (width == 0) return;
+    i64 row = (pair.first * s->B + b) * s->heads + h, at = row * HS;
+    if (!pair_sees(&w->sight, &pair, keys, intervals_of(g->call, b))) return;
     for (i64 i = 0; i < PAIR_QUERIES; i++) {
         accum lse = i < n ? g->lse[row + i * s->B * s->heads] : 0;
         w->lse[i] = lse == -(accum)INFINITY ? (accum)INFINITY : lse;
@@ -383,27 +439,27 @@ static inline void backward_pair(AttentionBackwardScratch *w, const AttentionGra
     panels_of_columns(w->q_columns, 'N', g->q + at, q_ld, HS, n);
     panels_of_columns(w->dout_columns, 'N', g->dout + at, q_ld, HS, n);
     for (i64 c = 0; c < n; c += TILE_COLUMNS) {
-        i64 seen = panel_seen(w->seen, c), read = panel_read(w->seen, c);
+        PanelSight seen = panel_sight(&w->sight, c);
         panel_scores(w->p + c, w->k_rows, w->q_across + c * HS, seen, HS);
         panel_scores(w->ds + c, w->v_rows, w->dout_across + c * HS, seen, HS);
-        panel_hide(w->p + c, w->seen, c, seen, -(accum)INFINITY);
-        for (i64 i = c; i < c + TILE_COLUMNS; i += VECTOR_WIDTH)
-            backward_vector(w->p + i, w->ds + i, seen, w->lse + i, w->delta + i, attention_scale(s));
-        panel_clear(w->p + c, seen, read);
-        panel_clear(w->ds + c, seen, read);
+        panel_hide(w->p + c, &w->sight, c, seen);
+        for (i64 i = c, at_s = seen.begin * PAIR_STEP; i < c + TILE_COLUMNS; i += VECTOR_WIDTH)
+            backward_vector(w->p + at_s + i, w->ds + at_s + i, seen.end - seen.begin, w->lse + i, w->delta + i,
+                            attention_scale(s));
+        panel_clear(w->p + c, seen);
+        panel_clear(w->ds + c, seen);
     }
-    keys_add(g->dkv + k_at + s->kv_heads * HS, kv_ld, w->p, w->seen, w->dout_columns, n, width, HS);
-    keys_add(g->dkv + k_at, kv_ld, w->ds, w->seen, w->q_columns, n, width, HS);
-    queries_add(g->dq + at, q_ld, w->ds, w->seen, w->k_columns, n, keys->run.count, HS);
+    keys_add(g->dkv + k_at + s->kv_heads * HS, kv_ld, w->p, &w->sight, w->dout_columns, n, keys->run.count, HS);
+    keys_add(g->dkv + k_at, kv_ld, w->ds, &w->sight, w->q_columns, n, keys->run.count, HS);
+    queries_add(g->dq + at, q_ld, w->ds, &w->sight, w->k_columns, n, keys->run.count, HS);
 }
 
-/* One pair of tiles for KV head kh of sequence b and all the query heads that read it. */
+/* One pair of tiles, of keys those that are seen, for KV head kh of sequence b and all the query heads that read it. */
 static inline void attention_backward_tile(const AttentionGradient *g, TokenTile tile, TokenTile keys, i64 b, i64 kh) {
     AttentionBackwardScratch w;
-    const AttentionShape *s = &g->s;
+    const AttentionShape *s = &g->call->shape;
     i64 HS = s->head_dim, group = s->heads / s->kv_heads, most = pair_queries(HS), rows = tile.run.count;
     i64 k_at = ((keys.first * s->B + b) * 2 * s->kv_heads + kh) * HS, v_at = k_at + s->kv_heads * HS;
-    keys.run.count = visible_keys(&tile, rows - 1, &keys);
     panels_of_rows(w.k_rows, 'N', g->kv + k_at, kv_stride(s), keys.run.count, HS);
     panels_of_rows(w.v_rows, 'N', g->kv + v_at, kv_stride(s), keys.run.count, HS);
     panels_of_columns(w.k_columns, 'N', g->kv + k_at, kv_stride(s), HS, keys.run.count);
@@ -418,7 +474,7 @@ static inline void attention_backward_run(Device *dev, accum *dq, real *dq_round
                                           const accum *delta, AttentionCall c) {
     (void)dq_rounded, (void)dkv_rounded;
     const AttentionShape s = c.shape;
-    AttentionGradient g = {dq, dkv, q, kv, dout, lse, delta, s};
+    AttentionGradient g = {dq, dkv, q, kv, dout, lse, delta, &c};
     zero_fill_run(dev, dkv, s.Tk * kv_stride(&s) * accum_size());
     if (!c.merge) zero_fill_run(dev, dq, s.Tq * q_stride(&s) * accum_size());
     i64 height = BACKWARD_PAIRS * pair_queries(s.head_dim), width = pair_keys(s.head_dim);
@@ -430,8 +486,9 @@ static inline void attention_backward_run(Device *dev, accum *dq, real *dq_round
         for (i64 item = 0; item < q_tiles * heads; item++) {
             i64 i = item / heads, head = item % heads, j = (wave - i + waves) % waves;
             if (j >= kv_tiles) continue;
-            TokenTile tile = tile_at(&c.q_map, height, i), keys = tile_at(&c.kv_map, width, j);
-            if (visible_keys(&tile, tile.run.count - 1, &keys) == 0) continue;
+            TokenTile tile = tile_at(&c.q_map, height, i), whole = tile_at(&c.kv_map, width, j);
+            TokenTile keys = tile_seen(&tile, &whole, intervals_of(&c, head / s.kv_heads));
+            if (keys.run.count == 0) continue;
             if (omp_get_thread_num() == 0) device_poll(dev);
             attention_backward_tile(&g, tile, keys, head / s.kv_heads, head % s.kv_heads);
         }

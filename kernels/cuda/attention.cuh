@@ -5,6 +5,18 @@
    ascend from tile to tile. So the KV tiles that a query tile sees are 0 .. n-1 and the query tiles that see a KV tile
    are the last ones: both follow from one comparison, and only tiles on the edge of the mask look at single elements.
 
+   Where queries see keys from `lo` on (AttentionCall), lo never falls within a run. So a query tile sees the KV tiles
+   m .. n-1, where m follows from the lo of its first query, and the query tiles that see a KV tile are in each run some
+   that follow each other:
+
+        KV tile       0  1  2  3  4  5         a window of two and a half tiles
+        query tile 2  #  #  #  .  .  .         # seen, no score of it masked for its lo
+                   3  /  #  #  #  .  .         / seen, but not by all of the tile's queries
+                   4  .  /  #  #  #  .         . skipped
+                   5  .  .  /  #  #  #
+
+   Every kernel has two forms, without LO and with it: nothing of the second is in the first one's code.
+
    Shared memory holds a tile as rows of COLS bf16, cut into chunks of 16 bytes. Chunk c of row r lies where c ^ (r % 8)
    would: the eight rows that ldmatrix reads at one column lie in eight different groups of banks, without padding.
 
@@ -100,8 +112,18 @@ template <int SIZE> __device__ __forceinline__ int tiles_until(const AttentionMa
     return n;
 }
 
-/* Whether single elements of this pair of tiles are masked: some query does not see some key,
-   or the KV tile is not full. */
+/* How many tiles of the map, from the first, lie before `position` with all their tokens. */
+template <int SIZE> __device__ __forceinline__ int tiles_before(const AttentionMap &m, int position) {
+    int n = 0;
+    for (int r = 0; r < 2; r++) {
+        int tokens = position <= m.first[r] ? 0 : min(m.count[r], (position - m.first[r] - 1) / m.stride[r] + 1);
+        n += tokens == m.count[r] ? m.tiles[r] : tokens / SIZE;
+    }
+    return n;
+}
+
+/* Whether single elements of this pair of tiles are masked, lo aside: some query does not see some
+   key, or the KV tile is not full. */
 template <int SIZE> __device__ __forceinline__ bool tile_is_masked(const AttentionTile &q, const AttentionTile &kv) {
     return kv.count < SIZE || q.position < tile_last(kv);
 }
@@ -110,6 +132,23 @@ template <int SIZE> __device__ __forceinline__ bool tile_is_masked(const Attenti
    element's registers are scarce. */
 __device__ __forceinline__ int tile_limit(const AttentionTile &q, int row, const AttentionTile &kv) {
     return min(q.position + row * q.stride - kv.position, (kv.count - 1) * kv.stride);
+}
+
+/* ---- where queries begin to see ---- */
+
+/* The lo of one sequence's queries: of local token t at t * step. */
+typedef struct {
+    const int *at;
+    int step;
+} AttentionLo;
+
+__device__ __forceinline__ AttentionLo sequence_lo(const int *lo, int sequences, int sequence) {
+    AttentionLo l = {lo + sequence, sequences};
+    return l;
+}
+/* Of row `row` of a tile; rows past its end are as the last one. */
+__device__ __forceinline__ int row_lo(const AttentionLo &lo, const AttentionTile &q, int row) {
+    return lo.at[(i64)(q.first + min(row, q.count - 1)) * lo.step];
 }
 
 /* ---- the order of blocks ---- */

@@ -25,12 +25,23 @@
    Nothing promises that blocks start in the order of blockIdx. So a block draws a ticket as it starts, and
    takes the work of that number.
 
+   Where queries see keys from `lo` on, a query tile sees the KV tiles m .. n-1. The block of KV tile m has the first
+   turn: it does not wait, and passes the counter on from 0 to m+1, so that all other turns are as they were. The query
+   tiles that have their first turn, and those that do not see the KV tile any more, are the last of a run: a block
+   finds where they begin before it starts, and from there goes down one by one as above.
+
+        step     0    1    2    3    4        the same, queries that see two KV tiles: who adds to a tile first is KV
+        j = 0    1    0                       tile 0, 0, 1, 2
+        j = 1         2    1
+        j = 2              3    2
+
    What a block added is seen by the next once it has passed the counter on: one thread does, behind a barrier of the
    block, in the middle of its next step, when the stores have long been made. No float atomics: the order, and so the
    bits, are the same on every run.
 
    dkv has one writer. Rows whose lse is -inf (they saw nothing) and rows past the tile's end get P = 0. Query tiles
-   that see no key at all have no turns: the block of KV tile 0 writes them.
+   that see no key at all have no turns: the block of KV tile 0 writes them; with LO, where they may be many, all
+   blocks.
 
    Dao 2023, arXiv:2307.08691
 
@@ -92,7 +103,45 @@ typedef struct {
     AttentionMap q_map, kv_map;
     int q_tiles, add; /* add: to what is in dq */
     AttentionOrder order; /* KV tiles of KV heads */
+    const int *lo;        /* of the kernels with LO: (tokens, sequences) */
+    int sequences;
 } AttentionBackward;
+
+/* LO: what the lo of queries means for a block's KV tile: in either run, from which query tile on (all of the map's are
+   counted) they do not see it, see none before it, have a query that does not see all of it. */
+enum { SPAN_UNSEEN, SPAN_FIRST, SPAN_CUT, SPANS };
+typedef struct {
+    int from[SPANS][2];
+} BackwardSpan;
+
+/* A warp finds those of KV tile j, a lane each: within a run lo never falls. */
+template <int BM, int BN>
+__device__ __forceinline__ void span_find(const AttentionBackward &a, BackwardSpan *span, int j, int sequence) {
+    int lane = (int)threadIdx.x % 32, run = lane % 2, which = lane / 2;
+    if (which < SPANS) {
+        AttentionTile kv = attention_tile<BN>(a.kv_map, j);
+        AttentionLo lo = sequence_lo(a.lo, a.sequences, sequence);
+        int position = which == SPAN_CUT ? kv.position : tile_last(kv), row = which == SPAN_CUT ? BM - 1 : 0;
+        if (which == SPAN_FIRST) position = j > 0 ? tile_last(attention_tile<BN>(a.kv_map, j - 1)) : INT_MIN;
+        int from = run ? a.q_map.tiles[0] : 0, to = run ? a.q_tiles : a.q_map.tiles[0];
+        while (from < to) {
+            int i = (from + to) / 2;
+            if (row_lo(lo, attention_tile<BM>(a.q_map, i), row) <= position) from = i + 1;
+            else to = i;
+        }
+        span->from[which][run] = from;
+    }
+    __syncwarp();
+}
+/* Whether query tile i is one of those. */
+__device__ __forceinline__ bool span_has(const AttentionBackward &a, const BackwardSpan *span, int which, int i) {
+    return i >= span->from[which][i >= a.q_map.tiles[0]];
+}
+/* The last query tile, i or before, that is not past those that see the KV tile; -1: none. */
+__device__ __forceinline__ int span_last(const AttentionBackward &a, const BackwardSpan *span, int i) {
+    if (i >= a.q_map.tiles[0]) i = min(i, span->from[SPAN_UNSEEN][1] - 1);
+    return i >= a.q_map.tiles[0] ? i : min(i, span->from[SPAN_UNSEEN][0] - 1);
+}
 
 /* One step of a block: a query tile of a query head. One thread makes them, two steps ahead, in shared memory, where
    the others read what they need when they need it: it is the same for all, and their registers are full. */
@@ -114,7 +163,7 @@ template <int HD, int BM, int BN, int S_ROWS, int KV_ROWS, int Q_ROWS> struct Ba
     static constexpr int Q_M = BM / Q_ROWS, Q_N = HD * Q_ROWS / WARPS;
     static constexpr int SHARED_BYTES = (2 * BN * HD + 3 * BM * HD + 2 * BM * BN) * (int)sizeof(bf16) +
                                         2 * BM * (int)sizeof(float) + STEPS * (int)sizeof(BackwardStep) +
-                                        (int)sizeof(int);
+                                        (int)sizeof(int) + (int)sizeof(BackwardSpan);
     static __device__ __forceinline__ int kv_row(void) { return thread_anew() / 32 % KV_ROWS * KV_M; }
     static __device__ __forceinline__ int kv_col(void) { return thread_anew() / 32 / KV_ROWS * KV_N; }
     static_assert(2 * BM <= THREADS, "a thread for every lse and delta of a tile");
@@ -122,8 +171,10 @@ template <int HD, int BM, int BN, int S_ROWS, int KV_ROWS, int Q_ROWS> struct Ba
 
 /* The step of query tile i and head h of the group, if the tile sees KV tile j: it becomes `s`. `head` is the
    group's first, of all sequences. */
-template <int BM, int BN>
-__device__ __forceinline__ void step_make(const AttentionBackward &a, BackwardStep *s, int i, int h, int j, int head) {
+template <int BM, int BN, bool LO>
+__device__ __forceinline__ void step_make(const AttentionBackward &a, const BackwardSpan *span, BackwardStep *s, int i,
+                                          int h, int j, int head) {
+    if (LO) i = span_last(a, span, i);
     AttentionTile tile = attention_tile<BM>(a.q_map, i < 0 ? 0 : i), kv = attention_tile<BN>(a.kv_map, j),
                   after = attention_tile<BN>(a.kv_map, j + 1);
     bool seen = i >= 0 && tile_last(tile) >= kv.position;
@@ -134,12 +185,12 @@ __device__ __forceinline__ void step_make(const AttentionBackward &a, BackwardSt
 }
 
 /* The step after `s`: all heads of the group, then the query tile before. */
-template <int BM, int BN>
-__device__ __forceinline__ void step_after(const AttentionBackward &a, BackwardStep *next, const BackwardStep *s, int j,
-                                           int head) {
+template <int BM, int BN, bool LO>
+__device__ __forceinline__ void step_after(const AttentionBackward &a, const BackwardSpan *span, BackwardStep *next,
+                                           const BackwardStep *s, int j, int head) {
     bool same = s->h + 1 < a.group;
     if (s->i < 0) *next = *s;
-    else step_make<BM, BN>(a, next, same ? s->i : s->i - 1, same ? s->h + 1 : 0, j, head);
+    else step_make<BM, BN, LO>(a, span, next, same ? s->i : s->i - 1, same ? s->h + 1 : 0, j, head);
 }
 
 /* Begin to bring a step's tile of q or dout. */
@@ -163,6 +214,13 @@ template <int BM> __device__ __forceinline__ float step_value(const AttentionBac
 /* Whose turn it is with a step's tile of dq. */
 __device__ __forceinline__ int *step_turn(const AttentionBackward &a, const BackwardStep *s, int head) {
     return a.turns + (head + s->h) * a.q_tiles + s->i;
+}
+
+/* Whether this step has the first turn of its tile. */
+template <bool LO>
+__device__ __forceinline__ bool step_first(const AttentionBackward &a, const BackwardSpan *span, const BackwardStep *s,
+                                           int j) {
+    return LO ? span_has(a, span, SPAN_FIRST, s->i) : j == 0;
 }
 
 /* Scores become probabilities: 2^(c s - lse), 0 for a score of -inf. */
@@ -304,13 +362,24 @@ __device__ __forceinline__ void unseen_rows(const AttentionBackward &a, int i, i
     }
 }
 
+/* With LO: so it is with this block's share of the query tiles that see nothing, if there is something to be done. */
+template <int BM, int BN, int THREADS>
+__device__ __forceinline__ void unseen_share(const AttentionBackward &a, int j, int head, int sequence, int thread) {
+    AttentionLo lo = sequence_lo(a.lo, a.sequences, sequence);
+    for (int i = j; i < a.q_tiles && !(a.add && !a.dq_rounded); i += a.order.tiles) {
+        AttentionTile tile = attention_tile<BM>(a.q_map, i);
+        if (tiles_until<BN>(a.kv_map, tile_last(tile)) == tiles_before<BN>(a.kv_map, row_lo(lo, tile, 0)))
+            unseen_rows<BM, THREADS>(a, i, head, thread);
+    }
+}
+
 /* Where a tile of K begins in kv, and of dK in dkv. */
 __device__ __forceinline__ i64 kv_begin(const AttentionBackward &a, const AttentionTile &kv, int kv_head) {
     int b = kv_head / a.kv_heads, kh = kv_head - b * a.kv_heads;
     return (i64)kv.first * a.kv_step + ((i64)b * 2 * a.kv_heads + kh) * a.head_dim;
 }
 
-template <int HD, int BM, int BN, int S_ROWS, int KV_ROWS, int Q_ROWS>
+template <int HD, int BM, int BN, int S_ROWS, int KV_ROWS, int Q_ROWS, bool LO>
 __global__ void __launch_bounds__(256, 1) attention_backward_kernel(AttentionBackward a) {
     typedef BackwardTile<HD, BM, BN, S_ROWS, KV_ROWS, Q_ROWS> T;
     constexpr int THREADS = T::THREADS;
@@ -320,11 +389,17 @@ __global__ void __launch_bounds__(256, 1) attention_backward_kernel(AttentionBac
     float *lse = (float *)(ds + BM * BN), *delta = lse + BM;
     BackwardStep *steps = (BackwardStep *)(delta + BM);
     int *ticket = (int *)(steps + STEPS), j, kv_head;
-    if (threadIdx.x == 0) {
-        *ticket = atomicAdd(a.tickets, 1);
+    BackwardSpan *span = (BackwardSpan *)(ticket + 1);
+    if (threadIdx.x == 0) *ticket = atomicAdd(a.tickets, 1);
+    if (LO && threadIdx.x < 32) {
+        __syncwarp();
         attention_block(a.order, *ticket, &j, &kv_head);
-        step_make<BM, BN>(a, steps, a.q_tiles - 1, 0, j, kv_head * a.group);
-        step_after<BM, BN>(a, steps + 1, steps, j, kv_head * a.group);
+        span_find<BM, BN>(a, span, j, kv_head / a.kv_heads);
+    }
+    if (threadIdx.x == 0) {
+        attention_block(a.order, *ticket, &j, &kv_head);
+        step_make<BM, BN, LO>(a, span, steps, a.q_tiles - 1, 0, j, kv_head * a.group);
+        step_after<BM, BN, LO>(a, span, steps + 1, steps, j, kv_head * a.group);
     }
     __syncthreads();
     attention_block(a.order, *ticket, &j, &kv_head);
@@ -356,7 +431,7 @@ __global__ void __launch_bounds__(256, 1) attention_backward_kernel(AttentionBac
             value = step_value<BM>(a, next);
         }
         cp_async_commit();
-        if (threadIdx.x == THREADS - 32) step_after<BM, BN>(a, steps + (n + 2) % STEPS, next, j, head);
+        if (threadIdx.x == THREADS - 32) step_after<BM, BN, LO>(a, span, steps + (n + 2) % STEPS, next, j, head);
         {
             int thread = thread_anew(), warp = thread / 32, lane = thread % 32;
             int row = warp % S_ROWS * T::S_M, col = warp / S_ROWS * T::S_N, lane_row = row + lane / 4,
@@ -367,6 +442,9 @@ __global__ void __launch_bounds__(256, 1) attention_backward_kernel(AttentionBac
             AttentionTile tile = {0, step->position, step->stride, step->count},
                           kv = attention_tile<BN>(a.kv_map, value_anew(j));
             if (tile_is_masked<BN>(tile, kv)) mask_tile(s, tile, kv, lane_row, lane_col);
+            if (LO && span_has(a, span, SPAN_CUT, step->i))
+                mask_tile_before(s, sequence_lo(a.lo, a.sequences, head / (a.kv_heads * a.group)),
+                                 attention_tile<BM>(a.q_map, step->i), kv, lane_row, lane_col);
             probabilities(s, lse, lane_row, a.scale_log2);
             tile_store<BN>(p, s, lane_row, lane_col);
             warp_zero(dp);
@@ -375,11 +453,13 @@ __global__ void __launch_bounds__(256, 1) attention_backward_kernel(AttentionBac
             tile_store<BN>(ds, dp, lane_row, lane_col);
         }
         __syncthreads(); /* P and dS are written, lse and delta read */
-        if (n > 0 && threadIdx.x == 0) counter_add(step_turn(a, done, head), 1);
+        if (n > 0 && threadIdx.x == 0)
+            counter_add(step_turn(a, done, head), LO && step_first<LO>(a, span, done, j) ? j + 1 : 1);
         if (next->i >= 0 && (int)threadIdx.x < 2 * BM) lse[threadIdx.x] = value;
         warp_multiply<true, false, BM, BN, HD>(dv, p, T::kv_row(), dout, T::kv_col(), thread_anew(), thread_anew());
         /* another warp than the one that has just fenced */
-        if (threadIdx.x == THREADS / 2) counter_wait(step_turn(a, step, head), j);
+        if (threadIdx.x == THREADS / 2)
+            counter_wait(step_turn(a, step, head), LO && step_first<LO>(a, span, step, j) ? 0 : j);
         __syncthreads(); /* all are done with dout; it is this block's turn */
         if (next->i >= 0) step_fetch<BM, HD, THREADS>(a, dout, a.dout, next);
         cp_async_commit();
@@ -389,8 +469,8 @@ __global__ void __launch_bounds__(256, 1) attention_backward_kernel(AttentionBac
             floatx4 old[T::Q_M / 16][T::Q_N / 8];
             warp_zero(dq);
             warp_multiply<false, false, BN, BN, HD>(dq, ds, row, k, col, thread_anew(), thread_anew());
-            rows_read(old, a.dq + step->row * a.head_dim, j == 0 && !a.add, a.q_step, row, step->count, col,
-                      a.head_dim);
+            rows_read(old, a.dq + step->row * a.head_dim, step_first<LO>(a, span, step, j) && !a.add, a.q_step, row,
+                      step->count, col, a.head_dim);
             warp_multiply<true, false, BM, BN, HD>(dk, ds, T::kv_row(), q, T::kv_col(), thread_anew(), thread_anew());
             rows_add(dq, old, a.scale);
             if (step->last && a.dq_rounded)
@@ -400,10 +480,16 @@ __global__ void __launch_bounds__(256, 1) attention_backward_kernel(AttentionBac
     }
     cp_async_wait<0>();
     __syncthreads();
-    if (n > 0 && threadIdx.x == 0) counter_add(step_turn(a, steps + (n + STEPS - 1) % STEPS, head), 1);
+    if (n > 0 && threadIdx.x == 0) {
+        const BackwardStep *done = steps + (n + STEPS - 1) % STEPS;
+        counter_add(step_turn(a, done, head), LO && step_first<LO>(a, span, done, j) ? j + 1 : 1);
+    }
     attention_block(a.order, *ticket, &j, &kv_head);
-    for (int i = 0; j == 0 && i < steps[n % STEPS].h; i++)
-        unseen_rows<BM, THREADS>(a, i, kv_head * a.group, thread_anew());
+    if constexpr (LO)
+        unseen_share<BM, BN, THREADS>(a, j, kv_head * a.group, kv_head / a.kv_heads, thread_anew());
+    else
+        for (int i = 0; j == 0 && i < steps[n % STEPS].h; i++)
+            unseen_rows<BM, THREADS>(a, i, kv_head * a.group, thread_anew());
     AttentionTile kv = attention_tile<BN>(a.kv_map, j);
     i64 kv_at = kv_begin(a, kv, kv_head);
     kv_write(a, kv_at, dk, a.scale, T::kv_row(), kv.count, T::kv_col());
@@ -437,8 +523,13 @@ static inline void attention_backward_launch(Device *dev, AttentionBackward a, i
                                              const TokenMap *kv_map) {
     typedef BackwardTile<HD, BM, BN, S_ROWS, KV_ROWS, Q_ROWS> Tile;
     i64 kv_tiles = backward_prepare(dev, &a, BM, BN, kv_heads, q_map, kv_map);
-    LAUNCH((attention_backward_kernel<HD, BM, BN, S_ROWS, KV_ROWS, Q_ROWS>), dim3((unsigned)(kv_tiles * a.order.heads)),
-           dim3(Tile::THREADS), Tile::SHARED_BYTES, dev->state.stream, a);
+    dim3 grid((unsigned)(kv_tiles * a.order.heads)), block(Tile::THREADS);
+    if (a.lo)
+        LAUNCH((attention_backward_kernel<HD, BM, BN, S_ROWS, KV_ROWS, Q_ROWS, true>), grid, block, Tile::SHARED_BYTES,
+               dev->state.stream, a);
+    else
+        LAUNCH((attention_backward_kernel<HD, BM, BN, S_ROWS, KV_ROWS, Q_ROWS, false>), grid, block, Tile::SHARED_BYTES,
+               dev->state.stream, a);
 }
 
 #ifdef ODYSSEUS_HOPPER
@@ -459,6 +550,7 @@ static inline void attention_backward_run(Device *dev, accum *dq, real *dq_round
     memset(&a, 0, sizeof a);
     a.dq = dq, a.dkv = dkv, a.dq_rounded = dq_rounded, a.dkv_rounded = dkv_rounded, a.add = c.merge, a.q = q, a.kv = kv,
     a.dout = dout, a.lse = lse, a.delta = delta;
+    a.lo = c.lo, a.sequences = (int)s.B;
     a.kv_heads = (int)s.kv_heads, a.group = (int)(s.heads / s.kv_heads), a.head_dim = (int)s.head_dim;
     a.rows = (int)(s.B * s.heads), a.q_step = a.rows * a.head_dim, a.kv_step = (int)(s.B * 2 * s.kv_heads * s.head_dim);
     a.scale = (float)(1 / sqrt((double)s.head_dim)),

@@ -36,6 +36,8 @@ typedef struct {
     float scale_log2; /* log2(e) / sqrt(head_dim) */
     AttentionMap q_map, kv_map;
     AttentionOrder order;
+    const int *lo; /* of the kernels with LO: (tokens, sequences) */
+    int sequences;
 } AttentionForward;
 
 #define LOG2_E 1.44269504088896340736f
@@ -106,6 +108,23 @@ __device__ __forceinline__ void mask_tile(float (&s)[MT][NT][4], const Attention
             for (int n = 0; n < NT; n++) {
                 if (8 * n * kv.stride > limit) s[m][n][2 * half] = -INFINITY;
                 if ((8 * n + 1) * kv.stride > limit) s[m][n][2 * half + 1] = -INFINITY;
+            }
+        }
+}
+
+/* So do scores of keys before the lo of their query. */
+template <int MT, int NT>
+__device__ __forceinline__ void mask_tile_before(float (&s)[MT][NT][4], const AttentionLo &lo, const AttentionTile &q,
+                                                 const AttentionTile &kv, int row, int col) {
+    UNROLL
+    for (int m = 0; m < MT; m++)
+        UNROLL
+        for (int half = 0; half < 2; half++) {
+            int begin = row_lo(lo, q, row + 16 * m + 8 * half) - kv.position - col * kv.stride;
+            UNROLL
+            for (int n = 0; n < NT; n++) {
+                if (8 * n * kv.stride < begin) s[m][n][2 * half] = -INFINITY;
+                if ((8 * n + 1) * kv.stride < begin) s[m][n][2 * half + 1] = -INFINITY;
             }
         }
 }
@@ -213,25 +232,33 @@ __device__ __forceinline__ void softmax_end(const AttentionForward &a, i64 at, i
 }
 
 template <int HD, int BM, int BN, int WARPS> struct AttentionForwardTile {
-    static constexpr int THREADS = 32 * WARPS, SHARED_BYTES = (BM + 2 * BN) * HD * (int)sizeof(bf16);
+    static constexpr int THREADS = 32 * WARPS;
+    static constexpr int SHARED_BYTES = (BM + 2 * BN) * HD * (int)sizeof(bf16) + 2 * (int)sizeof(int);
 };
 
-template <int HD, int BM, int BN, int WARPS>
+template <int HD, int BM, int BN, int WARPS, bool LO>
 __global__ void __launch_bounds__(32 * WARPS, 2) attention_forward_kernel(AttentionForward a) {
     constexpr int MT = BM / 16 / WARPS, NT = BN / 8, DT = HD / 8, THREADS = 32 * WARPS;
     SHARED_DYNAMIC(bf16, shared);
     bf16 *q = shared, *k = q + BM * HD, *v = k + BN * HD;
+    int *low = (int *)(v + BN * HD), *most = low + 1; /* LO: the first KV tile seen, the largest lo of a query */
     int i, head;
     attention_block(a.order, block_anew(), &i, &head);
     AttentionTile tile = attention_tile<BM>(a.q_map, a.order.tiles - 1 - i);
     int tiles = tiles_until<BN>(a.kv_map, tile_last(tile));
-    if (tiles == 0 && a.merge && !a.rounded) return; /* nothing joins */
+    int first = 0;
+    if constexpr (LO) {
+        AttentionLo lo = sequence_lo(a.lo, a.sequences, head / a.heads);
+        first = tiles_before<BN>(a.kv_map, row_lo(lo, tile, 0));
+        if (threadIdx.x == 0) *low = first, *most = row_lo(lo, tile, BM - 1);
+    }
+    if (tiles == first && a.merge && !a.rounded) return; /* nothing joins */
     int b = head / a.heads, h = head - b * a.heads, warp_row = (int)threadIdx.x / 32 * 16 * MT,
         lane_row = warp_row + (int)threadIdx.x % 32 / 4;
     i64 at = (i64)tile.first * a.rows + head;
     int keys = (b * 2 * a.kv_heads + h / a.group) * a.head_dim; /* where this head's begin within a token of kv */
 
-    if (tiles > 0) {
+    if (tiles > first) {
         AttentionTile kv = attention_tile<BN>(a.kv_map, tiles - 1);
         tile_fetch<BM, HD, THREADS>(q, a.q + at * a.head_dim, a.q_step, tile.count, a.head_dim, (int)threadIdx.x);
         tile_fetch<BN, HD, THREADS>(k, a.kv + keys + (i64)kv.first * a.kv_step, a.kv_step, kv.count, a.head_dim,
@@ -240,7 +267,7 @@ __global__ void __launch_bounds__(32 * WARPS, 2) attention_forward_kernel(Attent
     }
     float out[MT][DT][4], top[MT][2], sum[MT][2];
     softmax_begin(a, at, tile.count, warp_row, out, top, sum);
-    for (int j = tiles - 1; j >= 0; j--) {
+    for (int j = tiles - 1; j >= first; j--) {
         cp_async_wait<0>();
         __syncthreads(); /* K(j) is here, all are done with V(j+1) */
         AttentionTile kv = attention_tile<BN>(a.kv_map, j);
@@ -251,9 +278,17 @@ __global__ void __launch_bounds__(32 * WARPS, 2) attention_forward_kernel(Attent
         warp_zero(s);
         warp_multiply<false, true, HD, HD, HD>(s, q, warp_row, k, 0, (int)threadIdx.x, (int)threadIdx.x);
         if (tile_is_masked<BN>(tile, kv)) mask_tile(s, tile, kv, lane_row, 2 * ((int)threadIdx.x % 4));
+        if (LO && kv.position < *most) {
+            int thread = thread_anew(), row = thread / 32 * 16 * MT + thread % 32 / 4;
+            attention_block(a.order, block_anew(), &i, &head);
+            mask_tile_before(s, sequence_lo(a.lo, a.sequences, head / a.heads),
+                             attention_tile<BM>(a.q_map, a.order.tiles - 1 - i),
+                             attention_tile<BN>(a.kv_map, value_anew(j)), row, thread % 4 * 2);
+        }
         cp_async_wait<0>();
         __syncthreads(); /* V(j) is here, all are done with K(j) */
-        if (j > 0) {
+        if (LO) first = *low;
+        if (j > first) {
             AttentionTile next = attention_tile<BN>(a.kv_map, j - 1);
             tile_fetch<BN, HD, THREADS>(k, a.kv + keys + (i64)next.first * a.kv_step, a.kv_step, next.count, a.head_dim,
                                         (int)threadIdx.x);
@@ -277,8 +312,13 @@ static inline void attention_forward_launch(Device *dev, AttentionForward a, con
     /* a query head's share of its K and V */
     double kv_bytes = 4.0 * (double)kv_map->count * a.head_dim * a.kv_heads / a.heads;
     a.order = attention_order(a.rows, tiles, kv_bytes + 1, a.group);
-    LAUNCH((attention_forward_kernel<HD, BM, BN, WARPS>), dim3((unsigned)(tiles * a.order.heads)), dim3(Tile::THREADS),
-           Tile::SHARED_BYTES, dev->state.stream, a);
+    dim3 grid((unsigned)(tiles * a.order.heads)), block(Tile::THREADS);
+    if (a.lo)
+        LAUNCH((attention_forward_kernel<HD, BM, BN, WARPS, true>), grid, block, Tile::SHARED_BYTES, dev->state.stream,
+               a);
+    else
+        LAUNCH((attention_forward_kernel<HD, BM, BN, WARPS, false>), grid, block, Tile::SHARED_BYTES, dev->state.stream,
+               a);
 }
 
 #ifdef ODYSSEUS_HOPPER
@@ -294,6 +334,7 @@ static inline void attention_forward_run(Device *dev, accum *out, real *rounded,
     AttentionForward a;
     memset(&a, 0, sizeof a);
     a.out = out, a.rounded = rounded, a.lse = lse, a.q = q, a.kv = kv, a.merge = c.merge;
+    a.lo = c.lo, a.sequences = (int)s.B;
     a.heads = (int)s.heads, a.kv_heads = (int)s.kv_heads, a.group = (int)(s.heads / s.kv_heads),
     a.head_dim = (int)s.head_dim;
     a.rows = (int)(s.B * s.heads), a.q_step = a.rows * a.head_dim, a.kv_step = (int)(s.B * 2 * s.kv_heads * s.head_dim);

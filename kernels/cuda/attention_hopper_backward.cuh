@@ -17,9 +17,9 @@
    P^T and dS^T are the A operands of dV and dK where they are, in registers. For dQ the two groups exchange dS through
    shared memory, and each has half of dQ: half of the head dim (64 queries in a tile) or half of the queries (128).
 
-   The turns are those of attention_backward.cuh: a counter for each dq tile. Bulk copies add in fp32, or write where
-   nothing is there to be added to. The last turn of a tile whose result is rounded is taken by the warpgroups
-   themselves, with ordinary loads and stores.
+   The turns are those of attention_backward.cuh, with LO too: a counter for each dq tile. Bulk copies add in fp32, or
+   write where nothing is there to be added to. The last turn of a tile whose result is rounded is taken by the
+   warpgroups themselves, with ordinary loads and stores.
 
    Shah et al. 2024, arXiv:2407.08608
 
@@ -49,12 +49,15 @@ template <int HD, int BM, int BN> struct HopperBackwardTile {
     static constexpr int TILES = 2 * BN * HD + STAGES * (2 * BM * HD + BM * BN);
     static constexpr int BARRIERS = 1 + 5 * STAGES;
     static constexpr int SHARED_BYTES = TILES * (int)sizeof(bf16) + STAGES * (BM * HD + 2 * BM) * (int)sizeof(float) +
-                                        BARRIERS * (int)sizeof(Mbarrier) + (int)sizeof(BackwardBlock);
+                                        BARRIERS * (int)sizeof(Mbarrier) + (int)sizeof(BackwardBlock) +
+                                        (int)sizeof(BackwardSpan) + STAGES * BM;
     static_assert(BN == 128 && Q_N == 64, "two warpgroups of 64 keys, and of 64 columns of dQ");
     bf16 *k, *v, *q, *dout, *ds; /* the last three stage after stage, and all below */
     float *dq, *lse, *delta;
     Mbarrier *kv_full, *q_full, *dout_full, *empty, *dq_full, *dq_empty;
     BackwardBlock *block;
+    BackwardSpan *span; /* LO */
+    uint8_t *begin;     /* LO, of the queries of tiles that are cut: the first key of the KV tile that they see */
     static __device__ __forceinline__ HopperBackwardTile make(void) {
         HopperBackwardTile t;
         SHARED_DYNAMIC_ALIGNED(bf16, shared, 1024);
@@ -63,20 +66,11 @@ template <int HD, int BM, int BN> struct HopperBackwardTile {
         t.dq = (float *)(t.ds + STAGES * BM * BN), t.lse = t.dq + STAGES * BM * HD, t.delta = t.lse + STAGES * BM;
         t.kv_full = (Mbarrier *)(t.delta + STAGES * BM), t.q_full = t.kv_full + 1, t.dout_full = t.q_full + STAGES;
         t.empty = t.dout_full + STAGES, t.dq_full = t.empty + STAGES, t.dq_empty = t.dq_full + STAGES;
-        t.block = (BackwardBlock *)(t.dq_empty + STAGES);
+        t.block = (BackwardBlock *)(t.dq_empty + STAGES), t.span = (BackwardSpan *)(t.block + 1);
+        t.begin = (uint8_t *)(t.span + 1);
         return t;
     }
 };
-
-/* How many tiles of the map, from the first, lie before `position` with all their tokens. */
-template <int SIZE> __device__ __forceinline__ int tiles_before(const AttentionMap &m, int position) {
-    int n = 0;
-    for (int r = 0; r < 2; r++) {
-        int tokens = position <= m.first[r] ? 0 : min(m.count[r], (position - m.first[r] - 1) / m.stride[r] + 1);
-        n += tokens == m.count[r] ? m.tiles[r] : tokens / SIZE;
-    }
-    return n;
-}
 
 template <int BM, int BN>
 __device__ __forceinline__ BackwardBlock backward_block(const AttentionBackward &a, int ticket) {
@@ -91,9 +85,27 @@ __device__ __forceinline__ BackwardBlock backward_block(const AttentionBackward 
     return b;
 }
 
-/* Query tile and head within the group of the step after (i, h). */
-__device__ __forceinline__ void step_on(const AttentionBackward &a, int *i, int *h) {
+/* With LO: the steps that are left. */
+__device__ __forceinline__ int span_steps(const AttentionBackward &a, const BackwardSpan *span, int low) {
+    int first = max(0, span->from[SPAN_UNSEEN][0] - low),
+        second = max(0, span->from[SPAN_UNSEEN][1] - max(low, a.q_map.tiles[0]));
+    return (first + second) * a.group;
+}
+
+/* The query tile of the first step, and query tile and head within the group of the step after (i, h). */
+template <bool LO> __device__ __forceinline__ int step_begin(const AttentionBackward &a, const BackwardSpan *span) {
+    return LO ? span_last(a, span, a.q_tiles - 1) : a.q_tiles - 1;
+}
+template <bool LO>
+__device__ __forceinline__ void step_on(const AttentionBackward &a, const BackwardSpan *span, int *i, int *h) {
     if (++*h == a.group) *h = 0, --*i;
+    if (LO) *i = span_last(a, span, *i);
+}
+
+/* Whether it is the first turn of query tile i. */
+template <bool LO>
+__device__ __forceinline__ bool turn_first(const AttentionBackward &a, const BackwardSpan *span, int j, int i) {
+    return LO ? span_has(a, span, SPAN_FIRST, i) : j == 0;
 }
 
 /* A warp reads a number of each of a tile's rows, `step` apart; `otherwise` past their end. */
@@ -106,13 +118,24 @@ __device__ __forceinline__ void rows_fetch(float (&x)[N], const float *from, int
     }
 }
 
+/* A warp finds the first keys of a KV tile that the queries of a tile see. */
+template <int ROWS>
+__device__ __forceinline__ void keys_begin(uint8_t *key, const AttentionLo &lo, const AttentionTile &q,
+                                           const AttentionTile &kv) {
+    UNROLL_BY(1) /* 24 registers */
+    for (int r = (int)threadIdx.x % 32; r < ROWS; r += 32) {
+        int hidden = row_lo(lo, q, r) - kv.position;
+        key[r] = (uint8_t)(hidden <= 0 ? 0 : min(kv.count, (hidden - 1) / kv.stride + 1));
+    }
+}
+
 /* Warp 0. */
-template <int HD, int BM, int BN>
+template <int HD, int BM, int BN, bool LO>
 __device__ __forceinline__ void backward_copies(const HopperBackward &p, const HopperBackwardTile<HD, BM, BN> &t) {
     typedef HopperBackwardTile<HD, BM, BN> T;
     const AttentionBackward &a = p.a;
     const BackwardBlock &b = *t.block;
-    int lane = (int)threadIdx.x, i = a.q_tiles - 1, h = 0;
+    int lane = (int)threadIdx.x, i = step_begin<LO>(a, t.span), h = 0;
     constexpr int BYTES = BM * HD * (int)sizeof(bf16);
     if (b.steps == 0) return;
     if (lane == 0) {
@@ -121,7 +144,7 @@ __device__ __forceinline__ void backward_copies(const HopperBackward &p, const H
         tile_load<BN, HD>(t.k, p.kv, a.kv_map, b.j, k_head, t.kv_full);
         tile_load<BN, HD>(t.v, p.kv, a.kv_map, b.j, k_head + a.kv_heads, t.kv_full);
     }
-    for (int n = 0; n < b.steps; n++, step_on(a, &i, &h)) {
+    for (int n = 0; n < b.steps; n++, step_on<LO>(a, t.span, &i, &h)) {
         int stage = ring_stage<T::STAGES>(n), parity = ring_parity<T::STAGES>(n) ^ 1;
         AttentionTile tile = attention_tile<BM>(a.q_map, i);
         i64 at = (i64)tile.first * a.rows + b.head + h;
@@ -140,6 +163,8 @@ __device__ __forceinline__ void backward_copies(const HopperBackward &p, const H
             t.lse[stage * BM + lane + 32 * r] = lse[r] == -INFINITY ? INFINITY : lse[r] * LOG2_E;
             t.delta[stage * BM + lane + 32 * r] = delta[r];
         }
+        if (LO && span_has(a, t.span, SPAN_CUT, i))
+            keys_begin<BM>(t.begin + stage * BM, sequence_lo(a.lo, a.sequences, b.kv_head / a.kv_heads), tile, b.kv);
         mbarrier_arrive(t.dout_full + stage);
     }
 }
@@ -150,24 +175,25 @@ __device__ __forceinline__ int *turn_of(const AttentionBackward &a, int head, in
 }
 
 /* One thread of warp 1. */
-template <int HD, int BM, int BN>
+template <int HD, int BM, int BN, bool LO>
 __device__ __forceinline__ void backward_adds(const HopperBackward &p, const HopperBackwardTile<HD, BM, BN> &t) {
     typedef HopperBackwardTile<HD, BM, BN> T;
     const AttentionBackward &a = p.a;
     const BackwardBlock &b = *t.block;
-    int i = a.q_tiles - 1, h = 0;
-    for (int n = 0; n < b.steps; n++, step_on(a, &i, &h)) {
+    int i = step_begin<LO>(a, t.span), h = 0;
+    for (int n = 0; n < b.steps; n++, step_on<LO>(a, t.span, &i, &h)) {
         if (a.dq_rounded && i < b.done) return; /* last turns, and they come last */
         int stage = ring_stage<T::STAGES>(n), *turn = turn_of(a, b.head + h, i);
         const float *from = t.dq + stage * BM * HD;
         const TensorMap *map = p.dq + tile_run(a.q_map, i);
         mbarrier_wait(t.dq_full + stage, ring_parity<T::STAGES>(n));
-        counter_wait(turn, b.j);
+        counter_wait(turn, LO && turn_first<LO>(a, t.span, b.j, i) ? 0 : b.j);
         proxy_fence_global(); /* what the turns before have written, for the bulk copy */
         UNROLL
         for (int c = 0; c < HD; c += 32)
             if (c < a.head_dim) {
-                if (b.j == 0 && !a.add) tma_store_3d(map, from + c * BM, c, b.head + h, tile_token(a.q_map, i, BM));
+                if (turn_first<LO>(a, t.span, b.j, i) && !a.add)
+                    tma_store_3d(map, from + c * BM, c, b.head + h, tile_token(a.q_map, i, BM));
                 else tma_reduce_add_3d(map, from + c * BM, c, b.head + h, tile_token(a.q_map, i, BM));
             }
         bulk_commit();
@@ -175,7 +201,7 @@ __device__ __forceinline__ void backward_adds(const HopperBackward &p, const Hop
         mbarrier_arrive(t.dq_empty + stage);
         bulk_wait<0>();
         proxy_fence_global();
-        counter_add(turn, 1);
+        counter_add(turn, LO && turn_first<LO>(a, t.span, b.j, i) ? b.j + 1 : 1);
     }
 }
 
@@ -195,6 +221,16 @@ __device__ __forceinline__ void mask_turned(float (&s)[1][NT][4], const Attentio
             for (int e = 0; e < 2; e++)
                 if ((8 * n + e) * q.stride < from) s[0][n][2 * half + e] = -INFINITY;
     }
+}
+
+/* So do scores of keys before the first that their query sees, `begin`: of this lane's first query. */
+template <int NT>
+__device__ __forceinline__ void mask_turned_before(float (&s)[1][NT][4], const uint8_t *begin, int key) {
+    UNROLL
+    for (int n = 0; n < NT; n++)
+        UNROLL
+        for (int e = 0; e < 4; e++)
+            if (key + e / 2 * 8 < begin[8 * n + e % 2]) s[0][n][e] = -INFINITY;
 }
 
 /* A lane's first row and column of the accumulators of a warpgroup; from thread_anew, so that no address holds
@@ -252,7 +288,7 @@ __device__ __forceinline__ void last_turn(const AttentionBackward &a, i64 at, co
 enum { DS_WRITTEN = 1, LAST_TURN = 2 }; /* named barriers: of both warpgroups; LAST_TURN + g of group g */
 
 /* A warpgroup that multiplies: keys 64 group .. of the block's KV tile. */
-template <int HD, int BM, int BN>
+template <int HD, int BM, int BN, bool LO>
 __device__ __forceinline__ void backward_products(const HopperBackward &p, const HopperBackwardTile<HD, BM, BN> &t,
                                                   int group) {
     typedef HopperBackwardTile<HD, BM, BN> T;
@@ -266,7 +302,7 @@ __device__ __forceinline__ void backward_products(const HopperBackward &p, const
         const bf16 *k = t.k + 64 * 64 * group, *v = t.v + 64 * 64 * group;
         float s[1][NT][4];
         uint32_t p_pieces[NT / 2][4], ds_pieces[NT / 2][4];
-        int i = a.q_tiles - 1, h = 0;
+        int i = step_begin<LO>(a, t.span), h = 0;
         mbarrier_wait(t.kv_full, 0);
         mbarrier_wait(t.q_full, 0);
         wgmma_hold(flat(dk)), wgmma_hold(flat(dv));
@@ -275,7 +311,7 @@ __device__ __forceinline__ void backward_products(const HopperBackward &p, const
         wgmma_commit();
         wgmma_wait<0>();
         wgmma_hold(flat(s));
-        for (int n = 0; n < b.steps; n++, step_on(a, &i, &h)) {
+        for (int n = 0; n < b.steps; n++, step_on<LO>(a, t.span, &i, &h)) {
             int stage = ring_stage<T::STAGES>(n), parity = ring_parity<T::STAGES>(n),
                 next = n + 1 < b.steps ? ring_stage<T::STAGES>(n + 1) : stage;
             const bf16 *q = t.q + stage * BM * HD, *dout = t.dout + stage * BM * HD;
@@ -296,6 +332,9 @@ __device__ __forceinline__ void backward_products(const HopperBackward &p, const
             AttentionTile kv = b.kv;
             if (kv.count < BN || tile.position < kv.position + min(64 * group + 63, kv.count - 1) * kv.stride)
                 mask_turned(s, tile, kv, 64 * group + group_row(thread_anew()), group_col(thread_anew()));
+            if (LO && span_has(a, t.span, SPAN_CUT, i))
+                mask_turned_before(s, t.begin + stage * BM + group_col(thread_anew()),
+                                   64 * group + group_row(thread_anew()));
             UNROLL
             for (int c = 0; c < NT; c++)
                 UNROLL
@@ -347,9 +386,11 @@ __device__ __forceinline__ void backward_products(const HopperBackward &p, const
                 wgmma_wait<0>(); /* registers are short */
                 /* dQ is rounded before it is added, as a bulk copy adds */
                 wgmma_hold(flat(dk)), wgmma_hold(flat(s)), wgmma_hold(flat(dq));
-                if (threadIdx.x % GROUP_THREADS == 0) counter_wait(turn_of(a, b.head + h, i), b.j);
+                if (threadIdx.x % GROUP_THREADS == 0)
+                    counter_wait(turn_of(a, b.head + h, i), LO && turn_first<LO>(a, t.span, b.j, i) ? 0 : b.j);
                 named_barrier_sync(LAST_TURN + group, GROUP_THREADS);
-                last_turn(a, at, dq, q_row + warp_row(thread_anew()), tile.count, q_col, b.j == 0 && !a.add);
+                last_turn(a, at, dq, q_row + warp_row(thread_anew()), tile.count, q_col,
+                          turn_first<LO>(a, t.span, b.j, i) && !a.add);
             } else {
                 mbarrier_wait(t.dq_empty + stage, parity ^ 1);
                 dq_store<BM>(t.dq + stage * BM * HD, dq, q_row, q_col, thread_anew());
@@ -362,14 +403,18 @@ __device__ __forceinline__ void backward_products(const HopperBackward &p, const
             mbarrier_arrive(t.empty + stage);
         }
     }
-    for (int i = 0; b.j == 0 && i < b.low; i++)
-        unseen_rows<BM, 2 * GROUP_THREADS>(a, i, b.head, (int)threadIdx.x - GROUP_THREADS);
+    if constexpr (LO)
+        unseen_share<BM, BN, 2 * GROUP_THREADS>(a, b.j, b.head, b.kv_head / a.kv_heads,
+                                                (int)threadIdx.x - GROUP_THREADS);
+    else
+        for (int i = 0; b.j == 0 && i < b.low; i++)
+            unseen_rows<BM, 2 * GROUP_THREADS>(a, i, b.head, (int)threadIdx.x - GROUP_THREADS);
     i64 at = kv_begin(a, b.kv, b.kv_head);
     kv_write(a, at, dk, a.scale, 64 * group + warp_row(thread_anew()), b.kv.count, 0);
     kv_write(a, at + a.kv_heads * a.head_dim, dv, 1, 64 * group + warp_row(thread_anew()), b.kv.count, 0);
 }
 
-template <int HD, int BM, int BN>
+template <int HD, int BM, int BN, bool LO>
 __global__ void __launch_bounds__(3 * GROUP_THREADS, 1)
     attention_backward_hopper_kernel(const __grid_constant__ HopperBackward p) {
 #if HOPPER_CODE
@@ -385,15 +430,20 @@ __global__ void __launch_bounds__(3 * GROUP_THREADS, 1)
         }
         mbarrier_init_fence();
     }
+    if (LO && threadIdx.x < 32) {
+        __syncwarp();
+        span_find<BM, BN>(p.a, t.span, t.block->j, t.block->kv_head / p.a.kv_heads);
+        if (threadIdx.x == 0) t.block->steps = span_steps(p.a, t.span, t.block->low);
+    }
     __syncthreads();
     int group = __shfl_sync(0xffffffffu, (int)threadIdx.x / GROUP_THREADS, 0);
     if (group == 0) {
         registers_give<24>();
-        if (threadIdx.x < 32) backward_copies<HD, BM, BN>(p, t);
-        else if (threadIdx.x == 32) backward_adds<HD, BM, BN>(p, t);
+        if (threadIdx.x < 32) backward_copies<HD, BM, BN, LO>(p, t);
+        else if (threadIdx.x == 32) backward_adds<HD, BM, BN, LO>(p, t);
     } else {
         registers_take<240>();
-        backward_products<HD, BM, BN>(p, t, group - 1);
+        backward_products<HD, BM, BN, LO>(p, t, group - 1);
     }
 #else
     (void)p;
@@ -415,8 +465,13 @@ static inline void attention_backward_hopper_launch(Device *dev, const Attention
         run_tensor_map(&p.kv[r], TENSOR_BF16, a->kv, a->head_dim, kv_rows, a->kv_step, kv_map, r, 64, BN);
         run_tensor_map(&p.dq[r], TENSOR_F32, a->dq, a->head_dim, a->rows, a->q_step, q_map, r, 32, BM);
     }
-    LAUNCH((attention_backward_hopper_kernel<HD, BM, BN>), dim3((unsigned)(kv_tiles * a->order.heads)),
-           dim3(T::THREADS), T::SHARED_BYTES, dev->state.stream, p);
+    dim3 grid((unsigned)(kv_tiles * a->order.heads)), block(T::THREADS);
+    if (a->lo)
+        LAUNCH((attention_backward_hopper_kernel<HD, BM, BN, true>), grid, block, T::SHARED_BYTES, dev->state.stream,
+               p);
+    else
+        LAUNCH((attention_backward_hopper_kernel<HD, BM, BN, false>), grid, block, T::SHARED_BYTES, dev->state.stream,
+               p);
 }
 
 #endif

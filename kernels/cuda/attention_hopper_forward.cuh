@@ -54,16 +54,23 @@ template <int HD, int BM, int BN, int STAGES> struct HopperForwardTile {
     }
 };
 
-/* Query tile `index` of all: its tile, its head, and how many KV tiles it sees. */
+/* Query tile `index` of all: its tile, its head, and how many KV tiles it sees, from which one on. */
 typedef struct {
-    int i, head, tiles;
+    int i, head, tiles, low;
 } ForwardItem;
 
-template <int BM, int BN> __device__ __forceinline__ ForwardItem forward_item(const AttentionForward &a, int index) {
+template <int BM, int BN, bool LO>
+__device__ __forceinline__ ForwardItem forward_item(const AttentionForward &a, int index) {
     ForwardItem item;
     attention_block(a.order, index, &item.i, &item.head);
     item.i = a.order.tiles - 1 - item.i;
-    item.tiles = tiles_until<BN>(a.kv_map, tile_last(attention_tile<BM>(a.q_map, item.i)));
+    AttentionTile tile = attention_tile<BM>(a.q_map, item.i);
+    item.tiles = tiles_until<BN>(a.kv_map, tile_last(tile));
+    item.low = 0;
+    if constexpr (LO) {
+        item.low = tiles_before<BN>(a.kv_map, row_lo(sequence_lo(a.lo, a.sequences, item.head / a.heads), tile, 0));
+        item.tiles -= item.low;
+    }
     return item;
 }
 
@@ -122,15 +129,17 @@ template <int DT> __device__ __forceinline__ void shrink_rows(float (&out)[1][DT
         for (int e = 0; e < 4; e++) out[0][d][e] *= shrink[e / 2];
 }
 
-/* Where single scores are masked, they become -inf. `first`: the position of the first of this warpgroup's rows. */
-template <int BN, int NT>
+/* Where single scores are masked, they become -inf. `first`: the position of the first of this warpgroup's rows,
+   `most`: the largest lo of its rows. */
+template <int BN, bool LO, int NT>
 __device__ __forceinline__ void scores_mask(float (&s)[1][NT][4], const AttentionTile &tile, const AttentionTile &kv,
-                                            int first, int lane_row) {
+                                            int first, int lane_row, const AttentionLo &lo, int most) {
     if (kv.count < BN || first < tile_last(kv)) mask_tile(s, tile, kv, lane_row, 2 * ((int)threadIdx.x % 4));
+    if (LO && kv.position < most) mask_tile_before(s, lo, tile, kv, lane_row, 2 * ((int)threadIdx.x % 4));
 }
 
 /* The thread that copies: all that this block's warpgroups will want, in their order. */
-template <int HD, int BM, int BN, int STAGES>
+template <int HD, int BM, int BN, int STAGES, bool LO>
 __device__ __forceinline__ void forward_copies(const HopperForward &p, const HopperForwardTile<HD, BM, BN, STAGES> &t) {
     typedef HopperForwardTile<HD, BM, BN, STAGES> T;
     const AttentionForward &a = p.a;
@@ -141,9 +150,9 @@ __device__ __forceinline__ void forward_copies(const HopperForward &p, const Hop
     }
     int n = 0, index = atomicAdd(p.tickets, 1); /* n: KV tiles so far */
     for (int items = 0;;) {
-        ForwardItem item = {0, 0, 0};
+        ForwardItem item = {0, 0, 0, 0};
         if (index < p.blocks) {
-            item = forward_item<BM, BN>(a, index);
+            item = forward_item<BM, BN, LO>(a, index);
             if (item.tiles == 0 && a.merge && !a.rounded) { /* nothing joins */
                 index = atomicAdd(p.tickets, 1);
                 continue;
@@ -165,10 +174,10 @@ __device__ __forceinline__ void forward_copies(const HopperForward &p, const Hop
             if (j == 0) index = atomicAdd(p.tickets, 1); /* is there when the last tiles are on their way */
             mbarrier_wait(t.k_empty + s, parity);
             mbarrier_arrive_expect(t.k_full + s, KV_BYTES);
-            tile_load<BN, HD>(t.k + s * BN * HD, p.kv, a.kv_map, j, k_head, t.k_full + s);
+            tile_load<BN, HD>(t.k + s * BN * HD, p.kv, a.kv_map, item.low + j, k_head, t.k_full + s);
             mbarrier_wait(t.v_empty + s, parity);
             mbarrier_arrive_expect(t.v_full + s, KV_BYTES);
-            tile_load<BN, HD>(t.v + s * BN * HD, p.kv, a.kv_map, j, k_head + a.kv_heads, t.v_full + s);
+            tile_load<BN, HD>(t.v + s * BN * HD, p.kv, a.kv_map, item.low + j, k_head + a.kv_heads, t.v_full + s);
         }
     }
 }
@@ -177,7 +186,7 @@ __device__ __forceinline__ void forward_copies(const HopperForward &p, const Hop
 enum { TURN = 1 };
 
 /* A warpgroup that multiplies: rows 64 group .. of every query tile of this block. */
-template <int HD, int BM, int BN, int STAGES>
+template <int HD, int BM, int BN, int STAGES, bool LO>
 __device__ __forceinline__ void forward_products(const HopperForward &p, const HopperForwardTile<HD, BM, BN, STAGES> &t,
                                                  int group) {
     typedef HopperForwardTile<HD, BM, BN, STAGES> T;
@@ -191,11 +200,17 @@ __device__ __forceinline__ void forward_products(const HopperForward &p, const H
         mbarrier_wait(t.q_full + q_stage, ring_parity<T::Q_STAGES>(items));
         int index = __shfl_sync(0xffffffffu, t.index[q_stage], 0);
         if (index < 0) break;
-        ForwardItem item = forward_item<BM, BN>(a, index);
+        ForwardItem item = forward_item<BM, BN, LO>(a, index);
         AttentionTile tile = attention_tile<BM>(a.q_map, item.i);
         int tiles = item.tiles;
         int warp_row = 64 * group + (int)threadIdx.x % GROUP_THREADS / 32 * 16,
             lane_row = warp_row + (int)threadIdx.x % 32 / 4;
+        AttentionLo lo = {NULL, 0};
+        int most = 0;
+        if constexpr (LO) {
+            lo = sequence_lo(a.lo, a.sequences, item.head / a.heads);
+            most = row_lo(lo, tile, 64 * group + 63);
+        }
         float out[1][DT][4], top[1][2], sum[1][2], shrink[2];
         softmax_begin(a, (i64)tile.first * a.rows + item.head, tile.count, warp_row, out, top, sum);
         if (tiles > 0) {
@@ -210,7 +225,7 @@ __device__ __forceinline__ void forward_products(const HopperForward &p, const H
             wgmma_wait<0>();
             wgmma_hold(flat(s));
             warp_arrive(t.k_empty + ring_stage<STAGES>(n));
-            scores_mask<BN>(s, tile, attention_tile<BN>(a.kv_map, tiles - 1), first, lane_row);
+            scores_mask<BN, LO>(s, tile, attention_tile<BN>(a.kv_map, item.low + tiles - 1), first, lane_row, lo, most);
             if (softmax_scores(s, top, sum, shrink, a.scale_log2)) shrink_rows(out, shrink);
             round_pieces(pieces, s);
             for (int j = tiles - 2; j >= 0; j--) {
@@ -230,7 +245,7 @@ __device__ __forceinline__ void forward_products(const HopperForward &p, const H
                 wgmma_wait<1>();
                 wgmma_hold(flat(s));
                 warp_arrive(t.k_empty + stage);
-                scores_mask<BN>(s, tile, attention_tile<BN>(a.kv_map, j), first, lane_row);
+                scores_mask<BN, LO>(s, tile, attention_tile<BN>(a.kv_map, item.low + j), first, lane_row, lo, most);
                 bool grown = softmax_scores(s, top, sum, shrink, a.scale_log2);
                 before_the_wait(sum[0][0] + sum[0][1]);
                 wgmma_wait<0>();
@@ -256,7 +271,7 @@ __device__ __forceinline__ void forward_products(const HopperForward &p, const H
     if (group == 0) named_barrier_sync(TURN, 2 * GROUP_THREADS); /* the turn that nobody took */
 }
 
-template <int HD, int BM, int BN, int STAGES>
+template <int HD, int BM, int BN, int STAGES, bool LO>
 __global__ void __launch_bounds__(GROUP_THREADS *(BM / 64 + 1), 1)
     attention_forward_hopper_kernel(const __grid_constant__ HopperForward p) {
 #if HOPPER_CODE
@@ -274,10 +289,10 @@ __global__ void __launch_bounds__(GROUP_THREADS *(BM / 64 + 1), 1)
     int group = __shfl_sync(0xffffffffu, (int)threadIdx.x / GROUP_THREADS, 0);
     if (group == 0) {
         registers_give<24>();
-        if (threadIdx.x == 0) forward_copies<HD, BM, BN, STAGES>(p, t);
+        if (threadIdx.x == 0) forward_copies<HD, BM, BN, STAGES, LO>(p, t);
     } else {
         registers_take<240>();
-        forward_products<HD, BM, BN, STAGES>(p, t, group - 1);
+        forward_products<HD, BM, BN, STAGES, LO>(p, t, group - 1);
     }
 #else
     (void)p;
@@ -309,8 +324,12 @@ static inline void attention_forward_hopper_launch(Device *dev, const AttentionF
     p.tickets = (int *)dev->state.scratch;
     CUDA_CHECK(cudaMemsetAsync(p.tickets, 0, sizeof *p.tickets, dev->state.stream));
     int grid = (int)i64_min(p.blocks, dev->state.multiprocessors);
-    LAUNCH((attention_forward_hopper_kernel<HD, BM, BN, STAGES>), dim3((unsigned)grid), dim3(T::THREADS),
-           T::SHARED_BYTES, dev->state.stream, p);
+    if (a->lo)
+        LAUNCH((attention_forward_hopper_kernel<HD, BM, BN, STAGES, true>), dim3((unsigned)grid), dim3(T::THREADS),
+               T::SHARED_BYTES, dev->state.stream, p);
+    else
+        LAUNCH((attention_forward_hopper_kernel<HD, BM, BN, STAGES, false>), dim3((unsigned)grid), dim3(T::THREADS),
+               T::SHARED_BYTES, dev->state.stream, p);
 }
 
 #endif
