@@ -78,8 +78,9 @@ static void planner_grid(Grid *g, const Settings *s, const FlagsGiven *given) {
 /* The mesh of a scheme: *o as it runs. 0: it does not. */
 static int planner_mesh(ModelOptions *o, const Scheme *scheme, i64 world, const Settings *s, const FlagsGiven *given) {
     char why[1024];
-    o->scheme = scheme;
-    if (world % s->dp != 0) return 0;
+    int context = context_next(0, scheme, o, given);
+    if (world % s->dp != 0 || context == COUNT_OF(CONTEXTS)) return 0;
+    o->scheme = scheme, o->context = CONTEXTS[context];
     i64 ranks = world / s->dp;
     for (i64 ring = 1; ring <= ranks; ring++) {
         if (ranks % ring != 0 || (flag_given(given, "ring") && ring != s->ring)) continue;
@@ -169,7 +170,7 @@ static i64 planner_cells(FILE *f, const Grid *g, const Settings *base, const Fla
         DevicePlace place = {cluster, 1, 1, 0};
         i64 dp = s.dp;
         s.dp = s.ring = 1; /* the mesh is chosen below */
-        options_from_flags(&o, SCHEMES[0], &s, given, 1, place);
+        options_from_flags(&o, SCHEMES[0], context_find(s.context, SCHEMES[0]), &s, given, 1, place);
         s.dp = dp, s.ring = base->ring;
         o.L = g->length[length], o.batch = flag_given(given, "batch") ? s.batch : dp;
         for (int k = 0; k < COUNT_OF(SCHEMES); k++) {
