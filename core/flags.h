@@ -36,7 +36,7 @@ typedef struct {
     i64 save_every, keep, keep_every, resume_with_changes;
     double max_hours;
     /* simulator */
-    const char *cluster, *dtype, *json;
+    const char *cluster, *dtype, *json, *html;
     i64 plan, max_seq, calibrate;
 } Settings;
 
