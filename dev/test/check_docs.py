@@ -34,7 +34,7 @@ PROGRAMS = ("train_gpt_cpu", "train_gpt_sim", "train_gpt_emu")
 REASONS = re.compile(r"needs (GPUs|a cluster|the Internet|torch|Slurm|root|your data)|takes (minutes|hours)|run by \S+")
 FLAGS_PAGE = "docs/flags.md"
 FOLDERS = r"(?:core|kernels|dev|scripts|sim|docs|\.ci)"
-LINKED = FOLDERS + r"|Makefile|LICENSE|.*\.(?:h|cu|md|cff)|train_gpt_(?:cpu|fp64|sim|emu)"
+COPIED = r"Makefile|LICENSE|.*\.(?:h|cu|md|cff)"
 FLAG = re.compile(r"(?<![\w-])--[a-z][a-z0-9]*(?:-[a-z0-9]+)*")
 
 checks, failures = 0, 0
@@ -263,11 +263,16 @@ PATH=${{PATH#*:}} exec make -n -C "{root}" "$@" >/dev/null
 
 
 def fresh_folder(work):
-    """The repository as links, for a page's commands: what they write lies beside the links."""
+    """A copy of the repository for a page's commands, programs as links."""
     folder = tempfile.mkdtemp(dir=work)
     for name in os.listdir(ROOT):
-        if re.fullmatch(LINKED, name):  # not what somebody who followed a page has left here
-            os.symlink(os.path.join(ROOT, name), os.path.join(folder, name))
+        here, there = os.path.join(ROOT, name), os.path.join(folder, name)
+        if name.startswith("train_gpt_"):
+            os.symlink(here, there)
+        elif re.fullmatch(FOLDERS, name):  # and not what somebody who followed a page has left here
+            shutil.copytree(here, there, ignore=shutil.ignore_patterns("__pycache__", "fixtures"))
+        elif re.fullmatch(COPIED, name):
+            shutil.copy(here, there)
     return folder
 
 

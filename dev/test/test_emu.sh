@@ -43,7 +43,7 @@ END
 
 GPT='--model tiny-gpt --arch gpt2 --layers 2 --dim 64 --heads 4 --ffn 256 --vocab 128 --max-pos 64'
 LLAMA='--model tiny-llama --arch llama --layers 2 --dim 64 --heads 4 --kv-heads 2 --ffn 176 --vocab 128'
-QWEN='--model qwen3-0.6b --layers 2 --dim 64 --heads 4 --kv-heads 2 --head-dim 32 --ffn 176 --vocab 128 --tied-head off'
+QWEN='--model qwen3-0.6b --layers 3 --dim 64 --heads 4 --kv-heads 2 --head-dim 32 --ffn 176 --vocab 128 --tied-head off'
 QWEN+=' --max-pos 24 --rope-scaling yarn --rope-factor 4'
 MISTRAL=${LLAMA/--arch llama/--arch mistral}
 COMMON="--seq-len 48 --batch 2 --micro-batch 1 --steps 2 --lr 1e-3 --selfcheck on --log-every 100 $*"
@@ -80,7 +80,7 @@ run_model() { # MODEL FLAGS...
         run_case $model ulysses-ring2-4 4 "$program" $flags --sp ulysses --ring 2
         run_case $model tpsp-ring2-stripe-4 4 "$program" $flags --sp tpsp --ring 2 --ring-layout stripe
         run_case $model tpsp-allgather2-4 4 "$program" $flags --sp tpsp --ring 2 --context allgather --gather-tokens 10
-        run_case $model odysseus-dp2-recompute-4 4 "$program" $flags --sp odysseus --dp 2 --recompute full
+        run_case $model odysseus-dp2-recompute-4 4 "$program" $flags --sp odysseus --dp 2 --recompute attention-kept
         if [[ $COMMON != *--comm* ]]; then
             run_case $model ulysses-staged-2 2 "$program" $flags --sp ulysses --comm mpi
             run_case $model ring-no-overlap-2 2 "$program" $flags --sp ring --overlap off
@@ -103,7 +103,8 @@ run_kin() {
         run_case qwen3 referee 1 "$referee" $flags
         run_case qwen3 single 1 "$program" $flags
         run_case qwen3 tpsp-4 4 "$program" $flags --sp tpsp
-        run_case qwen3 ulysses-2 2 "$program" $flags --sp ulysses
+        run_case qwen3 ulysses-groups-2 2 "$program" $flags --sp ulysses --head-groups 2 --recompute full --tile-rows 20 \
+            --offload inputs
     }
 }
 
