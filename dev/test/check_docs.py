@@ -129,6 +129,15 @@ def dead_links(page, pages):
             yield f"{target}: no such heading in {path}"
 
 
+def undescribed(helps, pages):
+    """Schemes of --help without a row in README.md, a page, or a place in the picture."""
+    listed = helps["train_gpt_cpu"].partition("\nSchemes of --sp\n")[2].partition("\n\n")[0]
+    for scheme in re.findall(r"^  (\w+) ", listed, flags=re.M):
+        if f"| `{scheme}` |" not in pages["README.md"].text or f"docs/schemes/{scheme}.md" not in pages or \
+                f">{scheme}</text>" not in read("docs/pictures/schemes.svg"):
+            yield scheme
+
+
 def unlisted(pages):
     """Pages that docs/README.md does not list."""
     listed = re.findall(r"\]\(([^)\s#]+)", pages["docs/README.md"].text)
@@ -401,6 +410,7 @@ def main():
     if update:
         write(FLAGS_PAGE, flags_page(helps))
     paths = ["README.md", "CONTRIBUTING.md"] + sorted(glob.glob("docs/**/*.md", recursive=True))
+    # new-*.md: what a branch leaves to be worked into the pages
     pages = {path: Page(path) for path in paths if not os.path.basename(path).startswith("new-")}
     size = os.path.getsize("README.md")
     ok(size <= README_LIMIT, f"README.md has {size} bytes, at most {README_LIMIT}")
@@ -413,6 +423,8 @@ def main():
         _, stale, lost = filecmp.cmpfiles(work, "docs/pictures", drawn, shallow=False)
         stale += sorted(set(os.path.basename(p) for p in glob.glob("docs/pictures/*.svg")) - set(drawn))
         ok(not stale + lost, f"the {len(drawn)} pictures are what docs/pictures/draw.py draws", stale + lost)
+    why = list(undescribed(helps, pages))
+    ok(not why, "every scheme has a row in README.md, a page and its place in the picture", why)
     why = unlisted(pages)
     ok(not why, "docs/README.md lists every page", why)
     why = unknown_papers(read("CITATION.cff"))

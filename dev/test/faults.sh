@@ -717,6 +717,8 @@ caught 'schedule: a rank takes another branch in the run' ulysses.h \
 caught 'a rate above the peak' core/rate.h \
     's/double peak = p->flops/double peak = 1e-9 * p->flops/' 'times the peak' 2 --peak-tflops 1
 misread 'pages: a dead link' README.md 's#docs/running\.md#docs/runing.md#' README.md 'README.md: links'
+misread 'pages: a scheme without its row' README.md 's/^. `allgather` .*//' docs/design.md \
+    'every scheme has a row'
 misread 'pages: one that is not listed' docs/README.md 's/evaluating\.md/data.md/' docs/design.md \
     'lists every page'
 misread 'pages: a heading that has gone' docs/gpus.md 's/^## Check a machine/## Try a machine/' docs/testing.md \
