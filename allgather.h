@@ -182,6 +182,7 @@ static const Context CONTEXT_ALLGATHER = {
     .name = "allgather",
     .help = "KV of all ring ranks is gathered, dKV reduce-scattered",
     .piece = gather_tokens,
+    .queries_travel = NULL,
     .forward = allgather_forward,
     .backward = allgather_backward,
     .finish = context_finish,

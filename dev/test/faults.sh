@@ -159,6 +159,14 @@ fault 'ring: the exchange is skipped' ring.h \
     '0,/kv = arriving;/s//kv = s->kv;/' $S
 fault 'ring: gradients never come home' ring.h \
     's/^    sum_parts\(\&m->dev, h->dkv_sum.*$//' $S
+fault 'ring-backward q: gradients of queries never come home' ring.h \
+    's/^    sum_parts\(\&m->dev, dq_sum, arrived.*$//' $S
+fault 'ring-backward q: keys forget what travelling queries found' ring.h \
+    's/^    if \(hop\) sum_parts\(\&m->dev, dkv, share.*$//' $S
+fault 'ring-backward q: the documents of the own queries taken for all' ring.h \
+    's/s->sight->others \+ from \* ring_rows\(m\)/s->sight->lo/' test_masks 4 4
+fault 'closed form of travelling queries without lse and delta' ring.h \
+    's/ \+ 2 \* accum_size\(\)\);/);/' $S
 fault 'allgather: the share of the owner is lost' allgather.h \
     's/g->parts, count, DTYPE_ACCUM, 1\)/g->parts, count, DTYPE_ACCUM, 0)/' $S
 fault 'allgather: a rank adds to its own keys what nobody made' allgather.h \

@@ -89,6 +89,7 @@ refuses 4 'does not divide over --ring 3' "${small[@]}" --ring 3
 refuses 4 'use --ring 4' "${small[@]}" --sp ring --ring 2
 refuses 4 '--context mesh: must be one of ring.allgather' "${small[@]}" --sp tpsp --ring 2 --context mesh
 refuses 4 '--sp ring is the context ring .*; use --sp allgather' "${small[@]}" --sp ring --context allgather
+refuses 4 '--ring-backward needs --context ring' "${small[@]}" --ring 2 --context allgather --ring-backward q
 refuses 4 '--gather-tokens needs --context allgather' "${small[@]}" --ring 2 --gather-tokens 8
 refuses 2 '--batch 5 is not a multiple of dp 2 x micro-batch 1.*4 and 6' "${small[@]::4}" --batch 5 --dp 2
 refuses 1 'longer than the 32 positions' --model tiny-gpt --max-pos 32 "${small[@]}"

@@ -51,7 +51,7 @@ static ModelOptions case_options(const Case *c) {
     o.config = case_config(c);
     o.scheme = c->scheme, o.context = c->context, o.gather_tokens = c->piece;
     o.shape.dp = c->dp, o.shape.ring = c->ring, o.shape.head = c->head, o.shape.world = c->dp * c->ring * c->head;
-    o.layout = c->layout;
+    o.layout = c->layout, o.ring_backward = (c->B + c->head + c->layout) % 2 ? "q" : "kv";
     o.L = LENGTH, o.B = c->B, o.batch = SEQUENCES;
     o.documents = c->mask->documents, o.inside = c->mask->inside, o.eot = o.documents ? EOT : -1;
     o.restart = c->gpt2 && c->mask->restart;
