@@ -44,7 +44,9 @@ static void plan_add(Plan *p, const ModelOptions *o) {
         return;
     }
     const Refusal *last = p->refusals ? &p->refusal[p->refusals - 1] : NULL;
-    if (last && last->o.scheme == o->scheme && last->o.context == o->context && memcmp(&last->o.shape, &o->shape, sizeof o->shape) == 0) return;
+    if (last && last->o.scheme == o->scheme && last->o.context == o->context &&
+        memcmp(&last->o.shape, &o->shape, sizeof o->shape) == 0)
+        return;
     p->refusal = (Refusal *)plan_grow(p->refusal, p->refusals, &p->refusal_room, sizeof(Refusal));
     Refusal *r = &p->refusal[p->refusals++];
     r->o = *o;
