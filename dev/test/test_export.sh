@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # test_export.sh - scripts/watch.py and export.py on runs that grow, gain values late, and are cut back. TAP. Stand-ins
-# take the place of wandb and trackio; TensorBoard's own reader is asked where this python3 (or PYTHON=) has it, and where
-# it has not, that is said.
+# take the place of wandb and trackio; TensorBoard's own reader is asked where this python3 (or PYTHON=) has it, and
+# where it has not, that is said.
 set -uo pipefail
 # shellcheck source=dev/test/tap.sh
 source "$(dirname "$0")/tap.sh"
