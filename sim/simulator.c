@@ -99,6 +99,9 @@ static inline void simulate(Settings *s, const FlagsGiven *given, Wire alone) {
     DevicePlace place = {cluster, 1, 1, 0};
     const Scheme *scheme = scheme_find(s->sp);
     options_from_flags(&o, scheme, context_find(s->context, scheme), s, given, s->world, place);
+    if (o.offload && cluster->host_link <= 0)
+        FAIL(EVERYONE, "--offload: cluster %s gives no host-link, the bytes/s between a rank and its host (%s)",
+             cluster->name, cluster->path);
     if (s->plan) {
         plan_all(&o, s, given, cluster);
     } else if (s->max_seq) {
