@@ -243,8 +243,6 @@ fault 'levers: nobody waits for a layer to come back' core/offload.h \
     's/i < o->items; i\+\+\) host_copy_wait\(dev, \&o->back.*/i < 0; i++) ;/' test_levers 4
 fault 'levers: a place is taken before its layer is out' core/offload.h \
     's/i < o->items; i\+\+\) host_copy_wait\(dev, \&o->out.*/i < 0; i++) ;/' test_levers 4
-fault 'levers: a layer comes back into a place that is in use' train_gpt.cu \
-    's/^ +offload_back\(.*l - 2\);//; s/^( +)offload_arrived\(/\1offload_back(\&m->offload, \&m->dev, l - 1);\n&/' test_levers 4
 fault 'levers: every group of heads in the first one'"'"'s place' ulysses.h \
     's/m->recompute \? j % 2 : j, kv/0, kv/' test_levers 4
 fault 'levers: of several readers of a KV head only the first counts' ulysses.h \
