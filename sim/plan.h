@@ -124,8 +124,8 @@ static void print_candidate(i64 place, const Candidate *c) {
     int rings = o->shape.ring > 1;
     printf("%4lld  %-9s %5lld %5lld %5lld  %-10s  %-9s %6lld %10s %12.0f %6.1f%% %8.1f%% %9.2f  %s%s\n", place,
            o->scheme->name, o->shape.dp, o->shape.ring, o->shape.head, rings ? RING_LAYOUT_NAMES[o->layout] : "-",
-           rings ? o->context->name : "-", o->B, time_text(time, c->f.seconds), c->f.tokens_per_s, 100 * c->f.mfu_causal,
-           100 * c->f.exposed / c->f.seconds,
+           rings ? o->context->name : "-", o->B, time_text(time, c->f.seconds), c->f.tokens_per_s,
+           100 * c->f.mfu_causal, 100 * c->f.exposed / c->f.seconds,
            (double)c->f.memory.used / 1e9, levers_text(levers, o), forecast_fits(&c->f) ? "" : "; does not fit");
 }
 
