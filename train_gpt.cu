@@ -1,4 +1,4 @@
-/* train_gpt.cu - trains GPT-2, Llama and its kin on long sequences under five sequence-parallel schemes.
+/* train_gpt.cu - trains GPT-2, Llama and its kin on long sequences under six sequence-parallel schemes.
 
    flags -> config -> mesh -> scheme -> arena, laid out once -> loader: this rank's tokens and their positions
 
@@ -237,6 +237,8 @@ static void model_init(Model *m, const ModelOptions *o, Wire base, int imagined,
     model_place(m, o);
     if (m->tile_rows == TILE_AUTO) m->tile_rows = model_tile_rows(m);
     m->piece = m->context->piece ? m->context->piece(m) : m->T_ring;
+    if (o->shape.ring > 1 && o->ring_backward && m->context->queries_travel)
+        m->mesh.queries_travel = m->context->queries_travel(o->ring_backward, &m->config, o->shape.head);
     sight_layout(m, o->doc_length);
     model_layout(m, o->offload);
 }
@@ -898,6 +900,8 @@ static void print_mesh(const Trainer *t) {
     if (shape->ring > 1) snprintf(ring, sizeof ring, " %s", t->settings->ring_layout);
     if (shape->ring > 1 && t->options.context != CONTEXTS[0])
         snprintf(ring + strlen(ring), sizeof ring - strlen(ring), " by %s", t->options.context->name);
+    if (t->model.mesh.queries_travel)
+        snprintf(ring + strlen(ring), sizeof ring - strlen(ring), ", queries back");
     printf("mesh     %s on %lld ranks: dp %lld x ring %lld%s x head %lld\n", t->options.scheme->name, shape->world,
            shape->dp, shape->ring, ring, shape->head);
     printf("batch    %lld sequences of %lld tokens a step, %lld micro-steps of %lld a group\n", t->options.batch,

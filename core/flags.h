@@ -18,7 +18,7 @@ typedef struct {
     const char *doc_positions, *doc_targets;
     i64 seq_len, batch, micro_batch, ignore_token, head_groups, doc_mask, eot, doc_length;
     /* parallelism */
-    const char *sp, *context, *ring_layout, *overlap, *comm, *grad_comm;
+    const char *sp, *context, *ring_backward, *ring_layout, *overlap, *comm, *grad_comm;
     i64 dp, ring, gather_tokens, threads;
     double comm_timeout;
     /* training */
@@ -36,7 +36,7 @@ typedef struct {
     i64 save_every, keep, keep_every, resume_with_changes;
     double max_hours;
     /* simulator */
-    const char *cluster, *dtype, *json;
+    const char *cluster, *dtype, *json, *html;
     i64 plan, max_seq, ladder, calibrate;
 } Settings;
 
@@ -119,6 +119,8 @@ static const Flag FLAGS[] = {
     {NULL, "head-groups", FLAG_INT, AT(head_groups), "1", 1, 1e6, NULL,
      "exchange and attend a rank's heads in so many groups, one's exchange under another's attention; of schemes with "
      "all-to-all"},
+    {NULL, "ring-backward", FLAG_CHOICE, AT(ring_backward), "kv", 0, 0, "kv|q|auto",
+     "ring context: what travels in backward, keys or queries; auto: the fewer bytes"},
     {NULL, "context", FLAG_TEXT, AT(context), NULL, 0, 0, NULL,
      "how queries meet the keys of other ring ranks (listed below), under any scheme; default: ring, or the scheme's "
      "own"},

@@ -22,6 +22,7 @@ typedef struct {
 typedef struct {
     MeshShape shape;
     int rank, dp_rank, ring_rank, head_rank;
+    int queries_travel; /* 1: in the ring's backward queries come to the keys (ring.h) */
     i64 kv_replicas; /* head ranks that hold the same KV head, 1 unless KV heads < head ranks */
     Comm world, head, ring, split, kv;
 } Mesh;

@@ -16,6 +16,7 @@ typedef struct {
     RingLayout layout;
     i64 L, B, batch; /* sequence length; sequences of a micro-batch and of a whole step */
     i64 gather_tokens; /* in a piece of kv, where the context takes it in pieces; 0: its own choice */
+    const char *ring_backward; /* kv, q or auto; NULL: kv */
     int recompute, overlap, samples; /* RECOMPUTE_; samples: text will be asked of it */
     int offload;                     /* what layers keep waits in host memory */
     i64 tile_rows, head_groups;      /* of --tile-rows, 0: all at once; of --head-groups, 0 as 1 */
@@ -174,7 +175,9 @@ static inline void options_from_flags(ModelOptions *o, const Scheme *scheme, con
                                       const FlagsGiven *given, i64 world, DevicePlace place) {
     memset(o, 0, sizeof *o);
     o->scheme = scheme, o->context = context, s->context = context->name;
-    o->gather_tokens = s->gather_tokens;
+    o->gather_tokens = s->gather_tokens, o->ring_backward = s->ring_backward;
+    if (flag_given(given, "ring-backward") && !context->queries_travel && !s->plan && !s->max_seq)
+        FAIL(EVERYONE, "--ring-backward needs --context ring; in the context %s no queries travel", context->name);
     if (o->gather_tokens && !context->piece && !s->plan && !s->max_seq)
         FAIL(EVERYONE, "--gather-tokens needs --context allgather; the context %s does not gather", context->name);
     options_model(o, s);

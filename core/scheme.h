@@ -30,6 +30,9 @@ typedef struct {
     int32_t *host; /* the same on the host */
     double *pairs; /* (ring ranks, pieces of a rank) of the host: seen by this rank's queries of those keys, in all B
                       sequences */
+    /* where queries travel (Mesh.queries_travel), else NULL: */
+    int32_t *others, *host_others; /* lo of all ring ranks' queries (ring ranks, L/R, B) */
+    double *met;                   /* (ring ranks) seen by their queries of this rank's keys */
 } Sight;
 
 /* What one layer's attention keeps. */
@@ -147,6 +150,8 @@ typedef struct {
 typedef struct Context {
     const char *name, *help;
     i64 (*piece)(const Model *); /* tokens of a rank whose kv comes at a time (--gather-tokens); NULL: all */
+    /* Do queries travel in backward, under this --ring-backward, with a head axis of so many ranks? NULL: never. */
+    int (*queries_travel)(const char *asked, const Config *, i64 head);
     /* s->out, s->lse from s->q, s->kv: causal attention over the whole sequence, of which this
        rank holds its ring-local part */
     void (*forward)(Model *, AttentionSaved *s);

@@ -80,6 +80,22 @@ static inline TokenMap sight_keys(const Model *m, i64 block) {
     return token_map_slice(all, first, piece_first(m, piece + 1) - first);
 }
 
+/* Positions of a ring rank's tokens. */
+static inline TokenMap sight_queries(const Model *m, i64 ring_rank) {
+    return token_map(m->layout, m->L, (int)m->mesh.shape.ring, (int)ring_rank);
+}
+
+/* The same of the queries of other ranks that come here. */
+static inline void sight_layout_others(Model *m, Sight *s, i64 document) {
+    i64 R = m->mesh.shape.ring;
+    s->met = (double *)host_alloc(sizeof(double) * (size_t)R);
+    for (i64 r = 0; r < R; r++) {
+        TokenMap q = sight_queries(m, r);
+        s->met[r] = masked_pairs(&q, &m->ring_map, m->documents ? document : 0, s->window) * (double)m->B;
+    }
+    if (s->lo) s->others = (int32_t *)arena_take(&m->arena, MEM_WORKSPACE, R * ring_rows(m) * 4);
+}
+
 /* Which kinds there are, and memory for what their queries see. */
 static inline void sight_layout(Model *m, i64 document) {
     for (int k = 0; k < SIGHTS; k++) {
@@ -93,12 +109,13 @@ static inline void sight_layout(Model *m, i64 document) {
         }
         if (s->layers && (s->window || m->documents))
             s->lo = (int32_t *)arena_take(&m->arena, MEM_WORKSPACE, ring_rows(m) * 4);
+        if (m->mesh.queries_travel) sight_layout_others(m, s, document);
     }
     if (m->restart) m->place = (int32_t *)arena_take(&m->arena, MEM_WORKSPACE, stream_rows(m) * 4);
 }
 
 static inline void sight_free(Model *m) {
-    for (int k = 0; k < SIGHTS; k++) free(m->sight[k].pairs), free(m->sight[k].host);
+    for (int k = 0; k < SIGHTS; k++) free(m->sight[k].pairs), free(m->sight[k].host), free(m->sight[k].met), free(m->sight[k].host_others);
     free(m->host_place);
     free(m->whole);
 }
@@ -121,6 +138,12 @@ static inline void sight_sequence(Model *m, i64 b, const int32_t *start) {
         for (i64 t = 0; m->sight[k].lo && t < m->T_ring; t++)
             m->sight[k].host[t * m->B + b] =
                 (int32_t)sight_lo(&m->sight[k], start, token_position(&m->ring_map, t));
+    for (int k = 0; k < SIGHTS; k++)
+        for (i64 i = 0; m->sight[k].host_others && i < m->L; i++) {
+            TokenMap q = sight_queries(m, i / m->T_ring);
+            m->sight[k].host_others[i * m->B + b] =
+                (int32_t)sight_lo(&m->sight[k], start, token_position(&q, i % m->T_ring));
+        }
     for (i64 t = 0; m->restart && t < m->T_stream; t++) {
         i64 p = token_position(&m->stream_map, t);
         m->host_place[t * m->B + b] = (int32_t)(start ? p - start[p] : p);
@@ -132,15 +155,14 @@ static inline i64 run_until(const TokenRun *run, i64 p) {
     return p < run->first || !run->count ? 0 : i64_min(run->count, (p - run->first) / run->stride + 1);
 }
 
-/* Pairs of this rank's queries, as sight_sequence has told, and a block of keys. */
-static inline double sight_count(const Model *m, const Sight *s, i64 block) {
-    TokenMap kv = sight_keys(m, block);
+/* Pairs of a ring rank's queries, whose lo (L/R, B) sight_sequence has told, and a block of keys. */
+static inline double sight_count(const Model *m, TokenMap q, const int32_t *lo, TokenMap kv) {
     i64 pairs = 0;
     for (i64 t = 0; t < m->T_ring; t++) {
-        i64 p = token_position(&m->ring_map, t);
+        i64 p = token_position(&q, t);
         for (i64 b = 0; b < m->B; b++)
             for (int j = 0; j < 2; j++)
-                pairs += run_until(&kv.run[j], p) - run_until(&kv.run[j], s->host[t * m->B + b] - 1);
+                pairs += run_until(&kv.run[j], p) - run_until(&kv.run[j], lo[t * m->B + b] - 1);
     }
     return (double)pairs;
 }
@@ -152,8 +174,14 @@ static inline void sight_send(Model *m) {
         Sight *s = &m->sight[k];
         if (!s->lo) continue;
 #pragma omp parallel for num_threads(m->dev.host_threads) schedule(dynamic, 1)
-        for (i64 i = 0; i < blocks; i++) s->pairs[i] = sight_count(m, s, i);
+        for (i64 i = 0; i < blocks; i++) s->pairs[i] = sight_count(m, m->ring_map, s->host, sight_keys(m, i));
         copy_in(&m->dev, s->lo, s->host, ring_rows(m) * (i64)sizeof(int32_t));
+        if (!s->others) continue;
+        i64 R = m->mesh.shape.ring;
+#pragma omp parallel for num_threads(m->dev.host_threads) schedule(dynamic, 1)
+        for (i64 r = 0; r < R; r++)
+            s->met[r] = sight_count(m, sight_queries(m, r), s->host_others + r * ring_rows(m), m->ring_map);
+        copy_in(&m->dev, s->others, s->host_others, R * ring_rows(m) * (i64)sizeof(int32_t));
     }
     if (m->restart) copy_in(&m->dev, m->place, m->host_place, stream_rows(m) * (i64)sizeof(int32_t));
     for (int k = 0; k < SIGHTS; k++)
@@ -169,8 +197,11 @@ static inline void sight_whole(Model *m) {
 
 /* Memory of the host, once the arena stands; windows alone never change. */
 static inline void sight_tables(Model *m) {
-    for (int k = 0; k < SIGHTS; k++)
-        if (m->sight[k].lo) m->sight[k].host = (int32_t *)host_alloc((size_t)ring_rows(m) * sizeof(int32_t));
+    for (int k = 0; k < SIGHTS; k++) {
+        Sight *s = &m->sight[k];
+        if (s->lo) s->host = (int32_t *)host_alloc((size_t)ring_rows(m) * sizeof(int32_t));
+        if (s->others) s->host_others = (int32_t *)host_alloc((size_t)(m->L * m->B) * sizeof(int32_t));
+    }
     if (m->restart) m->host_place = (int32_t *)host_alloc((size_t)stream_rows(m) * sizeof(int32_t));
     if (m->documents) m->whole = (int32_t *)host_alloc((size_t)(2 * m->L) * sizeof(int32_t));
     if (!m->dev.imagined) sight_whole(m);

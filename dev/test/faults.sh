@@ -159,6 +159,26 @@ fault 'ring: the exchange is skipped' ring.h \
     '0,/kv = arriving;/s//kv = s->kv;/' $S
 fault 'ring: gradients never come home' ring.h \
     's/^    sum_parts\(\&m->dev, h->dkv_sum.*$//' $S
+fault 'ring-backward q: gradients of queries never come home' ring.h \
+    's/^    sum_parts\(\&m->dev, dq_sum, arrived.*$//' $S
+fault 'ring-backward q: keys forget what travelling queries found' ring.h \
+    's/^    if \(hop\) sum_parts\(\&m->dev, dkv, share.*$//' $S
+fault 'ring-backward q: the documents of the own queries taken for all' ring.h \
+    's/s->sight->others \+ from \* ring_rows\(m\)/s->sight->lo/' test_masks 4 4
+fault 'closed form of travelling queries without lse and delta' ring.h \
+    's/ \+ 2 \* accum_size\(\)\);/);/' $S
+fault 'allgather: the share of the owner is lost' allgather.h \
+    's/g->parts, count, DTYPE_ACCUM, 1\)/g->parts, count, DTYPE_ACCUM, 0)/' $S
+fault 'allgather: a rank adds to its own keys what nobody made' allgather.h \
+    's/^    zero_fill\(\&m->dev, share \+ m->mesh.*//' $S
+fault 'allgather: a share that nobody made is summed' allgather.h \
+    's/^ +else zero_fill\(.*//' $S
+fault 'allgather: the positions of another rank' allgather.h \
+    's/visitor_map\(m, s\.turn\)/visitor_map(m, s.turn + 1)/' $S
+fault 'allgather: every piece in one place' allgather.h \
+    's/return g->room\[at->piece % 2\]/return g->room[0]/' $S
+fault 'allgather: each rank the keys of another' allgather.h \
+    's/ \+ visitor_rank\(m, at->turn\) \* at->count/ + m->mesh.ring_rank * at->count/' $S
 fault 'ring: visitors taken for their neighbours' core/blocks.h \
     's/ring_rank - turn \+ R/ring_rank - turn + 1 + R/' $S
 fault 'zigzag: second chunk shifted' core/positions.h \
@@ -259,6 +279,26 @@ fault 'watch: nobody answers' core/wire_watch.h \
     's/^ +watch_answer\(w, from.MPI_SOURCE, round\);//' test_comm 3
 fault 'warmup one step late' core/schedule.h \
     's/\(double\)\(step \+ 1\) \/ \(double\)s->warmup/(double)step \/ (double)s->warmup/' test_fixtures 1
+fault 'visible: documents begin at their end' core/visible.h \
+    's/tokens\[p - 1\] == eot/tokens[p] == eot/' test_masks 4 4
+fault 'visible: a pair too few is counted' core/visible.h \
+    's/host\[t \* m->B \+ b\] - 1\)/host[t * m->B + b])/' test_masks 4 4
+fault 'visible: every sequence sees what the last one does' core/visible.h \
+    's/host\[t \* m->B \+ b\] =/host[t * m->B + 0 * b] =/' test_masks 4 4
+fault 'visible: positions run on through documents' core/visible.h \
+    's/\(start \? p - start\[p\] : p\)/p/' test_masks 4 4
+fault 'visible: first tokens are targets' train_gpt.cu \
+    's/return t->options.inside \&\& .*/return 0;/' test_masks 4 4
+fault 'visible: blocks that nobody sees are computed' core/blocks.h \
+    's/(return turn == 0 \|\| visitor_pairs.*) > 0;/\1 >= 0;/' test_masks 4 4
+fault 'visible: closed form of windows' core/visible.h \
+    's/q.first -= window;/q.first -= window + 1;/' test_masks 4 4
+fault 'visible: embedding gradients of running positions' train_gpt.cu \
+    's/m->place \+ own, m->own_map/m->tokens + own, m->own_map/' test_masks 4 4
+fault 'sample: windows are forgotten' core/sample.h \
+    's/i64_max\(start, sight_lo\(.*, NULL, p\)\)/start/' test_sample 2
+fault 'sample: a document sees those before it' core/sample.h \
+    's/i64_max\(start, sight_lo\((.*), NULL, p\)\)/sight_lo(\1, NULL, p)/' test_sample 2
 fault 'sample: keys of another place' core/sample.h \
     's/return before \+ off \/ run->stride;/return off \/ run->stride;/' test_sample 4
 fault 'sample: the parts of a ring weighed alike' core/sample.h \
@@ -506,7 +546,7 @@ emulated 'hopper: a sum does not wait for its turn' $hopper \
 emulated 'hopper: the last turn does not wait' $hopper \
     's/counter_wait\(turn_of\(a, b.head \+ h, i\), .*;/(void)0;/' test_cuda_attention wgmma
 emulated 'hopper: the first turn adds to nothing' $hopper \
-    's/if \(turn_first.* \&\& !a.add\) tma_store/if (0) tma_store/' test_cuda_attention small wgmma
+    's/if \(turn_first.* \&\& !a.add\)$/if (0)/' test_cuda_attention small wgmma
 emulated 'hopper: blocks that trust blockIdx' $hopper \
     's/backward_block<BM, BN>\(p.a, atomicAdd\(p.a.tickets, 1\)\)/backward_block<BM, BN>(p.a, (int)blockIdx.x)/' \
     test_cuda_attention small wgmma
@@ -606,6 +646,8 @@ emulated 'hopper: another swizzle than the copy has' kernels/cuda/attention_hopp
     test_cuda_attention small forward wgmma
 emulated 'hopper: an mbarrier that the copies do not know' kernels/cuda/attention_hopper_forward.cuh \
     's/mbarrier_init_fence\(\);//' test_cuda_attention small forward wgmma
+trained 'interval: CUDA kernels that do not get it' kernels/cuda/attention_forward.cuh \
+    's/a.lo = c.lo/a.lo = NULL/' EMU_STREAMS=0 1 --doc-mask --eot 32 --selfcheck off
 trained 'cuda: a transfer overwrites what is still read' core/transfer_cuda.h \
     's/^ *CUDA_CHECK\(cudaStreamWaitEvent\(l->stream, l->ready, 0\)\);//' EMU_STREAMS=1 4 --sp tpsp
 trained 'cuda: the host takes work under way for done' kernels/cuda/device.h \
@@ -643,6 +685,9 @@ caught 'self-check: attention exchange skipped' ring.h \
 caught 'self-check: a hop of the ring is lost, and the layers above make up for it' ring.h \
     '0,/if \(visitor_seen\(m, s, hop\)\)/s//if (visitor_seen(m, s, hop) \&\& hop != 2)/' \
     'self-check: token [0-9]+ of sequence 0 reached [0-9]+ of the' 4 --sp ring --ring-layout contiguous
+caught 'self-check: allgather of keys is skipped' allgather.h \
+    's/return g->room\[at->piece % 2\].*/return s->kv;/' \
+    'self-check: token [0-9]+ of sequence 0 reached [0-9]+ of the' 4 --sp allgather --selfcheck on
 caught 'self-check: one sender of an all-to-all is lost' ulysses.h \
     '0,/^    m->context->forward\(m, s\);/s//    zero_fill(\&m->dev, s->kv, ulysses_kv_part(m) * real_size());\n&/' \
     'self-check: token [0-9]+ of sequence 0 reached [0-9]+ of the' 4 --sp ulysses
@@ -655,6 +700,18 @@ caught 'self-check: all-gather into attention skipped' tpsp.h \
 caught 'self-check: the mask lets a token see its successor' kernels/cpu/attention.h \
     's/kv->run.stride \+ 1\)/kv->run.stride + 2)/' \
     'self-check: changing token [0-9]+ of sequence 0 moved position' 1 --selfcheck on
+caught 'self-check: a window is forgotten in one layer' train_gpt.cu \
+    's/sight\[sight_kind\(\&m->config, m->L, l\)\]/sight[l == 3 ? 0 : sight_kind(\&m->config, m->L, l)]/' \
+    'self-check: changing token [0-9]+ of sequence 0 moved position' 1 --selfcheck on --window 40
+caught 'self-check: a window of one key too few' core/visible.h \
+    's/p - s->window \+ 1 : 0/p - s->window + 2 : 0/' \
+    'self-check: token [0-9]+ of sequence 0 reached [0-9]+ of the' 4 --sp ring --window 9
+caught 'self-check: a window of one key too many' kernels/cpu/attention.h \
+    's/(v.lo \? v.lo\[.*\]) - kv/\1 - 1 - kv/' \
+    'self-check: changing token [0-9]+ of sequence 0 moved position' 2 --sp ulysses --window 9
+caught 'self-check: documents see the end of the one before' kernels/cpu/attention.h \
+    's/(v.lo \? v.lo\[.*\]) - kv/\1 - 1 - kv/' \
+    'self-check: changing token [0-9]+ of sequence 0 moved position' 4 --doc-mask --eot 10 --selfcheck on
 caught 'self-check: labels shifted after the split' train_gpt.cu \
     "$SHIFTED" 'self-check: the targets are not the next tokens' 4 --selfcheck on
 caught 'self-check: a rank plans another branch' ulysses.h \
@@ -666,6 +723,8 @@ caught 'schedule: a rank takes another branch in the run' ulysses.h \
 caught 'a rate above the peak' core/rate.h \
     's/double peak = p->flops/double peak = 1e-9 * p->flops/' 'times the peak' 2 --peak-tflops 1
 misread 'pages: a dead link' README.md 's#docs/running\.md#docs/runing.md#' README.md 'README.md: links'
+misread 'pages: a scheme without its row' README.md 's/^. `allgather` .*//' docs/design.md \
+    'every scheme has a row'
 misread 'pages: one that is not listed' docs/README.md 's/evaluating\.md/data.md/' docs/design.md \
     'lists every page'
 misread 'pages: a heading that has gone' docs/gpus.md 's/^## Check a machine/## Try a machine/' docs/testing.md \

@@ -25,6 +25,9 @@ schemes_of() {
     local names
     names=$(list_schemes "$1") || exit 1
     mapfile -t schemes <<<"$names"
+    names=$(list_contexts "$1") || exit 1
+    # shellcheck disable=SC2034
+    mapfile -t contexts <<<"$names"
 }
 
 all_schemes() {

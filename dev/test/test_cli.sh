@@ -87,11 +87,22 @@ refuses 4 '--seq-len 66 does not divide.*64 and 68' "${small[@]::2}" --seq-len 6
 refuses 4 '4 ranks do not divide over --dp 3' "${small[@]}" --dp 3
 refuses 4 'does not divide over --ring 3' "${small[@]}" --ring 3
 refuses 4 'use --ring 4' "${small[@]}" --sp ring --ring 2
+refuses 4 '--context mesh: must be one of ring.allgather' "${small[@]}" --sp tpsp --ring 2 --context mesh
+refuses 4 '--sp ring is the context ring .*; use --sp allgather' "${small[@]}" --sp ring --context allgather
+refuses 4 '--ring-backward needs --context ring' "${small[@]}" --ring 2 --context allgather --ring-backward q
+refuses 4 '--gather-tokens needs --context allgather' "${small[@]}" --ring 2 --gather-tokens 8
 refuses 2 '--batch 5 is not a multiple of dp 2 x micro-batch 1.*4 and 6' "${small[@]::4}" --batch 5 --dp 2
 refuses 1 'longer than the 32 positions' --model tiny-gpt --max-pos 32 "${small[@]}"
 refuses 1 '--world needs --dry-run' "${small[@]}" --world 4
 refuses 1 '--init-only needs --out' --init-only
 refuses 1 'write flag and value with a space' --seq-len=32
+refuses 1 '--eot needs --doc-mask' "${small[@]}" --eot 3
+refuses 1 '--doc-targets needs --doc-mask' "${small[@]}" --doc-targets inside
+refuses 2 'no dataset.json beside the shards of --train says which token ends a document; --eot' "${small[@]}" --doc-mask
+refuses 1 '--eot 256 is no token of this model; its vocabulary is 0 to 255' "${small[@]}" --doc-mask --eot 256
+refuses 1 '--doc-length is for --dry-run and the simulator' "${small[@]}" --doc-mask --eot 97 --doc-length 8
+refuses 1 '--window: config.json of gpt2 cannot say so; use --arch mistral' --model tiny-gpt "${small[@]}" --window 8
+refuses 1 'with --doc-mask or windows, a sequence has up to 2147483647' --dry-run --seq-len 4000000000 --doc-mask
 refuses 1 'need --val' "${small[@]}" --eval-every 2
 refuses 1 'needs a training step' --init-only --out "$work/refused" --dump-grads "$work/g"
 refuses 1 'cannot write into' "${small[@]}" --dump-grads "$work/nowhere/g.safetensors"
@@ -380,6 +391,12 @@ ok $? "--init-only writes the same bytes on 1 and 4 ranks"
 run_ranks 4 ./train_gpt_cpu --init-only --model "$work/i1" --sp ring --out "$work/i5" >"$work/out" 2>&1 &&
     cmp "$work/i1/model.safetensors" "$work/i5/model.safetensors"
 ok $? "--model DIR --init-only gives the directory back"
+run_ranks 1 ./train_gpt_cpu --init-only --window 24 --out "$work/i6" >"$work/out" 2>&1 &&
+    grep -q '"model_type":.*"mistral"' "$work/i6/config.json" && grep -q '"sliding_window":.*24' "$work/i6/config.json" &&
+    run_ranks 2 ./train_gpt_cpu --model "$work/i6" "${small[@]}" --steps 1 --doc-mask --eot 97 >"$work/out" 2>&1 &&
+    grep -q '^masks    a query sees 24 keys in 4 of 4 layers; documents see themselves, and end at token 97$' "$work/out" &&
+    grep -q '^check .*changed tokens move what may see them' "$work/out"
+ok $? "--window stands in config.json, and is what the model read from there has"
 train 1 grads1 --model "$work/i1" --dump-grads "$work/g1.safetensors" &&
     train 4 grads4 --model "$work/i1" --sp tpsp --dump-grads "$work/g4.safetensors" &&
     python3 - "$work/g1.safetensors" "$work/g4.safetensors" <<'PY'

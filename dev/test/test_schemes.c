@@ -107,6 +107,7 @@ typedef struct {
     TestModel model;
     const Scheme *scheme;
     const Context *context;
+    const char *ring_backward;
     i64 dp, ring, head, B, piece;
     RingLayout layout;
     Ignore ignore;
@@ -120,6 +121,8 @@ static const char *layout_name(RingLayout l) {
 static void case_name(char *out, size_t size, const Case *c) {
     char ring[64] = "";
     if (c->ring > 1) snprintf(ring, sizeof ring, " %s by %s", layout_name(c->layout), c->context->name);
+    if (c->ring > 1 && c->ring_backward)
+        snprintf(ring + strlen(ring), sizeof ring - strlen(ring), ", backward %s", c->ring_backward);
     if (c->ring > 1 && c->piece)
         snprintf(ring + strlen(ring), sizeof ring - strlen(ring), ", %lld at once", c->piece);
     snprintf(out, size, "%s %s dp %lld ring %lld%s head %lld micro-batch %lld%s%s%s%s", c->scheme->name,
@@ -137,6 +140,7 @@ static ModelOptions case_options(const Case *c) {
     memset(&o, 0, sizeof o);
     o.config = test_config(c->model);
     o.scheme = c->scheme, o.context = c->context, o.gather_tokens = c->piece;
+    o.ring_backward = c->ring_backward;
     o.shape.dp = c->dp, o.shape.ring = c->ring, o.shape.head = c->head, o.shape.world = c->dp * c->ring * c->head;
     o.layout = c->layout;
     o.L = 48, o.B = c->B, o.batch = 8;
@@ -327,6 +331,7 @@ static void add_meshes(Cases *cases, Case c, i64 N, int speaks) {
    scheme, not everything with everything. */
 static Cases make_cases(i64 N, int speaks) {
     const i64 turns[4] = {1, 2, 1, 4};
+    const char *const backward[5] = {"q", "kv", "auto", "q", "kv"};
     Cases cases;
     memset(&cases, 0, sizeof cases);
     for (int s = 0; s < COUNT_OF(SCHEMES); s++)
@@ -334,7 +339,8 @@ static Cases make_cases(i64 N, int speaks) {
             for (i64 B = 1; B <= (model == MODEL_GPT2 || model == MODEL_GQA ? 4 : 1); B *= 2) {
                 Case c;
                 memset(&c, 0, sizeof c);
-                c.scheme = SCHEMES[s], c.context = context_find(NULL, SCHEMES[s]), c.model = (TestModel)model, c.B = B, c.overlap = 1;
+                c.scheme = SCHEMES[s], c.context = context_find(NULL, SCHEMES[s]);
+                c.model = (TestModel)model, c.B = B, c.overlap = 1;
                 add_meshes(&cases, c, N, speaks && B == 1);
             }
     for (int i = 0; i < cases.n; i++) {
@@ -347,7 +353,9 @@ static Cases make_cases(i64 N, int speaks) {
         c->selfcheck = i % 4 == 0;
         /* the i-th case of a layout and a mesh; so contexts go with layouts and meshes as they come */
         if (!c->scheme->context) c->context = CONTEXTS[(i + i / 3 + i / 9) % COUNT_OF(CONTEXTS)];
-        if (c->context->piece) c->piece = i % 4 * 2 + i % 2; /* 0: its own choice, which is all; and 3, 4, 7 of 2 to 24 */
+        if (c->context->queries_travel) c->ring_backward = backward[i / 2 % 5];
+        /* 0: its own choice, which is all; and 3, 4, 7 of 2 to 24 */
+        if (c->context->piece) c->piece = i % 4 * 2 + i % 2;
     }
     return cases;
 }
@@ -399,7 +407,7 @@ static void check_balance(void) {
     for (int layout = 0; layout < 3; layout++)
         for (int rank = 0; rank < 4; rank++) {
             RingLayout l = layout == 0 ? RING_ZIGZAG : layout == 1 ? RING_CONTIGUOUS : RING_STRIPE;
-            Case c = {MODEL_GQA, scheme_find("ring"), CONTEXTS[0], 1, 4, 1, 1, 0, l, IGNORE_NONE, 0, 1, 0};
+            Case c = {MODEL_GQA, scheme_find("ring"), CONTEXTS[0], NULL, 1, 4, 1, 1, 0, l, IGNORE_NONE, 0, 1, 0};
             ModelOptions o = case_options(&c);
             char path[512];
             Settings s = case_settings(&c, ".", path);

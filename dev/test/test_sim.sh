@@ -27,23 +27,29 @@ shapes=("--model tiny-llama --world 4 --batch 8 --micro-batch 2"
     "--model gpt2-124m --world 1 --batch 5" "--model llama2-7b --world 8 --seq-len 65536 --batch 1" \
         "--model llama3-8b --world 16 --dp 2 --seq-len 32768 --batch 32 --offload inputs --tile-rows auto"
     "--model llama2-3b-gqa --world 64 --dp 2 --seq-len 131072 --ring-layout stripe --batch 4 --recompute attention-kept")
+hybrids=() # every context: under heads that are split (KV heads shared among ranks), and where tokens are exchanged
+for context in "${contexts[@]}"; do
+    hybrids+=("--model llama3-8b --world 64 --ring 4 --seq-len 65536 --batch 1 --sp odysseus --context $context")
+    hybrids+=("--model tiny-llama --world 8 --ring 4 --seq-len 8000 --batch 2 --sp ulysses --context $context")
+done
 for scheme in "${schemes[@]}"; do
-    for shape in "${shapes[@]}"; do
-        for build in cpu emu fp64; do
-            case $build in
-            cpu) cluster=(--cluster "$this_cpu") ;;
-            fp64) cluster=(--cluster "$this_cpu" --dtype fp64) ;;
-            emu) cluster=(--cluster a100-80gb-nvlink) ;;
-            esac
-            read -ra flags <<<"$shape --sp $scheme"
-            ./train_gpt_$build --dry-run "${flags[@]}" >"$work/real" 2>&1
-            $sim --dry-run "${cluster[@]}" "${flags[@]}" >"$work/sim" 2>&1
-            # what a GPU must have besides is a figure of the cluster
-            sed -i '/^reserve /d' "$work/real" "$work/sim"
-            diff "$work/real" "$work/sim" >"$work/out" && { [ $build != cpu ] ||
-                grep -q '^  total .*[0-9]' "$work/sim"; }
-            ok $? "train_gpt_$build: memory and traffic to the byte: ${flags[*]}"
-        done
+    for shape in "${shapes[@]}"; do hybrids+=("$shape --sp $scheme"); done
+done
+for shape in "${hybrids[@]}"; do
+    for build in cpu emu fp64; do
+        case $build in
+        cpu) cluster=(--cluster "$this_cpu") ;;
+        fp64) cluster=(--cluster "$this_cpu" --dtype fp64) ;;
+        emu) cluster=(--cluster a100-80gb-nvlink) ;;
+        esac
+        read -ra flags <<<"$shape"
+        ./train_gpt_$build --dry-run "${flags[@]}" >"$work/real" 2>&1
+        $sim --dry-run "${cluster[@]}" "${flags[@]}" >"$work/sim" 2>&1
+        # what a GPU must have besides is a figure of the cluster
+        sed -i '/^reserve /d' "$work/real" "$work/sim"
+        diff "$work/real" "$work/sim" >"$work/out" && { [ $build != cpu ] ||
+            grep -q '^  total .*[0-9]' "$work/sim"; }
+        ok $? "train_gpt_$build: memory and traffic to the byte: ${flags[*]}"
     done
 done
 
@@ -92,13 +98,15 @@ bash dev/sim/calibrate.sh 2 fp32 "$work/here.cluster" >"$work/out" 2>&1 &&
 ok $? "this machine, calibrated with two ranks: $(grep '^step' "$work/out" | cut -c 1-60)"
 $sim --world 64 --model llama2-7b --seq-len 65536 --batch 64 --plan --json "$work/plan.json" >"$work/out" 2>&1
 ok $? "a plan of 64 ranks: $(grep '^plans' "$work/out")"
-python3 - "$work/plan.json" "${schemes[@]}" >"$work/out" 2>&1 <<'PY'
+python3 - "$work/plan.json" "${contexts[*]}" "${schemes[@]}" >"$work/out" 2>&1 <<'PY'
 import json, sys
 plan = json.load(open(sys.argv[1]))
 rows = plan["plans"]
-assert {r["sp"] for r in rows} == set(sys.argv[2:]) and len(plan["refused"]) > 0
+assert {r["context"] for r in rows if r["head"] > 1 < r["ring"]} == set(sys.argv[2].split())
+assert {r["sp"] for r in rows} == set(sys.argv[3:]) and len(plan["refused"]) > 0
 assert all(r["dp"] * r["ring"] * r["head"] == 64 and 64 % (r["dp"] * r["micro_batch"]) == 0 for r in rows)
-keys = [(r["sp"], r["dp"], r["ring"], r["head"], r["ring_layout"], r["micro_batch"]) for r in rows]
+keys = [(r["sp"], r["dp"], r["ring"], r["head"], r["ring_layout"], r["micro_batch"], r["context"])
+        for r in rows]
 assert len(set(keys)) == len(keys) and {k[4] for k in keys} == {"zigzag", "contiguous", "stripe"}
 fit = [r for r in rows if r["fits"]]
 assert rows[:len(fit)] == fit and [r["step_ms"] for r in fit] == sorted(r["step_ms"] for r in fit)
@@ -109,13 +117,13 @@ ok $? "the plan's rows are legal, each once, what fits first and in order of tim
 read -r best < <(python3 -c '
 import json, sys
 r = json.load(open(sys.argv[1]))["plans"][0]
-print("--sp", r["sp"], "--dp", r["dp"], "--ring", r["ring"], "--ring-layout", r["ring_layout"], "--micro-batch",
-      r["micro_batch"], r["step_ms"])' "$work/plan.json")
+print("--sp", r["sp"], "--dp", r["dp"], "--ring", r["ring"], "--ring-layout", r["ring_layout"], "--context",
+      r["context"], "--micro-batch", r["micro_batch"], r["step_ms"])' "$work/plan.json")
 read -ra flags <<<"$best"
-$sim --world 64 --model llama2-7b --seq-len 65536 --batch 64 "${flags[@]:0:10}" --json "$work/best.json" \
+$sim --world 64 --model llama2-7b --seq-len 65536 --batch 64 "${flags[@]:0:12}" --json "$work/best.json" \
     >"$work/out" 2>&1 &&
     python3 -c 'import json, sys; sys.exit(json.load(open(sys.argv[1]))["step_ms"] != float(sys.argv[2]))' \
-    "$work/best.json" "${flags[10]}"
+    "$work/best.json" "${flags[12]}"
 ok $? "the plan's best is what a forecast of these flags says: $best ms"
 $sim --world 64 --model llama2-7b --seq-len 65536 --batch 64 --plan --sp ulysses --dp 4 --micro-batch 2 \
     >"$work/out" 2>&1 &&
