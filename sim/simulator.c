@@ -68,7 +68,8 @@ static void refuse_flags(const Settings *s, const FlagsGiven *given) {
                        "simulator computes none; leave them out");
     if (s->world > 65536) FAIL(EVERYONE, "--world %lld: the simulator takes up to 65536 ranks", s->world);
     if (s->html && (s->plan || s->max_seq || s->ladder || s->dry_run || s->json || s->trace))
-        FAIL(EVERYONE, "--html is a page of its own; leave out --plan, --max-seq, --ladder, --dry-run, --json and --trace");
+        FAIL(EVERYONE, "--html is a page of its own; leave out --plan, --max-seq, --ladder, --dry-run, --json and "
+                       "--trace");
     if (s->html && !path_is_taken(s->html)) check_writable(s, "html", s->html);
     if (!s->world && !s->html) FAIL(EVERYONE, "--world N is missing: the ranks of the modelled world");
     if ((s->plan != 0) + (s->max_seq != 0) + (s->ladder != 0) + (s->dry_run != 0) > 1)
