@@ -452,8 +452,9 @@ static void model_walk(Model *m, accum scale) {
     Zero *z = &m->zero;
     int train = scale != 0, lm_head = block_lm_head(&m->config);
     ArenaMark mark = arena_mark(&m->arena);
-    real *delta = take_real(m, MEM_WORKSPACE, stream_rows(m) * m->config.dim);
     real *dx = train ? take_real(m, MEM_WORKSPACE, stream_rows(m) * m->config.dim) : NULL;
+    ArenaMark forward = arena_mark(&m->arena);
+    real *delta = take_real(m, MEM_WORKSPACE, stream_rows(m) * m->config.dim);
     const real *a;
     zero_walk(z, m->order, train ? m->uses : lm_head + 1);
     m->offload.active = train;
@@ -462,6 +463,7 @@ static void model_walk(Model *m, accum scale) {
     zero_prefetch(z);
     if (train) zero_grad_begin(z, lm_head);
     lm_head_walk(m, a, delta, dx, scale);
+    arena_release(&m->arena, forward); /* nobody reads delta in backward */
     if (train) {
         zero_grad_end(z, lm_head);
         layers_backward(m, dx);

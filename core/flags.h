@@ -37,7 +37,7 @@ typedef struct {
     double max_hours;
     /* simulator */
     const char *cluster, *dtype, *json, *html;
-    i64 plan, max_seq, calibrate;
+    i64 plan, max_seq, ladder, calibrate;
 } Settings;
 
 /* FLAG_OPTIONAL: a text that may be left out, then "", or a choice, then "on" */

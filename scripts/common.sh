@@ -182,8 +182,9 @@ own_text() { # this repository's sources and documents, one a line; in a copy wi
     mapfile -t files < <(git -c safe.directory="$PWD" ls-files -- '*.c' '*.h' '*.cu' '*.md' '*.sh' '*.py' Makefile \
         2>/dev/null || true)
     [[ ${#files[@]} -gt 0 ]] ||
-        mapfile -t files < <(find . \( -name build -o -name runs -o -name '.?*' \) -prune -o -type f \( -name '*.[ch]' \
-            -o -name '*.cu' -o -name '*.md' -o -name '*.sh' -o -name '*.py' -o -name Makefile \) -print | LC_ALL=C sort)
+        mapfile -t files < <(find . \( -name build -o -name runs -o -name '.?*' \) -prune -o \
+            \( -type f -o -type l \) \( -name '*.[ch]' -o -name '*.cu' -o -name '*.md' -o -name '*.sh' \
+            -o -name '*.py' -o -name Makefile \) -print | LC_ALL=C sort)
     for file in "${files[@]}"; do [[ ! -f $file ]] || say "$file"; done
 }
 

@@ -75,6 +75,7 @@ test_trace.sh           alone  300
 test_ports.sh           alone  600
 test_scripts.sh         alone 1200
 test_report.sh          alone  300
+test_export.sh          alone   60
 test_emulator_emu       alone  120
 test_transfers_emu      alone   60
 test_emulator_emuasan   alone  120

@@ -6,7 +6,7 @@
 #ifndef ODYSSEUS_SIM_PLAN_H
 #define ODYSSEUS_SIM_PLAN_H
 
-#include "report.h"
+#include "ladder.h"
 
 typedef struct {
     ModelOptions o;
@@ -44,7 +44,9 @@ static void plan_add(Plan *p, const ModelOptions *o) {
         return;
     }
     const Refusal *last = p->refusals ? &p->refusal[p->refusals - 1] : NULL;
-    if (last && last->o.scheme == o->scheme && last->o.context == o->context && memcmp(&last->o.shape, &o->shape, sizeof o->shape) == 0) return;
+    if (last && last->o.scheme == o->scheme && last->o.context == o->context &&
+        memcmp(&last->o.shape, &o->shape, sizeof o->shape) == 0)
+        return;
     p->refusal = (Refusal *)plan_grow(p->refusal, p->refusals, &p->refusal_room, sizeof(Refusal));
     Refusal *r = &p->refusal[p->refusals++];
     r->o = *o;
@@ -118,12 +120,13 @@ static void plan_progress(i64 done, i64 all) {
 
 static void print_candidate(i64 place, const Candidate *c) {
     const ModelOptions *o = &c->o;
-    char time[32];
+    char time[32], levers[96];
     int rings = o->shape.ring > 1;
-    printf("%4lld  %-9s %5lld %5lld %5lld  %-10s  %-9s %6lld %10s %12.0f %6.1f%% %8.1f%% %9.2f%s\n", place,
+    printf("%4lld  %-9s %5lld %5lld %5lld  %-10s  %-9s %6lld %10s %12.0f %6.1f%% %8.1f%% %9.2f  %s%s\n", place,
            o->scheme->name, o->shape.dp, o->shape.ring, o->shape.head, rings ? RING_LAYOUT_NAMES[o->layout] : "-",
-           rings ? o->context->name : "-", o->B, time_text(time, c->f.seconds), c->f.tokens_per_s, 100 * c->f.mfu_causal, 100 * c->f.exposed / c->f.seconds,
-           (double)c->f.memory.used / 1e9, forecast_fits(&c->f) ? "" : "  does not fit");
+           rings ? o->context->name : "-", o->B, time_text(time, c->f.seconds), c->f.tokens_per_s,
+           100 * c->f.mfu_causal, 100 * c->f.exposed / c->f.seconds,
+           (double)c->f.memory.used / 1e9, levers_text(levers, o), forecast_fits(&c->f) ? "" : "; does not fit");
 }
 
 #define PLAN_ROWS 20 /* printed; --json has all */
@@ -135,7 +138,7 @@ static void print_plans(const Plan *p, const Trainer *t) {
            p->refusals, i64_min(PLAN_ROWS, p->candidates));
     printf(
         "      sp           dp  ring  head  layout      context    micro       step        tok/s     mfu   exposed   "
-        "GB/rank\n");
+        "GB/rank  levers\n");
     for (i64 i = 0; i < i64_min(PLAN_ROWS, p->candidates); i++) print_candidate(i + 1, &p->candidate[i]);
     if (p->candidates > PLAN_ROWS)
         printf("      ... and %lld more%s\n", p->candidates - PLAN_ROWS,
@@ -182,6 +185,17 @@ static void plan_fail(const Plan *p) {
          c->o.B, fits, advice);
 }
 
+/* The first rung of the ladder that fits, or the last, which takes the least. */
+static void plan_levers(ModelOptions *o, const FlagsGiven *given, const Cluster *cluster) {
+    ModelOptions base = *o, next;
+    i64 available = cluster_memory(cluster, mesh_links(o->shape, o->config.kv_heads));
+    for (int rung = 0; rung < RUNGS; rung++) {
+        if (!ladder_rung(&base, given, cluster, (Rung)rung, &next)) continue;
+        *o = next;
+        if (options_bytes(o) <= available) return;
+    }
+}
+
 /* --plan: `base` holds what the flags say. */
 static void plan_all(const ModelOptions *base, const Settings *s, const FlagsGiven *given, const Cluster *cluster) {
     Plan p = {s, given, NULL, NULL, 0, 0, 0, 0};
@@ -190,6 +204,7 @@ static void plan_all(const ModelOptions *base, const Settings *s, const FlagsGiv
         if (!flag_given(given, "sp") || SCHEMES[i] == base->scheme) plan_scheme(&p, base, SCHEMES[i]);
     for (i64 i = 0; i < p.candidates; i++) {
         plan_progress(i, p.candidates);
+        plan_levers(&p.candidate[i].o, given, cluster);
         forecast_open(t, &p.candidate[i].o, s, cluster);
         forecast_step(&p.candidate[i].f, t, 0);
         model_free(&t->model);

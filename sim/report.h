@@ -122,6 +122,11 @@ static void json_options(cJSON *json, const ModelOptions *o, const Forecast *f) 
     cJSON_AddStringToObject(json, "context", o->context->name);
     cJSON_AddNumberToObject(json, "micro_batch", (double)o->B);
     cJSON_AddNumberToObject(json, "seq_len", (double)o->L);
+    cJSON_AddStringToObject(json, "recompute", RECOMPUTE_NAMES[o->recompute]);
+    if (o->tile_rows == TILE_AUTO) cJSON_AddStringToObject(json, "tile_rows", "auto");
+    else cJSON_AddNumberToObject(json, "tile_rows", (double)o->tile_rows);
+    cJSON_AddNumberToObject(json, "head_groups", (double)i64_max(1, o->head_groups));
+    cJSON_AddStringToObject(json, "offload", o->offload ? "inputs" : "none");
     if (!f) return;
     cJSON_AddNumberToObject(json, "step_ms", 1e3 * f->seconds);
     cJSON_AddNumberToObject(json, "tokens_per_s", f->tokens_per_s);

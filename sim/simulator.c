@@ -11,7 +11,8 @@
                  --calibrate       measure this machine
 
    forecast.h   one configuration -> Forecast                      report.h   Forecast -> text and JSON
-   plan.h       many configurations, and how long a sequence may be        planner.h    --html: a page of them       */
+   ladder.h     what saves memory, rung by rung                     planner.h    --html: a page of them
+   plan.h       many configurations, and how long a sequence may be                                                   */
 #include "plan.h"
 
 /* Measure this machine: dev/sim/calibrate.sh runs the CPU program's own operations and writes the cluster file. */
@@ -66,17 +67,18 @@ static void refuse_flags(const Settings *s, const FlagsGiven *given) {
         FAIL(EVERYONE, "--save, --save-every, --keep, --keep-every, --resume and --max-hours need numbers, and the "
                        "simulator computes none; leave them out");
     if (s->world > 65536) FAIL(EVERYONE, "--world %lld: the simulator takes up to 65536 ranks", s->world);
-    if (s->html && (s->plan || s->max_seq || s->dry_run || s->json || s->trace))
-        FAIL(EVERYONE, "--html is a page of its own; leave out --plan, --max-seq, --dry-run, --json and --trace");
+    if (s->html && (s->plan || s->max_seq || s->ladder || s->dry_run || s->json || s->trace))
+        FAIL(EVERYONE,
+             "--html is a page of its own; leave out --plan, --max-seq, --ladder, --dry-run, --json and --trace");
     if (s->html && !path_is_taken(s->html)) check_writable(s, "html", s->html);
     if (!s->world && !s->html) FAIL(EVERYONE, "--world N is missing: the ranks of the modelled world");
-    if ((s->plan != 0) + (s->max_seq != 0) + (s->dry_run != 0) > 1)
-        FAIL(EVERYONE, "--plan, --max-seq and --dry-run exclude each other; keep one");
-    if (s->max_seq && flag_given(given, "seq-len"))
-        FAIL(EVERYONE, "--max-seq looks for the --seq-len; leave one of them out");
+    if ((s->plan != 0) + (s->max_seq != 0) + (s->ladder != 0) + (s->dry_run != 0) > 1)
+        FAIL(EVERYONE, "--plan, --max-seq, --ladder and --dry-run exclude each other; keep one");
+    if ((s->max_seq || s->ladder) && flag_given(given, "seq-len"))
+        FAIL(EVERYONE, "--max-seq and --ladder look for the --seq-len; leave one of them out");
     if (s->json && s->dry_run)
         FAIL(EVERYONE, "--json goes with a forecast, --plan or --max-seq; --dry-run prints only");
-    if (s->trace && (s->dry_run || s->plan || s->max_seq))
+    if (s->trace && (s->dry_run || s->plan || s->max_seq || s->ladder))
         FAIL(EVERYONE, "--trace shows one forecast; leave out --plan, --max-seq and --dry-run");
     /* a forecast takes milliseconds: its file may be written again */
     if (s->json && !path_is_taken(s->json)) check_writable(s, "json", s->json);
@@ -104,6 +106,8 @@ static inline void simulate(Settings *s, const FlagsGiven *given, Wire alone) {
              cluster->name, cluster->path);
     if (s->plan) {
         plan_all(&o, s, given, cluster);
+    } else if (s->ladder) {
+        ladder_all(&o, s, given, cluster);
     } else if (s->max_seq) {
         longest_all(&o, s, given, cluster);
     } else {

@@ -140,7 +140,7 @@ for k, scheme in enumerate(g["schemes"]):
     memory, parts = rest[: len(g["memory"])], rest[len(g["memory"]):]
     assert abs(step - 1e3 * f["step_ms"]) <= 0.5 and abs(mfu - 1e3 * f["mfu_causal"]) <= 0.5, (scheme, step, f)
     assert ring == f["ring"] and abs(available - f["mem_available"] / 1e6) <= 0.5, (scheme, ring, available)
-    assert all(abs(m - f["memory"][n] / 1e6) <= 0.5 for m, n in zip(memory, g["memory"], strict=True)), (scheme, memory)
+    assert all(abs(m - f["memory"][n] / 1e6) <= 0.5 for m, n in zip(memory, g["memory"])), (scheme, memory)
     whole, waited = sum(parts[::2]), sum(parts[1::2])
     assert len(parts) == 2 * len(g["parts"]) and 0.97 * step < whole <= step + 9, (scheme, step, whole)
     assert abs(waited - 1e3 * f["comm_exposed_ms"]) <= 0.03 * step, (scheme, waited, f["comm_exposed_ms"])

@@ -131,6 +131,32 @@ $sim --world 64 --model llama2-7b --seq-len 65536 --batch 64 --plan --sp ulysses
     grep -qvE '^ +[0-9]+  ulysses +4 '
 ok $? "a plan keeps the flags that are given"
 
+# ---- what saves memory, rung by rung: each row is what its flags give
+
+$sim --cluster h100-80gb-nvlink --world 8 --model llama3-8b --batch 1 --sp ulysses --ladder --json "$work/ladder.json" \
+    >"$work/out" 2>&1 &&
+    python3 - "$work/ladder.json" $sim >"$work/out" 2>&1 <<'PY'
+import json, subprocess, sys
+rows = json.load(open(sys.argv[1]))["ladder"]
+assert rows[0]["levers"] == "none" and len({r["levers"] for r in rows}) == len(rows) >= 6, rows
+for word in "recompute", "tile-rows", "head-groups", "offload":
+    assert word in rows[-1]["levers"], rows[-1]
+lengths = [r["seq_len"] for r in rows]
+assert lengths == sorted(lengths) and lengths[-1] > 10 * lengths[0], lengths
+for row in rows:
+    assert (row["host_bytes"] > 0) == ("offload" in row["levers"]), row
+    flags = [w for lever in row["levers"].split(", ") if lever != "none" for w in ("--" + lever).split()]
+    def forecast(length):
+        subprocess.run([sys.argv[2], "--cluster", "h100-80gb-nvlink", "--world", "8", "--model", "llama3-8b", "--batch",
+                        "1", "--sp", row["sp"], "--seq-len", str(length), "--json", sys.argv[1] + ".one", *flags],
+                       check=True, capture_output=True)
+        return json.load(open(sys.argv[1] + ".one"))
+    at = forecast(row["seq_len"])
+    assert at["fits"] and all(at[k] == row[k] for k in ("mem_bytes", "step_ms", "host_bytes")), (row, at)
+    assert not forecast(row["seq_len"] + 8)["fits"], row
+PY
+ok $? "--ladder: every rung is what its flags give, and a longer sequence does not fit"
+
 # ---- longest sequences, timelines
 
 for more in "--model llama2-7b --batch 1" "--model gpt2-124m --batch 8 --micro-batch 2" \
