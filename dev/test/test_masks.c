@@ -1,8 +1,8 @@
-/* test_masks.c - documents and windows in every scheme, hybrid and ring layout, against one rank; and what one rank does
-   against the same documents one by one.
+/* test_masks.c - documents and windows in every scheme, hybrid and ring layout, against one rank; and what one rank
+   does against the same documents one by one.
 
-   mpirun -np W, as test_schemes.c. Eight sequences of 48 tokens are the batch, each another way to lay documents over the
-   seams of 2, 3, 4 and 8 ranks and of zigzag's halves: on them, just before, just behind; documents of one token, one
+   mpirun -np W, as test_schemes.c. Eight sequences of 48 tokens are the batch, each another way to lay documents over
+   the seams of 2, 3, 4 and 8 ranks and of zigzag's halves: on them, just before, just behind; documents of one token, one
    longer than all ranks but one, none that ends. Windows are shorter than a rank's share, longer, and longer than the
    sequence; in all layers or in one. In fp64 gradients and loss are equal to 1e-10; fp32 compares to 1e-3 and 1e-5. */
 #include "support.h"
@@ -121,8 +121,8 @@ static void reference_of(Reference *r, const ModelOptions *o, const Settings *s,
 
 static void case_name(char *out, size_t size, const Case *c) {
     snprintf(out, size, "%s %s dp %lld ring %lld %s by %s head %lld micro-batch %lld%s: %s", c->scheme->name,
-             c->gpt2 ? "gpt2" : "mistral", c->dp, c->ring, RING_LAYOUT_NAMES[c->layout], c->context->name, c->head, c->B,
-             c->recompute ? " recompute" : "", c->mask->name);
+             c->gpt2 ? "gpt2" : "mistral", c->dp, c->ring, RING_LAYOUT_NAMES[c->layout], c->context->name, c->head,
+             c->B, c->recompute ? " recompute" : "", c->mask->name);
 }
 
 static void run_case(const Case *c, const char *path, Wire world, Wire alone) {
@@ -135,7 +135,8 @@ static void run_case(const Case *c, const char *path, Wire world, Wire alone) {
     case_name(name, sizeof name, c);
     if (!r->made) {
         Case single = *c;
-        single.scheme = SCHEMES[0], single.context = CONTEXTS[0], single.piece = 0, single.dp = single.ring = single.head = single.B = 1, single.recompute = 0;
+        single.scheme = SCHEMES[0], single.context = CONTEXTS[0], single.piece = 0;
+        single.dp = single.ring = single.head = single.B = 1, single.recompute = 0;
         ModelOptions one = case_options(&single);
         reference_of(r, &one, &s, alone);
     }

@@ -110,7 +110,8 @@ static inline TokenTile tile_at(const TokenMap *map, i64 size, i64 i) {
 static inline i64 visible_keys(const TokenTile *q, i64 i, const TokenTile *kv) {
     i64 distance = q->run.first + i * q->run.stride - kv->run.first;
     if (distance < 0) return 0;
-    return i64_min(kv->run.count, (kv->run.stride == 1 ? distance : distance / kv->run.stride) + 1); /* dividing is slow */
+    if (kv->run.stride != 1) distance /= kv->run.stride; /* which is slow */
+    return i64_min(kv->run.count, distance + 1);
 }
 
 /* The intervals of one sequence: those of neighbouring queries are B apart; NULL: all begin at 0. */
