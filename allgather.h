@@ -199,6 +199,7 @@ static const Scheme SCHEME_ALLGATHER = {
     .ring_takes_all = 1,
     .rope_on_own = 0,
     .repeats_exchange = 0,
+    .takes_head_groups = 0,
     .splits = splits_nothing,
     .refuses = refuse_any_head_axis,
     .attention_keep = NULL,

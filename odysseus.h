@@ -36,6 +36,7 @@ static const Scheme SCHEME_ODYSSEUS = {
     .ring_takes_all = 0,
     .rope_on_own = 0,
     .repeats_exchange = 0,
+    .takes_head_groups = 0,
     .splits = odysseus_splits,
     .refuses = odysseus_refuses,
     .attention_keep = NULL,

@@ -24,6 +24,7 @@
 #include "core/comm.h"        /* Fabric, Comm, comm_all_gather, comm_sum_control,
                                  schedule_begin: collectives, counted */
 #include "core/ledger.h"      /* Ledger, Tag, ledger_expect, ledger_print: bytes sent, and what they should be */
+#include "core/offload.h"     /* Offload, offload_out, offload_back: what layers keep, in host memory */
 #include "core/zero.h"        /* Zero, zero_walk, zero_acquire, zero_prefetch, zero_grad_begin,
                                  zero_grad_end, zero_adamw: ZeRO-3 */
 #include "core/scheme.h"      /* Model, Scheme, Context, take_real, take_accum, stream_rows, own_rows */
@@ -122,16 +123,17 @@ static void model_keep_heads(Model *m, AttentionSaved *a) {
 
 /* What attention makes: out and lse. */
 static void model_keep_attended(Model *m, AttentionSaved *a) {
-    a->out = take_real(m, MEM_ACTIVATIONS, ring_rows(m) * m->heads_l * m->config.head_dim);
-    a->lse = take_accum(m, MEM_ACTIVATIONS, ring_rows(m) * m->heads_l);
+    i64 heads = heads_room(m, m->heads_l, m->recompute == RECOMPUTE_FULL);
+    a->out = take_real(m, MEM_ACTIVATIONS, ring_rows(m) * heads * m->config.head_dim);
+    a->lse = take_accum(m, MEM_ACTIVATIONS, ring_rows(m) * heads);
 }
 
 /* Buffers that a layer's attention and MLP keep for backward, except their inputs. */
 static void model_keep_layer(Model *m, AttentionSaved *a, MlpSaved *p) {
     i64 rows = stream_rows(m), ring = ring_rows(m), HS = m->config.head_dim;
     MemCategory kept = MEM_ACTIVATIONS;
-    a->q = take_real(m, kept, ring * m->heads_l * HS);
-    a->kv = take_real(m, kept, ring * 2 * m->kv_heads_l * HS);
+    a->q = take_real(m, kept, ring * heads_room(m, m->heads_l, m->recompute) * HS);
+    a->kv = take_real(m, kept, ring * 2 * heads_room(m, m->kv_heads_l, m->recompute) * HS);
     model_keep_attended(m, a);
     a->in.mean = take_accum(m, kept, rows), a->in.rstd = take_accum(m, kept, rows);
     model_keep_heads(m, a);
@@ -155,7 +157,20 @@ static i64 model_logits_rows(const Model *m) {
     return i64_max(1, i64_min(i64_max(budget, 64), share));
 }
 
-static void model_layout(Model *m) {
+/* --offload inputs: layers take two sets of places in turns. */
+static void model_offload(Model *m) {
+    i64 L = m->config.layers, inputs = stream_rows(m) * m->config.dim * real_size(), heads = ring_rows(m) * m->heads_l;
+    AttentionSaved *a = m->attention;
+    if (L <= 2) return;
+    m->offload.layers = L;
+    offload_add(&m->offload, a[0].in.x, a[1].in.x, inputs);
+    offload_add(&m->offload, m->mlp[0].in.x, m->mlp[1].in.x, inputs);
+    if (m->recompute != RECOMPUTE_ATTENTION_KEPT) return;
+    offload_add(&m->offload, a[0].out, a[1].out, heads * m->config.head_dim * real_size());
+    offload_add(&m->offload, a[0].lse, a[1].lse, heads * accum_size());
+}
+
+static void model_layout(Model *m, int offload) {
     i64 rows = stream_rows(m), C = m->config.dim, L = m->config.layers,
         widest = i64_max(C, attention_width(&m->config));
     AttentionShape attended = attention_shape(m);
@@ -166,14 +181,18 @@ static void model_layout(Model *m) {
     for (i64 l = 0; l < L; l++) {
         if (l > 0 && m->recompute) m->attention[l] = m->attention[0], m->mlp[l] = m->mlp[0];
         else model_keep_layer(m, &m->attention[l], &m->mlp[l]);
-        if (l > 0 && m->recompute == RECOMPUTE_ATTENTION_KEPT) model_keep_attended(m, &m->attention[l]);
+        int apart = !offload || l < 2; /* else its places are those of the layer before the last */
+        if (l > 0 && m->recompute == RECOMPUTE_ATTENTION_KEPT && apart) model_keep_attended(m, &m->attention[l]);
+        if (l > 0 && m->recompute == RECOMPUTE_ATTENTION_KEPT && !apart)
+            m->attention[l].out = m->attention[l - 2].out, m->attention[l].lse = m->attention[l - 2].lse;
         if (l > 0 && m->recompute && m->samples) /* the cache */
             m->attention[l].kv = take_real(m, MEM_ACTIVATIONS, kv_count_own(m));
         m->attention[l].rope = layer_in(&m->config.no_rope, l) ? NULL : m->rope;
         m->attention[l].sight = &m->sight[sight_kind(&m->config, m->L, l)];
-        m->attention[l].in.x = take_real(m, MEM_ACTIVATIONS, rows * C);
-        m->mlp[l].in.x = take_real(m, MEM_ACTIVATIONS, rows * C);
+        m->attention[l].in.x = apart ? take_real(m, MEM_ACTIVATIONS, rows * C) : m->attention[l - 2].in.x;
+        m->mlp[l].in.x = apart ? take_real(m, MEM_ACTIVATIONS, rows * C) : m->mlp[l - 2].in.x;
     }
+    if (offload) model_offload(m);
     m->final_x = take_real(m, MEM_ACTIVATIONS, own_rows(m) * C);
     m->final_mean = take_accum(m, MEM_ACTIVATIONS, own_rows(m));
     m->final_rstd = take_accum(m, MEM_ACTIVATIONS, own_rows(m));
@@ -205,7 +224,8 @@ static void model_init(Model *m, const ModelOptions *o, Wire base, int imagined,
     m->config = o->config, m->scheme = o->scheme, m->layout = o->layout;
     m->context = o->context ? o->context : context_find(NULL, o->scheme);
     m->L = o->L, m->B = o->B, m->recompute = o->recompute, m->samples = o->samples;
-    m->tile_rows = o->tile_rows, m->gather_tokens = o->gather_tokens;
+    m->tile_rows = o->tile_rows, m->head_groups = i64_max(1, o->head_groups);
+    m->gather_tokens = o->gather_tokens;
     m->documents = o->documents, m->restart = o->restart, m->eot = o->eot;
     device_init(&m->dev, &o->place, imagined);
     fabric_init(&m->fabric, &m->dev, &m->ledger, (int)o->shape.world, o->overlap, o->comm);
@@ -220,11 +240,13 @@ static void model_init(Model *m, const ModelOptions *o, Wire base, int imagined,
     if (o->shape.ring > 1 && o->ring_backward && m->context->queries_travel)
         m->mesh.queries_travel = m->context->queries_travel(o->ring_backward, &m->config, o->shape.head);
     sight_layout(m, o->doc_length);
-    model_layout(m);
+    model_layout(m, o->offload);
 }
 
-/* After arena_commit: the tables in device memory, and tokens on the host, which a plan does without. */
+/* After arena_commit: the tables in device memory, and tokens on the host and what is offloaded there, which a plan
+   does without. */
 static void model_tables(Model *m) {
+    offload_commit(&m->offload, &m->dev);
     m->host_tokens = (int32_t *)host_alloc((size_t)(stream_rows(m) + own_rows(m)) * sizeof(int32_t));
     sight_tables(m);
     if (!m->rope) return;
@@ -235,6 +257,7 @@ static void model_tables(Model *m) {
 }
 
 static void model_free(Model *m) {
+    offload_free(&m->offload, &m->dev);
     arena_free(&m->arena);
     device_free(&m->dev);
     zero_free(&m->zero);
@@ -389,11 +412,13 @@ static void layers_forward(Model *m, const real **a, real *delta) {
     embed_forward(m, m->attention[0].in.x);
     for (int l = 0; l < (int)m->config.layers; l++) {
         zero_acquire(z, block_attention(l));
+        offload_room(&m->offload, &m->dev, l);
         block_forward(m, BLOCK_ATTENTION, l, x, d, delta);
         if (m->watch) m->watch(m, m->watch_arg, l);
         x = m->attention[l].in.x, d = delta;
         zero_acquire(z, block_mlp(l));
         block_forward(m, BLOCK_MLP, l, x, d, delta);
+        offload_out(&m->offload, &m->dev, l);
         x = m->mlp[l].in.x;
     }
     *a = x;
@@ -405,12 +430,14 @@ static void layers_backward(Model *m, real *dx) {
     m->phase = PHASE_BACKWARD;
     for (int l = (int)m->config.layers - 1; l >= 0; l--) {
         zero_acquire(z, block_mlp(l));
+        offload_arrived(&m->offload, &m->dev, l);
         zero_grad_begin(z, block_mlp(l));
         block_backward(m, BLOCK_MLP, l, dx);
         zero_grad_end(z, block_mlp(l));
         zero_acquire(z, block_attention(l));
         zero_grad_begin(z, block_attention(l));
         block_backward(m, BLOCK_ATTENTION, l, dx);
+        offload_back(&m->offload, &m->dev, l - 2);
         zero_grad_end(z, block_attention(l));
     }
     part_begin(&m->dev, BLOCK_EMBEDDING, -1, PHASE_BACKWARD); /* its weights are not needed */
@@ -429,6 +456,7 @@ static void model_walk(Model *m, accum scale) {
     real *dx = train ? take_real(m, MEM_WORKSPACE, stream_rows(m) * m->config.dim) : NULL;
     const real *a;
     zero_walk(z, m->order, train ? m->uses : lm_head + 1);
+    m->offload.active = train;
     layers_forward(m, &a, delta);
     zero_acquire(z, lm_head);
     zero_prefetch(z);
@@ -438,6 +466,7 @@ static void model_walk(Model *m, accum scale) {
         zero_grad_end(z, lm_head);
         layers_backward(m, dx);
     }
+    m->offload.active = 0;
     arena_release(&m->arena, mark);
 }
 
@@ -667,7 +696,7 @@ static i64 options_bytes(const ModelOptions *o) {
     t->options.batch = o->shape.dp * o->B;
     model_init(&t->model, &t->options, wire_none(), 1, 0);
     trainer_plan(t);
-    i64 bytes = arena_bytes(&t->model.arena);
+    i64 bytes = arena_bytes(&t->model.arena) + (DEVICE_IS_HOST ? offload_bytes(&t->model.offload) : 0);
     model_free(&t->model);
     free(t);
     return bytes;
@@ -891,6 +920,8 @@ static void print_device(const Trainer *t) {
     printf(", peak %.1f GFLOP/s a rank%s\n", t->peak.flops / 1e9,
            t->settings->peak_tflops > 0 ? " (given)" : " (" PEAK_ORIGIN ")");
     device_note(p);
+    if (DEVICE_IS_HOST && t->options.offload)
+        printf("note     --offload saves nothing here: the device's memory is the host's\n");
     fflush(stdout);
 }
 
@@ -900,6 +931,9 @@ static void print_plan(Trainer *t) {
     printf("work     %.6e FLOP a token, %.6e a step: 6 a parameter and causal attention\n", flop,
            flop * (double)(t->options.batch * t->options.L));
     arena_print(stdout, &t->model.arena);
+    if (offload_bytes(&t->model.offload))
+        printf("offload  %.3f MB besides in the host's memory, for each of its ranks\n",
+               (double)offload_bytes(&t->model.offload) / 1e6);
     device_print_reserve(&t->options.place, t->settings->comm,
                          mesh_links(t->options.shape, t->options.config.kv_heads));
     ledger_print(stdout, &t->model.ledger);

@@ -62,6 +62,28 @@ static inline void memory_advice(const ModelOptions *o, i64 bytes, PlanBytes pla
     snprintf(out + n, size - (size_t)n, "; or use more ranks");
 }
 
+/* --offload: has the host what all its ranks want of it? Collective. */
+static inline void check_host_memory(const Model *m) {
+    Wire world = m->mesh.world.wire;
+    int ranks = wire_size(world), local, locals;
+    i64 available = host_memory_available(""), need = offload_bytes(&m->offload);
+    if (!need || DEVICE_IS_HOST) return;
+    wire_local(world, &local, &locals);
+    i64 *share = (i64 *)host_alloc(sizeof(i64) * (size_t)ranks), mine = available ? available / locals : ARENA_MOST;
+    wire_share(world, share, &mine, sizeof mine);
+    int poorest = 0;
+    for (int r = 1; r < ranks; r++)
+        if (share[r] < share[poorest]) poorest = r;
+    mine = share[poorest];
+    free(share);
+    if (need <= mine) return;
+    if (m->mesh.rank != 0) wire_barrier(world); /* rank 0 never comes: it ends all */
+    FAIL(EVERYONE,
+         "out of host memory: --offload wants %.1f MB of it for a rank, whose share is %.1f MB (rank %d); use more "
+         "hosts, a shorter --seq-len, or leave it out",
+         need / 1e6, mine / 1e6, poorest);
+}
+
 /* Before anything is allocated: every rank learns whether all of them have the memory. If not, rank 0 says
    what would fit. Returns the bytes that the poorest rank may use; ARENA_MOST: not known. Collective. */
 static inline i64 check_memory(const Model *m, const ModelOptions *o, PlanBytes plan) {
@@ -69,7 +91,8 @@ static inline i64 check_memory(const Model *m, const ModelOptions *o, PlanBytes 
     int ranks = wire_size(world), poorest = 0;
     i64 available = device_memory_available(), *share = (i64 *)host_alloc(sizeof(i64) * (size_t)ranks);
     /* 0: not known */
-    i64 need = arena_bytes(&m->arena),
+    check_host_memory(m);
+    i64 need = arena_bytes(&m->arena) + (DEVICE_IS_HOST ? offload_bytes(&m->offload) : 0),
         mine = available ? i64_max(available / o->place.sharing - DEVICE_RESERVE, 0) : ARENA_MOST;
     wire_share(world, share, &mine, sizeof mine);
     for (int r = 1; r < ranks; r++)

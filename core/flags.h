@@ -16,7 +16,7 @@ typedef struct {
     /* data */
     const char *train, *val, *check_data, *shuffle, *sample, *sample_file, *sample_ids, *eval_task, *eval_file;
     const char *doc_positions, *doc_targets;
-    i64 seq_len, batch, micro_batch, ignore_token, doc_mask, eot, doc_length;
+    i64 seq_len, batch, micro_batch, ignore_token, head_groups, doc_mask, eot, doc_length;
     /* parallelism */
     const char *sp, *context, *ring_backward, *ring_layout, *overlap, *comm, *grad_comm;
     i64 dp, ring, gather_tokens, threads;
@@ -25,7 +25,7 @@ typedef struct {
     i64 steps, warmup, decay_steps, seed, eval_every, eval_batches, eval_only, eval_trials, sample_tokens, sample_every,
         log_every;
     double lr, min_lr, weight_decay, beta1, beta2, eps, grad_clip, spike_sigma, temperature, top_p;
-    const char *schedule, *on_spike, *recompute, *tile_rows, *selfcheck;
+    const char *schedule, *on_spike, *recompute, *tile_rows, *offload, *selfcheck;
     /* output */
     const char *out, *dump_grads, *trace;
     double peak_tflops;
@@ -36,7 +36,7 @@ typedef struct {
     i64 save_every, keep, keep_every, resume_with_changes;
     double max_hours;
     /* simulator */
-    const char *cluster, *dtype, *json;
+    const char *cluster, *dtype, *json, *html;
     i64 plan, max_seq, calibrate;
 } Settings;
 
@@ -116,6 +116,9 @@ static const Flag FLAGS[] = {
      "ring (context-parallel) ranks around the scheme; one without a head axis takes all that --dp leaves unless told"},
     {NULL, "ring-layout", FLAG_CHOICE, AT(ring_layout), "zigzag", 0, 0, "zigzag|contiguous|stripe",
      "which tokens a ring rank holds"},
+    {NULL, "head-groups", FLAG_INT, AT(head_groups), "1", 1, 1e6, NULL,
+     "exchange and attend a rank's heads in so many groups, one's exchange under another's attention; of schemes with "
+     "all-to-all"},
     {NULL, "ring-backward", FLAG_CHOICE, AT(ring_backward), "kv", 0, 0, "kv|q|auto",
      "ring context: what travels in backward, keys or queries; auto: the fewer bytes"},
     {NULL, "context", FLAG_TEXT, AT(context), NULL, 0, 0, NULL,
@@ -156,6 +159,9 @@ static const Flag FLAGS[] = {
     {NULL, "recompute", FLAG_CHOICE, AT(recompute), "none", 0, 0, "none|attention-kept|full",
      "full: keep only each block's input, make the rest again in backward; attention-kept: all but attention, whose "
      "output and log-sum-exp are kept"},
+    {NULL, "offload", FLAG_CHOICE, AT(offload), "none", 0, 0, "none|inputs",
+     "inputs: block inputs, and what is kept of attention, wait in host memory while other layers work; two layers are "
+     "on the device"},
     {NULL, "tile-rows", FLAG_TEXT, AT(tile_rows), NULL, 0, 0, NULL,
      "tokens whose MLP is in memory at once, a number or auto (as many as take no more than the stream, 4096 at "
      "least); default: all"},

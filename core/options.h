@@ -18,7 +18,8 @@ typedef struct {
     i64 gather_tokens; /* in a piece of kv, where the context takes it in pieces; 0: its own choice */
     const char *ring_backward; /* kv, q or auto; NULL: kv */
     int recompute, overlap, samples; /* RECOMPUTE_; samples: text will be asked of it */
-    i64 tile_rows;                   /* of --tile-rows; 0: all at once */
+    int offload;                     /* what layers keep waits in host memory */
+    i64 tile_rows, head_groups;      /* of --tile-rows, 0: all at once; of --head-groups, 0 as 1 */
     int documents, restart, inside;  /* --doc-mask; learned positions restart; first tokens are no targets */
     i64 eot;                /* the token that ends a document; -1: --doc-mask is off, or it is not known (yet) */
     i64 doc_length;         /* tokens of a document where there are no data; 0: one document */
@@ -35,6 +36,30 @@ static inline i64 sequence_unit(const ModelOptions *o) {
     return o->shape.ring * (H % halves == 0 ? H : H * halves);
 }
 
+/* Why --head-groups cannot be: 1 and the reason, or 0. KV heads that several groups read would travel a ring once for
+   each. */
+static inline int options_refuse_groups(const ModelOptions *o, char *why, size_t size) {
+    i64 G = i64_max(1, o->head_groups), H = o->shape.head, heads = o->config.heads / H;
+    i64 kv = kv_heads_local(&o->config, H);
+    int shared = o->shape.ring == 1, works = heads % G == 0 && (kv % G == 0 || (shared && G % kv == 0));
+    if (G <= 1 || (works && o->scheme->takes_head_groups && H > 1 && !o->samples)) return 0;
+    if (!o->scheme->takes_head_groups || H == 1)
+        snprintf(why, size, "--head-groups %lld: %s%s exchanges no heads by all-to-all; leave it out", G,
+                 o->scheme->takes_head_groups ? "" : "--sp ",
+                 o->scheme->takes_head_groups ? "a head axis of 1" : o->scheme->name);
+    else if (o->samples)
+        snprintf(why, size, "--head-groups %lld leaves no cache to sample from; leave one of them out", G);
+    else {
+        i64 below = G - 1;
+        while (below > 1 && (heads % below != 0 || (kv % below != 0 && (!shared || below % kv != 0)))) below--;
+        snprintf(why, size,
+                 "--head-groups %lld cannot group the %lld query and %lld KV heads of a rank%s; the nearest below that "
+                 "can: %lld",
+                 G, heads, kv, shared ? "" : " (with a ring, each group needs KV heads of its own)", below);
+    }
+    return 1;
+}
+
 /* Why these options cannot run, with what nearest to them can: 1 and a reason, or 0. */
 static inline int options_refuse(const ModelOptions *o, char *why, size_t size) {
     const Config *c = &o->config;
@@ -49,6 +74,8 @@ static inline int options_refuse(const ModelOptions *o, char *why, size_t size) 
     char reason[512];
     if (o->scheme->refuses(c, &o->shape, reason, sizeof reason)) {
         snprintf(why, size, "--sp %s: %s", o->scheme->name, reason);
+    } else if (options_refuse_groups(o, why, size)) {
+        return 1;
     } else if (o->L % unit != 0 && o->L > unit) {
         snprintf(why, size,
                  "--seq-len %lld does not divide over ring %lld x head %lld; the nearest that do are %lld and %lld",
@@ -162,7 +189,8 @@ static inline void options_from_flags(ModelOptions *o, const Scheme *scheme, con
         o->L = o->B = 1, o->batch = world;
     }
     o->recompute = recompute_find(s->recompute);
-    o->tile_rows = tile_rows_find(s->tile_rows);
+    o->offload = strcmp(s->offload, "inputs") == 0;
+    o->tile_rows = tile_rows_find(s->tile_rows), o->head_groups = s->head_groups;
     o->samples = s->sample || s->sample_file || s->sample_ids;
     o->documents = s->doc_mask != 0, o->doc_length = s->doc_length, o->eot = o->documents ? s->eot : -1;
     o->restart = o->documents && o->config.has & HAS_POSITIONS && strcmp(s->doc_positions, "restart") == 0;

@@ -12,6 +12,7 @@
 #ifndef ODYSSEUS_SCHEME_H
 #define ODYSSEUS_SCHEME_H
 
+#include "offload.h"
 #include "zero.h"
 
 /* What every block keeps for its backward. Owner: the arena. */
@@ -77,7 +78,8 @@ typedef struct {
     i64 T_ring, T_own, T_stream;  /* tokens: of the ring rank, of this rank alone, in this rank's stream */
     i64 own_first;                /* the own tokens' place in the stream */
     TokenMap ring_map, own_map, stream_map;
-    i64 heads_l, kv_heads_l;      /* heads that this rank attends with */
+    i64 heads_l, kv_heads_l;      /* heads that this rank attends with, or those of the group under way */
+    i64 head_groups;              /* that they come in */
     Sight sight[SIGHTS];          /* what queries see, by kinds of layers */
     int documents, restart;       /* 1: documents see themselves only; learned positions begin anew in each */
     i64 eot;                      /* the token that ends one */
@@ -96,6 +98,7 @@ typedef struct {
     TokenMap rope_map;            /* where q and k are rotated: the own tokens, or the ring rank's */
     AttentionSaved *attention;    /* (layers); when recomputing, what is made again has one place for all layers */
     MlpSaved *mlp;
+    Offload offload;              /* of what layers keep */
     real *final_x;                /* (own rows, C) input of the final norm */
     accum *final_mean, *final_rstd; /* (own rows) */
     int32_t *tokens, *targets;    /* (T_stream, B) and (T_own, B) */
@@ -115,6 +118,7 @@ typedef struct Scheme {
     int rope_on_own;                 /* 1: q and k are made on the own tokens only, then sent
                                         to the ranks of their heads */
     int repeats_exchange;            /* 1: where its attention is made again, its forward exchanges run again */
+    int takes_head_groups;           /* 1: it can exchange and attend its heads in groups */
     int (*splits)(BlockKind);        /* are this block's splittable tensors split over the head axis? */
     /* Write why it cannot run, with the nearest settings that can, and return 1; else 0. */
     int (*refuses)(const Config *, const MeshShape *, char *why, size_t size);
@@ -174,6 +178,11 @@ static inline accum *take_accum(Model *m, MemCategory category, i64 n) {
 static inline i64 stream_rows(const Model *m) { return m->T_stream * m->B; }
 static inline i64 own_rows(const Model *m) { return m->T_own * m->B; }
 static inline i64 ring_rows(const Model *m) { return m->T_ring * m->B; }
+
+/* Heads, of `heads` that this rank has in all, for which there is room: all, or (`again`) those of two groups. */
+static inline i64 heads_room(const Model *m, i64 heads, int again) {
+    return again ? i64_min(heads, 2 * i64_max(1, heads / m->head_groups)) : heads;
+}
 
 /* One block of attention: this rank's queries against the keys of one ring rank. */
 static inline AttentionShape attention_shape(const Model *m) {

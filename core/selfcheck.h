@@ -188,7 +188,8 @@ typedef struct {
 
 /* Every head's output in a layer, where heads are apart. */
 static inline ProbePlace probe_heads(const Model *m, i64 l, i64 position) {
-    ProbePlace place = {"attention", m->attention[l].out, &m->ring_map, m->heads_l, m->config.head_dim,
+    ProbePlace place = {"attention", m->attention[l].out, &m->ring_map, m->heads_l / m->head_groups,
+                        m->config.head_dim,
                         probe_sees(m, sight_kind(&m->config, m->L, l), position)};
     return place;
 }

@@ -209,6 +209,17 @@ static inline void parts_split(Device *dev, real *out, const real *in, i64 parts
               parts_split_run(dev, out, in, parts, rows, width));
 }
 
+/* The same two where rows are (parts, every, width), of which the first of each part's is meant, or, by another
+   pointer, another one; the rest is left alone. */
+static inline void columns_merge(Device *dev, real *out, const real *in, i64 parts, i64 rows, i64 width, i64 every) {
+    OPERATION(dev, OP_POINTWISE, 0, 2.0 * real_size() * parts * rows * width,
+              columns_merge_run(dev, out, in, parts, rows, width, every));
+}
+static inline void columns_split(Device *dev, real *out, const real *in, i64 parts, i64 rows, i64 width, i64 every) {
+    OPERATION(dev, OP_POINTWISE, 0, 2.0 * real_size() * parts * rows * width,
+              columns_split_run(dev, out, in, parts, rows, width, every));
+}
+
 /* ---- attention --------------------------------------------------------------------------------------------------- */
 
 /* Pairs of a query and a key that it sees, in all heads and sequences; rows of queries; rows of keys and values. */

@@ -61,6 +61,7 @@ test_resume.sh          alone  300
 kill.sh                 alone  300 10
 test_schemes_fp64          12  900
 test_schemes_fp32           4  600
+test_masks_fp64             8  300
 test_levers_fp64            4  120
 test_sample_fp64            4  120
 test_sample_fp32            2  120

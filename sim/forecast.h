@@ -18,6 +18,8 @@ typedef struct {
     i64 comm_calls[COMM_OPS], comm_bytes[COMM_OPS];
     ArenaMark memory;          /* at its peak */
     i64 available;             /* bytes that the cluster gives an arena */
+    i64 host_bytes;            /* of the host's memory, for a rank */
+    double copy_seconds, copy_exposed; /* between the two; of that, what was waited for */
 } Forecast;
 
 static inline int forecast_fits(const Forecast *f) { return f->memory.used <= f->available; }
@@ -68,7 +70,8 @@ static void forecast_traffic(void *context, CommOp op, Tag t, const LedgerRow *r
 static void forecast_collect(Forecast *f, Trainer *t) {
     Model *m = &t->model;
     const DeviceState *s = &m->dev.state;
-    f->seconds = fmax(s->host, fmax(s->compute, s->comm));
+    f->seconds = fmax(fmax(s->host, s->copies), fmax(s->compute, s->comm));
+    f->host_bytes = offload_bytes(&m->offload), f->copy_seconds = s->copy_seconds, f->copy_exposed = s->copy_exposed;
     for (int i = 0; i < OP_CLASSES; i++) {
         f->op_seconds[i] = s->op_seconds[i];
         f->op_calls[i] = m->dev.calls[i], f->op_flop[i] = m->dev.flop[i], f->op_bytes[i] = m->dev.bytes[i];

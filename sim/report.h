@@ -60,7 +60,7 @@ static void print_comm(const Forecast *f) {
 
 /* What is neither computing nor waiting for bytes: the compute stream waits for the host. */
 static double host_share(const Forecast *f) {
-    double seconds = f->seconds - f->exposed;
+    double seconds = f->seconds - f->exposed - f->copy_exposed;
     for (int i = 0; i < OP_CLASSES; i++) seconds -= f->op_seconds[i];
     return fmax(seconds, 0);
 }
@@ -87,6 +87,11 @@ static void print_forecast(const Forecast *f, const Trainer *t) {
         printf("  %-12s %12s %12s %8.1f%%\n", "host's pace", "", time_text(time, host_share(f)),
                100 * host_share(f) / f->seconds);
     if (o->shape.world > 1) print_comm(f);
+    if (f->host_bytes) {
+        char copies[32], waits[32];
+        printf("\nthe host      %.2f GB for each rank, copied in %s, of which %s are waited for\n",
+               (double)f->host_bytes / 1e9, time_text(copies, f->copy_seconds), time_text(waits, f->copy_exposed));
+    }
     printf("\n");
     arena_print(stdout, &t->model.arena);
     ledger_print(stdout, &t->model.ledger);
@@ -125,6 +130,9 @@ static void json_options(cJSON *json, const ModelOptions *o, const Forecast *f) 
     cJSON_AddNumberToObject(json, "comm_exposed_ms", 1e3 * f->exposed);
     cJSON_AddNumberToObject(json, "mem_bytes", (double)f->memory.used);
     cJSON_AddNumberToObject(json, "mem_available", (double)f->available);
+    cJSON_AddNumberToObject(json, "host_bytes", (double)f->host_bytes);
+    cJSON_AddNumberToObject(json, "host_copy_ms", 1e3 * f->copy_seconds);
+    cJSON_AddNumberToObject(json, "host_exposed_ms", 1e3 * f->copy_exposed);
     cJSON_AddBoolToObject(json, "fits", forecast_fits(f));
 }
 

@@ -7,10 +7,11 @@
    train_gpt_sim --cluster C --world N [the trainer's flags]       one forecast: time and its parts, memory, traffic
                  ... --plan        every scheme, mesh, layout and micro-batch
                  ... --max-seq     the longest sequence of every scheme
+                 ... --html FILE   a page of forecasts with sliders
                  --calibrate       measure this machine
 
    forecast.h   one configuration -> Forecast                      report.h   Forecast -> text and JSON
-   plan.h       many configurations, and how long a sequence may be                                                   */
+   plan.h       many configurations, and how long a sequence may be        planner.h    --html: a page of them       */
 #include "plan.h"
 
 /* Measure this machine: dev/sim/calibrate.sh runs the CPU program's own operations and writes the cluster file. */
@@ -52,6 +53,8 @@ static void take_cluster(const Cluster *c, Settings *s) {
     if (!s->grad_comm) s->grad_comm = cluster_says(c->grad_comm, "bf16") ? "bf16" : "fp32";
 }
 
+#include "planner.h" /* after take_cluster, which it calls for every cluster */
+
 /* Flags of a training that a model of one cannot honour. */
 static void refuse_flags(const Settings *s, const FlagsGiven *given) {
     check_documents(given, 1);
@@ -63,7 +66,10 @@ static void refuse_flags(const Settings *s, const FlagsGiven *given) {
         FAIL(EVERYONE, "--save, --save-every, --keep, --keep-every, --resume and --max-hours need numbers, and the "
                        "simulator computes none; leave them out");
     if (s->world > 65536) FAIL(EVERYONE, "--world %lld: the simulator takes up to 65536 ranks", s->world);
-    if (!s->world) FAIL(EVERYONE, "--world N is missing: the ranks of the modelled world");
+    if (s->html && (s->plan || s->max_seq || s->dry_run || s->json || s->trace))
+        FAIL(EVERYONE, "--html is a page of its own; leave out --plan, --max-seq, --dry-run, --json and --trace");
+    if (s->html && !path_is_taken(s->html)) check_writable(s, "html", s->html);
+    if (!s->world && !s->html) FAIL(EVERYONE, "--world N is missing: the ranks of the modelled world");
     if ((s->plan != 0) + (s->max_seq != 0) + (s->dry_run != 0) > 1)
         FAIL(EVERYONE, "--plan, --max-seq and --dry-run exclude each other; keep one");
     if (s->max_seq && flag_given(given, "seq-len"))
@@ -83,11 +89,19 @@ static inline void simulate(Settings *s, const FlagsGiven *given, Wire alone) {
     ModelOptions o;
     Forecast f;
     refuse_flags(s, given);
+    if (s->html) {
+        planner_write(s, given, cluster);
+        free(t), free(cluster);
+        return;
+    }
     cluster_read(cluster, s->cluster);
     take_cluster(cluster, s);
     DevicePlace place = {cluster, 1, 1, 0};
     const Scheme *scheme = scheme_find(s->sp);
     options_from_flags(&o, scheme, context_find(s->context, scheme), s, given, s->world, place);
+    if (o.offload && cluster->host_link <= 0)
+        FAIL(EVERYONE, "--offload: cluster %s gives no host-link, the bytes/s between a rank and its host (%s)",
+             cluster->name, cluster->path);
     if (s->plan) {
         plan_all(&o, s, given, cluster);
     } else if (s->max_seq) {

@@ -1,7 +1,8 @@
 /* bench_cpu.c - what this machine's cores do at best, and what the kernels get of it: FMA loop,
    products at models' shapes, attention.
 
-   Prints `name value unit` lines for cpu.sh: the median of several rounds each, on all threads, random data. fp32. */
+   Prints `name value unit` lines for cpu.sh: the median of several rounds each, on all threads, random data. fp32.
+   With the word `masks`: only attention under windows and documents against full attention. */
 #include "../../kernels/compute.h"
 
 #define ROUNDS 7
@@ -94,11 +95,46 @@ static double attention_rate(i64 T, i64 heads, i64 kv_heads, i64 HS) {
     return 14.0 * causal_pairs(&map, &map) * (double)(heads * HS) / median(times, ROUNDS);
 }
 
-int main(void) {
+/* Seconds of attention, forward and backward, of 8K tokens that see what `lo` says (NULL: everything before them). */
+enum { LONG = 8192, LONG_ROUNDS = 3 };
+static double attention_seconds(const int32_t *lo) {
+    i64 heads = 2, HS = 64, n = LONG * heads * HS;
+    AttentionShape s = {1, LONG, LONG, heads, heads, HS};
+    TokenMap map = token_map(RING_CONTIGUOUS, LONG, 1, 0);
+    AttentionCall call = attention_call_within(s, map, map, 0, lo, 0);
+    real *q = numbers(n, 1), *kv = numbers(2 * n, 2), *dout = numbers(n, 3);
+    accum *out = (accum *)numbers(n, 4), *lse = (accum *)numbers(LONG * heads, 5),
+          *delta = (accum *)numbers(LONG * heads, 6), *dq = (accum *)numbers(n, 7), *dkv = (accum *)numbers(2 * n, 8);
+    double times[LONG_ROUNDS];
+    for (int r = -1; r < LONG_ROUNDS; r++) {
+        double begin = seconds_now();
+        attention_forward(&dev, out, NULL, lse, q, kv, call);
+        attention_backward(&dev, dq, NULL, dkv, NULL, q, kv, dout, lse, delta, call);
+        if (r >= 0) times[r] = seconds_now() - begin;
+    }
+    free(q), free(kv), free(dout), free(out), free(lse), free(delta), free(dq), free(dkv);
+    return median(times, LONG_ROUNDS);
+}
+
+/* How many times as fast as full causal attention: a window of an eighth, and documents of an eighth on average,
+   of L/16 and 3 L/16 in turn. */
+static void masks_rate(void) {
+    static int32_t window[LONG], packed[LONG];
+    for (int p = 0; p < LONG; p++) {
+        int pair = p / (LONG / 4) * (LONG / 4), within = p - pair;
+        window[p] = p < LONG / 8 ? 0 : p - LONG / 8 + 1, packed[p] = pair + (within < LONG / 16 ? 0 : LONG / 16);
+    }
+    double full = attention_seconds(NULL);
+    printf("attention_8192_window_1024 %.2f times\n", full / attention_seconds(window));
+    printf("attention_8192_documents_1024 %.2f times\n", full / attention_seconds(packed));
+}
+
+int main(int argc, char **argv) {
     DevicePlace place = device_place(0, 1, 0);
     device_open(&place);
     device_init(&dev, &place, 0);
     device_scratch(&dev, numbers(CPU_SCRATCH / (i64)sizeof(real), 9), CPU_SCRATCH);
+    if (argc > 1 && strcmp(argv[1], "masks") == 0) return masks_rate(), 0;
     printf("threads %d -\n", place.threads);
     printf("fma_peak %.1f GFLOP/s\n", fma_peak(place.threads) / 1e9);
     printf("products_256 %.1f GFLOP/s\n", products_rate(GPT2_124M, 256) / 1e9);
@@ -107,5 +143,6 @@ int main(void) {
     printf("attention_1024_d64 %.1f GFLOP/s\n", attention_rate(1024, 12, 12, 64) / 1e9);
     printf("attention_4096_d64 %.1f GFLOP/s\n", attention_rate(4096, 12, 12, 64) / 1e9);
     printf("attention_4096_d128_gqa %.1f GFLOP/s\n", attention_rate(4096, 8, 2, 128) / 1e9);
+    masks_rate();
     return 0;
 }

@@ -95,6 +95,9 @@ for march in marches:
     print(f"| FMA loop, all cores | {peak:.0f} | 1 | | |" + (" | |" if torch else ""))
     for key, label in labels.items():
         print(f"| {label} | {k[key]:.0f} | {k[key] / peak:.2f} | | |" + (" | |" if torch else ""))
+    for key, label in {"attention_8192_window_1024": "attention, T 8192, window of 1024",
+                       "attention_8192_documents_1024": "attention, T 8192, documents of 512 and 1536"}.items():
+        print(f"| {label} | {k[key]:.2f} times as fast as full | | | |" + (" | |" if torch else ""))
     for step, (tokens, flops, ms) in steps[march].items():
         if step.startswith("B"):
             peer = f" {torch[step]:.0f} | {tokens / torch[step]:.2f} |" if torch else ""

@@ -56,6 +56,7 @@ model=(--model tiny-llama --layers "$LAYERS" --dim 512 --heads 8 --kv-heads 4 --
 case_ "ZeRO-3, dp 2" "${model[@]}" --dp 2 --seq-len 2048 --batch 2
 case_ "ring 2, zigzag" "${model[@]}" --sp ring --seq-len "$LENGTH" --batch 1
 case_ "ulysses 2" "${model[@]}" --sp ulysses --seq-len "$LENGTH" --batch 1
+case_ "ulysses 2, 4 groups of heads" "${model[@]}" --sp ulysses --seq-len "$LENGTH" --batch 1 --head-groups 4
 case_ "odysseus 2" "${model[@]}" --sp odysseus --seq-len "$LENGTH" --batch 1
 case_ "tpsp 2" "${model[@]}" --sp tpsp --seq-len "$LENGTH" --batch 1
 case_ "tp 2" "${model[@]}" --sp tp --seq-len "$LENGTH" --batch 1

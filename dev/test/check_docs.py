@@ -34,7 +34,7 @@ PROGRAMS = ("train_gpt_cpu", "train_gpt_sim", "train_gpt_emu")
 REASONS = re.compile(r"needs (GPUs|a cluster|the Internet|torch|Slurm|root|your data)|takes (minutes|hours)|run by \S+")
 FLAGS_PAGE = "docs/flags.md"
 FOLDERS = r"(?:core|kernels|dev|scripts|sim|docs|\.ci)"
-LINKED = FOLDERS + r"|Makefile|LICENSE|.*\.(?:h|cu|md|cff)|train_gpt_(?:cpu|fp64|sim|emu)"
+COPIED = r"Makefile|LICENSE|.*\.(?:h|cu|md|cff)"
 FLAG = re.compile(r"(?<![\w-])--[a-z][a-z0-9]*(?:-[a-z0-9]+)*")
 
 checks, failures = 0, 0
@@ -127,6 +127,15 @@ def dead_links(page, pages):
             yield f"{target}: no such file"
         elif anchor and path in pages and anchor not in pages[path].headings():
             yield f"{target}: no such heading in {path}"
+
+
+def undescribed(helps, pages):
+    """Schemes of --help without a row in README.md, a page, or a place in the picture."""
+    listed = helps["train_gpt_cpu"].partition("\nSchemes of --sp\n")[2].partition("\n\n")[0]
+    for scheme in re.findall(r"^  (\w+) ", listed, flags=re.M):
+        if f"| `{scheme}` |" not in pages["README.md"].text or f"docs/schemes/{scheme}.md" not in pages or \
+                f">{scheme}</text>" not in read("docs/pictures/schemes.svg"):
+            yield scheme
 
 
 def unlisted(pages):
@@ -263,11 +272,16 @@ PATH=${{PATH#*:}} exec make -n -C "{root}" "$@" >/dev/null
 
 
 def fresh_folder(work):
-    """The repository as links, for a page's commands: what they write lies beside the links."""
+    """A copy of the repository for a page's commands, programs as links."""
     folder = tempfile.mkdtemp(dir=work)
     for name in os.listdir(ROOT):
-        if re.fullmatch(LINKED, name):  # not what somebody who followed a page has left here
-            os.symlink(os.path.join(ROOT, name), os.path.join(folder, name))
+        here, there = os.path.join(ROOT, name), os.path.join(folder, name)
+        if name.startswith("train_gpt_"):
+            os.symlink(here, there)
+        elif re.fullmatch(FOLDERS, name):  # and not what somebody who followed a page has left here
+            shutil.copytree(here, there, ignore=shutil.ignore_patterns("__pycache__", "fixtures"))
+        elif re.fullmatch(COPIED, name):
+            shutil.copy(here, there)
     return folder
 
 
@@ -396,6 +410,7 @@ def main():
     if update:
         write(FLAGS_PAGE, flags_page(helps))
     paths = ["README.md", "CONTRIBUTING.md"] + sorted(glob.glob("docs/**/*.md", recursive=True))
+    # new-*.md: what a branch leaves to be worked into the pages
     pages = {path: Page(path) for path in paths if not os.path.basename(path).startswith("new-")}
     size = os.path.getsize("README.md")
     ok(size <= README_LIMIT, f"README.md has {size} bytes, at most {README_LIMIT}")
@@ -408,6 +423,8 @@ def main():
         _, stale, lost = filecmp.cmpfiles(work, "docs/pictures", drawn, shallow=False)
         stale += sorted(set(os.path.basename(p) for p in glob.glob("docs/pictures/*.svg")) - set(drawn))
         ok(not stale + lost, f"the {len(drawn)} pictures are what docs/pictures/draw.py draws", stale + lost)
+    why = list(undescribed(helps, pages))
+    ok(not why, "every scheme has a row in README.md, a page and its place in the picture", why)
     why = unlisted(pages)
     ok(not why, "docs/README.md lists every page", why)
     why = unknown_papers(read("CITATION.cff"))

@@ -32,7 +32,7 @@ WHOLE, TENSOR, LOSS, BETWEEN, NORM, SAME = 1e-2, 2e-2, 2e-3, 1.3e-2, 1e-2, 1e-6
 HEAD_NORMS = 2  # times WHOLE, TENSOR, BETWEEN
 
 SAME_ROUNDINGS = ("gpt2 ulysses-2", "gpt2 ulysses-4", "gpt2 ulysses-staged-2", "llama ulysses-2",
-                  "llama ulysses-staged-2", "qwen3 ulysses-2")
+                  "llama ulysses-staged-2")
 
 
 def between(what, log):

@@ -54,6 +54,16 @@ refuses 1 '--layers 2x: must be' --layers 2x
 refuses 1 '--steps needs a value' --steps
 refuses 1 "must be one of $(IFS=. && echo "${schemes[*]}")$" "${small[@]}" --sp megatron
 refuses 1 '--train is missing' --steps 1
+refuses 1 '--tile-rows many: must be auto, or a whole number from 1' --dry-run --tile-rows many
+refuses 1 '--tile-rows 0: must be' --dry-run --tile-rows 0
+refuses 1 '--offload all: must be one of none.inputs' --dry-run --offload all
+refuses 1 '--recompute some: must be one of none.attention-kept.full' --dry-run --recompute some
+refuses 1 '--head-groups 2: --sp tpsp exchanges no heads' --dry-run --world 2 --sp tpsp --head-groups 2
+refuses 1 '--head-groups 2: a head axis of 1' --dry-run --world 1 --sp ulysses --head-groups 2
+refuses 1 '--head-groups 3 cannot group the 4 query and 2 KV heads of a rank; .*below that can: 2' \
+    --dry-run --world 2 --sp ulysses --head-groups 3
+refuses 1 '--head-groups 4 .*with a ring, .*below that can: 2' --dry-run --world 4 --sp ulysses --ring 2 --head-groups 4
+refuses 1 '--head-groups 2 leaves no cache' --dry-run --world 2 --sp ulysses --head-groups 2 --sample x
 refuses 1 'heads of 1024 .*CPU kernels take up to 512' "${small[@]}" --heads 1 --dim 1024
 refuses 1 'no such file' --train "$work/nothing_*.bin"
 refuses 1 'empty.bin is empty' --train "$work/empty.bin"
@@ -86,6 +96,13 @@ refuses 1 'longer than the 32 positions' --model tiny-gpt --max-pos 32 "${small[
 refuses 1 '--world needs --dry-run' "${small[@]}" --world 4
 refuses 1 '--init-only needs --out' --init-only
 refuses 1 'write flag and value with a space' --seq-len=32
+refuses 1 '--eot needs --doc-mask' "${small[@]}" --eot 3
+refuses 1 '--doc-targets needs --doc-mask' "${small[@]}" --doc-targets inside
+refuses 2 'no dataset.json beside the shards of --train says which token ends a document; --eot' "${small[@]}" --doc-mask
+refuses 1 '--eot 256 is no token of this model; its vocabulary is 0 to 255' "${small[@]}" --doc-mask --eot 256
+refuses 1 '--doc-length is for --dry-run and the simulator' "${small[@]}" --doc-mask --eot 97 --doc-length 8
+refuses 1 '--window: config.json of gpt2 cannot say so; use --arch mistral' --model tiny-gpt "${small[@]}" --window 8
+refuses 1 'with --doc-mask or windows, a sequence has up to 2147483647' --dry-run --seq-len 4000000000 --doc-mask
 refuses 1 'need --val' "${small[@]}" --eval-every 2
 refuses 1 'needs a training step' --init-only --out "$work/refused" --dump-grads "$work/g"
 refuses 1 'cannot write into' "${small[@]}" --dump-grads "$work/nowhere/g.safetensors"
@@ -374,6 +391,12 @@ ok $? "--init-only writes the same bytes on 1 and 4 ranks"
 run_ranks 4 ./train_gpt_cpu --init-only --model "$work/i1" --sp ring --out "$work/i5" >"$work/out" 2>&1 &&
     cmp "$work/i1/model.safetensors" "$work/i5/model.safetensors"
 ok $? "--model DIR --init-only gives the directory back"
+run_ranks 1 ./train_gpt_cpu --init-only --window 24 --out "$work/i6" >"$work/out" 2>&1 &&
+    grep -q '"model_type":.*"mistral"' "$work/i6/config.json" && grep -q '"sliding_window":.*24' "$work/i6/config.json" &&
+    run_ranks 2 ./train_gpt_cpu --model "$work/i6" "${small[@]}" --steps 1 --doc-mask --eot 97 >"$work/out" 2>&1 &&
+    grep -q '^masks    a query sees 24 keys in 4 of 4 layers; documents see themselves, and end at token 97$' "$work/out" &&
+    grep -q '^check .*changed tokens move what may see them' "$work/out"
+ok $? "--window stands in config.json, and is what the model read from there has"
 train 1 grads1 --model "$work/i1" --dump-grads "$work/g1.safetensors" &&
     train 4 grads4 --model "$work/i1" --sp tpsp --dump-grads "$work/g4.safetensors" &&
     python3 - "$work/g1.safetensors" "$work/g4.safetensors" <<'PY'

@@ -11,9 +11,9 @@
           ring), merged one after another
    then   the same bits a second time and under other schedules of the threads; the results written in
           bf16 are those in fp32, rounded
-   masks  the same with queries that see keys from `lo` on: documents that begin on, before and after the edges of tiles,
-          windows, both; where lo is 0, the bits of the kernels that have none; NaN in documents beside a document, whole
-          tiles of it, stays there: the tiles are skipped
+   masks  the same with queries that see keys from `lo` on: documents that begin on, before and after the edges of
+          tiles, windows, both; where lo is 0, the bits of kernels that know no lo; NaN in the documents around one that
+          fills whole tiles stays there: tiles of theirs are skipped
    last   the backward tiles of GPUs whose blocks have 99 KB of shared memory
    far    in the emulator: a few blocks of tensors whose last elements no 32 bits reach, with memory
           only where these blocks belong
@@ -32,8 +32,8 @@
 static int steep; /* 1: the last keys are small, the first ones large: the running maximum rises and rises */
 static i64 shared_most = (i64)1 << 40; /* bytes that a block may have, if the device lets it */
 static int paths = 3, forward_only;    /* bit 0: sm_80's kernels, bit 1: those of sm_90a where they can run */
-/* What queries see: so many keys, their own the last (0: all before it); those of their own document. `documents`: where
-   they begin, ascending, up to -1 (NULL: one); in each sequence 17 tokens later than in the sequence before. */
+/* What queries see: so many keys, their own the last (0: all before it), of their own document. `documents`: where
+   they begin, ascending, up to -1 (NULL: there is one); in each sequence 17 tokens later than in the one before. */
 static i64 window;
 static const i64 *documents;
 static const char *const PATHS[] = {"sm_80", "wgmma"};

@@ -361,9 +361,17 @@ static void test_parts(i64 parts, i64 rows, i64 width) {
         real *merged = unset_real(n), *back = unset_real(n);
         parts_merge(dev, merged, in, parts, rows, width);
         parts_split(dev, back, merged, parts, rows, width);
-        result(r, 0, merged, 2 * n), result(r, 1, back, 2 * n);
+        real *wide = unset_real(3 * n), *again = unset_real(n);
+        columns_merge(dev, wide + width, in, parts, rows, width, 3);
+        columns_split(dev, again, wide + width, parts, rows, width, 3);
+        result(r, 0, merged, 2 * n), result(r, 1, back, 2 * n), result(r, 2, wide, 6 * n), result(r, 3, again, 2 * n);
     });
-    double *merged = download_real((real *)r.p[0], n);
+    double *merged = download_real((real *)r.p[0], n), *wide = download_real((real *)r.p[2], 3 * n);
+    i64 missed = 0;
+    for (i64 k = 0; k < 3 * n; k++)
+        missed += k / width % 3 == 1 && !(wide[k] == merged[k / width / 3 * width + k % width]);
+    check(missed == 0 && same_bits(r.p[3], in, 2 * n), "columns_merge and _split, %s: %lld misplaced", name,
+          LL(missed));
     for (i64 p = 0; p < parts; p++)
         for (i64 q = 0; q < rows; q++)
             for (i64 w = 0; w < width; w++)

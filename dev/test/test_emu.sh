@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # test_emu.sh [PROGRAM [FLAGS...]] - the whole CUDA program against the fp64 referee: tiny GPT-2 and Llama, every scheme
-# of the table and two hybrids, 1, 2 and 4 ranks; a tiny Qwen 3 under two schemes.
+# of the table and two hybrids, 1, 2 and 4 ranks; a tiny Qwen 3 under two schemes; documents and windows.
 #
 # PROGRAM: ./train_gpt_emu unless told; dev/gpu_check.sh gives train_gpt --comm mpi, and REFEREE. SCHEMES: only these,
 # no other case. What is compared, and the bounds: check_runs.py.
@@ -43,8 +43,9 @@ END
 
 GPT='--model tiny-gpt --arch gpt2 --layers 2 --dim 64 --heads 4 --ffn 256 --vocab 128 --max-pos 64'
 LLAMA='--model tiny-llama --arch llama --layers 2 --dim 64 --heads 4 --kv-heads 2 --ffn 176 --vocab 128'
-QWEN='--model qwen3-0.6b --layers 2 --dim 64 --heads 4 --kv-heads 2 --head-dim 32 --ffn 176 --vocab 128 --tied-head off'
+QWEN='--model qwen3-0.6b --layers 3 --dim 64 --heads 4 --kv-heads 2 --head-dim 32 --ffn 176 --vocab 128 --tied-head off'
 QWEN+=' --max-pos 24 --rope-scaling yarn --rope-factor 4'
+MISTRAL=${LLAMA/--arch llama/--arch mistral}
 COMMON="--seq-len 48 --batch 2 --micro-batch 1 --steps 2 --lr 1e-3 --selfcheck on --log-every 100 $*"
 
 # Under the emulator (dev/emu/runtime.h) streams run late on one rank, early on four, and by a coin on two and where a
@@ -79,7 +80,7 @@ run_model() { # MODEL FLAGS...
         run_case $model ulysses-ring2-4 4 "$program" $flags --sp ulysses --ring 2
         run_case $model tpsp-ring2-stripe-4 4 "$program" $flags --sp tpsp --ring 2 --ring-layout stripe
         run_case $model tpsp-allgather2-4 4 "$program" $flags --sp tpsp --ring 2 --context allgather --gather-tokens 10
-        run_case $model odysseus-dp2-recompute-4 4 "$program" $flags --sp odysseus --dp 2 --recompute full
+        run_case $model odysseus-dp2-recompute-4 4 "$program" $flags --sp odysseus --dp 2 --recompute attention-kept
         if [[ $COMMON != *--comm* ]]; then
             run_case $model ulysses-staged-2 2 "$program" $flags --sp ulysses --comm mpi
             run_case $model ring-no-overlap-2 2 "$program" $flags --sp ring --overlap off
@@ -102,7 +103,27 @@ run_kin() {
         run_case qwen3 referee 1 "$referee" $flags
         run_case qwen3 single 1 "$program" $flags
         run_case qwen3 tpsp-4 4 "$program" $flags --sp tpsp
-        run_case qwen3 ulysses-2 2 "$program" $flags --sp ulysses
+        run_case qwen3 ulysses-groups-2 2 "$program" $flags --sp ulysses --head-groups 2 --recompute full --tile-rows 20 \
+            --offload inputs
+    }
+}
+
+# Documents, and windows of which a tile holds several, in two sequences at once: on the kernels of sm_80 and of sm_90a,
+# where a rank holds two runs of tokens, and where positions begin anew.
+run_masked() {
+    local COMMON="--seq-len 160 --batch 2 --micro-batch 2 --steps 2 --lr 1e-3 --selfcheck on --doc-mask --eot 5 $*"
+    # shellcheck disable=SC2086
+    {
+        initial_weights "$work/mistral-weights" $MISTRAL
+        local flags="--model $work/mistral-weights --window 19"
+        run_case mistral referee 1 "$referee" $flags
+        run_case mistral single 1 "$program" $flags
+        EMU_ARCH=90 run_case mistral ring-2 2 "$program" $flags --sp ring
+        EMU_ARCH=90 run_case mistral odysseus-2 2 "$program" $flags --sp odysseus
+        initial_weights "$work/packed-weights" ${GPT/--max-pos 64/--max-pos 160}
+        flags="--model $work/packed-weights"
+        run_case packed referee 1 "$referee" $flags
+        run_case packed single 1 "$program" $flags
     }
 }
 
@@ -113,7 +134,10 @@ run_model gpt2 $GPT &
 gpt2=$!
 # shellcheck disable=SC2086
 run_model llama $LLAMA
-[[ -n ${SCHEMES-} ]] || run_kin
+if [[ -z ${SCHEMES-} ]]; then
+    run_kin
+    run_masked "$@"
+fi
 wait $gpt2
 
 python3 dev/test/check_runs.py "$work"

@@ -370,6 +370,14 @@ static void test_parts(void) {
                     wrong += !(merged[(r * parts + p) * width + w] == in[(p * rows + r) * width + w]);
         check(wrong == 0, "parts_merge, parts %lld, rows %lld: %d misplaced", parts, rows, wrong);
         check(same(back, in, n), "parts_split undoes parts_merge, parts %lld", parts);
+        real *wide = (real *)memcpy(unset(3 * n), randoms(3 * n, 2), sizeof(real) * (size_t)(3 * n)),
+             *before = copy_of(wide, 3 * n), *again = unset(n);
+        columns_merge(&dev, wide + width, in, parts, rows, width, 3);
+        columns_split(&dev, again, wide + width, parts, rows, width, 3);
+        for (i64 k = wrong = 0; k < 3 * n; k++)
+            wrong += wide[k] != (k / width % 3 == 1 ? merged[k / width / 3 * width + k % width] : before[k]);
+        check(wrong == 0 && same(again, in, n), "columns_merge and _split, the second of three, parts %lld: %d wrong",
+              parts, wrong);
         release_all();
     }
 }
@@ -673,12 +681,13 @@ static void test_attention_intervals(void) {
     test_block_within(mixed, zigzag, stripe, 1, 1, 1, 8);
     /* intervals that all begin at 0 are none, to the bit */
     Device dev = device_with(2);
-    Sizes z = sizes_of(2, 300, 300, 2, 1, 16);
+    i64 T = 190; /* one tile: intervals have an order of tiles of their own */
+    Sizes z = sizes_of(2, T, T, 2, 1, 16);
     real *q = randoms(z.nq, 1), *kv = randoms(z.nkv, 1), *out = unset(2 * z.nq), *lse = unset(2 * z.nrow);
     real *dq = unset(2 * z.nq), *dkv = unset(2 * z.nkv), *delta = randoms(z.nrow, 1);
-    const int32_t *nothing[] = {NULL, intervals(300, 2, NULL, 0, 0)};
+    const int32_t *nothing[] = {NULL, intervals(T, 2, NULL, 0, 0)};
     for (int i = 0; i < 2; i++) {
-        AttentionCall c = attention_call_within(z.s, whole(300), whole(300), 0, nothing[i], 0);
+        AttentionCall c = attention_call_within(z.s, whole(T), whole(T), 0, nothing[i], 0);
         attention_forward(&dev, out + i * z.nq, NULL, lse + i * z.nrow, q, kv, c);
         attention_backward(&dev, dq + i * z.nq, NULL, dkv + i * z.nkv, NULL, q, kv, q, lse, delta, c);
     }

@@ -11,16 +11,27 @@ typedef enum { BITS_ALL, BITS_BUT_MLP } Bits;
 typedef struct {
     const char *name;
     int recompute;
-    i64 tile_rows;
+    i64 tile_rows, groups;
+    int offload;
     Bits bits;
 } Lever;
 
 static const Lever LEVERS[] = {
-    {"none", RECOMPUTE_NONE, 0, BITS_ALL},
-    {"recompute full", RECOMPUTE_FULL, 0, BITS_ALL},
-    {"recompute attention-kept", RECOMPUTE_ATTENTION_KEPT, 0, BITS_ALL},
-    {"tiles of 5", RECOMPUTE_NONE, 5, BITS_BUT_MLP},
-    {"recompute full, tiles of 7", RECOMPUTE_FULL, 7, BITS_BUT_MLP},
+    {"none", RECOMPUTE_NONE, 0, 1, 0, BITS_ALL},
+    {"recompute full", RECOMPUTE_FULL, 0, 1, 0, BITS_ALL},
+    {"recompute attention-kept", RECOMPUTE_ATTENTION_KEPT, 0, 1, 0, BITS_ALL},
+    {"tiles of 5", RECOMPUTE_NONE, 5, 1, 0, BITS_BUT_MLP},
+    {"recompute full, tiles of 7", RECOMPUTE_FULL, 7, 1, 0, BITS_BUT_MLP},
+    {"2 groups of heads", RECOMPUTE_NONE, 0, 2, 0, BITS_ALL},
+    {"2 groups of heads, recompute full", RECOMPUTE_FULL, 0, 2, 0, BITS_ALL},
+    {"4 groups of heads, recompute full", RECOMPUTE_FULL, 0, 4, 0, BITS_ALL},
+    {"4 groups of heads, recompute attention-kept", RECOMPUTE_ATTENTION_KEPT, 0, 4, 0, BITS_ALL},
+    {"4 groups of heads, recompute full, tiles of 5", RECOMPUTE_FULL, 5, 4, 0, BITS_BUT_MLP},
+    {"offload", RECOMPUTE_NONE, 0, 1, 1, BITS_ALL},
+    {"offload, recompute full", RECOMPUTE_FULL, 0, 1, 1, BITS_ALL},
+    {"offload, recompute attention-kept", RECOMPUTE_ATTENTION_KEPT, 0, 1, 1, BITS_ALL},
+    {"all: recompute full", RECOMPUTE_FULL, 5, 2, 1, BITS_BUT_MLP},
+    {"all: recompute attention-kept", RECOMPUTE_ATTENTION_KEPT, 5, 2, 1, BITS_BUT_MLP},
 };
 
 typedef struct {
@@ -41,8 +52,8 @@ typedef struct {
 } Result;
 
 static Config levers_config(int model) {
-    Config gpt2 = CONFIG(ARCH_GPT2, 3, 48, 8, 8, 0, 288, 53, 96, 1, 1e-5, 0);
-    Config llama = CONFIG(ARCH_LLAMA, 3, 48, 8, model == 1 ? 4 : 1, 0, 288, 53, 96, 0, 1e-5, 10000);
+    Config gpt2 = CONFIG(ARCH_GPT2, 5, 48, 8, 8, 0, 576, 53, 96, 1, 1e-5, 0);
+    Config llama = CONFIG(ARCH_LLAMA, 5, 48, 8, model == 1 ? 4 : 1, 0, 576, 53, 96, 0, 1e-5, 10000);
     if (model == 2) llama.head_dim = 10, llama.has |= HAS_QK_NORM | HAS_QKV_BIAS | HAS_MLP_BIAS | HAS_O_BIAS;
     config_check(model ? &llama : &gpt2, "test");
     return model ? llama : gpt2;
@@ -55,7 +66,7 @@ static ModelOptions case_options(const Case *c, const Lever *l) {
     o.shape.dp = c->dp, o.shape.ring = c->ring, o.shape.head = c->head, o.shape.world = c->dp * c->ring * c->head;
     o.layout = RING_ZIGZAG;
     o.L = LENGTH, o.B = 2, o.batch = 8, o.overlap = 1, o.place = device_place(0, 1, 1);
-    o.recompute = l->recompute, o.tile_rows = l->tile_rows;
+    o.recompute = l->recompute, o.tile_rows = l->tile_rows, o.head_groups = l->groups, o.offload = l->offload;
     return o;
 }
 
@@ -121,9 +132,12 @@ static void compare(const Result *base, const Result *r, Bits bits, Wire world, 
 static void run_case(const Case *c, const char *shard, Wire world) {
     const double close = sizeof(real) == 8 ? 1e-12 : 1e-4;
     Result base = run_lever(c, &LEVERS[0], shard, world);
-    i64 kept_full = 0, most_full = 0;
+    i64 kept[] = {base.kept, 0, 0}, most_full = 0; /* bytes by RECOMPUTE_, without other levers */
     for (int i = 1; i < COUNT_OF(LEVERS); i++) {
         const Lever *l = &LEVERS[i];
+        char why[1024];
+        ModelOptions o = case_options(c, l);
+        if (options_refuse(&o, why, sizeof why)) continue;
         Result r = run_lever(c, l, shard, world);
         double off;
         int same;
@@ -132,11 +146,14 @@ static void run_case(const Case *c, const char *shard, Wire world) {
               "%s dp %lld ring %lld head %lld, model %d, %s: off by %.1e, the same bits: %d, traffic and memory as "
               "foretold: %d",
               c->scheme->name, c->dp, c->ring, c->head, c->model, l->name, off, same, r.exact);
-        if (l->recompute == RECOMPUTE_FULL && !l->tile_rows) kept_full = r.kept, most_full = r.most;
-        int kept = l->recompute == RECOMPUTE_ATTENTION_KEPT ? kept_full < r.kept && r.kept < base.kept
-                   : l->recompute                           ? r.kept == kept_full && r.kept < base.kept
-                                                            : r.kept == base.kept;
-        check(kept && (!l->tile_rows || (l->recompute ? r.most < most_full : r.most <= base.most)),
+        int plain = !l->tile_rows && l->groups == 1 && !l->offload;
+        if (plain) kept[l->recompute] = r.kept;
+        if (plain && l->recompute == RECOMPUTE_FULL) most_full = r.most;
+        int less = plain        ? l->recompute == RECOMPUTE_FULL || kept[RECOMPUTE_FULL] < r.kept
+                   : l->offload ? r.kept < kept[l->recompute]
+                                : r.kept <= kept[l->recompute];
+        less &= l->recompute == RECOMPUTE_NONE || r.kept < base.kept;
+        check(less && (!l->tile_rows || (l->recompute ? r.most < most_full : r.most <= base.most)),
               "%s: %lld bytes are kept, %lld without; %lld at most, %lld without", l->name, r.kept, base.kept, r.most,
               base.most);
         free(r.grad);

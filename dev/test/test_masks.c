@@ -28,9 +28,10 @@ static const Mask MASKS[] = {
 
 typedef struct {
     const Scheme *scheme;
+    const Context *context;
     const Mask *mask;
     int gpt2, recompute, selfcheck;
-    i64 dp, ring, head, B;
+    i64 dp, ring, head, B, piece;
     RingLayout layout;
 } Case;
 
@@ -48,7 +49,7 @@ static ModelOptions case_options(const Case *c) {
     ModelOptions o;
     memset(&o, 0, sizeof o);
     o.config = case_config(c);
-    o.scheme = c->scheme;
+    o.scheme = c->scheme, o.context = c->context, o.gather_tokens = c->piece;
     o.shape.dp = c->dp, o.shape.ring = c->ring, o.shape.head = c->head, o.shape.world = c->dp * c->ring * c->head;
     o.layout = c->layout, o.ring_backward = (c->B + c->head + c->layout) % 2 ? "q" : "kv";
     o.L = LENGTH, o.B = c->B, o.batch = SEQUENCES;
@@ -119,8 +120,8 @@ static void reference_of(Reference *r, const ModelOptions *o, const Settings *s,
 }
 
 static void case_name(char *out, size_t size, const Case *c) {
-    snprintf(out, size, "%s %s dp %lld ring %lld %s head %lld micro-batch %lld%s: %s", c->scheme->name,
-             c->gpt2 ? "gpt2" : "mistral", c->dp, c->ring, RING_LAYOUT_NAMES[c->layout], c->head, c->B,
+    snprintf(out, size, "%s %s dp %lld ring %lld %s by %s head %lld micro-batch %lld%s: %s", c->scheme->name,
+             c->gpt2 ? "gpt2" : "mistral", c->dp, c->ring, RING_LAYOUT_NAMES[c->layout], c->context->name, c->head, c->B,
              c->recompute ? " recompute" : "", c->mask->name);
 }
 
@@ -134,7 +135,7 @@ static void run_case(const Case *c, const char *path, Wire world, Wire alone) {
     case_name(name, sizeof name, c);
     if (!r->made) {
         Case single = *c;
-        single.scheme = SCHEMES[0], single.dp = single.ring = single.head = single.B = 1, single.recompute = 0;
+        single.scheme = SCHEMES[0], single.context = CONTEXTS[0], single.piece = 0, single.dp = single.ring = single.head = single.B = 1, single.recompute = 0;
         ModelOptions one = case_options(&single);
         reference_of(r, &one, &s, alone);
     }
@@ -178,8 +179,9 @@ static void run_cases(i64 N, const char *path, Wire everyone, Wire alone) {
         for (i64 dp = 1; dp <= i64_min(N, 2); dp++)
             for (i64 ring = 1; ring <= N; ring++)
                 for (int layout = 0; layout < (ring > 1 ? RING_LAYOUTS : 1); layout++) {
-                    Case c = {SCHEMES[turn % COUNT_OF(SCHEMES)], &MASKS[turn / COUNT_OF(SCHEMES)], 0, 0, 0, dp, ring, 0,
-                              1, (RingLayout)layout};
+                    const Scheme *scheme = SCHEMES[turn % COUNT_OF(SCHEMES)];
+                    Case c = {scheme, context_find(NULL, scheme), &MASKS[turn / COUNT_OF(SCHEMES)], 0, 0, 0, dp, ring,
+                              0, 1, 0, (RingLayout)layout};
                     char why[1024];
                     if (N % (dp * ring)) continue;
                     c.head = N / dp / ring;
@@ -189,6 +191,8 @@ static void run_cases(i64 N, const char *path, Wire everyone, Wire alone) {
                         continue;
                     c.gpt2 = !c.mask->window && n % 2, c.recompute = n % 5 == 4, c.selfcheck = n % 3 == 0;
                     c.B = n % 4 == 3 ? 2 : 1;
+                    if (!scheme->context) c.context = CONTEXTS[n / 2 % COUNT_OF(CONTEXTS)];
+                    if (c.context->piece) c.piece = n % 4 * 2 + n % 2; /* 0: all at once */
                     ModelOptions o = case_options(&c);
                     if (options_refuse(&o, why, sizeof why)) continue;
                     if (n++ % groups == group) run_case(&c, path, world, alone);
@@ -200,7 +204,7 @@ static void run_cases(i64 N, const char *path, Wire everyone, Wire alone) {
 /* Documents that lie within ranks cost those ranks alone: a contiguous ring computes its own block and no other.
    `travels`: kv or q, in backward. */
 static void check_skipped(const char *path, Wire everyone, const char *travels) {
-    Case c = {scheme_find("ring"), &MASKS[0], 0, 0, 0, 1, wire_size(everyone), 1, 1, RING_CONTIGUOUS};
+    Case c = {scheme_find("ring"), CONTEXTS[0], &MASKS[0], 0, 0, 0, 1, wire_size(everyone), 1, 1, 0, RING_CONTIGUOUS};
     if (wire_size(everyone) != 4 && wire_size(everyone) != 8) return;
     checks()->silent = wire_rank(everyone) != 0;
     Settings s = settings_of(path);
@@ -232,7 +236,7 @@ static void check_packed(int gpt2, const char *directory, Wire alone) {
     static const i64 lengths[] = {9, 1, 20, 2, 16};
     static const Mask packed = {"packed", 1, 1, 1, 7, 2}, single = {"single", 0, 0, 0, 7, 2};
     int32_t tokens[LENGTH + 1], part[LENGTH + 1];
-    Case c = {SCHEMES[0], &packed, gpt2, 0, 0, 1, 1, 1, 1, RING_CONTIGUOUS};
+    Case c = {SCHEMES[0], CONTEXTS[0], &packed, gpt2, 0, 0, 1, 1, 1, 1, 0, RING_CONTIGUOUS};
     Reference whole, one;
     char path[512];
     snprintf(path, sizeof path, "%s/packed.bin", directory);

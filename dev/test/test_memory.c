@@ -58,6 +58,28 @@ static void micro_steps_need_the_same(const Scheme *scheme) {
           "%s: %lld bytes, as in a run of 6 micro-steps", scheme->name, planned);
 }
 
+/* --tile-rows: of the MLP's width only a tile's rows are there. Twice the width takes no more than that. */
+static void tiles_are_small(const Scheme *scheme) {
+    ModelOptions o = options_of("llama3-8b", scheme, 8, 1, 1);
+    i64 workspace[2], tile = 512, wide = (2 * mlp_gates(&o.config) + 1) * o.config.ffn * real_size();
+    for (int twice = 0; twice < 2; twice++) {
+        Settings settings;
+        FlagsGiven none;
+        Trainer t;
+        flags_parse(&settings, &none, 0, NULL), memset(&t, 0, sizeof t);
+        t.options = o, t.settings = &settings;
+        t.options.L = 65536, t.options.B = t.options.batch = 1;
+        t.options.recompute = RECOMPUTE_FULL, t.options.tile_rows = tile, t.options.config.ffn <<= twice;
+        model_init(&t.model, &t.options, wire_none(), 1, 0);
+        trainer_plan(&t);
+        workspace[twice] = t.model.arena.peak.by_category[MEM_WORKSPACE];
+        model_free(&t.model);
+    }
+    check(workspace[1] - workspace[0] <= 2 * tile * wide,
+          "%s, tiles of %lld rows: an MLP twice as wide takes %.1f MB more, a tile of it is %.1f", scheme->name, tile,
+          (workspace[1] - workspace[0]) / 1e6, 2 * tile * wide / 1e6);
+}
+
 static void advice(const char *name, ModelOptions o, i64 bytes, const char *expected) {
     char text[512];
     memory_advice(&o, bytes, options_bytes, text, sizeof text);
@@ -72,6 +94,7 @@ int main(int argc, char **argv) {
         sequence_is_longest("tiny-gpt", SCHEMES[i], 4, 1, 2, (i64)1e9);
         micro_batch_is_largest(SCHEMES[i], (i64)40e6);
         micro_steps_need_the_same(SCHEMES[i]);
+        tiles_are_small(SCHEMES[i]);
         for (i64 ranks = 1; ranks <= 8; ranks++)
             test_shards(SCHEMES[i], ranks, 1, options_of("tiny-gpt", SCHEMES[i], ranks, 1, 1).place);
     }

@@ -14,6 +14,11 @@ static Config sample_config(int model) {
         llama.rope_scaling.kind = ROPE_YARN, llama.rope_scaling.factor = 4, llama.rope_scaling.original_max_pos = 24;
         llama.rope_scaling.beta_fast = 8, llama.rope_scaling.beta_slow = 0.5;
     }
+    if (model >= 3) { /* windows in one layer; and both learn what documents are */
+        llama.arch = ARCH_MISTRAL, llama.window = 7;
+        layer_add(&llama.windowed, 1);
+    }
+    if (model == 4) return gpt2.head_dim = 6, gpt2;
     config_check(model ? &llama : &gpt2, "test");
     return model ? llama : gpt2;
 }
@@ -24,12 +29,14 @@ static double whole_loss(Trainer *t, const int32_t *tokens) {
     int32_t *host = m->host_tokens, *targets = host + stream_rows(m);
     for (i64 b = 0; b < m->B; b++) {
         for (i64 i = 0; i < m->T_stream; i++) host[i * m->B + b] = tokens[token_position(&m->stream_map, i)];
+        if (m->documents) documents_find(m->whole, tokens, LENGTH, m->eot), sight_sequence(m, b, m->whole);
         for (i64 i = 0, p; i < m->T_own; i++) {
             p = token_position(&m->own_map, i);
             int counts = b == 0 && m->mesh.dp_rank == 0 && p >= PROMPT - 1 && p < LENGTH - 1;
             targets[i * m->B + b] = counts ? tokens[p + 1] : TOKEN_IGNORED;
         }
     }
+    if (m->documents) sight_send(m);
     copy_in(&m->dev, m->tokens, host, stream_rows(m) * 4);
     copy_in(&m->dev, m->targets, targets, own_rows(m) * 4);
     zero_fill(&m->dev, m->sums, sizeof(double));
@@ -45,10 +52,13 @@ static double cached_loss(Trainer *t, const int32_t *tokens) {
     Model *m = &t->model;
     real logits[256];
     double sum = 0;
+    i64 start = 0;
     sample_prefill(m, model_prefill, tokens, PROMPT);
     for (i64 p = PROMPT - 1; p < LENGTH - 1; p++) {
         double all = 0;
-        decode_token(m, tokens[p], p, 0, logits);
+        for (i64 i = start; m->documents && i < p; i++)
+            if (tokens[i] == m->eot) start = i + 1;
+        decode_token(m, tokens[p], p, start, logits);
         for (int i = 0; i < 256; i++) all += exp((double)logits[i]);
         sum += log(all) - (double)logits[tokens[p + 1]];
     }
@@ -69,18 +79,21 @@ static void run_mesh(int model, const Scheme *scheme, i64 dp, i64 ring, i64 head
     o.shape.world = dp * ring * head, o.shape.dp = dp, o.shape.ring = ring, o.shape.head = head;
     o.L = LENGTH, o.B = 1 + model % 2, o.batch = o.B * dp, o.recompute = recompute, o.overlap = 1, o.samples = 1;
     o.place = device_place(0, 1, 1);
+    o.documents = model >= 3, o.restart = model == 4, o.eot = model >= 3 ? (i64)(mix64(5) % 256) : -1;
     if (options_refuse(&o, why, sizeof why)) return;
     Trainer *t = (Trainer *)host_alloc(sizeof(Trainer));
     int32_t tokens[LENGTH], text[PROMPT + 20];
-    static int32_t first[3][PROMPT + 20];
-    static int made[3];
+    static int32_t first[5][PROMPT + 20];
+    static int made[5];
     trainer_start(t, &o, &s, world);
     for (int i = 0; i < LENGTH; i++) tokens[i] = (int32_t)(mix64((uint64_t)i) % 256);
+    if (model >= 3) tokens[20] = tokens[21] = tokens[33] = tokens[5]; /* ends of documents in prompt and text */
     memcpy(text, tokens, PROMPT * 4);
     double whole = whole_loss(t, tokens), cached = cached_loss(t, tokens), off = fabs(cached / whole - 1);
     sample_continue(&t->model, model_prefill, &s, 0, text, PROMPT);
     if (!made[model]++) memcpy(first[model], text, sizeof text);
-    const char *name = model == 0 ? "gpt2" : model == 1 ? "llama, 4 KV heads" : "llama, 1 KV head";
+    const char *const names[] = {"gpt2", "llama, 4 KV heads", "llama, 1 KV head", "mistral, window and documents",
+                                 "gpt2, documents"}, *name = names[model];
     check(off <= (sizeof(real) == 8 ? 1e-12 : 1e-5),
           "%s %s dp %lld ring %lld layout %d head %lld%s: loss through the cache %.1e off", name, scheme->name,
           dp, ring, (int)layout, head, recompute ? " recompute" : "", off);
@@ -121,7 +134,7 @@ int main(int argc, char **argv) {
     if (wire_rank(world) == 0) write_shard(shard, tokens, COUNT_OF(tokens));
     wire_barrier(world);
     check_draws();
-    for (int model = 0; model < 3; model++)
+    for (int model = 0; model < 5; model++)
         for (int i = 0; i < COUNT_OF(SCHEMES); i++)
             for (i64 dp = 1; dp <= N; dp *= 2)
                 for (i64 ring = 1; dp * ring <= N; ring *= 2) {

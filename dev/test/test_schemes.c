@@ -131,7 +131,8 @@ static void case_name(char *out, size_t size, const Case *c) {
              c->ignore == IGNORE_STRETCHES ? " stretches ignored"
              : c->ignore == IGNORE_MASKED  ? " masked"
                                            : "",
-             c->recompute == RECOMPUTE_FULL ? " recompute" : c->recompute ? " attention kept" : "", c->overlap ? "" : " no overlap");
+             c->recompute == RECOMPUTE_FULL ? " recompute" : c->recompute ? " attention kept" : "",
+             c->overlap ? "" : " no overlap");
 }
 
 static ModelOptions case_options(const Case *c) {

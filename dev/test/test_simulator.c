@@ -216,6 +216,35 @@ static void test_curve(void) {
     check(fabs(curve_at(&c, 1e4) - 0.3) < 1e-12, "half-way in log(size): %g", curve_at(&c, 1e4));
 }
 
+/* Copies to the host hide where its link is fast enough, and are waited for where it is not: at a hundredth of the rate
+   the step is about as long as they are. */
+static void test_offload_clock(const Cluster *c, const char *run) {
+    Cluster fast = *c, slow = *c;
+    fast.host_link = 1e13, slow.host_link = 1e8;
+    Forecast without = forecast_of(&fast, run, ""), quick = forecast_of(&fast, run, "--offload inputs"),
+             late = forecast_of(&slow, run, "--offload inputs");
+    double bytes = 2.0 * (double)quick.host_bytes;
+    check(quick.host_bytes > 0 && quick.memory.used < without.memory.used && without.host_bytes == 0,
+          "%s: %lld bytes on the host, %lld on the rank instead of %lld", run, quick.host_bytes, quick.memory.used,
+          without.memory.used);
+    check(quick.seconds < 1.02 * without.seconds && fabs(quick.copy_seconds / (bytes / 1e13) - 1) < 1e-9,
+          "%s: %.6f s over a fast link, %.6f s without", run, quick.seconds, without.seconds);
+    check(late.seconds > bytes / 1e8 && late.copy_exposed > 0.9 * (late.seconds - without.seconds),
+          "%s: %.3f s over a slow link, of which %.3f s wait; %.3f s of copies", run, late.seconds, late.copy_exposed,
+          bytes / 1e8);
+}
+
+/* Of all-to-all in g groups of heads only the first way and the last are waited for; the bytes are the same. */
+static void test_groups_hide(const Cluster *c, const char *run) {
+    Forecast whole = forecast_of(c, run, ""), four = forecast_of(c, run, "--head-groups 4");
+    double before = whole.comm_exposed[COMM_ALL_TO_ALL], now = four.comm_exposed[COMM_ALL_TO_ALL];
+    check(before > 0 && now > 0.15 * before && now < 0.35 * before,
+          "%s: %.6f s of all-to-all exposed in four groups of heads, %.6f s in one", run, now, before);
+    check(whole.comm_bytes[COMM_ALL_TO_ALL] == four.comm_bytes[COMM_ALL_TO_ALL] &&
+              four.memory.used < whole.memory.used,
+          "%s: the same bytes, and %lld of memory instead of %lld", run, four.memory.used, whole.memory.used);
+}
+
 int main(void) {
     Cluster c;
     test_curve();
@@ -237,6 +266,10 @@ int main(void) {
     test_repeat(&c, "--world 4 --sp ulysses --dp 2 --batch 32 --seq-len 8192");
     test_repeat(&c, "--world 4 --sp ring --batch 16 --seq-len 8192");
     test_slowest(&c);
+    test_offload_clock(&c, "--world 4 --sp odysseus --batch 1 --seq-len 16384 --recompute full --layers 8");
+    test_offload_clock(&c, "--world 4 --sp ring --batch 1 --seq-len 16384 --recompute attention-kept --layers 8");
+    test_groups_hide(&c, "--world 2 --sp ulysses --kv-heads 8 --seq-len 65536 --recompute full");
+    test_groups_hide(&c, "--world 2 --sp ulysses --kv-heads 2 --seq-len 65536 --recompute full");
     test_slowdown(&c);
     return checks_done();
 }

@@ -1,8 +1,9 @@
 /* test_transfers.cu - what the host knows of transfers on a stream of their own, under the emulator, where a GPU's
    answers can be arranged: which is the oldest that the compute stream has not been told to wait for, and which of
-   those that are asked for the GPU is at.                                                                            */
+   those that are asked for the GPU is at. And layers that wait in host memory: out and back, whenever streams run.   */
 #define ODYSSEUS_NO_MPI
 #include "../../core/comm.h"
+#include "../../core/offload.h"
 #include "check.h"
 
 /* Ask for a transfer: one byte is set on the comm stream. `hangs`: it never ends. */
@@ -46,6 +47,49 @@ static void test_under_way(Device *dev, Links *l, Transfer *t, char *byte) {
     transfer_wait(dev, l, t);
 }
 
+/* A walk over six layers, each of which keeps its number, forward and backward, twice; streams run by `mode`: late, the
+   first one late, by a coin. */
+static void test_offload(Device *dev, int mode) {
+    enum { LAYERS = 6, BYTES = 1000 };
+    Offload o;
+    char *place[2][2], *found, seen[LAYERS][BYTES];
+    int wrong = 0;
+    memset(&o, 0, sizeof o);
+    CUDA_CHECK(cudaMalloc((void **)&found, sizeof seen));
+    o.layers = LAYERS, o.active = 1;
+    for (int k = 0; k < 2; k++) {
+        for (int odd = 0; odd < 2; odd++) CUDA_CHECK(cudaMalloc((void **)&place[k][odd], BYTES));
+        offload_add(&o, place[k][0], place[k][1], BYTES);
+    }
+    offload_commit(&o, dev);
+    emu_streams_run(mode);
+    for (int step = 0; step < 2; step++) {
+        for (int l = 0; l < LAYERS; l++) {
+            offload_room(&o, dev, l);
+            for (int k = 0; k < 2; k++)
+                CUDA_CHECK(cudaMemsetAsync(place[k][l % 2], 1 + 40 * step + 2 * l + k, BYTES, dev->state.stream));
+            offload_out(&o, dev, l);
+        }
+        for (int l = LAYERS - 1; l >= 0; l--) {
+            offload_arrived(&o, dev, l);
+            for (int k = 0; k < 2; k++)
+                CUDA_CHECK(cudaMemcpyAsync(found + l * BYTES + k * (BYTES / 2), place[k][l % 2], BYTES / 2,
+                                           cudaMemcpyDefault, dev->state.stream));
+            offload_back(&o, dev, l - 2);
+        }
+        CUDA_CHECK(cudaStreamSynchronize(dev->state.stream));
+        memcpy(seen, found, sizeof seen);
+        for (int l = 0; l < LAYERS; l++)
+            for (int i = 0; i < BYTES; i++) wrong += seen[l][i] != 1 + 40 * step + 2 * l + i / (BYTES / 2);
+    }
+    emu_streams_run(0);
+    check(wrong == 0, "offload, streams by %d: every layer finds what it kept, %d bytes wrong", mode, wrong);
+    check(offload_bytes(&o) == (LAYERS - 2) * 2 * 1024, "%lld bytes of host memory", (long long)offload_bytes(&o));
+    offload_free(&o, dev);
+    for (int k = 0; k < 4; k++) CUDA_CHECK(cudaFree(place[k / 2][k % 2]));
+    CUDA_CHECK(cudaFree(found));
+}
+
 int main(void) {
     Device dev;
     Links links;
@@ -57,6 +101,7 @@ int main(void) {
     links_open(&links, &dev, "nccl");
     test_oldest(&dev, &links, t, byte);
     test_under_way(&dev, &links, &t[0], byte);
+    for (int mode = 0; mode < 20; mode++) test_offload(&dev, mode);
     CUDA_CHECK(cudaDeviceSynchronize());
     for (int i = 0; i < 3; i++) transfer_free(&t[i]);
     links_close(&links);

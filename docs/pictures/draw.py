@@ -38,6 +38,8 @@ SCHEMES = {
                     weights="3c((2+2g)da + mdi)"),
     "ring": dict(stream="tokens", attention=("ring", "", "", "", "", "gathered"),
                  mlp=("tokens", "", "", "", "", "gathered"), moves="6g c La", weights="3c((2+2g)da + mdi)"),
+    "allgather": dict(stream="tokens", attention=("gather", "", "", "", "", "gathered"),
+                      mlp=("tokens", "", "", "", "", "gathered"), moves="6g c La", weights="3c((2+2g)da + mdi)"),
     "odysseus": dict(stream="tokens",
                      attention=("heads", "all-gather", "reduce-scatter", "2 all-gathers", "reduce-scatter", "split"),
                      mlp=("tokens", "", "", "", "", "gathered"), moves="5c Ld", weights="3c mdi"),
@@ -176,12 +178,13 @@ def volume():
                        "small quiet", "end")]
     parts.append(text((left + right) / 2, bottom + 40, "L, tokens in the sequence", "small quiet", "middle"))
     for name, f in curves.items():
-        kind = "c%d" % list(SCHEMES).index(name)
+        kind = "c%d" % list(curves).index(name)
         points = " ".join(f"{px(L0 * 2 ** (k / 8)):.1f},{py(f(L0 * 2 ** (k / 8))):.1f}" for k in range(65))
         parts.append(f'<polyline points="{points}" class="curve {kind}"/>')
         y = {"tpsp": -8, "tp": 8, "ring": 16, "odysseus": 24}.get(name, 4) + py(f(L1))
-        parts += [f'<path d="M{right + 8} {y:.1f} h18" class="curve {kind}"/>', text(right + 32, f"{y + 4:.1f}", name)]
-    return page(bottom + 56, "Traffic of a layer against the sequence length, by the closed forms", parts, 770)
+        said = "ring, allgather" if name == "ring" else name
+        parts += [f'<path d="M{right + 8} {y:.1f} h18" class="curve {kind}"/>', text(right + 32, f"{y + 4:.1f}", said)]
+    return page(bottom + 56, "Traffic of a layer against the sequence length, by the closed forms", parts, 800)
 
 
 def main():

@@ -42,6 +42,9 @@
        2   2 3 0 1      query heads that share a KV head stay in one item, in order
        3   3 0 1 2
 
+   Under intervals what is seen lies along the diagonal, so there the pairs with j - i = w (mod n) make wave w: many of
+   them, in few waves.
+
    Dao 2023, arXiv:2307.08691; merge of blocks: Liu, Zaharia, Abbeel 2023, arXiv:2310.01889.
 
    layouts   q, dq, dout, out (Tq, B, heads, HS)   kv, dkv (Tk, B, 2, kv_heads, HS)   lse, delta (Tq, B, heads)
@@ -106,7 +109,8 @@ static inline TokenTile tile_at(const TokenMap *map, i64 size, i64 i) {
 /* How many keys of `kv`, counted from its first, do not lie behind query i of `q`. */
 static inline i64 visible_keys(const TokenTile *q, i64 i, const TokenTile *kv) {
     i64 distance = q->run.first + i * q->run.stride - kv->run.first;
-    return distance < 0 ? 0 : i64_min(kv->run.count, distance / kv->run.stride + 1);
+    if (distance < 0) return 0;
+    return i64_min(kv->run.count, (kv->run.stride == 1 ? distance : distance / kv->run.stride) + 1); /* dividing is slow */
 }
 
 /* The intervals of one sequence: those of neighbouring queries are B apart; NULL: all begin at 0. */
@@ -123,7 +127,8 @@ static inline Intervals intervals_of(const AttentionCall *c, i64 b) {
 /* How many of them lie before all that query i may see. */
 static inline i64 hidden_keys(const TokenTile *q, i64 i, const TokenTile *kv, Intervals v) {
     i64 distance = v.lo ? v.lo[(q->first + i) * v.B] - kv->run.first : 0;
-    return distance <= 0 ? 0 : i64_min(kv->run.count, ceil_div(distance, kv->run.stride));
+    if (distance <= 0) return 0;
+    return i64_min(kv->run.count, kv->run.stride == 1 ? distance : ceil_div(distance, kv->run.stride));
 }
 
 static inline accum attention_scale(const AttentionShape *s) { return (accum)(1 / sqrt((double)s->head_dim)); }
@@ -349,14 +354,16 @@ static inline void attention_forward_tile(accum *out, accum *lse, const real *q,
     kv += (b * 2 * s->kv_heads + h / (s->heads / s->kv_heads)) * HS;
     forward_begin(&w, out, lse, rows, s, c->merge);
     panels_of_columns(w.q, 'T', q, q_ld, rows, HS);
-    for (i64 j = 0; j < tile_count(&c->kv_map, width); j++) {
-        TokenTile whole = tile_at(&c->kv_map, width, j), keys = tile_seen(&tile, &whole, v);
-        if (keys.run.count == 0) continue;
-        const real *k = kv + keys.first * kv_ld;
-        panels_of_rows(w.k, 'N', k, kv_ld, keys.run.count, HS);
-        panels_of_columns(w.v, 'N', k + s->kv_heads * HS, kv_ld, HS, keys.run.count);
-        for (i64 at = 0; at < rows; at += most)
-            forward_pair(&w, out + at * q_ld, s, tile_part(tile, at, i64_min(most, rows - at)), at, &keys, v);
+    for (int r = 0; r < 2 && c->kv_map.run[r].count; r++) {
+        TokenTile run = {r ? c->kv_map.run[0].count : 0, c->kv_map.run[r]}, seen = tile_seen(&tile, &run, v);
+        for (i64 j = 0; j < seen.run.count; j += width) {
+            TokenTile keys = tile_part(seen, j, i64_min(width, seen.run.count - j));
+            const real *k = kv + keys.first * kv_ld;
+            panels_of_rows(w.k, 'N', k, kv_ld, keys.run.count, HS);
+            panels_of_columns(w.v, 'N', k + s->kv_heads * HS, kv_ld, HS, keys.run.count);
+            for (i64 at = 0; at < rows; at += most)
+                forward_pair(&w, out + at * q_ld, s, tile_part(tile, at, i64_min(most, rows - at)), at, &keys, v);
+        }
     }
     forward_end(&w, out, lse, rows, s);
 }
@@ -484,7 +491,7 @@ static inline void attention_backward_run(Device *dev, accum *dq, real *dq_round
     for (i64 wave = 0; wave < waves; wave++) {
 #pragma omp for schedule(dynamic, 1)
         for (i64 item = 0; item < q_tiles * heads; item++) {
-            i64 i = item / heads, head = item % heads, j = (wave - i + waves) % waves;
+            i64 i = item / heads, head = item % heads, j = (wave + (c.lo ? i : waves - i)) % waves;
             if (j >= kv_tiles) continue;
             TokenTile tile = tile_at(&c.q_map, height, i), whole = tile_at(&c.kv_map, width, j);
             TokenTile keys = tile_seen(&tile, &whole, intervals_of(&c, head / s.kv_heads));

@@ -159,6 +159,27 @@ static inline void copy_out_run(Device *dev, void *dst, const void *src, i64 byt
     copy_in_run(dev, dst, src, bytes);
 }
 
+/* ---- copies to the host on a way of their own: here there is none, and a copy is as late as may be ---- */
+
+static inline void *host_pinned(Device *dev, i64 bytes) {
+    (void)dev;
+    return malloc((size_t)bytes);
+}
+static inline void host_unpinned(Device *dev, void *p, i64 bytes) {
+    (void)dev, (void)bytes;
+    free(p);
+}
+static inline void host_copy_start(Device *dev, HostCopy *c, void *dst, const void *src, i64 bytes) {
+    (void)dev;
+    c->dst = dst, c->src = src, c->bytes = bytes;
+}
+static inline void host_copy_wait(Device *dev, HostCopy *c) {
+    (void)dev;
+    if (c->bytes) memcpy(c->dst, c->src, (size_t)c->bytes);
+    c->bytes = 0;
+}
+static inline void host_copy_free(HostCopy *c) { c->bytes = 0; }
+
 /* ---- the arena's memory: an inaccessible range, of which the first part becomes real ---- */
 
 #define DEVICE_RESERVE 0

@@ -125,18 +125,28 @@ static inline void kv_unpack_run(Device *dev, real *out, const real *in, const a
     }
 }
 
-static inline void parts_merge_run(Device *dev, real *out, const real *in, i64 parts, i64 rows, i64 width) {
+static inline void columns_merge_run(Device *dev, real *out, const real *in, i64 parts, i64 rows, i64 width,
+                                     i64 every) {
 #pragma omp parallel for num_threads(dev->threads) if (parts * rows * width > SERIAL_BELOW)
     for (i64 r = 0; r < rows; r++)
         for (i64 p = 0; p < parts; p++)
-            memcpy(out + (r * parts + p) * width, in + (p * rows + r) * width, sizeof(real) * (size_t)width);
+            memcpy(out + (r * parts + p) * every * width, in + (p * rows + r) * width, sizeof(real) * (size_t)width);
+}
+
+static inline void columns_split_run(Device *dev, real *out, const real *in, i64 parts, i64 rows, i64 width,
+                                     i64 every) {
+#pragma omp parallel for num_threads(dev->threads) if (parts * rows * width > SERIAL_BELOW)
+    for (i64 r = 0; r < rows; r++)
+        for (i64 p = 0; p < parts; p++)
+            memcpy(out + (p * rows + r) * width, in + (r * parts + p) * every * width, sizeof(real) * (size_t)width);
+}
+
+static inline void parts_merge_run(Device *dev, real *out, const real *in, i64 parts, i64 rows, i64 width) {
+    columns_merge_run(dev, out, in, parts, rows, width, 1);
 }
 
 static inline void parts_split_run(Device *dev, real *out, const real *in, i64 parts, i64 rows, i64 width) {
-#pragma omp parallel for num_threads(dev->threads) if (parts * rows * width > SERIAL_BELOW)
-    for (i64 r = 0; r < rows; r++)
-        for (i64 p = 0; p < parts; p++)
-            memcpy(out + (p * rows + r) * width, in + (r * parts + p) * width, sizeof(real) * (size_t)width);
+    columns_split_run(dev, out, in, parts, rows, width, 1);
 }
 
 #endif

@@ -30,6 +30,13 @@ static inline double real_value(real x) { return (double)x; }
 /* A moment: seconds_now. */
 typedef double Mark;
 
+/* A copy between host and device that is made when it is waited for; bytes 0: none is due. */
+typedef struct {
+    void *dst;
+    const void *src;
+    i64 bytes;
+} HostCopy;
+
 /* What the backend keeps besides: where products pack their operands (CPU_SCRATCH bytes, aligned to a cache line). */
 typedef struct {
     real *scratch;

@@ -27,11 +27,11 @@
 
    Where queries see keys from `lo` on, a query tile sees the KV tiles m .. n-1. The block of KV tile m has the first
    turn: it does not wait, and passes the counter on from 0 to m+1, so that all other turns are as they were. The query
-   tiles that have their first turn, and those that do not see the KV tile any more, are the last of a run: a block
-   finds where they begin before it starts, and from there goes down one by one as above.
+   tiles of which a block has the first turn are the last that see its KV tile, and behind them in the run are those
+   that do not see it any more. A block finds where both begin before its first step, and goes down from there as above.
 
-        step     0    1    2    3    4        the same, queries that see two KV tiles: who adds to a tile first is KV
-        j = 0    1    0                       tile 0, 0, 1, 2
+        step     0    1    2    3    4        the same where a query tile sees two KV tiles: the first to add to query
+        j = 0    1    0                       tiles 0, 1, 2, 3 are KV tiles 0, 0, 1, 2
         j = 1         2    1
         j = 2              3    2
 
@@ -40,7 +40,8 @@
    bits, are the same on every run.
 
    dkv has one writer. Rows whose lse is -inf (they saw nothing) and rows past the tile's end get P = 0. Query tiles
-   that see no key at all have no turns: the block of KV tile 0 writes them; with LO, where they may be many, all blocks.
+   that see no key at all have no turns: the block of KV tile 0 writes them. With LO they may be many, and all blocks
+   share them.
 
    Dao 2023, arXiv:2307.08691
 

@@ -17,9 +17,9 @@
    P^T and dS^T are the A operands of dV and dK where they are, in registers. For dQ the two groups exchange dS through
    shared memory, and each has half of dQ: half of the head dim (64 queries in a tile) or half of the queries (128).
 
-   The turns are those of attention_backward.cuh, with LO too: a counter for each dq tile. Bulk copies add in fp32, or write where
-   nothing is there to be added to. The last turn of a tile whose result is rounded is taken by the warpgroups
-   themselves, with ordinary loads and stores.
+   The turns are those of attention_backward.cuh, with LO too: a counter for each dq tile. Bulk copies add in fp32, or
+   write where nothing is there to be added to. The last turn of a tile whose result is rounded is taken by the
+   warpgroups themselves, with ordinary loads and stores.
 
    Shah et al. 2024, arXiv:2407.08608
 
@@ -192,7 +192,8 @@ __device__ __forceinline__ void backward_adds(const HopperBackward &p, const Hop
         UNROLL
         for (int c = 0; c < HD; c += 32)
             if (c < a.head_dim) {
-                if (turn_first<LO>(a, t.span, b.j, i) && !a.add) tma_store_3d(map, from + c * BM, c, b.head + h, tile_token(a.q_map, i, BM));
+                if (turn_first<LO>(a, t.span, b.j, i) && !a.add)
+                    tma_store_3d(map, from + c * BM, c, b.head + h, tile_token(a.q_map, i, BM));
                 else tma_reduce_add_3d(map, from + c * BM, c, b.head + h, tile_token(a.q_map, i, BM));
             }
         bulk_commit();

@@ -129,8 +129,8 @@ template <int DT> __device__ __forceinline__ void shrink_rows(float (&out)[1][DT
         for (int e = 0; e < 4; e++) out[0][d][e] *= shrink[e / 2];
 }
 
-/* Where single scores are masked, they become -inf. `first`: the position of the first of this warpgroup's rows, `most`:
-   the largest lo of its rows. */
+/* Where single scores are masked, they become -inf. `first`: the position of the first of this warpgroup's rows;
+   `most`: the largest lo of its rows. */
 template <int BN, bool LO, int NT>
 __device__ __forceinline__ void scores_mask(float (&s)[1][NT][4], const AttentionTile &tile, const AttentionTile &kv,
                                             int first, int lane_row, const AttentionLo &lo, int most) {

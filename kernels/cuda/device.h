@@ -232,6 +232,11 @@ static inline void device_free(Device *dev) {
         CUDA_CHECK(cudaEventDestroy(dev->state.pinned[i].done));
         dev->state.pinned[i].host = NULL;
     }
+    if (dev->state.copies) {
+        CUDA_CHECK(cudaEventDestroy(dev->state.copies_ready));
+        CUDA_CHECK(cudaStreamDestroy(dev->state.copies));
+        dev->state.copies = NULL;
+    }
     gemm_close(dev->state.gemm);
     if (dev->state.stream) CUDA_CHECK(cudaStreamDestroy(dev->state.stream));
     dev->state.stream = NULL, dev->state.gemm = NULL;
@@ -279,6 +284,43 @@ static inline void copy_in_run(Device *dev, void *dst, const void *src, i64 byte
 static inline void copy_out_run(Device *dev, void *dst, const void *src, i64 bytes) {
     CUDA_CHECK(cudaMemcpyAsync(dst, src, (size_t)bytes, cudaMemcpyDeviceToHost, dev->state.stream));
     device_finish(dev);
+}
+
+/* ---- copies to the host on a stream of their own ---- */
+
+/* Pinned memory; NULL: there is not so much. */
+static inline void *host_pinned(Device *dev, i64 bytes) {
+    void *p = NULL;
+    (void)dev;
+    return cudaMallocHost(&p, (size_t)bytes) == cudaSuccess ? p : NULL;
+}
+static inline void host_unpinned(Device *dev, void *p, i64 bytes) {
+    (void)bytes;
+    if (dev->state.copies) CUDA_CHECK(cudaStreamSynchronize(dev->state.copies));
+    CUDA_CHECK(cudaFreeHost(p));
+}
+
+/* From here on the copies' stream sees what the compute stream has been asked so far; neither waits for the other. */
+static inline void host_copy_start(Device *dev, HostCopy *c, void *dst, const void *src, i64 bytes) {
+    DeviceState *s = &dev->state;
+    if (!s->copies) {
+        CUDA_CHECK(cudaStreamCreateWithFlags(&s->copies, cudaStreamNonBlocking));
+        CUDA_CHECK(cudaEventCreateWithFlags(&s->copies_ready, cudaEventDisableTiming));
+    }
+    if (!c->done) CUDA_CHECK(cudaEventCreateWithFlags(&c->done, cudaEventDisableTiming));
+    CUDA_CHECK(cudaEventRecord(s->copies_ready, s->stream));
+    CUDA_CHECK(cudaStreamWaitEvent(s->copies, s->copies_ready, 0));
+    CUDA_CHECK(cudaMemcpyAsync(dst, src, (size_t)bytes, cudaMemcpyDefault, s->copies));
+    CUDA_CHECK(cudaEventRecord(c->done, s->copies));
+}
+
+/* What the compute stream is asked from here on comes after the copy. */
+static inline void host_copy_wait(Device *dev, HostCopy *c) {
+    CUDA_CHECK(cudaStreamWaitEvent(dev->state.stream, c->done, 0));
+}
+static inline void host_copy_free(HostCopy *c) {
+    if (c->done) CUDA_CHECK(cudaEventDestroy(c->done));
+    c->done = NULL;
 }
 
 /* ---- the arena's memory ---- */

@@ -202,35 +202,45 @@ static inline void kv_unpack_run(Device *dev, real *out, const real *in, const a
 
 /* ---- parts ---- */
 
-/* out (rows, parts, width) from in (parts, rows, width), or (SPLIT) the other way; i counts what is written */
+/* out (rows, parts, every, width) from in (parts, rows, width), or (SPLIT) the other way; i counts what is written */
 template <int SPLIT, int W>
-__global__ void __launch_bounds__(BLOCK) parts_kernel(real *out, const real *in, i64 parts, i64 rows, i64 width) {
+__global__ void __launch_bounds__(BLOCK) parts_kernel(real *out, const real *in, i64 parts, i64 rows, i64 width,
+                                                      i64 every) {
     i64 i = grid_thread(), each = width / W;
     if (i >= parts * rows * each) return;
     i64 inner = SPLIT ? rows : parts, outer = SPLIT ? parts : rows;
-    i64 block = quotient(i, each), o = quotient(block, inner), n = block - o * inner;
-    const real *from = in + (n * outer + o) * width + (i - block * each) * W;
-    if constexpr (W == 8) *(bf16x8 *)(out + i * 8) = *(const bf16x8 *)from;
-    else out[i] = *from;
+    i64 block = quotient(i, each), o = quotient(block, inner), n = block - o * inner, at = (i - block * each) * W;
+    const real *from = in + (n * outer + o) * (SPLIT ? every : 1) * width + at;
+    real *to = out + block * (SPLIT ? 1 : every) * width + at;
+    if constexpr (W == 8) *(bf16x8 *)to = *(const bf16x8 *)from;
+    else *to = *from;
 }
 
 template <int SPLIT>
-static inline void parts_run(Device *dev, real *out, const real *in, i64 parts, i64 rows, i64 width) {
+static inline void parts_run(Device *dev, real *out, const real *in, i64 parts, i64 rows, i64 width, i64 every) {
     i64 n = parts * rows * width;
     if (n == 0) return;
     if (width % 8 == 0 && aligned_to(out, 16) && aligned_to(in, 16))
         LAUNCH((parts_kernel<SPLIT, 8>), blocks_for(n, 8 * BLOCK), BLOCK, 0, dev->state.stream, out, in, parts, rows,
-               width);
+               width, every);
     else
         LAUNCH((parts_kernel<SPLIT, 1>), blocks_for(n, BLOCK), BLOCK, 0, dev->state.stream, out, in, parts, rows,
-               width);
+               width, every);
 }
 
+static inline void columns_merge_run(Device *dev, real *out, const real *in, i64 parts, i64 rows, i64 width,
+                                     i64 every) {
+    parts_run<0>(dev, out, in, parts, rows, width, every);
+}
+static inline void columns_split_run(Device *dev, real *out, const real *in, i64 parts, i64 rows, i64 width,
+                                     i64 every) {
+    parts_run<1>(dev, out, in, parts, rows, width, every);
+}
 static inline void parts_merge_run(Device *dev, real *out, const real *in, i64 parts, i64 rows, i64 width) {
-    parts_run<0>(dev, out, in, parts, rows, width);
+    parts_run<0>(dev, out, in, parts, rows, width, 1);
 }
 static inline void parts_split_run(Device *dev, real *out, const real *in, i64 parts, i64 rows, i64 width) {
-    parts_run<1>(dev, out, in, parts, rows, width);
+    parts_run<1>(dev, out, in, parts, rows, width, 1);
 }
 
 #endif

@@ -41,6 +41,11 @@ typedef struct {
     cudaEvent_t done; /* the device has read it */
 } PinnedSlot;
 
+/* A copy between host and device, on the stream of such copies. */
+typedef struct {
+    cudaEvent_t done; /* made with the first use */
+} HostCopy;
+
 /* What the backend keeps of a rank's GPU. Every operation runs on `stream`, in the order of the calls, and may use
    `scratch`, which the next operation overwrites. */
 typedef struct {
@@ -54,6 +59,8 @@ typedef struct {
     i64 shared_bytes; /* that a block may ask for */
     int wgmma;        /* it has the instructions of sm_90a, and the kernels that use them were compiled */
     struct GemmState *gemm; /* gemm.cuh's handle and plans */
+    cudaStream_t copies; /* between pinned host memory and device, beside `stream`; made with the first of them */
+    cudaEvent_t copies_ready;
     MarkPool marks;
     PinnedSlot pinned[PINNED_SLOTS];
     unsigned pinned_next;

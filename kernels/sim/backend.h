@@ -67,6 +67,8 @@ static inline void sim_ignore(int first, ...) { (void)first; }
 #define kv_unpack_run(dev, ...) SIM_BYTES(dev, pointwise, __VA_ARGS__)
 #define parts_merge_run(dev, ...) SIM_BYTES(dev, pointwise, __VA_ARGS__)
 #define parts_split_run(dev, ...) SIM_BYTES(dev, pointwise, __VA_ARGS__)
+#define columns_merge_run(dev, ...) SIM_BYTES(dev, pointwise, __VA_ARGS__)
+#define columns_split_run(dev, ...) SIM_BYTES(dev, pointwise, __VA_ARGS__)
 #define gelu_forward_run(dev, ...) SIM_BYTES(dev, pointwise, __VA_ARGS__)
 #define gelu_backward_run(dev, ...) SIM_BYTES(dev, pointwise, __VA_ARGS__)
 #define swiglu_forward_run(dev, ...) SIM_BYTES(dev, pointwise, __VA_ARGS__)

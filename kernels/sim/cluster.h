@@ -35,6 +35,7 @@ typedef struct Cluster {
     double communicator;                     /* besides, for each group of ranks that reach each other by a way of
                                                 their own */
     double bandwidth;                        /* bytes/s of a rank's memory */
+    double host_link;                        /* bytes/s between a rank and its host's memory; 0: none is known */
     double launch, step;                     /* host: seconds to ask for an operation; besides, for a step */
     double slowdown;                         /* of products and attention while bytes are moving */
     /* fraction of the peak, by FLOP of a product; by keys of a query */
@@ -84,6 +85,8 @@ static const ClusterField CLUSTER_FIELDS[] = {
     {"communicator", FIELD_NUMBER, CLUSTER(communicator), 0, 1e15, NULL, "0",
      "bytes besides for each communicator of a mesh"},
     {"bandwidth", FIELD_NUMBER, CLUSTER(bandwidth), 1e6, 1e16, NULL, NULL, "bytes/s of a rank's memory"},
+    {"host-link", FIELD_NUMBER, CLUSTER(host_link), 0, 1e16, NULL, "0",
+     "bytes/s between a rank and its host's memory, each way; 0: --offload is not modelled"},
     {"launch", FIELD_NUMBER, CLUSTER(launch), 0, 1, NULL, NULL, "seconds of the host an operation"},
     {"step", FIELD_NUMBER, CLUSTER(step), 0, 100, NULL, "0", "seconds of the host a step, besides"},
     {"slowdown", FIELD_NUMBER, CLUSTER(slowdown), 1, 100, NULL, "1",

@@ -66,7 +66,9 @@ static inline void device_free(Device *dev) { (void)dev; }
 /* The clocks go on by `times` times what they went since `before`, and so does where the time went. */
 static inline void device_state_repeat(DeviceState *s, const DeviceState *before, i64 times) {
     double n = (double)times, passed = n * (fmax(s->compute, s->host) - fmax(before->compute, before->host));
-    s->host += passed, s->compute += passed, s->comm += passed;
+    s->host += passed, s->compute += passed, s->comm += passed, s->copies += passed;
+    s->copy_seconds += n * (s->copy_seconds - before->copy_seconds);
+    s->copy_exposed += n * (s->copy_exposed - before->copy_exposed);
     for (int i = 0; i < OP_CLASSES; i++) s->op_seconds[i] += n * (s->op_seconds[i] - before->op_seconds[i]);
     for (int i = 0; i < COMM_OPS; i++) {
         s->comm_seconds[i] += n * (s->comm_seconds[i] - before->comm_seconds[i]);
@@ -99,6 +101,30 @@ static inline const char *device_refuses_heads(i64 head_dim) {
 static inline void device_print(const DevicePlace *p) { printf("modelled: %s", p->cluster->name); }
 static inline void device_note(const DevicePlace *p) { (void)p; }
 static inline void device_finish(Device *dev) { (void)dev; }
+
+/* ---- copies to the host on a link of their own ---- */
+
+static inline void *host_pinned(Device *dev, i64 bytes) {
+    (void)dev, (void)bytes;
+    return NULL;
+}
+static inline void host_unpinned(Device *dev, void *p, i64 bytes) { (void)dev, (void)p, (void)bytes; }
+
+static inline void host_copy_start(Device *dev, HostCopy *c, void *dst, const void *src, i64 bytes) {
+    DeviceState *s = &dev->state;
+    double seconds = (double)bytes / s->cluster->host_link;
+    (void)dst, (void)src;
+    s->host += s->cluster->launch;
+    s->copies = c->ended = fmax(s->copies, fmax(s->compute, s->host)) + seconds;
+    s->copy_seconds += seconds;
+}
+
+static inline void host_copy_wait(Device *dev, HostCopy *c) {
+    DeviceState *s = &dev->state;
+    double exposed = fmax(0, c->ended - s->compute);
+    s->compute += exposed, s->copy_exposed += exposed;
+}
+static inline void host_copy_free(HostCopy *c) { (void)c; }
 
 /* ---- the arena: addresses without memory ---- */
 

@@ -24,6 +24,8 @@
      "the longest sequence that fits, per scheme, and what stops it; flags given are kept"}, \
     {NULL, "json", FLAG_TEXT, AT(json), NULL, 0, 0, NULL, \
      "write what is printed, and every row of --plan, to this file as JSON"}, \
+    {NULL, "html", FLAG_TEXT, AT(html), NULL, 0, 0, NULL, \
+     "write the planner as a page: every scheme over lengths, ranks, clusters and models; flags given are kept"}, \
     {NULL, "calibrate", FLAG_SWITCH, AT(calibrate), NULL, 0, 0, NULL, \
      "measure this machine with --world ranks (default: its cores), for --cluster this-machine"},
 

@@ -56,11 +56,18 @@ typedef struct {
 
 #define GROUP_PLACES 8
 
+/* A copy between a rank and its host: when it is over, on the clock of such copies. */
+typedef struct {
+    double ended;
+} HostCopy;
+
 /* The modelled clocks of one rank, in seconds from the start, and where the time went. `host` asks for operations, the
-   compute stream runs them, the comm stream moves bytes; on a CPU the host is the compute stream. */
+   compute stream runs them, the comm stream moves bytes, the copies' stream those to and from the host; on a CPU the
+   host is the compute stream. */
 typedef struct {
     const struct Cluster *cluster;
-    double host, compute, comm;
+    double host, compute, comm, copies;
+    double copy_seconds, copy_exposed;                     /* on the host link; of that, what was waited for */
     double op_seconds[8];                                  /* by OpClass: time on the compute stream */
     double comm_seconds[COMM_OPS], comm_exposed[COMM_OPS]; /* on the links; of that, what was waited for */
     double exposed;                                        /* since links_exposed last asked */
