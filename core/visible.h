@@ -115,7 +115,10 @@ static inline void sight_layout(Model *m, i64 document) {
 }
 
 static inline void sight_free(Model *m) {
-    for (int k = 0; k < SIGHTS; k++) free(m->sight[k].pairs), free(m->sight[k].host), free(m->sight[k].met), free(m->sight[k].host_others);
+    for (int k = 0; k < SIGHTS; k++) {
+        free(m->sight[k].pairs), free(m->sight[k].host);
+        free(m->sight[k].met), free(m->sight[k].host_others);
+    }
     free(m->host_place);
     free(m->whole);
 }

@@ -135,7 +135,8 @@ static void run_case(const Case *c, const char *path, Wire world, Wire alone) {
     case_name(name, sizeof name, c);
     if (!r->made) {
         Case single = *c;
-        single.scheme = SCHEMES[0], single.context = CONTEXTS[0], single.piece = 0, single.dp = single.ring = single.head = single.B = 1, single.recompute = 0;
+        single.scheme = SCHEMES[0], single.context = CONTEXTS[0], single.piece = 0;
+        single.dp = single.ring = single.head = single.B = 1, single.recompute = 0;
         ModelOptions one = case_options(&single);
         reference_of(r, &one, &s, alone);
     }
