@@ -175,7 +175,8 @@ static Reference *reference(const Case *c, const char *directory, Wire alone) {
     Reference *r = &all[c->model][c->ignore];
     if (r->made) return r;
     Case single = *c;
-    single.scheme = SCHEMES[0], single.context = CONTEXTS[0], single.piece = 0, single.dp = single.ring = single.head = single.B = 1, single.recompute = 0;
+    single.scheme = SCHEMES[0], single.context = CONTEXTS[0], single.piece = 0;
+    single.dp = single.ring = single.head = single.B = 1, single.recompute = 0;
     char path[512];
     ModelOptions o = case_options(&single);
     Settings s = case_settings(&single, directory, path);
@@ -327,8 +328,9 @@ static void add_meshes(Cases *cases, Case c, i64 N, int speaks) {
 }
 
 /* The list for N ranks: gpt2 and llama-gqa with micro-batches of 1, 2 and 4 each, the other models with them in turn.
-   Contexts (where the scheme is none of its own), the size of their pieces, ignored targets, recompute, overlap and the self-check turn with the case's number: everything varies with every
-   scheme, not everything with everything. */
+   Contexts (where the scheme is none of its own), the size of their pieces, what travels in backward, ignored targets,
+   recompute, overlap and the self-check turn with the case's number: everything varies with every scheme, not
+   everything with everything. */
 static Cases make_cases(i64 N, int speaks) {
     const i64 turns[4] = {1, 2, 1, 4};
     const char *const backward[5] = {"q", "kv", "auto", "q", "kv"};
