@@ -11,8 +11,8 @@
                  --calibrate       measure this machine
 
    forecast.h   one configuration -> Forecast                      report.h   Forecast -> text and JSON
-   ladder.h     what saves memory, rung by rung                     planner.h    --html: a page of them
-   plan.h       many configurations, and how long a sequence may be                                                   */
+   ladder.h     what saves memory, rung by rung
+   plan.h       many configurations, and how long a sequence may be        planner.h    --html: a page of them       */
 #include "plan.h"
 
 /* Measure this machine: dev/sim/calibrate.sh runs the CPU program's own operations and writes the cluster file. */
