@@ -698,7 +698,7 @@ caught 'self-check: all-gather into attention skipped' tpsp.h \
     's/e\.gathered, x, own_rows/e.gathered, e.gathered, own_rows/' \
     'self-check: token [0-9]+ of sequence 0 reached 0 of the' 4 --selfcheck on
 caught 'self-check: the mask lets a token see its successor' kernels/cpu/attention.h \
-    's/(distance \/ kv->run.stride\)) \+ 1\)/\1 + 2)/' \
+    's/(kv->run.count, distance) \+ 1\);/\1 + 2);/' \
     'self-check: changing token [0-9]+ of sequence 0 moved position' 1 --selfcheck on
 caught 'self-check: a window is forgotten in one layer' train_gpt.cu \
     's/sight\[sight_kind\(\&m->config, m->L, l\)\]/sight[l == 3 ? 0 : sight_kind(\&m->config, m->L, l)]/' \
