@@ -5,8 +5,8 @@
 #   the end of the last run again, from its checkpoint, under another scheme on fewer ranks -> text from what it has
 #   trained
 #
-# 150 steps x 8 sequences x 256 tokens = 307,200 tokens a run, six runs of a 0.85M-parameter Llama on the same data from
-# the same weights: one to two minutes on two cores. Where there is a GPU and the CUDA toolkit, ./train_gpt runs on it;
+# 150 steps x 8 sequences x 256 tokens = 307,200 tokens a run; one rank, then every scheme, each a run of a
+# 0.85M-parameter Llama on the same data from the same weights: two to three minutes on two cores. Where there is a GPU and the CUDA toolkit, ./train_gpt runs on it;
 # PROGRAM=./train_gpt_cpu asks for the CPU all the same.
 set -euo pipefail
 # shellcheck source=scripts/common.sh
@@ -84,7 +84,7 @@ fi
 mkdir -p "$out/data" "$out/logs"
 python3 dev/data/text_to_shards.py --out "$out/data" "${text[@]}"
 
-# ---- six runs, one after the other
+# ---- one run after the other
 
 # the program's own list
 names=$(list_schemes "$program")

@@ -264,7 +264,7 @@ refuses '--threads: the ranks of a cluster' --world 8 --threads 2
 refuses '--out need numbers' --world 8 --out "$work/run"
 refuses 'save-every, --keep, --keep-every, --resume and --max-hours need numbers' --world 8 --save-every 5
 refuses '--max-hours need numbers' --world 8 --resume
-refuses '--plan, --max-seq and --dry-run exclude' --world 8 --plan --dry-run
+refuses '--plan, --max-seq, --ladder and --dry-run exclude' --world 8 --plan --dry-run
 refuses '--json .*cannot write into' --world 8 --json "$work/nowhere/x.json"
 refuses '--world 100000: the simulator takes up to 65536' --world 100000
 refuses '--peak-tflops 1: the forecast runs at' --world 8 --model llama2-7b --peak-tflops 1
