@@ -7,6 +7,25 @@
 
 #include "trainer.h"
 
+/* Which program is modelled, and what the user leaves to the cluster. */
+static inline void take_cluster(const Cluster *c, Settings *s) {
+    SimProgram *program = sim_program();
+    program->gpu = cluster_says(c->device, "gpu");
+    for (int d = 0; d < SIM_DTYPE_COUNT; d++)
+        if (s->dtype ? strcmp(SIM_DTYPES[d].name, s->dtype) == 0 : cluster_says(c->dtype, SIM_DTYPES[d].name))
+            program->dtype = d;
+    if (program->gpu && strncmp(REAL_NAME, "bf16", 4) != 0)
+        FAIL(EVERYONE, "--dtype %s: train_gpt computes in bf16 on GPUs; fp32 and fp64 are of CPU clusters", REAL_NAME);
+    if (!program->gpu && strcmp(REAL_NAME, "bf16") == 0)
+        FAIL(EVERYONE, "--dtype bf16: the CPU programs compute in fp32 and fp64; %s is a cluster of CPUs", c->name);
+    if (device_peak_of(c) <= 0)
+        FAIL(EVERYONE, "--dtype %s: cluster %s gives no peak in it (%s)", REAL_NAME, c->name, c->path);
+    const char *comm = program->gpu ? "nccl" : "mpi";
+    if (s->comm && strcmp(s->comm, comm) != 0)
+        FAIL(EVERYONE, "--comm %s is not modelled on %s; its links are those of --comm %s", s->comm, c->name, comm);
+    if (!s->grad_comm) s->grad_comm = cluster_says(c->grad_comm, "bf16") ? "bf16" : "fp32";
+}
+
 typedef struct {
     int rank;                  /* of the world: the slowest */
     double imbalance;          /* its attention over the mean of all ring ranks */

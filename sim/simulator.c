@@ -13,14 +13,14 @@
    forecast.h   one configuration -> Forecast                      report.h   Forecast -> text and JSON
    ladder.h     what saves memory, rung by rung
    plan.h       many configurations, and how long a sequence may be        planner.h    --html: a page of them       */
-#include "plan.h"
+#include "planner.h"
 
 /* Measure this machine: dev/sim/calibrate.sh runs the CPU program's own operations and writes the cluster file. */
 static inline void calibrate(const Settings *s) {
     char directory[2560], script[4096], ranks[32], file[4096];
     long cores = sysconf(_SC_NPROCESSORS_ONLN);
-    if (s->plan || s->max_seq || s->dry_run)
-        FAIL(EVERYONE, "--calibrate measures and stops; leave out --plan, --max-seq and --dry-run");
+    if (s->plan || s->max_seq || s->ladder || s->html || s->dry_run)
+        FAIL(EVERYONE, "--calibrate measures and stops; leave out --plan, --max-seq, --ladder, --html and --dry-run");
     if (s->dtype && strcmp(s->dtype, "bf16") == 0)
         FAIL(EVERYONE, "--calibrate --dtype bf16: the CPU programs compute in fp32 and fp64");
     cluster_directory(directory, sizeof directory);
@@ -34,27 +34,6 @@ static inline void calibrate(const Settings *s) {
     execlp("bash", "bash", script, ranks, s->dtype ? s->dtype : "fp32", file, (char *)NULL);
     FAIL(EVERYONE, "--calibrate: cannot run bash: %s", strerror(errno));
 }
-
-/* Which program is modelled, and what the user leaves to the cluster. */
-static void take_cluster(const Cluster *c, Settings *s) {
-    SimProgram *program = sim_program();
-    program->gpu = cluster_says(c->device, "gpu");
-    for (int d = 0; d < SIM_DTYPE_COUNT; d++)
-        if (s->dtype ? strcmp(SIM_DTYPES[d].name, s->dtype) == 0 : cluster_says(c->dtype, SIM_DTYPES[d].name))
-            program->dtype = d;
-    if (program->gpu && strncmp(REAL_NAME, "bf16", 4) != 0)
-        FAIL(EVERYONE, "--dtype %s: train_gpt computes in bf16 on GPUs; fp32 and fp64 are of CPU clusters", REAL_NAME);
-    if (!program->gpu && strcmp(REAL_NAME, "bf16") == 0)
-        FAIL(EVERYONE, "--dtype bf16: the CPU programs compute in fp32 and fp64; %s is a cluster of CPUs", c->name);
-    if (device_peak_of(c) <= 0)
-        FAIL(EVERYONE, "--dtype %s: cluster %s gives no peak in it (%s)", REAL_NAME, c->name, c->path);
-    const char *comm = program->gpu ? "nccl" : "mpi";
-    if (s->comm && strcmp(s->comm, comm) != 0)
-        FAIL(EVERYONE, "--comm %s is not modelled on %s; its links are those of --comm %s", s->comm, c->name, comm);
-    if (!s->grad_comm) s->grad_comm = cluster_says(c->grad_comm, "bf16") ? "bf16" : "fp32";
-}
-
-#include "planner.h" /* after take_cluster, which it calls for every cluster */
 
 /* Flags of a training that a model of one cannot honour. */
 static void refuse_flags(const Settings *s, const FlagsGiven *given) {
