@@ -16,7 +16,7 @@ import time
 from tail import Tail, stop
 
 
-def library(name):
+def tool_module(name):
     """The other tool's module, or the line that installs it."""
     import importlib
     try:
@@ -30,8 +30,8 @@ def numbers(row): return {k: v for k, v in row.items() if k != "step" and isinst
 
 class TensorBoard:
     def __init__(self, tail, args):
-        events = library("tensorboard.summary.writer.event_file_writer")
-        self.event, self.summary = (library(f"tensorboard.compat.proto.{n}_pb2") for n in ("event", "summary"))
+        events = tool_module("tensorboard.summary.writer.event_file_writer")
+        self.event, self.summary = (tool_module(f"tensorboard.compat.proto.{n}_pb2") for n in ("event", "summary"))
         self.where = os.path.join(tail.directory, "tensorboard")
         if os.path.exists(self.where): stop(f"{self.where} is there already; remove it, or show it as it is")
         self.writer = events.EventFileWriter(self.where)
@@ -52,18 +52,18 @@ class Hosted:
     """wandb and trackio speak alike: init, log, finish."""
 
     def __init__(self, tail, args):
-        self.library = library(args.to)
+        self.tool = tool_module(args.to)
         more = {}
-        if args.to == "wandb" and not os.environ.get("WANDB_MODE") and not self.library.api.api_key:
+        if args.to == "wandb" and not os.environ.get("WANDB_MODE") and not self.tool.api.api_key:
             more["mode"] = "offline"
-        self.run = self.library.init(project=args.project, name=tail.name, config=tail.config, **more)
+        self.run = self.tool.init(project=args.project, name=tail.name, config=tail.config, **more)
 
-    def log(self, row): self.library.log(numbers(row), step=row["step"])
+    def log(self, row): self.tool.log(numbers(row), step=row["step"])
 
     def flush(self): pass
 
     def close(self):
-        self.library.finish()
+        self.tool.finish()
         return "its own store"
 
 

@@ -2,7 +2,7 @@
 # llama2_7b_8xa100.sh - Llama-2-7B on 8 A100-80GB: each cell of the original Odysseus benchmark, and
 # one table beside its figures.
 #
-#   4 lengths x 5 schemes = 20 cells; a cell: 10 steps of one sequence, of which the last 7 (steps 3..9) are timed, as
+#   4 lengths x every scheme; a cell: 10 steps of one sequence, of which the last 7 (steps 3..9) are timed, as
 #   it did
 #   FLOP a step = L (6 x 6.6e9 parameters + 6 x 32 layers x 4096 x L)
 #

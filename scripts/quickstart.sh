@@ -6,8 +6,8 @@
 #   trained
 #
 # 150 steps x 8 sequences x 256 tokens = 307,200 tokens a run; one rank, then every scheme, each a run of a
-# 0.85M-parameter Llama on the same data from the same weights: two to three minutes on two cores. Where there is a GPU and the CUDA toolkit, ./train_gpt runs on it;
-# PROGRAM=./train_gpt_cpu asks for the CPU all the same.
+# 0.85M-parameter Llama on the same data from the same weights: two to three minutes on two cores. Where there is a GPU
+# and the CUDA toolkit, ./train_gpt runs on it; PROGRAM=./train_gpt_cpu asks for the CPU all the same.
 set -euo pipefail
 # shellcheck source=scripts/common.sh
 source "$(dirname "$0")/common.sh"

@@ -175,7 +175,8 @@ static void flags_one(Input in) {
     check_flags(&s, &given);
     if (s.dump_grads) check_writable(&s, "dump-grads", s.dump_grads);
     i64 world = s.world ? s.world : 4;
-    options_from_flags(&o, scheme_find(s.sp), context_find(s.context, scheme_find(s.sp)), &s, &given, world, device_place(0, 1, 1));
+    const Scheme *scheme = scheme_find(s.sp);
+    options_from_flags(&o, scheme, context_find(s.context, scheme), &s, &given, world, device_place(0, 1, 1));
     options_check(&o);
     demand(o.shape.dp * o.shape.ring * o.shape.head == world, "mesh");
     demand(o.batch % (o.shape.dp * o.B) == 0 && o.L % (o.shape.ring * o.shape.head) == 0, "batch");

@@ -93,8 +93,8 @@ run_model() { # MODEL FLAGS...
     }
 }
 
-# Norms of queries and keys, heads that are not d / h, a stretched rotation: where heads are split and KV heads shared, and
-# where tokens are.
+# Norms of queries and keys, heads that are not d / h, a stretched rotation: where heads are split and KV heads shared,
+# and where tokens are.
 run_kin() {
     local flags="--model $work/qwen3-weights"
     # shellcheck disable=SC2086
@@ -103,8 +103,8 @@ run_kin() {
         run_case qwen3 referee 1 "$referee" $flags
         run_case qwen3 single 1 "$program" $flags
         run_case qwen3 tpsp-4 4 "$program" $flags --sp tpsp
-        run_case qwen3 ulysses-groups-2 2 "$program" $flags --sp ulysses --head-groups 2 --recompute full --tile-rows 20 \
-            --offload inputs
+        run_case qwen3 ulysses-groups-2 2 "$program" $flags --sp ulysses --head-groups 2 --recompute full \
+            --tile-rows 20 --offload inputs
     }
 }
 

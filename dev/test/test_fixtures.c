@@ -120,7 +120,8 @@ static void run_logits(const char *directory, Wire world) {
     FlagsGiven given;
     ModelOptions o;
     flags_parse(&s, &given, COUNT_OF(argv), (char **)(uintptr_t)argv);
-    options_from_flags(&o, scheme_find(s.sp), context_find(s.context, scheme_find(s.sp)), &s, &given, 1, device_place(0, 1, 1));
+    const Scheme *scheme = scheme_find(s.sp);
+    options_from_flags(&o, scheme, context_find(s.context, scheme), &s, &given, 1, device_place(0, 1, 1));
     Trainer *t = (Trainer *)host_alloc(sizeof(Trainer));
     trainer_start(t, &o, &s, world);
     double logits = logits_distance(t, &set);
@@ -151,7 +152,8 @@ static void run_fixture(const char *name, Wire world) {
     FlagsGiven given;
     flags_parse(&s, &given, COUNT_OF(argv), (char **)argv);
     ModelOptions o;
-    options_from_flags(&o, scheme_find(s.sp), context_find(s.context, scheme_find(s.sp)), &s, &given, ranks, device_place(0, 1, 1));
+    const Scheme *scheme = scheme_find(s.sp);
+    options_from_flags(&o, scheme, context_find(s.context, scheme), &s, &given, ranks, device_place(0, 1, 1));
     Trainer *t = (Trainer *)host_alloc(sizeof(Trainer));
     trainer_start(t, &o, &s, world);
     double logits = logits_distance(t, &set), losses = 0, norms = 0, rates = 0;

@@ -264,7 +264,8 @@ ok $? "without --model, the checkpoint's is the model; without --out, nothing is
 mkdir "$work/hf" && cp -r "$(at saves 3)"/{config.json,model.safetensors} "$work/hf" &&
     echo '{"tokens": []}' >"$work/hf/tokenizer.json"
 mkdir "$work/shards" && cp "$work/data.bin" "$work/shards" &&
-    echo '{"format": "odysseus.c dataset", "version": 1, "tokenizer": {"name": "bytes", "kind": "bytes"}, "vocab": 256, "splits": {}}' \
+    printf '%s' '{"format": "odysseus.c dataset", "version": 1, "vocab": 256, "splits": {}, ' \
+        '"tokenizer": {"name": "bytes", "kind": "bytes"}}' \
         >"$work/shards/dataset.json" &&
     echo '{}' >"$work/shards/tokenizer.json" &&
     echo '{}' >"$work/shards/merges.txt"

@@ -26,7 +26,8 @@ shapes=("--model tiny-llama --world 4 --batch 8 --micro-batch 2"
     "--model tiny-gpt --world 6 --dp 3 --batch 12 --recompute full --heads 8"
     "--model gpt2-124m --world 1 --batch 5" "--model llama2-7b --world 8 --seq-len 65536 --batch 1" \
         "--model llama3-8b --world 16 --dp 2 --seq-len 32768 --batch 32 --offload inputs --tile-rows auto"
-    "--model llama2-3b-gqa --world 64 --dp 2 --seq-len 131072 --ring-layout stripe --batch 4 --recompute attention-kept")
+    "--model llama2-3b-gqa --world 64 --dp 2 --seq-len 131072 --ring-layout stripe --batch 4 \
+--recompute attention-kept")
 hybrids=() # every context: under heads that are split (KV heads shared among ranks), and where tokens are exchanged
 for context in "${contexts[@]}"; do
     hybrids+=("--model llama3-8b --world 64 --ring 4 --seq-len 65536 --batch 1 --sp odysseus --context $context")
