@@ -203,29 +203,49 @@ static void bench_products(void) {
     }
 }
 
-/* ---- attention: 16K tokens of width 2048, causal; on sm_90 by the kernels of sm_80, too: names that end in _sm80 - */
+/* ---- attention: 16K tokens of width 2048, causal; on sm_90 by the kernels of sm_80, too: names that end in _sm80; rates
+   under a mask count the pairs that it leaves ---- */
 
-static void bench_attention_shape(i64 head_dim, i64 L, const char *path) {
+/* lo (L, B) of a mask, and the pairs of a head that it leaves: a window of `window` tokens, documents whose lengths
+   take turns between half of `document` and one and a half of it; 0: none. NULL where there is neither. */
+static int32_t *mask_take(i64 L, i64 B, i64 window, i64 document, double *pairs) {
+    int32_t *host = (int32_t *)host_alloc((size_t)(L * B) * 4), *p = NULL;
+    i64 begin = 0, end = document / 2, next = document / 2 * 3;
+    *pairs = 0;
+    for (i64 t = 0; t < L; t++) {
+        if (document && t == end) begin = t, end += next, next = 2 * document - next;
+        i64 lo = window ? i64_max(begin, t - window + 1) : begin;
+        for (i64 b = 0; b < B; b++) host[t * B + b] = (int32_t)lo, *pairs += (double)(t - lo + 1);
+    }
+    if (window || document) p = (int32_t *)device_take(L * B * 4), copy_in(&dev, p, host, L * B * 4);
+    free(host);
+    return p;
+}
+
+static void bench_attention_shape(i64 head_dim, i64 L, i64 window, i64 document, const char *suffix) {
     AttentionShape s = {toy ? 2 : 16384 / L, L, L, toy ? 2 : 2048 / head_dim, 0, head_dim};
     s.kv_heads = s.heads;
     TokenMap map = token_map(RING_CONTIGUOUS, L, 1, 0);
     i64 rows = L * s.B * s.heads, n = rows * head_dim;
-    double pairs = causal_pairs(&map, &map) * (double)(s.B * s.heads), d = (double)head_dim;
-    char name[64];
+    double pairs, d = (double)head_dim;
+    char name[80];
     begin(L * s.B, s.heads * head_dim, 1, s);
+    int32_t *lo = mask_take(L, s.B, window, document, &pairs);
+    AttentionCall call = attention_call_within(s, map, map, 0, lo, pairs);
+    pairs *= (double)s.heads;
     Reals q = reals(2, n), kv = reals(2, 2 * n), dout = reals(2, n);
     Reals out = reals(2, n), dq = reals(2, n), dkv = reals(2, 2 * n);
     Accums lse = accums(2, rows, 0, 0), delta = accums(2, rows, 0, 0), dq_sum = accums(2, n, 0, 0);
-    Timing t = measure([&](int i) { attention_forward(&dev, NULL, out.set[i], lse.set[i], q.set[i], kv.set[i],
-                                                      attention_call(s, map, map, 0)); }, 2);
-    snprintf(name, sizeof name, "attention_forward_d%lld_L%lld%s", head_dim, L, path);
+    Timing t = measure(
+        [&](int i) { attention_forward(&dev, NULL, out.set[i], lse.set[i], q.set[i], kv.set[i], call); }, 2);
+    snprintf(name, sizeof name, "attention_forward_d%lld_L%lld%s", head_dim, L, suffix);
     report(name, 4e3 * pairs * d / t.ms, product_rate, 1e12, "TFLOP/s", t);
     t = measure([&](int i) {
         attention_delta(&dev, delta.set[i], out.set[i], dout.set[i], rows, head_dim);
         attention_backward(&dev, dq_sum.set[i], dq.set[i], NULL, dkv.set[i], q.set[i], kv.set[i], dout.set[i],
-                           lse.set[i], delta.set[i], attention_call(s, map, map, 0));
+                           lse.set[i], delta.set[i], call);
     }, 2);
-    snprintf(name, sizeof name, "attention_backward_d%lld_L%lld%s", head_dim, L, path);
+    snprintf(name, sizeof name, "attention_backward_d%lld_L%lld%s", head_dim, L, suffix);
     report(name, 10e3 * pairs * d / t.ms, product_rate, 1e12, "TFLOP/s", t);
 }
 
@@ -235,12 +255,17 @@ static void bench_attention(void) {
     for (i64 head_dim = 128; head_dim >= 64; head_dim /= 2)
         for (int i = 0; i < (toy ? 1 : COUNT_OF(lengths)); i++) {
             i64 L = toy ? 72 : lengths[i];
-            bench_attention_shape(head_dim, L, "");
+            bench_attention_shape(head_dim, L, 0, 0, "");
             if (!wgmma) continue;
             dev.state.wgmma = 0;
-            bench_attention_shape(head_dim, L, "_sm80");
+            bench_attention_shape(head_dim, L, 0, 0, "_sm80");
             dev.state.wgmma = wgmma;
         }
+    for (i64 head_dim = 128; head_dim >= 64; head_dim /= 2) { /* an eighth of the sequence, of the pairs alike */
+        i64 L = toy ? 72 : 16384;
+        bench_attention_shape(head_dim, L, L / 8, 0, "_window");
+        bench_attention_shape(head_dim, L, 0, L / 8, "_documents");
+    }
 }
 
 /* ---- kernels that move bytes ---- */

@@ -84,6 +84,14 @@ def table(gpu, bench, torch, train):
                 target = 1.0 if gpu and ("H100" in gpu or "H200" in gpu) else 0.95 if gpu else ">= 0.95, Hopper 1.00"
                 what = f"attention {phase}, d {d}, L {L // 1024}K, TFLOP/s"
                 rows.append(row(what, number(ours), peer, over(ours, flash), target if d == 128 else ""))
+    for phase in ("forward", "backward"):
+        for d in (128, 64):
+            plain = value(bench, f"attention_{phase}_d{d}_L16384")
+            for mask, words in (("window", "window of 2K"), ("documents", "documents of 1K and 3K")):
+                got = value(bench, f"attention_{phase}_d{d}_L16384_{mask}")
+                peer = f"no mask {number(plain)}" if gpu else "at most " + bounds(lambda flop, byte: flop)
+                what = f"attention {phase}, d {d}, L 16K, {words}, TFLOP/s of visible pairs"
+                rows.append(row(what, number(got), peer, over(got, plain), ""))
     for name, what, target in KERNELS:
         got, copy = value(bench, name), value(bench, "copy")
         peer = f"copy {number(copy)}" if gpu else "at most " + bounds(lambda flop, byte: byte)
