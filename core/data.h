@@ -76,6 +76,9 @@ static inline i64 shard_header(const char *path, int *width, const char *flag) {
     struct stat info;
     int fd = open(path, O_RDONLY | O_NONBLOCK), k = 0; /* or a pipe would wait for its writer */
     if (fd < 0 || fstat(fd, &info) != 0) FAIL(EVERYONE, "--%s: cannot open %s: %s", flag, path, strerror(errno));
+    if (S_ISDIR(info.st_mode))
+        FAIL(EVERYONE, "--%s: %s is a directory; name its shards by a quoted glob, e.g. \"%s/train_*.bin\"", flag, path,
+             path);
     if (!S_ISREG(info.st_mode)) FAIL(EVERYONE, "--%s: %s is not a regular file", flag, path);
     ssize_t got = read(fd, header, sizeof header);
     close(fd);

@@ -63,7 +63,7 @@ static const Flag FLAGS[] = {
     {NULL, "arch", FLAG_CHOICE, AT(arch), NULL, 0, 0, "gpt2|llama|mistral|qwen2|qwen3|smollm3",
      "architecture; default: the preset's"},
     {NULL, "layers", FLAG_INT, AT(layers), NULL, 1, 100000, NULL,
-     "transformer layers; this and the next nine override the preset"},
+     "transformer layers; this and what follows here, to --tied-head, override the preset"},
     {NULL, "dim", FLAG_INT, AT(dim), NULL, 1, 1 << 20, NULL, "model width d"},
     {NULL, "heads", FLAG_INT, AT(heads), NULL, 1, 1 << 16, NULL, "query heads"},
     {NULL, "kv-heads", FLAG_INT, AT(kv_heads), NULL, 1, 1 << 16, NULL,
@@ -80,9 +80,9 @@ static const Flag FLAGS[] = {
     {NULL, "rope-scaling", FLAG_CHOICE, AT(rope_scaling), NULL, 0, 0, "linear|dynamic|yarn",
      "stretch the rotary embedding of a preset or a directory while training it on; checkpoints then say so"},
     {NULL, "rope-factor", FLAG_REAL, AT(rope_factor), NULL, 1, 1e9, NULL,
-     "times that --rope-scaling makes the longest position longer"},
+     "how many times longer --rope-scaling makes the longest position"},
     {NULL, "window", FLAG_INT, AT(window), NULL, 1, COUNT_MAX, NULL,
-     "a query sees so many keys, itself included (sliding_window), in the layers that have a window, or in all"},
+     "keys that a query sees, itself included (sliding_window), in the layers that have a window, or in all"},
 
     {"Data", "train", FLAG_TEXT, AT(train), NULL, 0, 0, NULL,
      "token shards to train on, a glob in quotes (llm.c's formats, uint16 or uint32)"},
@@ -105,7 +105,7 @@ static const Flag FLAGS[] = {
      "of learned positions (gpt2) under --doc-mask: from 0 in each document, or on through the sequence; rotary ones "
      "only know distances, so both are the same"},
     {NULL, "doc-targets", FLAG_CHOICE, AT(doc_targets), "all", 0, 0, "all|inside",
-     "inside: the first token of a document is no target of the one before it"},
+     "inside: the first token of a document is not a target of the last token before it"},
     {NULL, "doc-length", FLAG_INT, AT(doc_length), NULL, 1, COUNT_MAX, NULL,
      "tokens of each document where --doc-mask has no data: --dry-run, the simulator; default: one document"},
 
@@ -113,7 +113,7 @@ static const Flag FLAGS[] = {
      "sequence-parallel scheme (listed below); it owns the head axis"},
     {NULL, "dp", FLAG_INT, AT(dp), "1", 1, 1 << 20, NULL, "data-parallel groups"},
     {NULL, "ring", FLAG_INT, AT(ring), "1", 1, 1 << 20, NULL,
-     "ring (context-parallel) ranks around the scheme; one without a head axis takes all that --dp leaves unless told"},
+     "ring (context-parallel) ranks around the scheme; default for schemes without a head axis: all ranks / dp"},
     {NULL, "ring-layout", FLAG_CHOICE, AT(ring_layout), "zigzag", 0, 0, "zigzag|contiguous|stripe",
      "which tokens a ring rank holds"},
     {NULL, "head-groups", FLAG_INT, AT(head_groups), "1", 1, 1e6, NULL,
@@ -131,7 +131,7 @@ static const Flag FLAGS[] = {
     {NULL, "comm", FLAG_CHOICE, AT(comm), COMM_DEFAULT, 0, 0, COMM_CHOICES, "how ranks reach each other: " COMM_HELP},
     BACKEND_FLAGS
     {NULL, "comm-timeout", FLAG_REAL, AT(comm_timeout), "1800", 0, 1e9, NULL,
-     "seconds that a rank waits for one transfer before one that does not answer ends the run; 0: any"},
+     "seconds that a rank waits for a transfer before a rank that does not answer ends the run; 0: wait forever"},
     {NULL, "threads", FLAG_INT, AT(threads), NULL, 1, 4096, NULL,
      "OpenMP threads per rank; default: cores / ranks on this host"},
 
@@ -153,7 +153,7 @@ static const Flag FLAGS[] = {
      "a loss that jumps or is not finite: end the run, make no update, or go on (never with an update that is not "
      "finite); default: stop where it is not finite, else continue"},
     {NULL, "spike-sigma", FLAG_REAL, AT(spike_sigma), "6", 0, 1e9, NULL,
-     "a loss so many standard deviations above the mean of the last 20 or so is a jump; 0: none is"},
+     "a loss this many standard deviations above the mean of the last 20 or so is a jump; 0: never"},
     {NULL, "seed", FLAG_INT, AT(seed), "42", 0, COUNT_MAX, NULL,
      "of the initial weights and of --shuffle: the same numbers on every mesh"},
     {NULL, "recompute", FLAG_CHOICE, AT(recompute), "none", 0, 0, "none|attention-kept|full",
@@ -170,7 +170,7 @@ static const Flag FLAGS[] = {
     {NULL, "eval-batches", FLAG_INT, AT(eval_batches), "20", 0, 1e12, NULL,
      "batches of a validation; 0: all sequences of --val, each once"},
     {NULL, "eval-only", FLAG_SWITCH, AT(eval_only), NULL, 0, 0, NULL,
-     "judge the model of --model as it is, and stop; flags of training have no effect"},
+     "evaluate the model of --model as it is, and stop; flags of training have no effect"},
     {NULL, "eval-task", FLAG_TEXT, AT(eval_task), NULL, 0, 0, NULL,
      "with --eval-only: position, copy, passkey, hellaswag, or several with commas; a table, and eval.jsonl in --out"},
     {NULL, "eval-trials", FLAG_INT, AT(eval_trials), "8", 1, 1e6, NULL,
@@ -205,14 +205,14 @@ static const Flag FLAGS[] = {
     {NULL, "keep-every", FLAG_INT, AT(keep_every), "0", 0, 1e12, NULL,
      "those of every so many steps stay besides; 0: none"},
     {NULL, "save-async", FLAG_OPTIONAL, AT(save_async), SAVE_ASYNC, 0, 0, "off|on",
-     "copy to host memory, where there is room, and write beside the next steps"},
+     "copy to host memory, where there is room, and write while training continues"},
     {NULL, "resume", FLAG_OPTIONAL, AT(resume), NULL, 0, 0, NULL,
-     "go on from a checkpoint, or from the newest whole one in this run directory or folder; left out: those of this "
-     "run"},
+     "go on from a checkpoint, or from the newest whole one in this run directory or folder; without a value: of "
+     "--out"},
     {NULL, "resume-with-changes", FLAG_SWITCH, AT(resume_with_changes), NULL, 0, 0, NULL,
      "go on although flags that change the arithmetic are not the checkpoint's"},
     {NULL, "max-hours", FLAG_REAL, AT(max_hours), "0", 0, 1e6, NULL,
-     "save and stop before so many hours are over; 0: no limit"},
+     "save and stop before this many hours have passed; 0: no limit"},
 
     {"Output", "out", FLAG_TEXT, AT(out), NULL, 0, 0, NULL, "run directory: config.json, metrics.jsonl, comm.json"},
     {NULL, "init-only", FLAG_SWITCH, AT(init_only), NULL, 0, 0, NULL,
@@ -275,13 +275,13 @@ static inline void fail_unknown_flag(const char *arg) {
              equals + 1);
     const char *name = arg[0] == '-' ? (arg[1] == '-' ? arg + 2 : arg + 1) : arg;
     const Flag *near = NULL;
-    int best = 4;
+    int best = 1 + (int)i64_max(1, i64_min(3, (i64)strlen(name) / 3)); /* a typo, and no other word */
     for (int i = 0; i < COUNT_OF(FLAGS); i++) {
         int d = edit_distance(name, FLAGS[i].name);
         if (d < best) best = d, near = &FLAGS[i];
     }
     if (near) FAIL(EVERYONE, "unknown flag '%s'; did you mean --%s?", arg, near->name);
-    FAIL(EVERYONE, "unknown flag '%s'; --help lists all", arg);
+    FAIL(EVERYONE, "unknown flag '%s'; --help lists all, docs/glossary.md has other programs' names for them", arg);
 }
 
 /* Is `value` one of "a|b|c"? */

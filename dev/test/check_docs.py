@@ -231,7 +231,7 @@ is asked for is silently changed.
 
 ## Where the simulator differs
 
-Flags of data, learning and output have no effect there.
+Flags of data and learning have no effect there; those of output and checkpoints are refused.
 
 ```text
 %s```

@@ -46,6 +46,8 @@ small=(--train "$data" --seq-len 64 --batch 4 --steps 3)
 
 # ---- wrong inputs
 refuses 1 'unknown flag .--lerning-rate.' --lerning-rate 1
+refuses 1 'unknown flag .--sq-len.; did you mean --seq-len' --sq-len 64
+refuses 1 'unknown flag .--gpus.; --help lists all, docs/glossary.md has' --gpus 8
 refuses 1 'did you mean --seq-len' --seq-length 64
 refuses 1 'given twice' "${small[@]}" --lr 1 --lr 2
 refuses 1 '--lr fast: must be a number' "${small[@]}" --lr fast
@@ -73,6 +75,7 @@ refuses 1 'several files after --train .*: put the glob in quotes' --train "$wor
 refuses 1 'several files after --val .*: put the glob in quotes' --train "$data" --val "$work/a_0.bin" "$work/a_1.bin"
 mkfifo "$work/pipe.bin"
 refuses 1 'pipe.bin is not a regular file' --train "$work/pipe.bin"
+refuses 1 'is a directory; name its shards by a quoted glob' --train "$work"
 refuses 1 'the longest shard has 10 tokens.*needs 65' --train "$work/short.bin" --seq-len 64
 refuses 1 'vocab.bin: token 300 at position 100 is outside the vocabulary of 256' --train "$work/vocab.bin" --seq-len 64
 refuses 4 'vocab.bin: token 300 at position 100' --train "$work/vocab.bin" --seq-len 64 --sp ring

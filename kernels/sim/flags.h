@@ -19,12 +19,12 @@
      "a name in kernels/sim/clusters, or a file like those"}, \
     {NULL, "dtype", FLAG_CHOICE, AT(dtype), NULL, 0, 0, "bf16|fp32|fp64", "compute type; default: the cluster's"}, \
     {NULL, "plan", FLAG_SWITCH, AT(plan), NULL, 0, 0, NULL, \
-     "every way to run this model, length, batch and world, with levers of --ladder where it does not fit without, " \
-     "the fastest first; flags given are kept"}, \
+     "list every way to run this model, length, batch and world, fastest first, with the memory flags of --ladder " \
+     "where it does not fit without; flags given are kept"}, \
     {NULL, "max-seq", FLAG_SWITCH, AT(max_seq), NULL, 0, 0, NULL, \
      "the longest sequence that fits, per scheme, and what stops it; flags given are kept"}, \
     {NULL, "ladder", FLAG_SWITCH, AT(ladder), NULL, 0, 0, NULL, \
-     "the longest sequence with each of recompute, tile-rows, head-groups and offload besides those before"}, \
+     "the longest sequence as recompute, tile-rows, head-groups and offload are added one after another"}, \
     {NULL, "json", FLAG_TEXT, AT(json), NULL, 0, 0, NULL, \
      "write what is printed, and every row of --plan, to this file as JSON"}, \
     {NULL, "html", FLAG_TEXT, AT(html), NULL, 0, 0, NULL, \
