@@ -243,11 +243,12 @@ static inline HfTensor *checkpoint_list(const Zero *z, int *count) {
     HfTensor *list = (HfTensor *)host_alloc((size_t)z->tensors * sizeof(HfTensor));
     for (int b = 0; b < z->blocks; b++)
         for (int i = 0; i < specs; i++) {
-            if (spec[i].block != z->block[b].kind || spec[i].hf_part != 0 || !tensor_exists(&spec[i], z->config))
-                continue;
+            if (spec[i].block != z->block[b].kind || !tensor_exists(&spec[i], z->config)) continue;
+            HfPlace place = tensor_hf_place(&spec[i], z->config);
+            if (place.base != 0) continue; /* a later part */
             HfTensor *t = &list[n++];
             tensor_hf_name(t->name, &spec[i], z->block[b].layer);
-            t->spec = &spec[i], t->block = b, t->place = tensor_hf_place(&spec[i], z->config);
+            t->spec = &spec[i], t->block = b, t->place = place;
         }
     *count = n;
     return list;

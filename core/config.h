@@ -8,14 +8,14 @@
    GPT-2: Radford et al. 2019. Llama: Touvron et al. 2023, arXiv:2302.13971,
    arXiv:2307.09288; Llama 3: arXiv:2407.21783.
    Mistral: Jiang et al. 2023, arXiv:2310.06825. Qwen2.5: arXiv:2412.15115; Qwen3: arXiv:2505.09388.
-   SmolLM3: Hugging Face 2025. */
+   SmolLM3: Hugging Face 2025. Phi-3: Abdin et al. 2024, arXiv:2404.14219. */
 #ifndef ODYSSEUS_CONFIG_H
 #define ODYSSEUS_CONFIG_H
 
 #include "flags.h"
 #include "rope.h"
 
-typedef enum { ARCH_GPT2, ARCH_LLAMA, ARCH_MISTRAL, ARCH_QWEN2, ARCH_QWEN3, ARCH_SMOLLM3, ARCHS } Arch;
+typedef enum { ARCH_GPT2, ARCH_LLAMA, ARCH_MISTRAL, ARCH_QWEN2, ARCH_QWEN3, ARCH_SMOLLM3, ARCH_PHI3, ARCHS } Arch;
 
 /* Features that all layers share, as bits. */
 enum {
@@ -76,8 +76,8 @@ typedef struct {
     {ARCH_SMOLLM3, layers, dim, heads, kv, 0, ffn, vocab, max_pos, 1, 1e-6, theta, ROPE_NO_SCALING, \
      HAS_OF(ARCH_SMOLLM3), 0, EVERY_FOURTH, NO_LAYERS}
 
-/* Which layers a sliding window is in, where config.json asks for one. */
-typedef enum { WINDOW_NONE, WINDOW_ALL, WINDOW_UPPER, WINDOW_NO_ROPE } WindowRule;
+/* Which layers a sliding window is in, where config.json asks for one; STATED: all, too, but by default none. */
+typedef enum { WINDOW_NONE, WINDOW_ALL, WINDOW_STATED, WINDOW_UPPER, WINDOW_NO_ROPE } WindowRule;
 
 /* What config.json calls a family, which switches it may set, and transformers' defaults for what it leaves out. */
 typedef struct {
@@ -100,6 +100,8 @@ static const Family FAMILIES[ARCHS] = {
      CONFIG(ARCH_QWEN3, 32, 4096, 32, 32, 128, 22016, 151936, 32768, 0, 1e-6, 10000)},
     {"smollm3", "SmolLM3ForCausalLM", "SmolLM3Model", HAS_QKV_BIAS | HAS_O_BIAS | HAS_MLP_BIAS, WINDOW_NO_ROPE,
      SMOLLM3(36, 2048, 16, 4, 11008, 128256, 32768, 2000000)},
+    {"phi3", "Phi3ForCausalLM", "Phi3Model", 0, WINDOW_STATED,
+     CONFIG(ARCH_PHI3, 32, 3072, 32, 0, 0, 8192, 32064, 4096, 0, 1e-5, 10000)},
 };
 
 static inline const char *arch_name(Arch arch) { return FAMILIES[arch].name; }
@@ -181,6 +183,9 @@ static inline void config_check(Config *c, const char *where) {
         FAIL(EVERYONE, "%s: yarn needs a rope_theta above 1, not %g", where, c->rope_theta);
     if (r->kind == ROPE_DYNAMIC && c->head_dim <= 2)
         FAIL(EVERYONE, "%s: dynamic scaling needs heads of more than 2", where);
+    if (c->arch == ARCH_PHI3 && r->kind != ROPE_PLAIN && r->kind != ROPE_LONGROPE)
+        FAIL(EVERYONE, "%s: a phi3's rotary embedding is scaled by longrope or not at all, not by %s", where,
+             ROPE_NAMES[r->kind]);
     if (r->kind == ROPE_LONGROPE && r->attention_factor == 0 && r->original_max_pos < 2)
         FAIL(EVERYONE, "%s: longrope needs an attention_factor, or an original_max_position_embeddings above 1", where);
     for (i64 l = c->layers; l < LAYERS_APART; l++) /* of layers that are not there, none differs */
@@ -213,7 +218,7 @@ static inline void config_window(Config *c, const Settings *s) {
     if (!s->window) return;
     if (c->arch == ARCH_LLAMA && !(c->has & (HAS_QKV_BIAS | HAS_O_BIAS | HAS_MLP_BIAS))) c->arch = ARCH_MISTRAL;
     if (FAMILIES[c->arch].window == WINDOW_NONE)
-        FAIL(EVERYONE, "--window: config.json of %s%s cannot say so; use --arch mistral, qwen2, qwen3 or smollm3",
+        FAIL(EVERYONE, "--window: config.json of %s%s cannot say so; use --arch mistral, qwen2, qwen3, smollm3 or phi3",
              arch_name(c->arch), c->arch == ARCH_LLAMA ? " with biases" : "");
     if (c->layers > LAYERS_APART)
         FAIL(EVERYONE, "--window: a model of %lld layers; windows are known in the first %d", c->layers, LAYERS_APART);

@@ -196,10 +196,12 @@ typedef struct {
 /* What the kind of scaling asks for. `j` is the file, `r` the object in it. */
 static inline void rope_read_scaling(const Config *c, const JsonAt *j, const JsonAt *r, RopeScaling *s) {
     /* where both are, transformers takes the outer */
-    const JsonAt *length = json_item(j, "original_max_position_embeddings") ? j : r;
+    int phi3 = c->arch == ARCH_PHI3; /* which knows the outer alone, and has a default for it */
+    const JsonAt *length = phi3 || json_item(j, "original_max_position_embeddings") ? j : r;
     int stretched = s->kind == ROPE_YARN || s->kind == ROPE_LONGROPE;
     if (s->kind == ROPE_LLAMA3 || stretched)
-        s->original_max_pos = json_int(length, "original_max_position_embeddings", c->max_pos, 1, (i64)COUNT_MAX);
+        s->original_max_pos = json_int(length, "original_max_position_embeddings", phi3 ? 4096 : c->max_pos, 1,
+                                       (i64)COUNT_MAX);
     double ratio = stretched ? (double)c->max_pos / (double)s->original_max_pos : JSON_REQUIRED;
     /* yarn has a factor, which may be null; longrope may leave it out */
     if (s->kind == ROPE_YARN && !json_find(r->path, r->object, "factor")) json_missing(r, "factor");
@@ -240,7 +242,10 @@ static inline void config_read_rope_object(const Config *c, const JsonAt *j, con
         FAIL(EVERYONE, "%s: rope_theta is %g, %srope_theta %g; keep one", j->path, rope->theta, within, theta);
     rope->theta = theta;
     config_full_rotation(&r);
-    rope->scaling.kind = rope_read_kind(j, key, json_text(&r, "rope_type", json_text(&r, "type", "default")));
+    const char *kind = json_text(&r, "rope_type", json_text(&r, "type", "default"));
+    if (c->arch == ARCH_PHI3 && (strcmp(kind, "su") == 0 || strcmp(kind, "yarn") == 0))
+        kind = ROPE_NAMES[ROPE_LONGROPE]; /* its first names */
+    rope->scaling.kind = rope_read_kind(j, key, kind);
     if (rope->scaling.kind != ROPE_PLAIN) rope_read_scaling(c, j, &r, &rope->scaling);
 }
 
@@ -299,15 +304,16 @@ static inline void config_read_no_rope(Config *c, const JsonAt *j) {
 
 /* The sliding window and the layers it is in, by the family's rule unless layer_types lists them. */
 static inline void config_read_window(Config *c, const JsonAt *j, WindowRule rule) {
-    int asked = rule == WINDOW_ALL || (rule != WINDOW_NONE && json_flag(j, "use_sliding_window", 0));
+    int all = rule == WINDOW_ALL || rule == WINDOW_STATED;
+    int asked = all || (rule != WINDOW_NONE && json_flag(j, "use_sliding_window", 0));
     i64 upper = rule == WINDOW_UPPER ? json_int(j, "max_window_layers", 28, 0, 1 << 30) : 0, window = 0;
-    int stated = json_find(j->path, j->object, "sliding_window") != NULL; /* transformers: 4096, but for SmolLM3 */
-    if (asked)
-        window = json_int_or_null(j, "sliding_window", stated || rule == WINDOW_NO_ROPE ? 0 : 4096, 1, (i64)COUNT_MAX);
+    int stated = json_find(j->path, j->object, "sliding_window") != NULL; /* transformers: 4096 in some */
+    if (rule == WINDOW_STATED || rule == WINDOW_NO_ROPE) stated = 1;
+    if (asked) window = json_int_or_null(j, "sliding_window", stated ? 0 : 4096, 1, (i64)COUNT_MAX);
     const cJSON *item = rule == WINDOW_UPPER || rule == WINDOW_NO_ROPE ? config_layer_list(c, j, "layer_types") : NULL;
     int listed = item != NULL;
     for (i64 l = 0; l < c->layers; l++, item = item ? item->next : NULL) {
-        int in = rule == WINDOW_ALL || (rule == WINDOW_UPPER && l >= upper) ||
+        int in = all || (rule == WINDOW_UPPER && l >= upper) ||
                  (rule == WINDOW_NO_ROPE && layer_in(&c->no_rope, l));
         if (listed) {
             in = cJSON_IsString(item) && strcmp(item->valuestring, "sliding_attention") == 0;
@@ -333,7 +339,7 @@ static inline void config_read_biases(Config *c, const JsonAt *j, int may) {
 /* Everything but GPT-2: Llama and its kin. `c` holds the family's defaults. */
 static inline void config_read_llama(Config *c, const JsonAt *j, const Family *f, ConfigDefaults *defaults) {
     static const char *const silu[] = {"silu", "swish"};
-    static const char *const dropout[] = {"attention_dropout"};
+    static const char *const dropout[] = {"attention_dropout", "embd_pdrop", "resid_pdrop"}; /* the others: Phi-3's */
     c->layers = config_size(j, "num_hidden_layers", NULL, c->layers, 100000, defaults);
     c->dim = config_size(j, "hidden_size", NULL, c->dim, 1 << 20, defaults);
     c->heads = config_size(j, "num_attention_heads", NULL, c->heads, 1 << 16, defaults);
@@ -352,7 +358,8 @@ static inline void config_read_llama(Config *c, const JsonAt *j, const Family *f
     config_read_rope(c, j);
     if (f->window == WINDOW_NO_ROPE) config_read_no_rope(c, j);
     config_read_window(c, j, f->window);
-    if (json_item(j, dropout[0])) config_note_dropout(j, dropout, COUNT_OF(dropout));
+    for (int i = 0; i < (f->config.arch == ARCH_PHI3 ? COUNT_OF(dropout) : 1); i++)
+        if (json_item(j, dropout[i])) config_note_dropout(j, &dropout[i], 1);
 }
 
 /* The family's row; from the class that the file was saved from where it has no model_type. */
@@ -460,7 +467,8 @@ static inline void config_write_rope(cJSON *j, const Config *c) {
     json_add_text(r, "rope_type", ROPE_NAMES[s->kind]);
     for (int i = 0; i < COUNT_OF(names); i++)
         if (values[i] > 0) json_add_real(r, names[i], values[i]);
-    if (s->original_max_pos) json_add_int(r, "original_max_position_embeddings", s->original_max_pos);
+    cJSON *length = c->arch == ARCH_PHI3 ? j : r;
+    if (s->original_max_pos) json_add_int(length, "original_max_position_embeddings", s->original_max_pos);
     if (s->exact_ramp) json_add_flag(r, "truncate", 0);
     if (s->kind != ROPE_LONGROPE) return;
     rope_write_list(r, "short_factor", s->short_factor, c->head_dim / 2);
@@ -477,7 +485,7 @@ static inline void config_write_layers(cJSON *j, const Config *c, WindowRule rul
     if (rule == WINDOW_NONE) return;
     if (c->window) json_add_int(j, "sliding_window", c->window);
     else json_made(cJSON_AddNullToObject(j, "sliding_window"));
-    if (rule == WINDOW_ALL) return;
+    if (rule == WINDOW_ALL || rule == WINDOW_STATED) return;
     json_add_flag(j, "use_sliding_window", c->window > 0);
     cJSON *list = json_made(cJSON_AddArrayToObject(j, "layer_types"));
     for (i64 l = 0; l < c->layers; l++)

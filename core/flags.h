@@ -60,7 +60,7 @@ typedef struct {
 static const Flag FLAGS[] = {
     {"Model", "model", FLAG_TEXT, AT(model), "tiny-llama", 0, 0, NULL,
      "preset (listed below) or a Hugging Face directory (config.json, model*.safetensors)"},
-    {NULL, "arch", FLAG_CHOICE, AT(arch), NULL, 0, 0, "gpt2|llama|mistral|qwen2|qwen3|smollm3",
+    {NULL, "arch", FLAG_CHOICE, AT(arch), NULL, 0, 0, "gpt2|llama|mistral|qwen2|qwen3|smollm3|phi3",
      "architecture; default: the preset's"},
     {NULL, "layers", FLAG_INT, AT(layers), NULL, 1, 100000, NULL,
      "transformer layers; this and what follows here, to --tied-head, override the preset"},

@@ -115,7 +115,6 @@ static inline void options_model(ModelOptions *o, const Settings *s) {
         config_override(&o->config, s);
         config_extend(&o->config, s);
         config_window(&o->config, s);
-        config_check(&o->config, "--dim, --heads, --kv-heads, ...");
     } else if (path_is_directory(s->model)) {
         const char *overrides[] = {"arch", "layers", "dim", "heads", "kv-heads", "head-dim", "ffn", "vocab", "max-pos",
                                    "rope-theta", "tied-head"};
@@ -134,6 +133,7 @@ static inline void options_model(ModelOptions *o, const Settings *s) {
         FAIL(EVERYONE, "--model %s: neither a preset (%s) nor a directory; %s", s->model, names,
              checkpoint_no_directory(s->model).text);
     }
+    config_check(&o->config, preset ? "--dim, --heads, --kv-heads, ..." : s->model); /* flags have changed it */
 }
 
 /* The mesh that flags and world ask for: the head axis takes what dp and ring leave. */

@@ -1,8 +1,8 @@
 /* tensors.h - the tensors of a model: one table row each, with its place in a Hugging Face checkpoint.
 
-   Every matrix is stored (out, in), so that y = x W^T reads both row by row; GPT-2's checkpoints hold (in, out) and one
-   fused c_attn, which `hf` marks. A row says how the tensor *can* be split over the head axis;
-   whether it is, the scheme says.
+   Every matrix is stored (out, in), so that y = x W^T reads both row by row; GPT-2's checkpoints hold (in, out), which
+   `hf_layout` marks. Where a checkpoint fuses tensors (GPT-2's c_attn, Phi-3's qkv_proj and gate_up_proj), each is a
+   row under the same name. A row says how the tensor *can* be split over the head axis; whether it is, the scheme says.
 
    TensorSpec   the table row: name, shape in terms of the model's sizes, split, decay, initial value
    Tensor       one tensor of one layer on this rank: its rows and columns here, its place in a ZeRO chunk
@@ -23,45 +23,42 @@ typedef enum {
 typedef enum { SIZE_1, SIZE_C, SIZE_Q, SIZE_KV, SIZE_HEAD, SIZE_FFN, SIZE_V, SIZE_P } SizeName;
 typedef enum { SPLIT_NONE, SPLIT_Q_ROWS, SPLIT_KV_ROWS, SPLIT_Q_COLS, SPLIT_FFN_ROWS, SPLIT_FFN_COLS } Split;
 typedef enum { INIT_ZERO, INIT_ONE, INIT_NORMAL, INIT_NORMAL_RESIDUAL } Init;
-typedef enum { HF_PLAIN, HF_TRANSPOSED } HfLayout;
+typedef enum { PLAIN, TURNED } HfLayout; /* (out, in), (in, out) */
 
 typedef struct {
     Role role;
     BlockKind block;
     int needs;             /* HAS_ bits of a model that has it */
-    const char *hf_name;   /* with %d for the layer */
+    const char *hf_name;   /* with %d for the layer; rows of one name are parts of it, along the out dimension */
     SizeName rows, cols;
     Split split;
     Init init;
     HfLayout hf_layout;
-    int hf_part, hf_parts; /* this is part hf_part of hf_parts equal ones of the HF tensor, along the out dimension */
 } TensorSpec;
 
-#define WHOLE HF_PLAIN, 0, 1
-#define TURNED HF_TRANSPOSED, 0, 1
 #define H "transformer.h.%d."
 
 static const TensorSpec GPT2_TENSORS[] = {
-    {T_WTE, BLOCK_EMBEDDING, 0, "transformer.wte.weight", SIZE_V, SIZE_C, SPLIT_NONE, INIT_NORMAL, WHOLE},
-    {T_WPE, BLOCK_EMBEDDING, 0, "transformer.wpe.weight", SIZE_P, SIZE_C, SPLIT_NONE, INIT_NORMAL, WHOLE},
-    {T_Q, BLOCK_ATTENTION, 0, H "attn.c_attn.weight", SIZE_Q, SIZE_C, SPLIT_Q_ROWS, INIT_NORMAL, HF_TRANSPOSED, 0, 3},
-    {T_K, BLOCK_ATTENTION, 0, H "attn.c_attn.weight", SIZE_KV, SIZE_C, SPLIT_KV_ROWS, INIT_NORMAL, HF_TRANSPOSED, 1, 3},
-    {T_V, BLOCK_ATTENTION, 0, H "attn.c_attn.weight", SIZE_KV, SIZE_C, SPLIT_KV_ROWS, INIT_NORMAL, HF_TRANSPOSED, 2, 3},
+    {T_WTE, BLOCK_EMBEDDING, 0, "transformer.wte.weight", SIZE_V, SIZE_C, SPLIT_NONE, INIT_NORMAL, PLAIN},
+    {T_WPE, BLOCK_EMBEDDING, 0, "transformer.wpe.weight", SIZE_P, SIZE_C, SPLIT_NONE, INIT_NORMAL, PLAIN},
+    {T_Q, BLOCK_ATTENTION, 0, H "attn.c_attn.weight", SIZE_Q, SIZE_C, SPLIT_Q_ROWS, INIT_NORMAL, TURNED},
+    {T_K, BLOCK_ATTENTION, 0, H "attn.c_attn.weight", SIZE_KV, SIZE_C, SPLIT_KV_ROWS, INIT_NORMAL, TURNED},
+    {T_V, BLOCK_ATTENTION, 0, H "attn.c_attn.weight", SIZE_KV, SIZE_C, SPLIT_KV_ROWS, INIT_NORMAL, TURNED},
     {T_O, BLOCK_ATTENTION, 0, H "attn.c_proj.weight", SIZE_C, SIZE_Q, SPLIT_Q_COLS, INIT_NORMAL_RESIDUAL, TURNED},
-    {T_Q_BIAS, BLOCK_ATTENTION, 0, H "attn.c_attn.bias", SIZE_Q, SIZE_1, SPLIT_Q_ROWS, INIT_ZERO, HF_PLAIN, 0, 3},
-    {T_K_BIAS, BLOCK_ATTENTION, 0, H "attn.c_attn.bias", SIZE_KV, SIZE_1, SPLIT_KV_ROWS, INIT_ZERO, HF_PLAIN, 1, 3},
-    {T_V_BIAS, BLOCK_ATTENTION, 0, H "attn.c_attn.bias", SIZE_KV, SIZE_1, SPLIT_KV_ROWS, INIT_ZERO, HF_PLAIN, 2, 3},
-    {T_O_BIAS, BLOCK_ATTENTION, 0, H "attn.c_proj.bias", SIZE_C, SIZE_1, SPLIT_NONE, INIT_ZERO, WHOLE},
-    {T_NORM, BLOCK_ATTENTION, 0, H "ln_1.weight", SIZE_C, SIZE_1, SPLIT_NONE, INIT_ONE, WHOLE},
-    {T_NORM_BIAS, BLOCK_ATTENTION, 0, H "ln_1.bias", SIZE_C, SIZE_1, SPLIT_NONE, INIT_ZERO, WHOLE},
+    {T_Q_BIAS, BLOCK_ATTENTION, 0, H "attn.c_attn.bias", SIZE_Q, SIZE_1, SPLIT_Q_ROWS, INIT_ZERO, PLAIN},
+    {T_K_BIAS, BLOCK_ATTENTION, 0, H "attn.c_attn.bias", SIZE_KV, SIZE_1, SPLIT_KV_ROWS, INIT_ZERO, PLAIN},
+    {T_V_BIAS, BLOCK_ATTENTION, 0, H "attn.c_attn.bias", SIZE_KV, SIZE_1, SPLIT_KV_ROWS, INIT_ZERO, PLAIN},
+    {T_O_BIAS, BLOCK_ATTENTION, 0, H "attn.c_proj.bias", SIZE_C, SIZE_1, SPLIT_NONE, INIT_ZERO, PLAIN},
+    {T_NORM, BLOCK_ATTENTION, 0, H "ln_1.weight", SIZE_C, SIZE_1, SPLIT_NONE, INIT_ONE, PLAIN},
+    {T_NORM_BIAS, BLOCK_ATTENTION, 0, H "ln_1.bias", SIZE_C, SIZE_1, SPLIT_NONE, INIT_ZERO, PLAIN},
     {T_UP, BLOCK_MLP, 0, H "mlp.c_fc.weight", SIZE_FFN, SIZE_C, SPLIT_FFN_ROWS, INIT_NORMAL, TURNED},
     {T_DOWN, BLOCK_MLP, 0, H "mlp.c_proj.weight", SIZE_C, SIZE_FFN, SPLIT_FFN_COLS, INIT_NORMAL_RESIDUAL, TURNED},
-    {T_UP_BIAS, BLOCK_MLP, 0, H "mlp.c_fc.bias", SIZE_FFN, SIZE_1, SPLIT_FFN_ROWS, INIT_ZERO, WHOLE},
-    {T_DOWN_BIAS, BLOCK_MLP, 0, H "mlp.c_proj.bias", SIZE_C, SIZE_1, SPLIT_NONE, INIT_ZERO, WHOLE},
-    {T_NORM, BLOCK_MLP, 0, H "ln_2.weight", SIZE_C, SIZE_1, SPLIT_NONE, INIT_ONE, WHOLE},
-    {T_NORM_BIAS, BLOCK_MLP, 0, H "ln_2.bias", SIZE_C, SIZE_1, SPLIT_NONE, INIT_ZERO, WHOLE},
-    {T_NORM, BLOCK_LM_HEAD, 0, "transformer.ln_f.weight", SIZE_C, SIZE_1, SPLIT_NONE, INIT_ONE, WHOLE},
-    {T_NORM_BIAS, BLOCK_LM_HEAD, 0, "transformer.ln_f.bias", SIZE_C, SIZE_1, SPLIT_NONE, INIT_ZERO, WHOLE},
+    {T_UP_BIAS, BLOCK_MLP, 0, H "mlp.c_fc.bias", SIZE_FFN, SIZE_1, SPLIT_FFN_ROWS, INIT_ZERO, PLAIN},
+    {T_DOWN_BIAS, BLOCK_MLP, 0, H "mlp.c_proj.bias", SIZE_C, SIZE_1, SPLIT_NONE, INIT_ZERO, PLAIN},
+    {T_NORM, BLOCK_MLP, 0, H "ln_2.weight", SIZE_C, SIZE_1, SPLIT_NONE, INIT_ONE, PLAIN},
+    {T_NORM_BIAS, BLOCK_MLP, 0, H "ln_2.bias", SIZE_C, SIZE_1, SPLIT_NONE, INIT_ZERO, PLAIN},
+    {T_NORM, BLOCK_LM_HEAD, 0, "transformer.ln_f.weight", SIZE_C, SIZE_1, SPLIT_NONE, INIT_ONE, PLAIN},
+    {T_NORM_BIAS, BLOCK_LM_HEAD, 0, "transformer.ln_f.bias", SIZE_C, SIZE_1, SPLIT_NONE, INIT_ZERO, PLAIN},
 };
 
 #undef H
@@ -71,39 +68,62 @@ static const TensorSpec GPT2_TENSORS[] = {
 
 /* Llama's, and its kin's. */
 static const TensorSpec LLAMA_TENSORS[] = {
-    {T_WTE, BLOCK_EMBEDDING, 0, "model.embed_tokens.weight", SIZE_V, SIZE_C, SPLIT_NONE, INIT_NORMAL, WHOLE},
-    {T_Q, BLOCK_ATTENTION, 0, ATTN "q_proj.weight", SIZE_Q, SIZE_C, SPLIT_Q_ROWS, INIT_NORMAL, WHOLE},
-    {T_K, BLOCK_ATTENTION, 0, ATTN "k_proj.weight", SIZE_KV, SIZE_C, SPLIT_KV_ROWS, INIT_NORMAL, WHOLE},
-    {T_V, BLOCK_ATTENTION, 0, ATTN "v_proj.weight", SIZE_KV, SIZE_C, SPLIT_KV_ROWS, INIT_NORMAL, WHOLE},
-    {T_O, BLOCK_ATTENTION, 0, ATTN "o_proj.weight", SIZE_C, SIZE_Q, SPLIT_Q_COLS, INIT_NORMAL_RESIDUAL, WHOLE},
-    {T_Q_BIAS, BLOCK_ATTENTION, HAS_QKV_BIAS, ATTN "q_proj.bias", SIZE_Q, SIZE_1, SPLIT_Q_ROWS, INIT_ZERO, WHOLE},
-    {T_K_BIAS, BLOCK_ATTENTION, HAS_QKV_BIAS, ATTN "k_proj.bias", SIZE_KV, SIZE_1, SPLIT_KV_ROWS, INIT_ZERO, WHOLE},
-    {T_V_BIAS, BLOCK_ATTENTION, HAS_QKV_BIAS, ATTN "v_proj.bias", SIZE_KV, SIZE_1, SPLIT_KV_ROWS, INIT_ZERO, WHOLE},
-    {T_O_BIAS, BLOCK_ATTENTION, HAS_O_BIAS, ATTN "o_proj.bias", SIZE_C, SIZE_1, SPLIT_NONE, INIT_ZERO, WHOLE},
-    {T_Q_NORM, BLOCK_ATTENTION, HAS_QK_NORM, ATTN "q_norm.weight", SIZE_HEAD, SIZE_1, SPLIT_NONE, INIT_ONE, WHOLE},
-    {T_K_NORM, BLOCK_ATTENTION, HAS_QK_NORM, ATTN "k_norm.weight", SIZE_HEAD, SIZE_1, SPLIT_NONE, INIT_ONE, WHOLE},
-    {T_NORM, BLOCK_ATTENTION, 0, LAYER "input_layernorm.weight", SIZE_C, SIZE_1, SPLIT_NONE, INIT_ONE, WHOLE},
-    {T_GATE, BLOCK_MLP, 0, MLP "gate_proj.weight", SIZE_FFN, SIZE_C, SPLIT_FFN_ROWS, INIT_NORMAL, WHOLE},
-    {T_UP, BLOCK_MLP, 0, MLP "up_proj.weight", SIZE_FFN, SIZE_C, SPLIT_FFN_ROWS, INIT_NORMAL, WHOLE},
-    {T_DOWN, BLOCK_MLP, 0, MLP "down_proj.weight", SIZE_C, SIZE_FFN, SPLIT_FFN_COLS, INIT_NORMAL_RESIDUAL, WHOLE},
-    {T_GATE_BIAS, BLOCK_MLP, HAS_MLP_BIAS, MLP "gate_proj.bias", SIZE_FFN, SIZE_1, SPLIT_FFN_ROWS, INIT_ZERO, WHOLE},
-    {T_UP_BIAS, BLOCK_MLP, HAS_MLP_BIAS, MLP "up_proj.bias", SIZE_FFN, SIZE_1, SPLIT_FFN_ROWS, INIT_ZERO, WHOLE},
-    {T_DOWN_BIAS, BLOCK_MLP, HAS_MLP_BIAS, MLP "down_proj.bias", SIZE_C, SIZE_1, SPLIT_NONE, INIT_ZERO, WHOLE},
-    {T_NORM, BLOCK_MLP, 0, LAYER "post_attention_layernorm.weight", SIZE_C, SIZE_1, SPLIT_NONE, INIT_ONE, WHOLE},
-    {T_LM_HEAD, BLOCK_LM_HEAD, 0, "lm_head.weight", SIZE_V, SIZE_C, SPLIT_NONE, INIT_NORMAL, WHOLE},
-    {T_NORM, BLOCK_LM_HEAD, 0, "model.norm.weight", SIZE_C, SIZE_1, SPLIT_NONE, INIT_ONE, WHOLE},
+    {T_WTE, BLOCK_EMBEDDING, 0, "model.embed_tokens.weight", SIZE_V, SIZE_C, SPLIT_NONE, INIT_NORMAL, PLAIN},
+    {T_Q, BLOCK_ATTENTION, 0, ATTN "q_proj.weight", SIZE_Q, SIZE_C, SPLIT_Q_ROWS, INIT_NORMAL, PLAIN},
+    {T_K, BLOCK_ATTENTION, 0, ATTN "k_proj.weight", SIZE_KV, SIZE_C, SPLIT_KV_ROWS, INIT_NORMAL, PLAIN},
+    {T_V, BLOCK_ATTENTION, 0, ATTN "v_proj.weight", SIZE_KV, SIZE_C, SPLIT_KV_ROWS, INIT_NORMAL, PLAIN},
+    {T_O, BLOCK_ATTENTION, 0, ATTN "o_proj.weight", SIZE_C, SIZE_Q, SPLIT_Q_COLS, INIT_NORMAL_RESIDUAL, PLAIN},
+    {T_Q_BIAS, BLOCK_ATTENTION, HAS_QKV_BIAS, ATTN "q_proj.bias", SIZE_Q, SIZE_1, SPLIT_Q_ROWS, INIT_ZERO, PLAIN},
+    {T_K_BIAS, BLOCK_ATTENTION, HAS_QKV_BIAS, ATTN "k_proj.bias", SIZE_KV, SIZE_1, SPLIT_KV_ROWS, INIT_ZERO, PLAIN},
+    {T_V_BIAS, BLOCK_ATTENTION, HAS_QKV_BIAS, ATTN "v_proj.bias", SIZE_KV, SIZE_1, SPLIT_KV_ROWS, INIT_ZERO, PLAIN},
+    {T_O_BIAS, BLOCK_ATTENTION, HAS_O_BIAS, ATTN "o_proj.bias", SIZE_C, SIZE_1, SPLIT_NONE, INIT_ZERO, PLAIN},
+    {T_Q_NORM, BLOCK_ATTENTION, HAS_QK_NORM, ATTN "q_norm.weight", SIZE_HEAD, SIZE_1, SPLIT_NONE, INIT_ONE, PLAIN},
+    {T_K_NORM, BLOCK_ATTENTION, HAS_QK_NORM, ATTN "k_norm.weight", SIZE_HEAD, SIZE_1, SPLIT_NONE, INIT_ONE, PLAIN},
+    {T_NORM, BLOCK_ATTENTION, 0, LAYER "input_layernorm.weight", SIZE_C, SIZE_1, SPLIT_NONE, INIT_ONE, PLAIN},
+    {T_GATE, BLOCK_MLP, 0, MLP "gate_proj.weight", SIZE_FFN, SIZE_C, SPLIT_FFN_ROWS, INIT_NORMAL, PLAIN},
+    {T_UP, BLOCK_MLP, 0, MLP "up_proj.weight", SIZE_FFN, SIZE_C, SPLIT_FFN_ROWS, INIT_NORMAL, PLAIN},
+    {T_DOWN, BLOCK_MLP, 0, MLP "down_proj.weight", SIZE_C, SIZE_FFN, SPLIT_FFN_COLS, INIT_NORMAL_RESIDUAL, PLAIN},
+    {T_GATE_BIAS, BLOCK_MLP, HAS_MLP_BIAS, MLP "gate_proj.bias", SIZE_FFN, SIZE_1, SPLIT_FFN_ROWS, INIT_ZERO, PLAIN},
+    {T_UP_BIAS, BLOCK_MLP, HAS_MLP_BIAS, MLP "up_proj.bias", SIZE_FFN, SIZE_1, SPLIT_FFN_ROWS, INIT_ZERO, PLAIN},
+    {T_DOWN_BIAS, BLOCK_MLP, HAS_MLP_BIAS, MLP "down_proj.bias", SIZE_C, SIZE_1, SPLIT_NONE, INIT_ZERO, PLAIN},
+    {T_NORM, BLOCK_MLP, 0, LAYER "post_attention_layernorm.weight", SIZE_C, SIZE_1, SPLIT_NONE, INIT_ONE, PLAIN},
+    {T_LM_HEAD, BLOCK_LM_HEAD, 0, "lm_head.weight", SIZE_V, SIZE_C, SPLIT_NONE, INIT_NORMAL, PLAIN},
+    {T_NORM, BLOCK_LM_HEAD, 0, "model.norm.weight", SIZE_C, SIZE_1, SPLIT_NONE, INIT_ONE, PLAIN},
+};
+
+/* Phi-3's: Llama's without biases, fused. */
+static const TensorSpec PHI3_TENSORS[] = {
+    {T_WTE, BLOCK_EMBEDDING, 0, "model.embed_tokens.weight", SIZE_V, SIZE_C, SPLIT_NONE, INIT_NORMAL, PLAIN},
+    {T_Q, BLOCK_ATTENTION, 0, ATTN "qkv_proj.weight", SIZE_Q, SIZE_C, SPLIT_Q_ROWS, INIT_NORMAL, PLAIN},
+    {T_K, BLOCK_ATTENTION, 0, ATTN "qkv_proj.weight", SIZE_KV, SIZE_C, SPLIT_KV_ROWS, INIT_NORMAL, PLAIN},
+    {T_V, BLOCK_ATTENTION, 0, ATTN "qkv_proj.weight", SIZE_KV, SIZE_C, SPLIT_KV_ROWS, INIT_NORMAL, PLAIN},
+    {T_O, BLOCK_ATTENTION, 0, ATTN "o_proj.weight", SIZE_C, SIZE_Q, SPLIT_Q_COLS, INIT_NORMAL_RESIDUAL, PLAIN},
+    {T_NORM, BLOCK_ATTENTION, 0, LAYER "input_layernorm.weight", SIZE_C, SIZE_1, SPLIT_NONE, INIT_ONE, PLAIN},
+    {T_GATE, BLOCK_MLP, 0, MLP "gate_up_proj.weight", SIZE_FFN, SIZE_C, SPLIT_FFN_ROWS, INIT_NORMAL, PLAIN},
+    {T_UP, BLOCK_MLP, 0, MLP "gate_up_proj.weight", SIZE_FFN, SIZE_C, SPLIT_FFN_ROWS, INIT_NORMAL, PLAIN},
+    {T_DOWN, BLOCK_MLP, 0, MLP "down_proj.weight", SIZE_C, SIZE_FFN, SPLIT_FFN_COLS, INIT_NORMAL_RESIDUAL, PLAIN},
+    {T_NORM, BLOCK_MLP, 0, LAYER "post_attention_layernorm.weight", SIZE_C, SIZE_1, SPLIT_NONE, INIT_ONE, PLAIN},
+    {T_LM_HEAD, BLOCK_LM_HEAD, 0, "lm_head.weight", SIZE_V, SIZE_C, SPLIT_NONE, INIT_NORMAL, PLAIN},
+    {T_NORM, BLOCK_LM_HEAD, 0, "model.norm.weight", SIZE_C, SIZE_1, SPLIT_NONE, INIT_ONE, PLAIN},
 };
 
 #undef LAYER
 #undef ATTN
 #undef MLP
-#undef WHOLE
-#undef TURNED
+
+#define TENSORS_OF(table) {table, COUNT_OF(table)}
+static const struct {
+    const TensorSpec *specs;
+    int count;
+} TENSOR_TABLES[ARCHS] = {TENSORS_OF(GPT2_TENSORS),  TENSORS_OF(LLAMA_TENSORS), TENSORS_OF(LLAMA_TENSORS),
+                          TENSORS_OF(LLAMA_TENSORS), TENSORS_OF(LLAMA_TENSORS), TENSORS_OF(LLAMA_TENSORS),
+                          TENSORS_OF(PHI3_TENSORS)};
+#undef TENSORS_OF
 
 /* The table of an architecture; *count rows. */
 static inline const TensorSpec *tensor_specs(Arch arch, int *count) {
-    *count = arch == ARCH_GPT2 ? COUNT_OF(GPT2_TENSORS) : COUNT_OF(LLAMA_TENSORS);
-    return arch == ARCH_GPT2 ? GPT2_TENSORS : LLAMA_TENSORS;
+    *count = TENSOR_TABLES[arch].count;
+    return TENSOR_TABLES[arch].specs;
 }
 
 /* A tied model has no LM head of its own. */
@@ -160,18 +180,21 @@ typedef struct {
     int dims;
 } HfPlace;
 
+/* `spec` is a row of the model's table. */
 static inline HfPlace tensor_hf_place(const TensorSpec *spec, const Config *c) {
-    i64 rows = tensor_size(spec->rows, c), cols = tensor_size(spec->cols, c);
+    i64 cols = tensor_size(spec->cols, c), before = 0, all = 0;
+    int n, turned = spec->hf_layout == TURNED;
+    const TensorSpec *specs = tensor_specs(c->arch, &n);
+    for (int i = 0; i < n; i++) {
+        if (strcmp(specs[i].hf_name, spec->hf_name) != 0 || !tensor_exists(&specs[i], c)) continue;
+        if (&specs[i] < spec) before += tensor_size(specs[i].rows, c);
+        all += tensor_size(specs[i].rows, c);
+    }
     HfPlace p;
     memset(&p, 0, sizeof p);
     p.dims = spec->cols == SIZE_1 ? 1 : 2;
-    if (spec->hf_layout == HF_TRANSPOSED) {
-        p.base = spec->hf_part * rows, p.row_step = 1, p.col_step = rows * spec->hf_parts;
-        p.shape[0] = cols, p.shape[1] = rows * spec->hf_parts;
-    } else {
-        p.base = spec->hf_part * rows * cols, p.row_step = cols, p.col_step = 1;
-        p.shape[0] = rows * spec->hf_parts, p.shape[1] = cols;
-    }
+    p.base = turned ? before : before * cols, p.row_step = turned ? 1 : cols, p.col_step = turned ? all : 1;
+    p.shape[0] = turned ? cols : all, p.shape[1] = turned ? all : cols;
     return p;
 }
 

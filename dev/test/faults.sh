@@ -340,8 +340,14 @@ fault 'clipping by the squared norm' train_gpt.cu \
     's/s->grad_clip \/ norm : 1/s->grad_clip \/ (norm * norm) : 1/' test_fixtures 1
 fault 'Llama 3 frequencies not stretched' core/rope.h \
     's/(low_freq_factor\) return) f \/ s->factor;/\1 f;/' test_fixtures 1
-fault 'c_attn parts swapped' core/tensors.h \
-    's/HF_TRANSPOSED, 1, 3/HF_TRANSPOSED, 2, 3/' test_fixtures 1
+fault 'fused tensors: parts in another order' core/tensors.h \
+    's/&specs\[i\] < spec\)/\&specs[i] > spec)/' test_fixtures 1
+fault 'fused tensors: parts of one height' core/tensors.h \
+    's/before \+= tensor_size\(specs\[i\].rows/before += tensor_size(spec->rows/' test_models 1
+fault 'phi3: the length where longrope begins has no default' core/config_json.h \
+    's/phi3 \? 4096 : c->max_pos/c->max_pos/' test_models 1
+fault "phi3: a checkpoint tells longrope's length inside" core/config_json.h \
+    's/c->arch == ARCH_PHI3 \? j : r;/r;/' test_models 1
 fault 'products: the first piece of k does not add' kernels/cpu/gemm.h \
     's/add \|\| k > 0\)/k > 0)/' test_kernels 1
 fault 'products: a tile at the edge loses a column' kernels/cpu/gemm.h \

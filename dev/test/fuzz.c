@@ -536,9 +536,12 @@ static void config_seeds(void) {
          "\"truncate\":false,\"attention_factor\":null,\"rope_theta\":1e6}}",
          "{\"model_type\":\"smollm3\",\"num_hidden_layers\":2,\"hidden_size\":8,\"num_attention_heads\":2,"
          "\"num_key_value_heads\":2,\"no_rope_layers\":[1,0],\"mlp_bias\":true,\"rope_scaling\":{\"type\":\"longrope\","
-         "\"short_factor\":[1,1.5],\"long_factor\":[2,3],\"original_max_position_embeddings\":64}}"};
+         "\"short_factor\":[1,1.5],\"long_factor\":[2,3],\"original_max_position_embeddings\":64}}",
+         "{\"model_type\":\"phi3\",\"num_hidden_layers\":1,\"hidden_size\":8,\"num_attention_heads\":2,"
+         "\"original_max_position_embeddings\":64,\"max_position_embeddings\":128,\"sliding_window\":8,"
+         "\"resid_pdrop\":0.0,\"rope_scaling\":{\"type\":\"su\",\"short_factor\":[1,1.5],\"long_factor\":[2,3]}}"};
     static const char *const names[COUNT_OF(texts)] = {"gpt2",         "llama3", "llama",  "gpt2-other",
-                                                       "llama3-other", "qwen3",  "smollm3"};
+                                                       "llama3-other", "qwen3",  "smollm3", "phi3"};
     for (int i = 0; i < COUNT_OF(texts); i++) seed(names[i], texts[i], strlen(texts[i]));
 }
 

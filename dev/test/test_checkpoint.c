@@ -330,6 +330,10 @@ static const GoodConfig GOOD_CONFIGS[] = {
      "vocab_size 151936, max_position_embeddings 32768"},
     {"\"architectures\": [\"Qwen3ForCausalLM\"]",
      CONFIG(ARCH_QWEN3, 32, 4096, 32, 32, 128, 22016, 151936, 32768, 0, 1e-6, 10000), "intermediate_size 22016"},
+    {"\"model_type\": \"phi3\"", CONFIG(ARCH_PHI3, 32, 3072, 32, 32, 0, 8192, 32064, 4096, 0, 1e-5, 10000),
+     "vocab_size 32064, max_position_embeddings 4096"},
+    {"\"model_type\": \"phi3\", \"max_position_embeddings\": 16, \"resid_pdrop\": 0.1, \"attention_bias\": true, "
+     LLAMA_SIZES, CONFIG(ARCH_PHI3, 1, 8, 2, 2, 0, 12, 10, 16, 0, 1e-5, 10000), "resid_pdrop is 0.1"},
     {"\"architectures\": [\"SmolLM3Model\"]", SMOLLM3(36, 2048, 16, 4, 11008, 128256, 32768, 2000000),
      "num_hidden_layers 36"},
     {"\"model_type\": \"mistral\", \"max_position_embeddings\": 16, \"sliding_window\": null, \"attention_bias\": "
@@ -490,6 +494,8 @@ static const BadConfig BAD_CONFIGS[] = {
     {LLAMA_JSON, NULL, ", \"rope_scaling\": {\"type\": \"longrope\", \"factor\": 2, \"short_factor\": [1, 0], "
      "\"long_factor\": [1, 2]}",
      "rope_scaling.short_factor: number 2"},
+    {LLAMA_JSON, "\"model_type\"", ", \"model_type\": \"phi3\", \"rope_scaling\": {\"type\": \"linear\", "
+     "\"factor\": 2}", "scaled by longrope or not at all, not by linear"},
     {LLAMA_JSON, "\"model_type\"", ", \"model_type\": \"smollm3\", \"no_rope_layers\": [1, 0]",
      "no_rope_layers has 2 items for 1 layers"},
     {LLAMA_JSON, "\"model_type\"", ", \"model_type\": \"smollm3\", \"no_rope_layers\": [2]",

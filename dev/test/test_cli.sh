@@ -105,6 +105,11 @@ refuses 2 'no dataset.json beside .* --train says which token ends a document; -
 refuses 1 '--eot 256 is no token of this model; its vocabulary is 0 to 255' "${small[@]}" --doc-mask --eot 256
 refuses 1 '--doc-length is for --dry-run and the simulator' "${small[@]}" --doc-mask --eot 97 --doc-length 8
 refuses 1 '--window: config.json of gpt2 cannot say so; use --arch mistral' --model tiny-gpt "${small[@]}" --window 8
+mkdir "$work/phi"
+echo '{"model_type": "phi3", "num_hidden_layers": 1, "hidden_size": 8, "num_attention_heads": 2}' \
+    >"$work/phi/config.json"
+refuses 1 'phi: a phi3.s rotary embedding is scaled by longrope or not at all, not by yarn' --model "$work/phi" \
+    "${small[@]}" --rope-scaling yarn --rope-factor 2
 refuses 1 'with --doc-mask or windows, a sequence has up to 2147483647' --dry-run --seq-len 4000000000 --doc-mask
 refuses 1 'need --val' "${small[@]}" --eval-every 2
 refuses 1 'needs a training step' --init-only --out "$work/refused" --dump-grads "$work/g"

@@ -69,7 +69,7 @@ int MPI_Barrier(MPI_Comm c) {
 
 typedef enum { MODEL_GPT2, MODEL_MHA, MODEL_GQA, MODEL_FEW_KV, MODEL_TIED, MODEL_TWELVE, MODELS } TestModel;
 
-static const char *const MODEL_NAMES[MODELS] = {"gpt2", "qwen2-mha", "llama-gqa", "qwen3-1kv", "qwen3-tied",
+static const char *const MODEL_NAMES[MODELS] = {"gpt2", "qwen2-mha", "phi3-gqa", "qwen3-1kv", "qwen3-tied",
                                                 "smollm3-12h"};
 
 /* Two layers, all sizes different, so that a swapped one shows; every feature in one model or more: biases (of q, k, v,
@@ -82,7 +82,7 @@ static Config test_config(TestModel model) {
         config_check(&gpt2, "test");
         return gpt2;
     }
-    if (model == MODEL_GQA) llama.kv_heads = 4;
+    if (model == MODEL_GQA) llama.kv_heads = 4, llama.arch = ARCH_PHI3; /* fused in checkpoints */
     if (model == MODEL_MHA) llama.has |= HAS_QKV_BIAS;
     if (model == MODEL_FEW_KV) llama.kv_heads = 1, llama.head_dim = 10, llama.has |= HAS_QK_NORM;
     if (model == MODEL_TIED) llama.kv_heads = 2, llama.tied = 1, llama.has |= HAS_QK_NORM | HAS_QKV_BIAS | HAS_O_BIAS;

@@ -262,7 +262,30 @@ static void test_refused(void) {
     expect("files of another model", temp, "", "a Qwen2Tokenizer, but no tokenizer.json; make a tokenizer.json");
 }
 
-int main(void) {
+/* For tokenizers_check.py: texts on stdin, each behind its length; out come the number of its tokens, or -1 where it is
+   refused, and they. */
+static int encode_texts(const char *dir) {
+    Tokenizer *t = tokenizer_open(dir);
+    uint32_t length;
+    while (fread(&length, sizeof length, 1, stdin) == 1) {
+        i64 n = -1;
+        char *text = (char *)host_alloc((size_t)length + 1);
+        int32_t *ids = NULL, count;
+        if (fread(text, 1, length, stdin) != length) FAIL(THIS_RANK, "a text ends early");
+        if (!t->nfc || nfc_until(text, length) == (i64)length)
+            ids = tokenizer_encode(t, "sample", text, length, 0, &n);
+        count = (int32_t)n;
+        fwrite(&count, sizeof count, 1, stdout);
+        if (ids) fwrite(ids, sizeof *ids, (size_t)n, stdout);
+        free(ids);
+        free(text);
+    }
+    tokenizer_close(t);
+    return 0;
+}
+
+int main(int argc, char **argv) {
+    if (argc == 3 && strcmp(argv[1], "encode") == 0) return encode_texts(argv[2]);
     cJSON *root = json_parse_file(in(fixtures, "expected.json"));
     expected = root;
     if (!mkdtemp(temp)) FAIL(THIS_RANK, "%s: %s", temp, strerror(errno));

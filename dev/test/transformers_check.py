@@ -2,7 +2,7 @@
 """transformers_check.py - a model goes from transformers into the trainer, is trained, and goes
 back: the same model on both sides.
 
-For each of the models in fixtures/, and a larger one made here:
+For each of the models in fixtures/, and a larger one and a Phi-3 made here:
   in      transformers saves it (in shards), and the trainer has the logits that transformers has, in float32 to 1e-4
   out     the trainer trains it on two ranks and saves; transformers loads that checkpoint as it lies there, with no
           name missing or left over, and has the validation loss that the trainer had before it saved and the logits
@@ -13,12 +13,12 @@ TAP. Needs torch and transformers, which the tests of scripts/test.sh do without
 
   python3 -m venv /tmp/fx && /tmp/fx/bin/pip install torch transformers safetensors numpy
   make train_gpt_cpu build/test_fixtures_fp32
-  /tmp/fx/bin/python dev/test/transformers_check.py     # PROGRAM=./train_gpt_cpu
+  /tmp/fx/bin/python dev/test/transformers_check.py [MODEL...]     # PROGRAM=./train_gpt_cpu
 """
 import json, os, shutil, subprocess, sys, tempfile, warnings
 import numpy, torch, transformers
 from safetensors.numpy import save_file
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Phi3Config, Phi3ForCausalLM
 
 ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..")
 PROGRAM = os.environ.get("PROGRAM", "./train_gpt_cpu")
@@ -143,8 +143,17 @@ def main():
     models = {name: load(os.path.join(ROOT, "dev/test/fixtures", name))[0]
               for name in ("gpt2-tied", "llama-mha", "llama-gqa", "llama3-rope")}
     models["llama of 0.9M"] = larger
+    longrope = {"rope_type": "longrope", "short_factor": [1.0, 1.1, 1.3, 2.0], "long_factor": [1.1, 2.5, 9.0, 30.0]}
+    models["phi3"] = Phi3ForCausalLM(Phi3Config(hidden_size=32, intermediate_size=40, num_hidden_layers=2,
+                                                num_attention_heads=4, num_key_value_heads=2, vocab_size=61,
+                                                max_position_embeddings=128, original_max_position_embeddings=8,
+                                                rope_parameters=longrope, sliding_window=7, pad_token_id=None,
+                                                bos_token_id=None, eos_token_id=None))
     print(f"# torch {torch.__version__}, transformers {transformers.__version__}, {PROGRAM}")
+    only = sys.argv[1:]
     for name, model in models.items():
+        if only and name not in only:
+            continue
         with tempfile.TemporaryDirectory() as work:
             check(name, model, work)
     print(f"1..{checks}")
