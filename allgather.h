@@ -208,6 +208,7 @@ static const Scheme SCHEME_ALLGATHER = {
     .mlp_forward = local_mlp_forward,
     .mlp_backward = local_mlp_backward,
     .volume = moves_nothing,
+    .volume_twice = NULL,
 };
 
 #endif

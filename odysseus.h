@@ -45,6 +45,7 @@ static const Scheme SCHEME_ODYSSEUS = {
     .mlp_forward = local_mlp_forward,
     .mlp_backward = local_mlp_backward,
     .volume = odysseus_volume,
+    .volume_twice = NULL,
 };
 
 #endif

@@ -254,6 +254,7 @@ static const Scheme SCHEME_RING = {
     .mlp_forward = local_mlp_forward,
     .mlp_backward = local_mlp_backward,
     .volume = moves_nothing,
+    .volume_twice = NULL,
 };
 
 #endif

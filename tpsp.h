@@ -106,12 +106,12 @@ static inline void tpsp_attention_backward(Model *m, AttentionSaved *s, real *dx
     Tag t = tag(BLOCK_ATTENTION, PHASE_BACKWARD, WHAT_ACTIVATION);
     i64 rows = ring_rows(m);
     ArenaMark mark = arena_mark(&m->arena);
-    Entering first = tp_enter(m, t, m->recompute ? xn : dout);
+    Entering first = tp_enter(m, t, m->again ? xn : dout);
     tp_bias_backward(m, T_O_BIAS, dout);
     tp_arrived(m, &first);
-    Entering second = tp_enter(m, t, m->recompute ? dout : xn);
-    if (m->recompute) heads_attend(m, s, first.rows), tp_arrived(m, &second);
-    Entering all = m->recompute ? first : second, dall = m->recompute ? second : first;
+    Entering second = tp_enter(m, t, m->again ? dout : xn);
+    if (m->again) heads_attend(m, s, first.rows), tp_arrived(m, &second);
+    Entering all = m->again ? first : second, dall = m->again ? second : first;
     real *partial = tp_partial(dxn, &dall);
     HeadsBackward h = heads_backward(m, s, dall.rows);
     project_q_backward_input(m, partial, h.dq, rows, m->heads_l);
@@ -210,6 +210,7 @@ static const Scheme SCHEME_TP = {
     .mlp_forward = tpsp_mlp_forward,
     .mlp_backward = tpsp_mlp_backward,
     .volume = tp_volume,
+    .volume_twice = NULL,
 };
 
 static const Scheme SCHEME_TPSP = {
@@ -229,6 +230,7 @@ static const Scheme SCHEME_TPSP = {
     .mlp_forward = tpsp_mlp_forward,
     .mlp_backward = tpsp_mlp_backward,
     .volume = tpsp_volume,
+    .volume_twice = NULL,
 };
 
 #endif

@@ -124,7 +124,7 @@ static void model_keep_heads(Model *m, AttentionSaved *a) {
 
 /* What attention makes: out and lse. */
 static void model_keep_attended(Model *m, AttentionSaved *a) {
-    i64 heads = heads_room(m, m->heads_l, m->recompute == RECOMPUTE_FULL);
+    i64 heads = heads_room(m, m->heads_l, !keeps_attended(m));
     a->out = take_real(m, MEM_ACTIVATIONS, ring_rows(m) * heads * m->config.head_dim);
     a->lse = take_accum(m, MEM_ACTIVATIONS, ring_rows(m) * heads);
 }
@@ -165,7 +165,7 @@ static void model_offload(Model *m) {
     if (L <= 2) return;
     m->offload.layers = L;
     offload_add(&m->offload, a[0].in.x, a[1].in.x, inputs);
-    offload_add(&m->offload, m->mlp[0].in.x, m->mlp[1].in.x, inputs);
+    if (!m->one_input) offload_add(&m->offload, m->mlp[0].in.x, m->mlp[1].in.x, inputs);
     if (m->recompute != RECOMPUTE_ATTENTION_KEPT) return;
     offload_add(&m->offload, a[0].out, a[1].out, heads * m->config.head_dim * real_size());
     offload_add(&m->offload, a[0].lse, a[1].lse, heads * accum_size());
@@ -191,12 +191,10 @@ static void model_layout(Model *m, int offload) {
         m->attention[l].rope = layer_in(&m->config.no_rope, l) ? NULL : m->rope;
         m->attention[l].sight = &m->sight[sight_kind(&m->config, m->L, l)];
         m->attention[l].in.x = apart ? take_real(m, MEM_ACTIVATIONS, rows * C) : m->attention[l - 2].in.x;
-        m->mlp[l].in.x = apart ? take_real(m, MEM_ACTIVATIONS, rows * C) : m->mlp[l - 2].in.x;
+        if (m->one_input && l > 0) m->mlp[l].in.x = m->mlp[0].in.x; /* for as long as it is worked on */
+        else m->mlp[l].in.x = apart ? take_real(m, MEM_ACTIVATIONS, rows * C) : m->mlp[l - 2].in.x;
     }
     if (offload) model_offload(m);
-    m->final_x = take_real(m, MEM_ACTIVATIONS, own_rows(m) * C);
-    m->final_mean = take_accum(m, MEM_ACTIVATIONS, own_rows(m));
-    m->final_rstd = take_accum(m, MEM_ACTIVATIONS, own_rows(m));
     m->tokens = (int32_t *)arena_take(&m->arena, MEM_WORKSPACE, rows * 4);
     m->targets = (int32_t *)arena_take(&m->arena, MEM_WORKSPACE, own_rows(m) * 4);
     m->sums = (double *)arena_take(&m->arena, MEM_WORKSPACE, 2 * sizeof(double));
@@ -208,12 +206,16 @@ static void model_layout(Model *m, int offload) {
 }
 
 /* The blocks in the order that a training walk (or, its first half, a validation walk) uses them. */
-static Use *model_order(const Config *c, int *uses) {
-    Use *order = (Use *)host_alloc(sizeof(Use) * (size_t)(2 + 4 * c->layers));
+static Use *model_order(const Config *c, int one_input, int *uses) {
+    Use *order = (Use *)host_alloc(sizeof(Use) * (size_t)(2 + 5 * c->layers));
     int n = 0;
     for (int b = 0; b <= block_lm_head(c); b++) order[n].block = b, order[n++].phase = PHASE_FORWARD;
-    for (int b = block_lm_head(c) - 1; b > block_embedding(); b--)
-        order[n].block = b, order[n++].phase = PHASE_BACKWARD;
+    for (int l = (int)c->layers - 1; l >= 0; l--) {
+        if (one_input) order[n].block = block_attention(l), order[n++].phase = PHASE_BACKWARD;
+        order[n].block = block_mlp(l), order[n++].phase = PHASE_BACKWARD;
+        order[n].here = one_input;
+        order[n].block = block_attention(l), order[n++].phase = PHASE_BACKWARD;
+    }
     *uses = n;
     return order;
 }
@@ -225,6 +227,7 @@ static void model_init(Model *m, const ModelOptions *o, Wire base, int imagined,
     m->config = o->config, m->scheme = o->scheme, m->layout = o->layout;
     m->context = o->context ? o->context : context_find(NULL, o->scheme);
     m->L = o->L, m->B = o->B, m->recompute = o->recompute, m->samples = o->samples;
+    m->one_input = o->layer_inputs == 1;
     m->tile_rows = o->tile_rows, m->head_groups = i64_max(1, o->head_groups);
     m->gather_tokens = o->gather_tokens;
     m->documents = o->documents, m->restart = o->restart, m->eot = o->eot;
@@ -234,7 +237,7 @@ static void model_init(Model *m, const ModelOptions *o, Wire base, int imagined,
     if (!imagined) mesh_link(&m->mesh, &m->fabric);
     arena_reserve(&m->arena, &m->dev);
     zero_init(&m->zero, &m->config, &m->mesh, &m->fabric, &m->arena, m->scheme->splits, o->grad_wire);
-    m->order = model_order(&m->config, &m->uses);
+    m->order = model_order(&m->config, m->one_input, &m->uses);
     model_place(m, o);
     if (m->tile_rows == TILE_AUTO) m->tile_rows = model_tile_rows(m);
     m->piece = m->context->piece ? m->context->piece(m) : m->T_ring;
@@ -273,8 +276,8 @@ static void model_free(Model *m) {
 
 typedef void (*Volume)(Ledger *, const Config *, const Mesh *, i64 L, i64 B, i64 times);
 
-/* What a scheme or a context moves in all layers; `again`: its forward is repeated in backward. */
-static void model_expect_part(Model *m, Volume volume, i64 micro, int again) {
+/* What a scheme or a context moves in all layers; `again`: so often attention's forward is repeated in backward. */
+static void model_expect_part(Model *m, Volume volume, i64 micro, i64 again) {
     Ledger part;
     memset(&part, 0, sizeof part);
     volume(&part, &m->config, &m->mesh, m->L, m->B, micro * m->config.layers);
@@ -285,11 +288,18 @@ static void model_expect_part(Model *m, Volume volume, i64 micro, int again) {
    being written, and with documents the pairs that were seen. */
 static int step_sums(const Model *m) { return m->documents ? 5 : 4; }
 
+/* With one input a layer, attention is made again before the MLP's backward; of that, groups of heads leave no q and
+   kv to its own backward. */
+static int again_behind(const Model *m) { return m->head_groups > 1 ? RECOMPUTE_ATTENTION_KEPT : RECOMPUTE_NONE; }
+
 /* The closed form of a step's traffic: activations by scheme and context, parameters by ZeRO,
    the head's slices, control. */
 static void model_expect(Model *m, i64 micro) {
     const Mesh *mesh = &m->mesh;
-    model_expect_part(m, m->scheme->volume, micro, m->recompute && m->scheme->repeats_exchange);
+    model_expect_part(m, m->scheme->volume, micro,
+                      m->one_input || (m->recompute && m->scheme->repeats_exchange));
+    if (m->one_input && m->recompute == RECOMPUTE_FULL && again_behind(m))
+        m->scheme->volume_twice(&m->ledger, &m->config, mesh, m->L, m->B, micro * m->config.layers);
     model_expect_part(m, m->context->volume, micro, m->recompute == RECOMPUTE_FULL);
     zero_volume(&m->ledger, &m->config, mesh, m->scheme->splits, m->zero.grad_wire, micro);
     if (m->scheme->replicated_stream)
@@ -332,12 +342,14 @@ static void lm_head_walk(Model *m, const real *a, const real *delta, real *dx, a
     i64 rows = own_rows(m), C = m->config.dim, own = m->own_first * m->B * C;
     ArenaMark mark = arena_mark(&m->arena);
     real *xn = take_real(m, MEM_WORKSPACE, rows * C);
-    norm_forward(&m->dev, block_norm(m, rows), xn, m->final_x, m->final_mean, m->final_rstd, a + own, delta + own);
+    accum *mean = take_accum(m, MEM_WORKSPACE, rows), *rstd = take_accum(m, MEM_WORKSPACE, rows);
+    m->final_x = take_real(m, MEM_WORKSPACE, rows * C);
+    norm_forward(&m->dev, block_norm(m, rows), xn, m->final_x, mean, rstd, a + own, delta + own);
     lm_head_chunks(m, xn, dx ? scale : 0);
     if (dx) {
         zero_fill(&m->dev, dx + own, rows * C * real_size());
-        norm_backward(&m->dev, block_norm(m, rows), dx + own, g[T_NORM], g[T_NORM_BIAS], xn, m->final_mean,
-                      m->final_rstd, m->final_x, 0, rows);
+        norm_backward(&m->dev, block_norm(m, rows), dx + own, g[T_NORM], g[T_NORM_BIAS], xn, mean, rstd, m->final_x, 0,
+                      rows);
         if (m->scheme->replicated_stream) /* every rank continues with all tokens */
             comm_all_gather(&m->fabric, &m->mesh.head, tag(BLOCK_LM_HEAD, PHASE_BACKWARD, WHAT_ACTIVATION), dx,
                             dx + own, rows * C, DTYPE_REAL);
@@ -362,15 +374,26 @@ static void block_forward(Model *m, BlockKind kind, int l, const real *a, const 
     arena_release(&m->arena, mark);
 }
 
+/* A block's normed input for its backward. With one input a layer, the MLP's is the layer's and what attention has just
+   made again of it, and attention's statistics are those of a moment ago. */
+static void block_normed(Model *m, BlockKind kind, int l, real *xn) {
+    BlockSaved *s = block_saved(m, kind, l);
+    NormCall norm = block_norm(m, stream_rows(m));
+    int sums = m->one_input && kind == BLOCK_MLP;
+    if (!m->recompute || (m->one_input && !sums)) norm_recompute(&m->dev, norm, xn, s->mean, s->rstd, s->x);
+    else norm_forward(&m->dev, norm, xn, s->x, s->mean, s->rstd, sums ? m->attention[l].in.x : s->x,
+                      sums ? s->x : NULL);
+}
+
 /* One block backward: dx is the gradient of the stream after it, and becomes that before it. */
 static void block_backward(Model *m, BlockKind kind, int l, real *dx) {
     BlockSaved *s = block_saved(m, kind, l);
     accum **g = m->zero.dweight;
     ArenaMark mark = arena_mark(&m->arena);
     i64 n = stream_rows(m) * m->config.dim;
-    real *xn = take_real(m, MEM_WORKSPACE, n), *dxn = take_real(m, MEM_WORKSPACE, n);
-    if (m->recompute) norm_forward(&m->dev, block_norm(m, stream_rows(m)), xn, s->x, s->mean, s->rstd, s->x, NULL);
-    else norm_recompute(&m->dev, block_norm(m, stream_rows(m)), xn, s->mean, s->rstd, s->x);
+    int spare = m->one_input && kind == BLOCK_ATTENTION; /* the MLP's input is of no more use */
+    real *xn = spare ? m->mlp[l].in.x : take_real(m, MEM_WORKSPACE, n), *dxn = take_real(m, MEM_WORKSPACE, n);
+    block_normed(m, kind, l, xn);
     if (kind == BLOCK_ATTENTION) m->scheme->attention_backward(m, &m->attention[l], dxn, dx, xn);
     else m->scheme->mlp_backward(m, &m->mlp[l], dxn, dx, xn);
     norm_backward(&m->dev, block_norm(m, stream_rows(m)), dx, g[T_NORM], g[T_NORM_BIAS], dxn, s->mean, s->rstd, s->x,
@@ -425,13 +448,23 @@ static void layers_forward(Model *m, const real **a, real *delta) {
     *a = x;
 }
 
+/* With one input a layer: what attention adds to it, in the place of the MLP's input, which becomes the sum. */
+static void attention_again(Model *m, int l) {
+    zero_acquire(&m->zero, block_attention(l));
+    offload_arrived(&m->offload, &m->dev, l);
+    m->again = m->recompute;
+    block_forward(m, BLOCK_ATTENTION, l, m->attention[l].in.x, NULL, m->mlp[l].in.x);
+}
+
 /* The backward walk: dx (stream) is the gradient after the last layer. */
 static void layers_backward(Model *m, real *dx) {
     Zero *z = &m->zero;
     m->phase = PHASE_BACKWARD;
     for (int l = (int)m->config.layers - 1; l >= 0; l--) {
+        if (m->one_input) attention_again(m, l);
+        m->again = m->one_input ? again_behind(m) : m->recompute;
         zero_acquire(z, block_mlp(l));
-        offload_arrived(&m->offload, &m->dev, l);
+        if (!m->one_input) offload_arrived(&m->offload, &m->dev, l);
         zero_grad_begin(z, block_mlp(l));
         block_backward(m, BLOCK_MLP, l, dx);
         zero_grad_end(z, block_mlp(l));
@@ -790,7 +823,7 @@ static void train_step(Trainer *t, i64 step, i64 traced, Metrics *k) {
     if (nth == 0 && s->dump_grads)
         checkpoint_write_tensors(&m->zero, m->mesh.world.wire, s->dump_grads, m->zero.grad,
                                  accum_size() == 8 ? ST_F64 : ST_F32);
-    if (learns && spike_admits(&t->life.spike, m, s, k)) step_update(t, step, k->grad_norm);
+    if (learns && spike_admits(&t->life.spike, m, model_walk, s, k)) step_update(t, step, k->grad_norm);
     device_finish(&m->dev);
     double seconds = seconds_now() - begin;
     t->life.longest_step = fmax(t->life.longest_step, seconds);

@@ -68,7 +68,7 @@ static inline int group_closes(const HeadGroups *g, i64 j) {
 static inline AttentionSaved group_view(const Model *m, const HeadGroups *g, const AttentionSaved *s, i64 j) {
     AttentionSaved v = *s;
     i64 rows = ring_rows(m) * m->heads_l, q = m->recompute ? j % 2 : j, kv = group_kv(g, j),
-        out = m->recompute == RECOMPUTE_FULL ? j % 2 : j;
+        out = keeps_attended(m) ? j : j % 2;
     v.q += q * rows * m->config.head_dim, v.out += out * rows * m->config.head_dim, v.lse += out * rows;
     v.kv += (m->recompute ? kv % 2 : kv) * kv_count_own(m);
     return v;
@@ -86,11 +86,12 @@ static inline void group_merge(Model *m, const HeadGroups *g, real *tokens, cons
 
 /* ---- forward ----------------------------------------------------------------------------------------------------- */
 
-/* From tokens to heads and back, group by group. q by tokens stands where out by tokens will. */
+/* From tokens to heads and back, group by group. q by tokens stands where out by tokens will, unless that is there. */
 typedef struct {
     HeadGroups g;
     AttentionSaved *s;
     Tag tag;
+    real *q_tokens;                  /* (T, B, h, HS) */
     real *kv_tokens;                 /* (T, B, 2, k, HS) */
     real *q_send, *kv_send, *arrive; /* of one group; arrive: its out, on the way back */
     Request *q, *kv, *out;
@@ -102,8 +103,8 @@ static inline void exchange_send_q(Model *m, Exchange *e, i64 j) {
     i64 N = m->mesh.head.size;
     AttentionSaved v = group_view(m, &e->g, e->s, j);
     if (e->g.groups == 1)
-        queries_pack(&m->dev, e->q_send, e->s->out_local, e->s->rope, own_rows(m), m->B, c->heads, c->head_dim, N);
-    else group_split(m, &e->g, e->q_send, e->s->out_local, j);
+        queries_pack(&m->dev, e->q_send, e->q_tokens, e->s->rope, own_rows(m), m->B, c->heads, c->head_dim, N);
+    else group_split(m, &e->g, e->q_send, e->q_tokens, j);
     e->q = comm_all_to_all_start(&m->fabric, &m->mesh.head, e->tag, v.q, e->q_send, ulysses_q_part(m), DTYPE_REAL);
 }
 
@@ -119,19 +120,23 @@ static inline void exchange_send_kv(Model *m, Exchange *e, i64 j) {
     e->kv = comm_all_to_all_start(&m->fabric, &m->mesh.head, e->tag, v.kv, e->kv_send, ulysses_kv_part(m), DTYPE_REAL);
 }
 
-/* Project, and send the first group: keys and values fly while queries are projected. Buffers of the caller's mark. */
-static inline Exchange exchange_begin(Model *m, AttentionSaved *s, const real *xn, HeadGroups g) {
+/* Project, and send the first group: keys and values fly while queries are projected. Buffers of the caller's mark, and
+   q_tokens; where that is not out's place, no out comes back. */
+static inline Exchange exchange_begin(Model *m, AttentionSaved *s, real *q_tokens, const real *xn, HeadGroups g) {
     const Config *c = &m->config;
     i64 rows = own_rows(m), N = m->mesh.head.size;
-    Exchange e = {g, s, tag(BLOCK_ATTENTION, m->phase, WHAT_ACTIVATION), NULL, NULL, NULL, NULL, NULL, NULL, NULL};
+    Exchange e;
+    memset(&e, 0, sizeof e);
+    e.g = g, e.s = s, e.q_tokens = q_tokens, e.tag = tag(BLOCK_ATTENTION, m->phase, WHAT_ACTIVATION);
     e.kv_tokens = take_real(m, MEM_WORKSPACE, rows * 2 * c->kv_heads * c->head_dim);
-    e.q_send = take_real(m, MEM_COMM, N * ulysses_q_part(m)), e.arrive = take_real(m, MEM_COMM, N * ulysses_q_part(m));
+    e.q_send = take_real(m, MEM_COMM, N * ulysses_q_part(m));
+    if (q_tokens == s->out_local) e.arrive = take_real(m, MEM_COMM, N * ulysses_q_part(m));
     e.kv_send = take_real(m, MEM_COMM, N * ulysses_kv_part(m));
     project_kv(m, s, e.kv_tokens, xn, rows, c->kv_heads);
     if (g.kv_groups > 1) kv_pack(&m->dev, e.kv_tokens, e.kv_tokens, s->rope, rows, m->B, c->kv_heads, c->head_dim, 1);
     exchange_send_kv(m, &e, 0);
-    project_q(m, s, s->out_local, xn, rows, c->heads);
-    if (g.groups > 1) queries_pack(&m->dev, s->out_local, s->out_local, s->rope, rows, m->B, c->heads, c->head_dim, 1);
+    project_q(m, s, q_tokens, xn, rows, c->heads);
+    if (g.groups > 1) queries_pack(&m->dev, q_tokens, q_tokens, s->rope, rows, m->B, c->heads, c->head_dim, 1);
     exchange_send_q(m, &e, 0);
     return e;
 }
@@ -157,8 +162,27 @@ static inline void exchange_returned(Model *m, Exchange *e, i64 j) {
 static inline void exchange_attend(Model *m, Exchange *e, i64 j) {
     AttentionSaved v = group_view(m, &e->g, e->s, j);
     attend(m, &v);
+    if (!e->arrive) return;
     exchange_returned(m, e, j - 1);
     e->out = comm_all_to_all_start(&m->fabric, &m->mesh.head, e->tag, e->arrive, v.out, ulysses_q_part(m), DTYPE_REAL);
+}
+
+/* out_local from what is kept of every group: q and kv are made again later. */
+static inline void exchange_return_kept(Model *m, AttentionSaved *s, HeadGroups g) {
+    Tag t = tag(BLOCK_ATTENTION, m->phase, WHAT_ACTIVATION);
+    i64 part = ulysses_q_part(m);
+    real *arrive[2];
+    Request *out = NULL, *next;
+    for (int i = 0; i < 2; i++) arrive[i] = take_real(m, MEM_COMM, m->mesh.head.size * part);
+    zero_prefetch(&m->zero);
+    for (i64 j = 0; j <= g.groups; j++) {
+        next = j < g.groups ? comm_all_to_all_start(&m->fabric, &m->mesh.head, t, arrive[j % 2],
+                                                    group_view(m, &g, s, j).out, part, DTYPE_REAL)
+                            : NULL;
+        comm_wait(&m->fabric, out);
+        if (j > 0) group_merge(m, &g, s->out_local, arrive[(j - 1) % 2], j - 1);
+        out = next;
+    }
 }
 
 static inline void ulysses_attention_forward(Model *m, AttentionSaved *s, real *out, const real *xn) {
@@ -168,12 +192,16 @@ static inline void ulysses_attention_forward(Model *m, AttentionSaved *s, real *
     }
     ArenaMark mark = arena_mark(&m->arena);
     HeadGroups g = groups_begin(m);
-    Exchange e = exchange_begin(m, s, xn, g);
-    for (i64 j = 0; j < g.groups; j++) {
-        exchange_arrived(m, &e, j);
-        exchange_attend(m, &e, j);
+    if (m->phase == PHASE_BACKWARD && m->again == RECOMPUTE_ATTENTION_KEPT && g.groups > 1) {
+        exchange_return_kept(m, s, g);
+    } else {
+        Exchange e = exchange_begin(m, s, s->out_local, xn, g);
+        for (i64 j = 0; j < g.groups; j++) {
+            exchange_arrived(m, &e, j);
+            exchange_attend(m, &e, j);
+        }
+        exchange_returned(m, &e, g.groups - 1);
     }
-    exchange_returned(m, &e, g.groups - 1);
     groups_end(m, &g);
     linear_forward(&m->dev, out, m->config.dim, s->out_local, m->zero.weight[T_O], m->zero.weight[T_O_BIAS],
                    own_rows(m), attention_width(&m->config), m->config.dim);
@@ -200,16 +228,20 @@ static inline void gradients_send(Model *m, Gradients *d, i64 j) {
                                    DTYPE_REAL);
 }
 
-/* From dout (T, B, C): the gradient of out by tokens, and its first group sent. Buffers of the caller's mark. */
-static inline Gradients gradients_begin(Model *m, const real *dout, HeadGroups g) {
+/* From dout (T, B, C): the gradient of out by tokens, and its first group sent. Buffers of the caller's mark, and those
+   of `again` that are free when they are needed: a group's dkv is back after its kv have left. `tokens` NULL: one of
+   the mark's, too. */
+static inline Gradients gradients_begin(Model *m, const real *dout, real *tokens, const Exchange *again, HeadGroups g) {
     const Config *c = &m->config;
     i64 rows = own_rows(m), N = m->mesh.head.size, q = N * ulysses_q_part(m), kv = N * ulysses_kv_part(m);
     Gradients d;
     memset(&d, 0, sizeof d);
     d.g = g, d.tag = tag(BLOCK_ATTENTION, PHASE_BACKWARD, WHAT_ACTIVATION);
-    d.tokens = take_real(m, MEM_WORKSPACE, rows * attention_width(c));
-    d.kv_tokens = take_real(m, MEM_WORKSPACE, rows * 2 * c->kv_heads * c->head_dim);
-    d.send = take_real(m, MEM_COMM, q), d.arrive = take_real(m, MEM_COMM, q), d.kv_arrive = take_real(m, MEM_COMM, kv);
+    d.tokens = tokens ? tokens : take_real(m, MEM_WORKSPACE, rows * attention_width(c));
+    d.kv_tokens = again->kv_tokens ? again->kv_tokens
+                                   : take_real(m, MEM_WORKSPACE, rows * 2 * c->kv_heads * c->head_dim);
+    d.send = take_real(m, MEM_COMM, q), d.arrive = take_real(m, MEM_COMM, q);
+    d.kv_arrive = again->kv_send && g.kv_groups == 1 ? again->kv_send : take_real(m, MEM_COMM, kv);
     for (int i = 0; i < 2 && i < g.groups; i++)
         d.dout[i] = take_real(m, MEM_COMM, q), d.dq[i] = take_real(m, MEM_WORKSPACE, q);
     for (int i = 0; i < 2 && i < g.kv_groups; i++) d.dkv[i] = take_real(m, MEM_WORKSPACE, kv);
@@ -286,7 +318,9 @@ static inline void ulysses_backward_tokens(Model *m, Gradients *d, AttentionSave
 
 /* Each exchange starts as soon as what it carries is there, and flies under work that does not need it: the first
    group's dout under the output projection's weight gradient, a group's dq under the ring's last hop and the next
-   group, the last dkv under the query projection's backward. What is made again goes through the same groups. */
+   group, the last dkv under the query projection's backward. What is made again goes through the same groups. With one
+   input a layer, out is there by tokens; once the output projection has its gradient, that of out takes its place, and
+   queries by tokens are where dxn will be. */
 static inline void ulysses_attention_backward(Model *m, AttentionSaved *s, real *dxn, const real *dout,
                                               const real *xn) {
     if (m->mesh.head.size == 1) {
@@ -297,14 +331,21 @@ static inline void ulysses_attention_backward(Model *m, AttentionSaved *s, real 
     HeadGroups g = groups_begin(m);
     Exchange again;
     memset(&again, 0, sizeof again);
-    if (m->recompute) again = exchange_begin(m, s, xn, g);
-    Gradients d = gradients_begin(m, dout, g);
-    if (!m->recompute) ulysses_out_weight(m, s, dout);
+    int early = m->again && m->one_input;
+    real *q_tokens = s->out_local;
+    if (early) {
+        i64 width = attention_width(&m->config);
+        q_tokens = width <= m->config.dim ? dxn : take_real(m, MEM_WORKSPACE, own_rows(m) * width);
+    }
+    if (m->again) again = exchange_begin(m, s, q_tokens, xn, g);
+    if (early) ulysses_out_weight(m, s, dout);
+    Gradients d = gradients_begin(m, dout, early ? s->out_local : NULL, &again, g);
+    if (!m->again) ulysses_out_weight(m, s, dout);
     for (i64 j = 0; j < g.groups; j++) {
-        if (m->recompute) exchange_arrived(m, &again, j), exchange_attend(m, &again, j);
+        if (m->again) exchange_arrived(m, &again, j), exchange_attend(m, &again, j);
         gradients_attend(m, &d, s, j);
     }
-    if (m->recompute) exchange_returned(m, &again, g.groups - 1), ulysses_out_weight(m, s, dout);
+    if (m->again && !early) exchange_returned(m, &again, g.groups - 1), ulysses_out_weight(m, s, dout);
     ulysses_backward_tokens(m, &d, s, dxn, xn);
     groups_end(m, &g);
     arena_release(&m->arena, mark);
@@ -316,6 +357,13 @@ static inline void ulysses_volume(Ledger *l, const Config *c, const Mesh *m, i64
     i64 one =
         times * (N - 1) * rows * (2 * attention_width(c) / N + 2 * kv_heads_local(c, N) * c->head_dim) * real_size();
     ledger_expect(l, COMM_ALL_TO_ALL, tag(BLOCK_ATTENTION, PHASE_FORWARD, WHAT_ACTIVATION), one);
+    ledger_expect(l, COMM_ALL_TO_ALL, tag(BLOCK_ATTENTION, PHASE_BACKWARD, WHAT_ACTIVATION), one);
+}
+
+/* Of that what goes to the heads, q and kv, once more in backward. */
+static inline void ulysses_volume_twice(Ledger *l, const Config *c, const Mesh *m, i64 L, i64 B, i64 times) {
+    i64 N = m->shape.head, rows = volume_own(m, L) * B;
+    i64 one = times * (N - 1) * rows * (attention_width(c) / N + 2 * kv_heads_local(c, N) * c->head_dim) * real_size();
     ledger_expect(l, COMM_ALL_TO_ALL, tag(BLOCK_ATTENTION, PHASE_BACKWARD, WHAT_ACTIVATION), one);
 }
 
@@ -336,6 +384,7 @@ static const Scheme SCHEME_ULYSSES = {
     .mlp_forward = local_mlp_forward,
     .mlp_backward = local_mlp_backward,
     .volume = ulysses_volume,
+    .volume_twice = ulysses_volume_twice,
 };
 
 #endif

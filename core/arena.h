@@ -61,8 +61,9 @@ static inline void *arena_take(Arena *a, MemCategory category, i64 bytes) {
 static inline ArenaMark arena_mark(const Arena *a) { return a->now; }
 static inline void arena_release(Arena *a, ArenaMark mark) { a->now = mark; }
 
-/* What the plan needs, in whole pages. */
-static inline i64 arena_bytes(const Arena *a) { return round_up(i64_max(a->peak.used, 1), 4096); }
+/* What the plan needs, in whole pages: of an arena, or of its peak alone. */
+static inline i64 peak_bytes(const ArenaMark *peak) { return round_up(i64_max(peak->used, 1), 4096); }
+static inline i64 arena_bytes(const Arena *a) { return peak_bytes(&a->peak); }
 
 /* Make the planned peak real, zero-filled memory. A host grants pages it does not have: ask what is available first. */
 static inline void arena_commit(Arena *a) {

@@ -266,7 +266,7 @@ static inline void context_finish(Model *m, ContextBackward *h) {
 
 /* s->out and s->lse from s->q and s->kv. A repetition finds them where they were kept. */
 static inline void attend(Model *m, AttentionSaved *s) {
-    if (m->phase == PHASE_BACKWARD && m->recompute == RECOMPUTE_ATTENTION_KEPT) zero_prefetch(&m->zero);
+    if (m->phase == PHASE_BACKWARD && m->again == RECOMPUTE_ATTENTION_KEPT) zero_prefetch(&m->zero);
     else m->context->forward(m, s);
 }
 
@@ -337,7 +337,7 @@ static inline void local_attention_backward(Model *m, AttentionSaved *s, real *d
     i64 rows = ring_rows(m);
     ArenaMark mark = arena_mark(&m->arena);
     zero_prefetch(&m->zero);
-    if (m->recompute) heads_attend(m, s, xn);
+    if (m->again) heads_attend(m, s, xn);
     if (m->zero.dweight[T_O_BIAS]) bias_backward(&m->dev, m->zero.dweight[T_O_BIAS], dout, rows, m->config.dim);
     HeadsBackward h = heads_backward(m, s, dout);
     project_q_backward_input(m, dxn, h.dq, rows, m->heads_l);

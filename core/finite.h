@@ -41,31 +41,45 @@ static inline int bad_in_flat(const Zero *z, const void *flat, i64 size, const c
     return 0;
 }
 
-static inline void find_bad_tensor(const Model *m, BadTensor *bad) {
-    Device *dev = m->zero.dev;
-    i64 n = stream_rows(m) * m->config.dim, layers = m->config.layers, base = m->zero.tensors;
+/* The stream into the i-th block, of 2 a layer, unless something before it was bad. */
+static inline void bad_in_stream(const Model *m, i64 i, BadTensor *bad) {
+    const real *x = i % 2 ? m->mlp[i / 2].in.x : m->attention[i / 2].in.x;
+    if (bad->order >= 0 || all_finite(m->zero.dev, x, stream_rows(m) * m->config.dim, real_size())) return;
+    bad->order = m->zero.tensors + i;
+    snprintf(bad->what, sizeof bad->what, "stream into the %s of layer %lld", i % 2 ? "MLP" : "attention", i / 2);
+}
+
+/* Called by the walk behind a layer's attention: later layers may use the places of the streams so far. */
+static inline void bad_watch(void *model, void *arg, int layer) {
+    if (layer > 0) bad_in_stream((const Model *)model, 2 * layer - 1, (BadTensor *)arg);
+    bad_in_stream((const Model *)model, 2 * layer, (BadTensor *)arg);
+}
+
+/* The streams are looked at in another forward walk over the tokens of the last micro-batch. Collective. */
+static inline void find_bad_tensor(Model *m, ModelWalk walk, BadTensor *bad) {
+    i64 streams = 2 * m->config.layers, base = m->zero.tensors;
+    Ledger counted = m->ledger;
     memset(bad, 0, sizeof *bad);
     bad->order = -1;
-    if (bad_in_flat(&m->zero, m->zero.param, real_size(), "weights", 0, bad)) return;
-    for (i64 i = 0; i < 2 * layers; i++) {
-        if (all_finite(dev, i % 2 ? m->mlp[i / 2].in.x : m->attention[i / 2].in.x, n, real_size())) continue;
-        bad->order = base + i;
-        snprintf(bad->what, sizeof bad->what, "stream into the %s of layer %lld", i % 2 ? "MLP" : "attention", i / 2);
-        return;
-    }
-    if (!all_finite(dev, m->final_x, own_rows(m) * m->config.dim, real_size())) {
-        bad->order = base + 2 * layers;
+    bad_in_flat(&m->zero, m->zero.param, real_size(), "weights", 0, bad);
+    schedule_begin(&m->fabric, SCHEDULE_IGNORE); /* it is none of the step's */
+    m->watch = bad_watch, m->watch_arg = bad;
+    walk(m, 0);
+    m->watch = NULL;
+    m->ledger = counted;
+    bad_in_stream(m, streams - 1, bad);
+    if (bad->order < 0 && !all_finite(m->zero.dev, m->final_x, own_rows(m) * m->config.dim, real_size())) {
+        bad->order = base + streams;
         snprintf(bad->what, sizeof bad->what, "stream into the final norm");
-        return;
     }
-    bad_in_flat(&m->zero, m->zero.grad, accum_size(), "gradient", base + 2 * layers + 1, bad);
+    if (bad->order < 0) bad_in_flat(&m->zero, m->zero.grad, accum_size(), "gradient", base + streams + 1, bad);
 }
 
 /* What to say of a loss or norm that is not finite: the first tensor of any rank that is not. Collective. */
-static inline void bad_tensor_text(const Model *m, char *out, size_t size, double loss, double norm) {
+static inline void bad_tensor_text(Model *m, ModelWalk walk, char *out, size_t size, double loss, double norm) {
     int ranks = (int)m->mesh.shape.world, first = -1;
     BadTensor mine, *all = (BadTensor *)host_alloc(sizeof(BadTensor) * (size_t)ranks);
-    find_bad_tensor(m, &mine);
+    find_bad_tensor(m, walk, &mine);
     wire_share(m->mesh.world.wire, all, &mine, sizeof mine);
     for (int r = 0; r < ranks; r++)
         if (all[r].order >= 0 && (first < 0 || all[r].order < all[first].order)) first = r;
@@ -80,14 +94,14 @@ static inline void bad_tensor_text(const Model *m, char *out, size_t size, doubl
 /* Shall this step's update be made? Says so where the step is unlike the others, and ends the run if that is what
    --on-spike asks, or where that is silent and loss or norm are not finite. What is not finite never goes into the
    weights. Every rank holds the same numbers; collective, where they are not finite. */
-static inline int spike_admits(SpikeWatch *w, const Model *m, const Settings *s, Metrics *k) {
+static inline int spike_admits(SpikeWatch *w, Model *m, ModelWalk walk, const Settings *s, Metrics *k) {
     int finite = isfinite(k->loss) && isfinite(k->grad_norm);
     double height = finite ? spike_height(w, k->loss) : INFINITY, mean = w->mean;
     if (finite) spike_count(w, k->loss, s->spike_sigma);
     if (finite && (s->spike_sigma == 0 || height <= s->spike_sigma)) return 1;
     const char *action = s->on_spike ? s->on_spike : finite ? "continue" : "stop";
     char what[512];
-    if (!finite) bad_tensor_text(m, what, sizeof what, k->loss, k->grad_norm);
+    if (!finite) bad_tensor_text(m, walk, what, sizeof what, k->loss, k->grad_norm);
     else snprintf(what, sizeof what, "loss %.4f is %.1f standard deviations above the mean of the steps before, %.4f",
                   k->loss, height, mean);
     if (strcmp(action, "stop") == 0)

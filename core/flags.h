@@ -16,7 +16,7 @@ typedef struct {
     /* data */
     const char *train, *val, *check_data, *shuffle, *sample, *sample_file, *sample_ids, *eval_task, *eval_file;
     const char *doc_positions, *doc_targets;
-    i64 seq_len, batch, micro_batch, ignore_token, head_groups, doc_mask, eot, doc_length;
+    i64 seq_len, batch, micro_batch, ignore_token, head_groups, layer_inputs, doc_mask, eot, doc_length;
     /* parallelism */
     const char *sp, *context, *ring_backward, *ring_layout, *overlap, *comm, *grad_comm;
     i64 dp, ring, gather_tokens, threads;
@@ -159,6 +159,9 @@ static const Flag FLAGS[] = {
     {NULL, "recompute", FLAG_CHOICE, AT(recompute), "none", 0, 0, "none|attention-kept|full",
      "full: keep only each block's input, make the rest again in backward; attention-kept: all but attention, whose "
      "output and log-sum-exp are kept"},
+    {NULL, "layer-inputs", FLAG_INT, AT(layer_inputs), "2", 1, 2, NULL,
+     "under --recompute: streams that a layer keeps; 1: only what enters it, and backward makes again what enters its "
+     "MLP"},
     {NULL, "offload", FLAG_CHOICE, AT(offload), "none", 0, 0, "none|inputs",
      "inputs: block inputs, and what is kept of attention, wait in host memory while other layers work; two layers are "
      "on the device"},

@@ -51,7 +51,7 @@ static inline void ledger_count(Ledger *l, CommOp op, Tag t, i64 bytes) {
 static inline void ledger_expect(Ledger *l, CommOp op, Tag t, i64 bytes) { ledger_row(l, op, t)->expected += bytes; }
 
 /* Add the closed forms of `part`; `repeated`: what activations move forward there, they move once more in backward. */
-static inline void ledger_expect_part(Ledger *l, const Ledger *part, int repeated) {
+static inline void ledger_expect_part(Ledger *l, const Ledger *part, i64 again) {
     for (int op = 0; op < COMM_OPS; op++)
         for (int b = 0; b < BLOCK_KINDS; b++)
             for (int p = 0; p < PHASES; p++)
@@ -59,8 +59,8 @@ static inline void ledger_expect_part(Ledger *l, const Ledger *part, int repeate
                     Tag t = tag((BlockKind)b, (Phase)p, (What)w);
                     i64 bytes = part->row[op][b][p][w].expected;
                     ledger_expect(l, (CommOp)op, t, bytes);
-                    if (repeated && p == PHASE_FORWARD && w == WHAT_ACTIVATION && bytes)
-                        ledger_expect(l, (CommOp)op, tag((BlockKind)b, PHASE_BACKWARD, WHAT_ACTIVATION), bytes);
+                    if (b == BLOCK_ATTENTION && p == PHASE_FORWARD && w == WHAT_ACTIVATION && bytes)
+                        ledger_expect(l, (CommOp)op, tag((BlockKind)b, PHASE_BACKWARD, WHAT_ACTIVATION), again * bytes);
                 }
 }
 

@@ -19,6 +19,7 @@ typedef struct {
     const char *ring_backward; /* kv, q or auto; NULL: kv */
     int recompute, overlap, samples; /* RECOMPUTE_; samples: text will be asked of it */
     int offload;                     /* what layers keep waits in host memory */
+    i64 layer_inputs;                /* of --layer-inputs, 0 as 2 */
     i64 tile_rows, head_groups;      /* of --tile-rows, 0: all at once; of --head-groups, 0 as 1 */
     int documents, restart, inside;  /* --doc-mask; learned positions restart; first tokens are no targets */
     i64 eot;                /* the token that ends a document; -1: --doc-mask is off, or it is not known (yet) */
@@ -76,6 +77,8 @@ static inline int options_refuse(const ModelOptions *o, char *why, size_t size) 
         snprintf(why, size, "--sp %s: %s", o->scheme->name, reason);
     } else if (options_refuse_groups(o, why, size)) {
         return 1;
+    } else if (o->layer_inputs == 1 && !o->recompute) {
+        snprintf(why, size, "--layer-inputs 1 needs --recompute attention-kept or full; without, all of a layer is kept");
     } else if (o->L % unit != 0 && o->L > unit) {
         snprintf(why, size,
                  "--seq-len %lld does not divide over ring %lld x head %lld; the nearest that do are %lld and %lld",
@@ -190,7 +193,7 @@ static inline void options_from_flags(ModelOptions *o, const Scheme *scheme, con
     }
     o->recompute = recompute_find(s->recompute);
     o->offload = strcmp(s->offload, "inputs") == 0;
-    o->tile_rows = tile_rows_find(s->tile_rows), o->head_groups = s->head_groups;
+    o->tile_rows = tile_rows_find(s->tile_rows), o->head_groups = s->head_groups, o->layer_inputs = s->layer_inputs;
     o->samples = s->sample || s->sample_file || s->sample_ids;
     o->documents = s->doc_mask != 0, o->doc_length = s->doc_length, o->eot = o->documents ? s->eot : -1;
     o->restart = o->documents && o->config.has & HAS_POSITIONS && strcmp(s->doc_positions, "restart") == 0;

@@ -216,7 +216,7 @@ static inline void decode_token(Model *m, i64 token, i64 p, i64 start, real *log
         decode_mlp(m, &m->mlp[l], delta, xn);
     }
     zero_acquire(z, block_lm_head(c));
-    BlockSaved last = {x, m->final_mean, m->final_rstd};
+    BlockSaved last = {x, take_accum(m, MEM_WORKSPACE, m->B), take_accum(m, MEM_WORKSPACE, m->B)};
     decode_norm(m, &last, xn, x, delta);
     linear_forward(&m->dev, row, c->vocab, xn, z->weight[T_LM_HEAD], NULL, 1, c->dim, c->vocab);
     if (logits) copy_out(&m->dev, logits, row, c->vocab * real_size());

@@ -90,6 +90,8 @@ typedef struct {
                                            NULL: nobody */
     void *watch_arg;
     int recompute, samples;       /* RECOMPUTE_; text will be asked of it */
+    int one_input;                /* with recompute: a layer keeps what enters it, not what enters its MLP */
+    int again;                    /* RECOMPUTE_ of what attention's backward has to make again */
     i64 tile_rows;                /* of the MLP's wide matrices that exist at once, where they are not kept */
     i64 gather_tokens;            /* of --gather-tokens; 0: as the context finds right */
     i64 piece;                    /* tokens of each ring rank whose keys come together: all, or as the context says */
@@ -99,8 +101,8 @@ typedef struct {
     AttentionSaved *attention;    /* (layers); when recomputing, what is made again has one place for all layers */
     MlpSaved *mlp;
     Offload offload;              /* of what layers keep */
-    real *final_x;                /* (own rows, C) input of the final norm */
-    accum *final_mean, *final_rstd; /* (own rows) */
+    real *final_x;                /* (own rows, C) input of the final norm, where the head of a walk has put it: whole
+                                     until something else is asked of the model */
     int32_t *tokens, *targets;    /* (T_stream, B) and (T_own, B) */
     int32_t *host_tokens;         /* the same two, on the host */
     double *judged;               /* (own rows, 2) on the host: loss, likeliest; NULL: not asked for */
@@ -109,6 +111,9 @@ typedef struct {
     Use *order;                   /* blocks as the walk uses them; the forward part comes first */
     int uses;
 } Model;
+
+/* The walk of a micro-batch, which stands above what asks for it: scale 0 is forward only. */
+typedef void (*ModelWalk)(Model *, accum scale);
 
 typedef struct Scheme {
     const char *name, *help;
@@ -126,14 +131,17 @@ typedef struct Scheme {
     void (*attention_keep)(Model *, AttentionSaved *);
     /* out (stream) = attention(xn (stream)), without the residual; fills s */
     void (*attention_forward)(Model *, AttentionSaved *s, real *out, const real *xn);
-    /* dxn (stream) = its gradient for dout (stream); adds to m->zero.dweight. First what m->recompute says is made
-       again: of the forward only what backward reads */
+    /* dxn (stream) = its gradient for dout (stream); adds to m->zero.dweight. First what m->again says is made again:
+       of the forward only what backward reads */
     void (*attention_backward)(Model *, AttentionSaved *s, real *dxn, const real *dout, const real *xn);
     void (*mlp_forward)(Model *, MlpSaved *s, real *out, const real *xn);
     void (*mlp_backward)(Model *, MlpSaved *s, real *dxn, const real *dout, const real *xn);
     /* Add the closed form of the activations that the head axis moves in one layer, `times` micro-steps: bytes that
        this rank sends. What the context moves, and what is repeated in backward, the walk adds. */
     void (*volume)(Ledger *, const Config *, const Mesh *, i64 L, i64 B, i64 times);
+    /* Likewise what backward sends a second time where attention was made again for the MLP, with head groups, whose q
+       and kv are gone by then; NULL: it takes no groups. */
+    void (*volume_twice)(Ledger *, const Config *, const Mesh *, i64 L, i64 B, i64 times);
 } Scheme;
 
 /* What a context's backward leaves under way, for its finish. */
@@ -178,6 +186,9 @@ static inline accum *take_accum(Model *m, MemCategory category, i64 n) {
 static inline i64 stream_rows(const Model *m) { return m->T_stream * m->B; }
 static inline i64 own_rows(const Model *m) { return m->T_own * m->B; }
 static inline i64 ring_rows(const Model *m) { return m->T_ring * m->B; }
+
+/* Is what attention has made there for all heads of a rank at once? */
+static inline int keeps_attended(const Model *m) { return m->recompute != RECOMPUTE_FULL || m->one_input; }
 
 /* Heads, of `heads` that this rank has in all, for which there is room: all, or (`again`) those of two groups. */
 static inline i64 heads_room(const Model *m, i64 heads, int again) {

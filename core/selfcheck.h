@@ -294,12 +294,10 @@ static inline ProbeCount probe_heard(Model *m, const ProbePlace *place, i64 posi
 static inline void probe_watch(void *model, void *arg, int layer) {
     Model *m = (Model *)model;
     ProbeWatch *w = (ProbeWatch *)arg;
-    ProbePlace place = probe_heads(m, layer, w->position);
+    ProbePlace place = probe_heads(m, layer, w->position), behind = probe_behind(m, w->position);
     w->count[layer] = probe_heard(m, &place, w->position);
+    if (layer == 1) w->count[m->config.layers] = probe_heard(m, &behind, w->position);
 }
-
-/* The walk of a micro-batch, which stands above this file: scale 0 is forward only. */
-typedef void (*ModelWalk)(Model *, accum scale);
 
 /* Forward over the probe's tokens, that at `position` of sequence 0 raised by `change`. */
 static inline void probe_walk(Model *m, ModelWalk walk, int loud, i64 position, i64 change) {
@@ -316,19 +314,20 @@ static inline void probe_walk(Model *m, ModelWalk walk, int loud, i64 position, 
 static inline void probe_reach(Model *m, ModelWalk walk, i64 position) {
     i64 layers = m->config.layers;
     ProbeWatch w = {position, (ProbeCount *)host_alloc(sizeof(ProbeCount) * (size_t)(layers + 2))};
-    ProbePlace behind = probe_behind(m, position), end = probe_end(m, position, 0);
     m->watch = probe_watch, m->watch_arg = &w;
     probe_walk(m, walk, 0, position, 1);
     m->watch = NULL;
-    w.count[layers] = probe_heard(m, &behind, position), w.count[layers + 1] = probe_heard(m, &end, position);
+    ProbePlace behind = probe_behind(m, position), end = probe_end(m, position, 0);
+    if (layers == 1) w.count[layers] = probe_heard(m, &behind, position); /* else the walk has passed there */
+    w.count[layers + 1] = probe_heard(m, &end, position);
     probe_reached(m, &w);
     free(w.count);
 }
 
 /* One among many: do those that cannot have heard of it, and other sequences, keep their bits? */
 static inline void probe_leak(Model *m, ModelWalk walk, i64 position) {
-    ProbePlace place = probe_end(m, position, 1);
     probe_walk(m, walk, 1, position, 0);
+    ProbePlace place = probe_end(m, position, 1);
     uint64_t *before = probe_look(m, &place);
     probe_walk(m, walk, 1, position, 1);
     uint64_t *after = probe_look(m, &place);

@@ -74,6 +74,7 @@ typedef struct {
 typedef struct {
     int block;
     Phase phase;
+    int here; /* 1: its slot still has it, from a use a little before */
 } Use;
 
 typedef struct {
@@ -258,7 +259,7 @@ static inline void zero_acquire(Zero *z, int block) {
     Slot *slot = &z->slot[slot_kind(b->kind)];
     part_begin(z->dev, b->kind, b->layer, z->order[at].phase);
     if (z->started <= at) {
-        if (at == 0 || z->order[at - 1].block != block) zero_gather(z, z->order[at]);
+        if (!z->order[at].here && (at == 0 || z->order[at - 1].block != block)) zero_gather(z, z->order[at]);
         z->started = at + 1;
     }
     for (int i = 0; i < BLOCK_CHUNKS; i++) {
@@ -279,7 +280,7 @@ static inline void zero_acquire(Zero *z, int block) {
 static inline void zero_prefetch(Zero *z) {
     if (z->cursor >= z->uses || z->started > z->cursor || !z->fabric->overlap) return;
     Use now = z->order[z->cursor - 1], next = z->order[z->cursor];
-    if (slot_kind(z->block[next.block].kind) == slot_kind(z->block[now.block].kind)) return;
+    if (next.here || slot_kind(z->block[next.block].kind) == slot_kind(z->block[now.block].kind)) return;
     zero_gather(z, next);
     z->started = z->cursor + 1;
 }

@@ -122,7 +122,7 @@ static inline void embedding_backward(Device *dev, accum *dwte, accum *dwpe, con
 /* ---- norms ----------------------------------------------------------------------------------------------------- */
 
 /* The residual add and the norm that follows it, per row of C:
-   x = a + delta (delta NULL: x = a and `sum` is not written; else sum = x, which may alias a)
+   x = a + delta (delta NULL: x = a and `sum` is not written; else sum = x, which may be a or delta)
    NORM_LAYER  out = (x - mean) rstd weight + bias, rstd = 1/sqrt(var + eps)       Ba et al. 2016, arXiv:1607.06450
    NORM_RMS    out = x rstd weight,                 rstd = 1/sqrt(mean(x^2) + eps)
                Zhang, Sennrich 2019, arXiv:1910.07467

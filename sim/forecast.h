@@ -41,7 +41,7 @@ typedef struct {
     double copy_seconds, copy_exposed; /* between the two; of that, what was waited for */
 } Forecast;
 
-static inline int forecast_fits(const Forecast *f) { return f->memory.used <= f->available; }
+static inline int forecast_fits(const Forecast *f) { return peak_bytes(&f->memory) <= f->available; }
 
 /* Keys that a query of this run sees in the whole sequence under a window (0: none), summed over its queries. */
 static double run_pairs(TokenRun r, i64 window) {

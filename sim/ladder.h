@@ -9,7 +9,8 @@
 #include "report.h"
 
 /* One rung: what it adds to the one before. */
-typedef enum { RUNG_BASE, RUNG_TILES, RUNG_GROUPS, RUNG_KEPT, RUNG_FULL, RUNG_OFFLOAD, RUNG_OFFLOAD_FULL, RUNGS } Rung;
+typedef enum { RUNG_BASE, RUNG_TILES, RUNG_GROUPS, RUNG_KEPT, RUNG_FULL, RUNG_OFFLOAD, RUNG_OFFLOAD_FULL,
+               RUNG_ONE_INPUT, RUNG_ONE_INPUT_FULL, RUNGS } Rung;
 
 /* The most groups of heads that these options allow; 1: none. */
 static i64 ladder_groups(const ModelOptions *o) {
@@ -32,26 +33,32 @@ static int ladder_rung(const ModelOptions *base, const FlagsGiven *given, const 
     if (rung >= RUNG_KEPT && recompute) o->recompute = RECOMPUTE_ATTENTION_KEPT;
     if (rung == RUNG_FULL && recompute) o->recompute = RECOMPUTE_FULL;
     if (rung >= RUNG_OFFLOAD && offload) o->offload = 1;
-    if (rung == RUNG_OFFLOAD_FULL && recompute) o->recompute = RECOMPUTE_FULL;
+    if ((rung == RUNG_OFFLOAD_FULL || rung == RUNG_ONE_INPUT_FULL) && recompute) o->recompute = RECOMPUTE_FULL;
+    if (rung >= RUNG_ONE_INPUT && !flag_given(given, "layer-inputs") && o->recompute) o->layer_inputs = 1;
     switch (rung) {
     case RUNG_BASE: return 1;
     case RUNG_TILES: return o->tile_rows != base->tile_rows;
     case RUNG_GROUPS: return o->head_groups > i64_max(1, base->head_groups);
     case RUNG_OFFLOAD: return offload;
     case RUNG_OFFLOAD_FULL: return offload && recompute;
+    case RUNG_ONE_INPUT: return o->layer_inputs != base->layer_inputs;
+    case RUNG_ONE_INPUT_FULL: return recompute && o->layer_inputs != base->layer_inputs;
     default: return recompute;
     }
 }
 
+enum { LEVERS_TEXT = 128 };
+
 /* The levers of some options in their flags' own words; "none". */
-static const char *levers_text(char out[96], const ModelOptions *o) {
+static const char *levers_text(char out[LEVERS_TEXT], const ModelOptions *o) {
     int n = 0;
     out[0] = 0;
-    if (o->recompute) n += snprintf(out + n, 96 - (size_t)n, "recompute %s, ", RECOMPUTE_NAMES[o->recompute]);
-    if (o->tile_rows == TILE_AUTO) n += snprintf(out + n, 96 - (size_t)n, "tile-rows auto, ");
-    else if (o->tile_rows) n += snprintf(out + n, 96 - (size_t)n, "tile-rows %lld, ", o->tile_rows);
-    if (o->head_groups > 1) n += snprintf(out + n, 96 - (size_t)n, "head-groups %lld, ", o->head_groups);
-    if (o->offload) n += snprintf(out + n, 96 - (size_t)n, "offload inputs, ");
+    if (o->recompute) n += snprintf(out + n, LEVERS_TEXT - (size_t)n, "recompute %s, ", RECOMPUTE_NAMES[o->recompute]);
+    if (o->tile_rows == TILE_AUTO) n += snprintf(out + n, LEVERS_TEXT - (size_t)n, "tile-rows auto, ");
+    else if (o->tile_rows) n += snprintf(out + n, LEVERS_TEXT - (size_t)n, "tile-rows %lld, ", o->tile_rows);
+    if (o->head_groups > 1) n += snprintf(out + n, LEVERS_TEXT - (size_t)n, "head-groups %lld, ", o->head_groups);
+    if (o->offload) n += snprintf(out + n, LEVERS_TEXT - (size_t)n, "offload inputs, ");
+    if (o->layer_inputs == 1) n += snprintf(out + n, LEVERS_TEXT - (size_t)n, "layer-inputs 1, ");
     if (!n) return strcpy(out, "none");
     out[n - 2] = 0;
     return out;
@@ -62,10 +69,10 @@ static cJSON *ladder_row(ModelOptions o, const Settings *s, const Cluster *clust
     Trainer *t = (Trainer *)host_alloc(sizeof(Trainer));
     cJSON *row = cJSON_CreateObject();
     Forecast f;
-    char time[32], levers[96];
+    char time[32], levers[LEVERS_TEXT];
     o.L = longest_sequence(&o, cluster_memory(cluster, mesh_links(o.shape, o.config.kv_heads)), options_bytes);
     cJSON_AddStringToObject(row, "levers", levers_text(levers, &o));
-    printf("%-72s ", levers);
+    printf("%-90s ", levers);
     if (o.L) {
         forecast_open(t, &o, s, cluster);
         forecast_step(&f, t, 0);
@@ -93,7 +100,7 @@ static void ladder_all(const ModelOptions *base, const Settings *s, const FlagsG
            "micro-batch %lld\n\n",
            base->scheme->name, base->shape.world, cluster->name, base->shape.dp, base->shape.ring, base->shape.head,
            base->B);
-    printf("%-72s %11s %9s %9s %11s %10s %7s\n", "levers", "seq-len", "GB/rank", "host GB", "step", "tok/s/rank",
+    printf("%-90s %11s %9s %9s %11s %10s %7s\n", "levers", "seq-len", "GB/rank", "host GB", "step", "tok/s/rank",
            "mfu");
     for (int rung = 0; rung < RUNGS; rung++)
         if (ladder_rung(base, given, cluster, (Rung)rung, &o))

@@ -120,7 +120,7 @@ static void plan_progress(i64 done, i64 all) {
 
 static void print_candidate(i64 place, const Candidate *c) {
     const ModelOptions *o = &c->o;
-    char time[32], levers[96];
+    char time[32], levers[LEVERS_TEXT];
     int rings = o->shape.ring > 1;
     printf("%4lld  %-9s %5lld %5lld %5lld  %-10s  %-9s %6lld %10s %12.0f %6.1f%% %8.1f%% %9.2f  %s%s\n", place,
            o->scheme->name, o->shape.dp, o->shape.ring, o->shape.head, rings ? RING_LAYOUT_NAMES[o->layout] : "-",

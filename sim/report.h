@@ -126,6 +126,7 @@ static void json_options(cJSON *json, const ModelOptions *o, const Forecast *f) 
     if (o->tile_rows == TILE_AUTO) cJSON_AddStringToObject(json, "tile_rows", "auto");
     else cJSON_AddNumberToObject(json, "tile_rows", (double)o->tile_rows);
     cJSON_AddNumberToObject(json, "head_groups", (double)i64_max(1, o->head_groups));
+    cJSON_AddNumberToObject(json, "layer_inputs", o->layer_inputs == 1 ? 1 : 2);
     cJSON_AddStringToObject(json, "offload", o->offload ? "inputs" : "none");
     if (!f) return;
     cJSON_AddNumberToObject(json, "step_ms", 1e3 * f->seconds);

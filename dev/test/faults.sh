@@ -224,13 +224,13 @@ fault 'ignored targets counted' core/data.h \
 fault 'micro-batches read the same sequences' train_gpt.cu \
     's/\(micro \* m->mesh/(0 * micro * m->mesh/' $S
 fault 'recompute skips the norm' train_gpt.cu \
-    's/if \(m->recompute\) norm_forward\(.*s->x, NULL\);//; s/^    else norm_recompute/    norm_recompute/' $S
+    's/if \(!m->recompute \|\| \(m->one_input \&\& !sums\)\) norm/if (1) norm/' $S
 fault 'ledger counts its own part' core/comm.h \
     '0,/COMM_ALL_GATHER, t, \(c->size - 1\)/s//COMM_ALL_GATHER, t, (c->size)/' $S
 fault 'closed form of the ring forgotten' train_gpt.cu \
     's/^    model_expect_part\(m, m->context->volume.*//' $S
 fault 'closed form without the repeated forward' train_gpt.cu \
-    's/, m->recompute \&\& m->scheme->repeats_exchange\)/, 0)/' $S
+    's/\(m->recompute \&\& m->scheme->repeats_exchange\)/0/' $S
 fault 'levers: attention made again although it is kept' core/blocks.h \
     's/if \(m->phase == PHASE_BACKWARD \&\& .*KEPT\) zero_prefetch/if (0) zero_prefetch/' test_levers 4
 fault 'levers: a tile takes its neighbour for its input' core/blocks.h \
@@ -253,6 +253,12 @@ fault 'levers: the last group never comes back' ulysses.h \
     's/exchange_returned\(m, \&again, g.groups - 1\), //' test_levers 4
 fault 'levers: one place for what every layer keeps of attention' train_gpt.cu \
     's/if \(l > 0 \&\& m->recompute == RECOMPUTE_ATTENTION_KEPT \&\& apart\)/if (0)/' test_levers 4
+fault 'levers: what enters the MLP is attention without the stream' train_gpt.cu \
+    's/sums \? s->x : NULL/NULL/; s/sums \? m->attention\[l\].in.x : s->x/s->x/' test_levers 4
+fault 'levers: with one input a layer, no turn back of what was kept' ulysses.h \
+    's/if \(j > 0\) group_merge\(m, \&g, s->out_local/if (j > 1) group_merge(m, \&g, s->out_local/' test_levers 4
+fault 'levers: q and kv made again are not counted' train_gpt.cu \
+    's/^        m->scheme->volume_twice.*/        ;/' test_levers 4
 fault 'closed form of ulysses off' ulysses.h \
     's/2 \* attention_width\(c\) \/ N/attention_width(c) \/ N/' $S
 fault 'arena: a buffer the plan does not see' train_gpt.cu \

@@ -53,14 +53,15 @@ static double logits_distance(Trainer *t, const SafetensorSet *set) {
     real *logits = (real *)host_alloc(sizeof(real) * (size_t)(rows * V)),
          *xn = (real *)host_alloc(sizeof(real) * (size_t)(rows * C));
     real *delta = (real *)host_alloc(sizeof(real) * (size_t)(stream_rows(m) * C));
+    accum *mean = (accum *)host_alloc(sizeof(accum) * (size_t)rows),
+          *rstd = (accum *)host_alloc(sizeof(accum) * (size_t)rows);
     const real *a;
     load_micro_batch(t, &t->train, 0, 0, -1);
     zero_walk(&m->zero, m->order, block_lm_head(&m->config) + 1);
     layers_forward(m, &a, delta);
     zero_acquire(&m->zero, block_lm_head(&m->config));
     real **w = m->zero.weight;
-    norm_forward(&m->dev, block_norm(m, rows), xn,
-                 m->final_x, m->final_mean, m->final_rstd, a + own, delta + own);
+    norm_forward(&m->dev, block_norm(m, rows), xn, delta + own, mean, rstd, a + own, delta + own);
     linear_forward(&m->dev, logits, V, xn, w[T_LM_HEAD], NULL, rows, C, V);
     for (i64 i = 0; i < m->B * m->L * V; i++) largest = fmax(largest, fabs(expected[i]));
     for (i64 row = 0; row < rows; row++)
@@ -73,6 +74,8 @@ static double logits_distance(Trainer *t, const SafetensorSet *set) {
     free(logits);
     free(xn);
     free(delta);
+    free(mean);
+    free(rstd);
     MPI_Allreduce(MPI_IN_PLACE, &result, 1, MPI_DOUBLE, MPI_MAX, m->mesh.world.wire);
     return result;
 }

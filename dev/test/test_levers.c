@@ -13,25 +13,30 @@ typedef struct {
     int recompute;
     i64 tile_rows, groups;
     int offload;
+    i64 inputs;
     Bits bits;
 } Lever;
 
 static const Lever LEVERS[] = {
-    {"none", RECOMPUTE_NONE, 0, 1, 0, BITS_ALL},
-    {"recompute full", RECOMPUTE_FULL, 0, 1, 0, BITS_ALL},
-    {"recompute attention-kept", RECOMPUTE_ATTENTION_KEPT, 0, 1, 0, BITS_ALL},
-    {"tiles of 5", RECOMPUTE_NONE, 5, 1, 0, BITS_BUT_MLP},
-    {"recompute full, tiles of 7", RECOMPUTE_FULL, 7, 1, 0, BITS_BUT_MLP},
-    {"2 groups of heads", RECOMPUTE_NONE, 0, 2, 0, BITS_ALL},
-    {"2 groups of heads, recompute full", RECOMPUTE_FULL, 0, 2, 0, BITS_ALL},
-    {"4 groups of heads, recompute full", RECOMPUTE_FULL, 0, 4, 0, BITS_ALL},
-    {"4 groups of heads, recompute attention-kept", RECOMPUTE_ATTENTION_KEPT, 0, 4, 0, BITS_ALL},
-    {"4 groups of heads, recompute full, tiles of 5", RECOMPUTE_FULL, 5, 4, 0, BITS_BUT_MLP},
-    {"offload", RECOMPUTE_NONE, 0, 1, 1, BITS_ALL},
-    {"offload, recompute full", RECOMPUTE_FULL, 0, 1, 1, BITS_ALL},
-    {"offload, recompute attention-kept", RECOMPUTE_ATTENTION_KEPT, 0, 1, 1, BITS_ALL},
-    {"all: recompute full", RECOMPUTE_FULL, 5, 2, 1, BITS_BUT_MLP},
-    {"all: recompute attention-kept", RECOMPUTE_ATTENTION_KEPT, 5, 2, 1, BITS_BUT_MLP},
+    {"none", RECOMPUTE_NONE, 0, 1, 0, 2, BITS_ALL},
+    {"recompute full", RECOMPUTE_FULL, 0, 1, 0, 2, BITS_ALL},
+    {"recompute attention-kept", RECOMPUTE_ATTENTION_KEPT, 0, 1, 0, 2, BITS_ALL},
+    {"tiles of 5", RECOMPUTE_NONE, 5, 1, 0, 2, BITS_BUT_MLP},
+    {"recompute full, tiles of 7", RECOMPUTE_FULL, 7, 1, 0, 2, BITS_BUT_MLP},
+    {"2 groups of heads", RECOMPUTE_NONE, 0, 2, 0, 2, BITS_ALL},
+    {"2 groups of heads, recompute full", RECOMPUTE_FULL, 0, 2, 0, 2, BITS_ALL},
+    {"4 groups of heads, recompute full", RECOMPUTE_FULL, 0, 4, 0, 2, BITS_ALL},
+    {"4 groups of heads, recompute attention-kept", RECOMPUTE_ATTENTION_KEPT, 0, 4, 0, 2, BITS_ALL},
+    {"4 groups of heads, recompute full, tiles of 5", RECOMPUTE_FULL, 5, 4, 0, 2, BITS_BUT_MLP},
+    {"offload", RECOMPUTE_NONE, 0, 1, 1, 2, BITS_ALL},
+    {"offload, recompute full", RECOMPUTE_FULL, 0, 1, 1, 2, BITS_ALL},
+    {"offload, recompute attention-kept", RECOMPUTE_ATTENTION_KEPT, 0, 1, 1, 2, BITS_ALL},
+    {"one input, recompute full", RECOMPUTE_FULL, 0, 1, 0, 1, BITS_ALL},
+    {"one input, recompute attention-kept", RECOMPUTE_ATTENTION_KEPT, 0, 1, 0, 1, BITS_ALL},
+    {"one input, 4 groups of heads, recompute full", RECOMPUTE_FULL, 0, 4, 0, 1, BITS_ALL},
+    {"one input, offload, recompute full", RECOMPUTE_FULL, 0, 1, 1, 1, BITS_ALL},
+    {"all: recompute full", RECOMPUTE_FULL, 5, 2, 1, 1, BITS_BUT_MLP},
+    {"all: recompute attention-kept", RECOMPUTE_ATTENTION_KEPT, 5, 2, 1, 1, BITS_BUT_MLP},
 };
 
 typedef struct {
@@ -66,7 +71,7 @@ static ModelOptions case_options(const Case *c, const Lever *l) {
     o.shape.dp = c->dp, o.shape.ring = c->ring, o.shape.head = c->head, o.shape.world = c->dp * c->ring * c->head;
     o.layout = RING_ZIGZAG;
     o.L = LENGTH, o.B = 2, o.batch = 8, o.overlap = 1, o.place = device_place(0, 1, 1);
-    o.recompute = l->recompute, o.tile_rows = l->tile_rows, o.head_groups = l->groups, o.offload = l->offload;
+    o.recompute = l->recompute, o.tile_rows = l->tile_rows, o.head_groups = l->groups, o.offload = l->offload, o.layer_inputs = l->inputs;
     return o;
 }
 
@@ -146,12 +151,12 @@ static void run_case(const Case *c, const char *shard, Wire world) {
               "%s dp %lld ring %lld head %lld, model %d, %s: off by %.1e, the same bits: %d, traffic and memory as "
               "foretold: %d",
               c->scheme->name, c->dp, c->ring, c->head, c->model, l->name, off, same, r.exact);
-        int plain = !l->tile_rows && l->groups == 1 && !l->offload;
+        int plain = !l->tile_rows && l->groups == 1 && !l->offload && l->inputs == 2;
         if (plain) kept[l->recompute] = r.kept;
         if (plain && l->recompute == RECOMPUTE_FULL) most_full = r.most;
         int less = plain        ? l->recompute == RECOMPUTE_FULL || kept[RECOMPUTE_FULL] < r.kept
-                   : l->offload ? r.kept < kept[l->recompute]
-                                : r.kept <= kept[l->recompute];
+                   : l->offload || l->inputs == 1 ? r.kept < kept[l->recompute]
+                                                  : r.kept <= kept[l->recompute];
         less &= l->recompute == RECOMPUTE_NONE || r.kept < base.kept;
         check(less && (!l->tile_rows || (l->recompute ? r.most < most_full : r.most <= base.most)),
               "%s: %lld bytes are kept, %lld without; %lld at most, %lld without", l->name, r.kept, base.kept, r.most,

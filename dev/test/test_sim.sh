@@ -140,7 +140,7 @@ $sim --cluster h100-80gb-nvlink --world 8 --model llama3-8b --batch 1 --sp ulyss
 import json, subprocess, sys
 rows = json.load(open(sys.argv[1]))["ladder"]
 assert rows[0]["levers"] == "none" and len({r["levers"] for r in rows}) == len(rows) >= 6, rows
-for word in "recompute", "tile-rows", "head-groups", "offload":
+for word in "recompute", "tile-rows", "head-groups", "offload", "layer-inputs":
     assert word in rows[-1]["levers"], rows[-1]
 lengths = [r["seq_len"] for r in rows]
 assert lengths == sorted(lengths) and lengths[-1] > 10 * lengths[0], lengths
