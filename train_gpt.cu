@@ -734,7 +734,7 @@ static void sample(Trainer *t, i64 steps) {
 static void judge(Trainer *t) {
     Metrics k;
     memset(&k, 0, sizeof k);
-    k.loss = k.grad_norm = NAN;
+    k.loss = k.grad_norm = k.host_ms = NAN;
     k.mem_bytes = t->model.arena.committed;
     validate(t, &k);
     if (k.val_loss != k.val_loss)
@@ -786,7 +786,7 @@ static void train_step(Trainer *t, i64 step, i64 traced, Metrics *k) {
     schedule_begin(&m->fabric, SCHEDULE_FOLLOW);
     fabric_exposed_reset(&m->fabric);
     if (nth < traced) trace_step_begin(&t->trace, &m->dev, step);
-    double begin = seconds_now();
+    double begin = seconds_now(), waited = m->dev.waited;
     int learns = step_gradients(t, step, &k->loss, &k->grad_norm) > 0; /* else the weights stay as they are */
     if (nth == 0 && s->dump_grads)
         checkpoint_write_tensors(&m->zero, m->mesh.world.wire, s->dump_grads, m->zero.grad,
@@ -797,7 +797,7 @@ static void train_step(Trainer *t, i64 step, i64 traced, Metrics *k) {
     t->life.longest_step = fmax(t->life.longest_step, seconds);
     if (nth < traced) trace_step_end(&t->trace, &m->dev);
     schedule_begin(&m->fabric, SCHEDULE_IGNORE);
-    step_metrics(k, m, &t->options, &t->peak, seconds);
+    step_metrics(k, m, &t->options, &t->peak, seconds, m->dev.waited - waited);
     if (nth + 1 == traced) timeline_write(&t->trace, m->mesh.world.wire, s->trace);
 }
 

@@ -282,7 +282,9 @@ static inline Request *request_new(Fabric *f, PlannedCall call) {
         Request *r = &f->pool[next];
         if (r->active) continue;
         /* the host runs no further ahead: it sees every transfer, and answers who asks */
+        double begin = seconds_now();
         while (transfer_pending(&r->transfer)) comm_poll(f);
+        f->dev->waited += seconds_now() - begin;
         f->last = next;
         r->active = 1, r->add = 0, r->dst = r->all = NULL, r->parts = NULL, r->span = NULL, r->group = NULL;
         r->call = call, r->layer = f->dev->layer, r->serial = ++f->requests;
@@ -402,7 +404,9 @@ static inline i64 control_bytes(const Comm *c, int n) {
 static inline void control_wait(Fabric *f, WireRequest *r, const PlannedCall *call) {
     watch_wait(call_text, call);
     f->host_waits = 1;
+    double begin = seconds_now();
     while (!wire_test(r)) comm_poll(f);
+    f->dev->waited += seconds_now() - begin;
     watch_over();
     f->host_waits = 0, f->oldest = 0; /* what the device waits for is waited for anew */
 }

@@ -27,6 +27,7 @@ typedef struct {
     i64 calls[OP_CLASSES];
     double flop[OP_CLASSES];      /* floating-point operations that the mathematics asks for (multiply-add = 2) */
     double bytes[OP_CLASSES];     /* bytes read and written once each */
+    double waited;                /* seconds that the host has waited for a device that is not itself, or for ranks */
     Work now;
     Trace *trace;                 /* NULL: this step is not traced */
 } Device;
