@@ -37,6 +37,7 @@
 #include "core/rate.h"        /* Peak, peak_of, flop_per_token, step_metrics: MFU */
 #include "core/selfcheck.h"   /* selfcheck_*: do the ranks mean the same run? */
 #include "core/schedule.h"    /* learning_rate, schedule_check */
+#include "core/graphs.h"      /* Graphs, graphs_choose, graphs_walk: a micro-step as one CUDA graph */
 #include "core/finite.h"      /* spike_admits: losses that jump or are not finite */
 #include "core/sample.h"      /* prompt_open, sample_continue, sample_print, sample_plan */
 #include "core/evaluate.h"    /* task_open, evaluate, evaluate_rows */
@@ -497,6 +498,7 @@ typedef struct {
     Life life;
     RunLog log;
     Trace trace;
+    Graphs graphs;
     Peak peak;
     i64 available; /* bytes that check_memory allows a rank */
 } Trainer;
@@ -598,7 +600,7 @@ static double step_gradients(Trainer *t, i64 step, double *loss, double *norm) {
         for (i64 micro = 0; micro < micro_steps(&t->options); micro++) {
             part_begin(&m->dev, BLOCK_OTHER, -1, PHASE_FORWARD);
             if (!m->dev.plan) load_micro_batch(t, &t->train, first, micro, -1);
-            model_walk(m, scale);
+            graphs_walk(&t->graphs, m, model_walk, scale);
         }
     }
     part_begin(&m->dev, BLOCK_OTHER, -1, PHASE_OPTIMIZER);
@@ -1116,10 +1118,12 @@ static inline void run(Trainer *t, Settings *s, const FlagsGiven *given, Wire wo
         if (rank == 0 && s->init_only) make_directories(s->out);
         if (rank == 0 && !s->init_only && s->out && !t->life.resume.continues) run_check_new(s->out);
         if (t->life.saves) life_try_place(&t->life, world);
+        if (s->steps > 0 && !s->init_only) graphs_choose(&t->graphs, &t->model, s, !ignores_targets(t), rank == 0);
         if (rank == 0 && !s->init_only) open_run(t);
         if (s->init_only) checkpoint_write(&t->model.zero, world, s->out);
         else train(t);
     }
+    graphs_forget(&t->graphs);
     model_free(&t->model);
     life_free(&t->life);
     trace_free(&t->trace);

@@ -18,7 +18,7 @@ typedef struct {
     const char *doc_positions, *doc_targets;
     i64 seq_len, batch, micro_batch, ignore_token, head_groups, doc_mask, eot, doc_length;
     /* parallelism */
-    const char *sp, *context, *ring_backward, *ring_layout, *overlap, *comm, *grad_comm;
+    const char *sp, *context, *ring_backward, *ring_layout, *overlap, *comm, *grad_comm, *graphs;
     i64 dp, ring, gather_tokens, threads;
     double comm_timeout;
     /* training */
