@@ -598,11 +598,13 @@ static double step_gradients(Trainer *t, i64 step, double *loss, double *norm) {
         imagine_micro_steps(m, scale, micro_steps(&t->options));
     } else {
         for (i64 micro = 0; micro < micro_steps(&t->options); micro++) {
+            range_number(&m->dev.ranges, RANGE_MICRO_STEP, "micro-step", micro);
             part_begin(&m->dev, BLOCK_OTHER, -1, PHASE_FORWARD);
             if (!m->dev.plan) load_micro_batch(t, &t->train, first, micro, -1);
             graphs_walk(&t->graphs, m, model_walk, scale);
         }
     }
+    range_end(&m->dev.ranges, RANGE_MICRO_STEP);
     part_begin(&m->dev, BLOCK_OTHER, -1, PHASE_OPTIMIZER);
     zero_grads_finish(z);
     double values[5] = {0, 0, 0, 0, m->pairs_seen};
@@ -788,6 +790,8 @@ static void train_step(Trainer *t, i64 step, i64 traced, Metrics *k) {
     schedule_begin(&m->fabric, SCHEDULE_FOLLOW);
     fabric_exposed_reset(&m->fabric);
     if (nth < traced) trace_step_begin(&t->trace, &m->dev, step);
+    m->dev.ranges.on = s->nvtx != 0;
+    range_number(&m->dev.ranges, RANGE_STEP, "step", step);
     double begin = seconds_now(), waited = m->dev.waited;
     int learns = step_gradients(t, step, &k->loss, &k->grad_norm) > 0; /* else the weights stay as they are */
     if (nth == 0 && s->dump_grads)
@@ -796,6 +800,8 @@ static void train_step(Trainer *t, i64 step, i64 traced, Metrics *k) {
     if (learns && spike_admits(&t->life.spike, m, s, k)) step_update(t, step, k->grad_norm);
     device_finish(&m->dev);
     double seconds = seconds_now() - begin;
+    range_end(&m->dev.ranges, RANGE_STEP);
+    m->dev.ranges.on = 0;
     t->life.longest_step = fmax(t->life.longest_step, seconds);
     if (nth < traced) trace_step_end(&t->trace, &m->dev);
     schedule_begin(&m->fabric, SCHEDULE_IGNORE);
@@ -1012,9 +1018,9 @@ static void check_flags(const Settings *s, const FlagsGiven *given) {
     if (s->init_only && !s->out) FAIL(EVERYONE, "--init-only needs --out DIR, where the weights go");
     if (s->init_only && s->dry_run)
         FAIL(EVERYONE, "--init-only and --dry-run exclude each other; a dry run writes nothing");
-    if ((s->dump_grads || s->trace) && (s->init_only || s->dry_run || s->steps == 0))
+    if ((s->dump_grads || s->trace || s->nvtx) && (s->init_only || s->dry_run || s->steps == 0))
         FAIL(EVERYONE, "--%s needs a training step: no --init-only, --dry-run or --steps 0",
-             s->dump_grads ? "dump-grads" : "trace");
+             s->dump_grads ? "dump-grads" : s->trace ? "trace" : "nvtx");
     if ((flag_given(given, "eval-every") || flag_given(given, "eval-batches")) && !s->val && !s->dry_run)
         FAIL(EVERYONE, "--eval-every and --eval-batches need --val, the shards to validate on");
     int prompts = (s->sample != NULL) + (s->sample_file != NULL) + (s->sample_ids != NULL), samples = prompts > 0;

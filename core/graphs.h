@@ -29,6 +29,7 @@ static inline const char *graphs_refuse(const Model *m, const Settings *s, int c
     if (m->mesh.shape.world > 1 && strcmp(s->comm, "mpi") == 0)
         return "transfers by MPI pass through the host, which a graph leaves out";
     if (m->mesh.shape.world > 1) return "nobody could watch, or time, transfers in a graph";
+    if (s->nvtx) return "the ranges of --nvtx are those of layers that are walked";
     if (!counted) return "targets are ignored, so that a loss weighs differently in every step";
     return NULL;
 }

@@ -6,7 +6,7 @@
 #define ODYSSEUS_DEVICE_H
 
 #include "../core/positions.h"
-#include "trace.h"
+#include "ranges.h"
 
 /* The operation under way. */
 typedef struct {
@@ -30,6 +30,7 @@ typedef struct {
     double waited;                /* seconds that the host has waited for a device that is not itself, or for ranks */
     Work now;
     Trace *trace;                 /* NULL: this step is not traced */
+    Ranges ranges;                /* of --nvtx */
 } Device;
 
 /* Are there tokens to read and numbers to compute with? */
