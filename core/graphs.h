@@ -3,7 +3,7 @@
 
    walk      the first micro-step: cuBLASLt chooses its algorithms, the driver loads the kernels
    record    the second: its walk again, on a stream that keeps the operations and does not run them
-   launch    it, and every later one: some 700 calls to the driver become one
+   launch    it, and every later one: hundreds of calls to the driver (GPT-2 124M: some 520) become one
 
    All that changes between micro-steps stays outside or lies in device memory: tokens, targets and what documents show
    are copied before the launch, the norm and AdamW, with its rate and its corrections, come after the last one. The one

@@ -10,11 +10,14 @@
 
 #include "trace.h"
 
-#ifdef ODYSSEUS_CUDA
+/* NVTX is a header of the CUDA toolkit, which some packages of it leave out. */
+#if defined ODYSSEUS_CUDA && __has_include(<nvtx3/nvToolsExt.h>)
 #include <nvtx3/nvToolsExt.h>
+#define HAS_RANGES 1
 #else
 #define nvtxRangePushA(name) ((void)(name))
 #define nvtxRangePop() ((void)0)
+#define HAS_RANGES 0
 #endif
 
 typedef enum { RANGE_STEP, RANGE_MICRO_STEP, RANGE_PART, RANGE_COLLECTIVE, RANGES } RangeLevel;
