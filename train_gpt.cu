@@ -1022,8 +1022,8 @@ static void check_flags(const Settings *s, const FlagsGiven *given) {
         FAIL(EVERYONE, "--%s needs a training step: no --init-only, --dry-run or --steps 0",
              s->dump_grads ? "dump-grads" : s->trace ? "trace" : "nvtx");
     if (s->nvtx && !HAS_RANGES)
-        FAIL(EVERYONE, "--nvtx: nvtx3/nvToolsExt.h was not found when this program was built; install the CUDA toolkit's "
-             "NVTX, then make -B train_gpt");
+        FAIL(EVERYONE, "--nvtx: nvtx3/nvToolsExt.h was not there when this program was built; install the CUDA "
+             "toolkit's NVTX, then make -B train_gpt");
     if ((flag_given(given, "eval-every") || flag_given(given, "eval-batches")) && !s->val && !s->dry_run)
         FAIL(EVERYONE, "--eval-every and --eval-batches need --val, the shards to validate on");
     int prompts = (s->sample != NULL) + (s->sample_file != NULL) + (s->sample_ids != NULL), samples = prompts > 0;

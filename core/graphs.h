@@ -1,5 +1,5 @@
-/* graphs.h - a micro-step of training as one CUDA graph: what the host asks of the GPU in a walk is the same every time,
-   so it is recorded once and launched from then on (--graphs).
+/* graphs.h - a micro-step of training as one CUDA graph: what the host asks of the GPU in a walk is the same every
+   time, so it is recorded once and launched from then on (--graphs).
 
    walk      the first micro-step: cuBLASLt chooses its algorithms, the driver loads the kernels
    record    the second: its walk again, on a stream that keeps the operations and does not run them

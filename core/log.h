@@ -21,7 +21,8 @@
 typedef struct {
     i64 step, tokens, mem_bytes, comm_bytes;
     /* NaN: there is none, MFU is not known; host_ms: what the host was busy with the step */
-    double loss, grad_norm, lr, step_ms, tokens_per_s, mfu_causal, mfu_full, comm_exposed_ms, host_ms, val_loss, val_bits;
+    double loss, grad_norm, lr, step_ms, tokens_per_s, mfu_causal, mfu_full, comm_exposed_ms, host_ms;
+    double val_loss, val_bits;
     const char *spike; /* what became of it; NULL: it is none */
 } Metrics;
 

@@ -1,5 +1,5 @@
-/* ranges.h - where the host is in a step, as NVTX ranges (--nvtx): Nsight Systems shows them above the kernels that were
-   launched in them.
+/* ranges.h - where the host is in a step, as NVTX ranges (--nvtx): Nsight Systems shows them above the kernels that
+   were launched in them.
 
    step 3 [ micro-step 0 [ layer 2 attention forward [ all_gather parameter ] ] [ layer 2 mlp forward ] ... ]
 

@@ -663,8 +663,8 @@ trained 'nccl: memory is counted before NCCL has taken its own' train_gpt.cu \
     'EMU_MEMORY=700 EMU_NCCL_MEMORY=150' 2 --sp ulysses
 trained 'graphs: the host waits within a micro-step' train_gpt.cu \
     's/^ *m->offload.active = train;/& device_finish(\&m->dev);/' EMU_STREAMS=0 1 --graphs on
-trained 'graphs: the walk that is recorded is another' core/graphs.h 's/^    walk\(m, scale\);/    walk(m, 2 * scale);/' \
-    EMU_STREAMS=0 1 --graphs on
+trained 'graphs: the walk that is recorded is another' core/graphs.h \
+    's/^    walk\(m, scale\);/    walk(m, 2 * scale);/' EMU_STREAMS=0 1 --graphs on
 emulated 'graphs: a capture that permits what CUDA does not' dev/emu/runtime.h \
     's/if \(g->spoiled\) return/if (false) return/' test_emulator
 emulated 'graphs: operations run before others that they wait for' dev/emu/runtime.h \

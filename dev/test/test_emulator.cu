@@ -317,7 +317,8 @@ static int run_streams(int with_event) {
 /* x = 2 x on one stream, y = x on another, x = 0 on the first: as a graph that is launched twice. What is left out:
    an event between them; or what comes besides: a call that a capture does not permit. */
 enum GraphFault {
-    GRAPH_SOUND, GRAPH_NO_EVENT, GRAPH_NO_JOIN, GRAPH_WAITS, GRAPH_ASKS, GRAPH_ASKS_EVENT, GRAPH_ALLOCATES, GRAPH_OUTSIDE
+    GRAPH_SOUND, GRAPH_NO_EVENT, GRAPH_NO_JOIN, GRAPH_WAITS, GRAPH_ASKS, GRAPH_ASKS_EVENT, GRAPH_ALLOCATES,
+    GRAPH_OUTSIDE
 };
 static void graph_fault(GraphFault fault, cudaStream_t first, cudaEvent_t made, cudaEvent_t outside) {
     void *p;

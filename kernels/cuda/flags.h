@@ -23,7 +23,8 @@
     {NULL, "graphs", FLAG_CHOICE, AT(graphs), "auto", 0, 0, "auto|on|off", \
      "launch a micro-step as one CUDA graph, on one rank; auto: where that can be, and a note says why not"}, \
     {NULL, "nvtx", FLAG_SWITCH, AT(nvtx), NULL, 0, 0, NULL, \
-     "name steps, micro-steps, layers and collectives for Nsight Systems (NVTX ranges); micro-steps are then no graphs"},
+     "name steps, micro-steps, layers and collectives for Nsight Systems (NVTX ranges); micro-steps are then no " \
+     "graphs"},
 
 #define BACKEND_GROUP /* a group of flags of its own: none */
 

@@ -1,5 +1,5 @@
-/* nvToolsExt.h - the two calls of NVTX that the program uses, on the CPU: with EMU_NVTX=FILE a process writes its ranges
-   into FILE.PID, a line each: depth, name. A pop of nothing ends the program.                                        */
+/* nvToolsExt.h - the two calls of NVTX that the program uses, on the CPU: with EMU_NVTX=FILE a process writes its
+   ranges into FILE.PID, a line each: depth, name. A pop of nothing ends the program.                                 */
 #ifndef ODYSSEUS_EMU_NVTX_H
 #define ODYSSEUS_EMU_NVTX_H
 
