@@ -42,7 +42,8 @@
 #include "core/sample.h"      /* prompt_open, sample_continue, sample_print, sample_plan */
 #include "core/evaluate.h"    /* task_open, evaluate, evaluate_rows */
 #include "core/output.h"      /* check_writable, check_apart */
-#include "core/log.h"         /* Metrics, RunLog, run_open, run_metrics, print_step */
+#include "core/log.h"         /* Metrics, RunLog, run_open, run_metrics */
+#include "core/live.h"        /* Live, print_step: the line of a step */
 #include "core/timeline.h"    /* trace_init, trace_step_begin, trace_step_end, timeline_write */
 
 /* the schemes */
@@ -670,10 +671,8 @@ static void validate(Trainer *t, Metrics *k) {
         }
     copy_out(&m->dev, values, m->sums, sizeof(double));
     comm_sum_control(&m->fabric, &m->mesh.world, tag(BLOCK_OTHER, PHASE_FORWARD, WHAT_CONTROL), values, 2);
-    if (values[1] == 0 && m->mesh.rank == 0) {
-        printf("note     no target of --val counts (--ignore-token, masks): no validation loss\n");
-        fflush(stdout);
-    }
+    if (values[1] == 0 && m->mesh.rank == 0)
+        say("note     no target of --val counts (--ignore-token, masks): no validation loss\n");
     k->val_loss = values[1] > 0 ? values[0] / values[1] : NAN;
     k->val_bits = bytes > 0 ? k->val_loss / (log(2) * bytes) : NAN;
 }
@@ -816,6 +815,8 @@ static void train(Trainer *t) {
     int speaks = m->mesh.rank == 0, told = 0;
     i64 step = l->first_step;
     double began = seconds_now();
+    Live live;
+    live_init(&live);
     if (s->steps > step) check_targets(t), selfcheck(t);
     else if (s->steps == 0 && t->val.sequences) judge(t);
     if (s->steps == 0) evaluate_tasks(t), sample(t, 0);
@@ -836,7 +837,8 @@ static void train(Trainer *t) {
         if (sample_due(t, done) && (!told || done == s->steps)) sample(t, done);
         if (!speaks) continue;
         double eta = (seconds_now() - began) / (double)(done - l->first_step) * (double)(s->steps - done);
-        if (told || done == s->steps || done % s->log_every == 0 || isfinite(k.val_loss)) print_step(&k, s->steps, eta);
+        int last = told || done == s->steps;
+        if (last || done % s->log_every == 0 || isfinite(k.val_loss)) print_step(&live, &k, s->steps, eta, last);
     }
     if (speaks) run_finish(&t->log);
     life_end(l, s, step, told, m->mesh.rank);

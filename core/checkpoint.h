@@ -214,8 +214,7 @@ static inline void checkpoint_load(Zero *z, const char *dir, int rank) {
         checkpoint_check_tied_head(z, &s, extra, rank);
     }
     if (wrapped && rank == 0)
-        fprintf(stderr, "train_gpt: note: %s: names are taken without what wraps the model: %s as %s\n", wrapped->path,
-                wrapped->name, as);
+        note("%s: names are taken without what wraps the model: %s as %s", wrapped->path, wrapped->name, as);
     for (int i = 0; i < z->tensors; i++) { /* only now: a file that does not fit is refused before gigabytes are read */
         const Tensor *t = &z->tensor[i];
         WeightFill f = {z, NULL, tensor_hf_place(t->spec, z->config), 0, NULL, 0};

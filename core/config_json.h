@@ -127,8 +127,7 @@ static inline void config_note_dropout(const JsonAt *j, const char *const *keys,
         double p = json_real(j, keys[i], 0, 0, 1);
         if (p > most) most = p, asks = keys[i];
     }
-    if (asks && fail_state()->rank == 0)
-        fprintf(stderr, "train_gpt: note: %s: %s is %g; training runs without dropout\n", j->path, asks, most);
+    if (asks && fail_state()->rank == 0) note("%s: %s is %g; training runs without dropout", j->path, asks, most);
 }
 
 static inline void config_read_gpt2(Config *c, const JsonAt *j, ConfigDefaults *defaults) {
@@ -394,16 +393,12 @@ static inline void checkpoint_read_config(Config *c, const char *dir) {
     else config_read_llama(c, &j, f, &defaults);
     config_check(c, path);
     if (fail_state()->rank == 0) {
-        if (defaults.text[0])
-            fprintf(stderr, "train_gpt: note: %s leaves to transformers' defaults: %s\n", path, defaults.text);
+        if (defaults.text[0]) note("%s leaves to transformers' defaults: %s", path, defaults.text);
         if (f->window == WINDOW_NONE && json_item(&j, "sliding_window"))
-            fprintf(stderr,
-                    "train_gpt: note: %s: sliding_window has no effect in %s: attention sees all before a token\n",
-                    path, f->name);
+            note("%s: sliding_window has no effect in %s: attention sees all before a token", path, f->name);
         char adapter[PATH_MAX];
         path_join(adapter, dir, "adapter_config.json");
-        if (path_exists(adapter))
-            fprintf(stderr, "train_gpt: note: %s is not applied: only the model beside it is read\n", adapter);
+        if (path_exists(adapter)) note("%s is not applied: only the model beside it is read", adapter);
     }
     cJSON_Delete(root);
 }

@@ -352,7 +352,7 @@ static inline int sequences_print_text(Dataset *d) {
 static inline void check_data(const char *pattern, i64 L, i64 vocab, int threads) {
     Dataset d;
     DatasetList l;
-    i64 tokens = 0, documents = 0, largest = 0;
+    i64 documents = 0, largest = 0;
     int bytes = 1, known = 1;
     memset(&l, 0, sizeof l);
     dataset_open(&d, pattern, "check-data", L, vocab);
@@ -363,7 +363,7 @@ static inline void check_data(const char *pattern, i64 L, i64 vocab, int threads
         dataset_list_of(&l, &d.shard[i]);
         if (strcmp(before, l.path) != 0) dataset_list_complete(&l);
         ShardFacts f = shard_report(&d.shard[i], &l, vocab, threads);
-        tokens += f.tokens, documents += f.documents, largest = i64_max(largest, f.largest);
+        documents += f.documents, largest = i64_max(largest, f.largest);
         known = known && l.path[0] && l.eot >= 0;
         bytes = bytes && (l.path[0] ? l.bytes : !tokenizer_is_in(l.dir));
     }

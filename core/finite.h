@@ -96,8 +96,7 @@ static inline int spike_admits(SpikeWatch *w, const Model *m, const Settings *s,
     int skips = !finite || strcmp(action, "skip") == 0;
     k->spike = skips ? "skipped" : "continued";
     if (m->mesh.rank == 0)
-        printf("note     step %lld: %s; %s\n", k->step, what,
-               skips ? "no update" : "the update is made all the same");
+        say("note     step %lld: %s; %s\n", k->step, what, skips ? "no update" : "the update is made all the same");
     return !skips;
 }
 

@@ -193,7 +193,7 @@ static inline void life_settle(Life *l, Wire world) {
     l->longest_save = fmax(l->longest_save, seconds);
     l->lost += seconds_now() - begin;
     step_path(path, &l->saver, done);
-    if (!l->unsaved && wire_rank(world) == 0) printf("saved    %s in %.2f s\n", path, seconds), fflush(stdout);
+    if (!l->unsaved && wire_rank(world) == 0) say("saved    %s in %.2f s\n", path, seconds);
 }
 
 /* What a step has to do for checkpoints when `done` are done: end the save that all ranks have written, begin one that
@@ -222,9 +222,10 @@ static inline void life_end(const Life *l, const Settings *s, i64 done, int told
              l->saver.dir, last);
     if (!told || done == s->steps || rank != 0) return;
     const char *why = l->wish >= 1e6 ? "--max-hours" : "a signal";
-    printf("stopped  by %s after %lld of %lld steps; to go on: the same command%s\n", why, done, s->steps,
-           !s->resume ? " and --resume" : l->resume.continues ? "" : ", with --resume alone");
-    fflush(stdout);
+    say("stopped  by %s after %lld of %lld steps; to go on: the same command%s\n", why, done, s->steps,
+        !s->resume            ? " and --resume"
+        : l->resume.continues ? ""
+                              : ", with --resume alone");
 }
 
 static inline void life_free(Life *l) {

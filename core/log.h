@@ -5,7 +5,7 @@
    DIR/comm.json       the ledger of the first step on rank 0, next to its closed form
    DIR/resumes.jsonl   an object each time the run goes on from a checkpoint: from which, what
                        changed, config.json of that time
-   stdout              one plain line a step: loss, norm, rate, time to go                     Rank 0 only.
+                                                                                          Rank 0 only.
 
    A run that goes on cuts metrics.jsonl back to the steps that its checkpoint has done: no step twice, none missing.
    Where the disk takes no line, the run goes on and lines wait in memory until it does; only at the end of the run is
@@ -222,10 +222,8 @@ static inline void run_continue(RunLog *log, const char *dir, i64 step) {
     if (!log->metrics) FAIL(THIS_RANK, "cannot write %s: %s", path, strerror(errno));
     long end = metrics_end(log->metrics, step, &last, &val);
     if (last >= 0 && last != step - 1)
-        fprintf(
-            stderr,
-            "train_gpt: note: %s ends with step %lld, the checkpoint is after step %lld: those between are not in it\n",
-            path, last, step - 1);
+        note("%s ends with step %lld, the checkpoint is after step %lld: those between are not in it", path, last,
+             step - 1);
     log->lacks_val = last == step - 1 && last >= 0 && !val;
     log->end = end;
     if (ftruncate(fileno(log->metrics), (off_t)end) != 0)
@@ -269,8 +267,7 @@ static inline void run_append(RunLog *log, const char *text) {
     if (!log->wait) FAIL(THIS_RANK, "out of host memory");
     memcpy(log->wait + old, text, n + 1);
     if (run_flush(log) || old) return;
-    fprintf(stderr, "train_gpt: note: cannot write %s/metrics.jsonl: %s; its lines wait in memory\n", log->dir,
-            strerror(errno));
+    note("cannot write %s/metrics.jsonl: %s; its lines wait in memory", log->dir, strerror(errno));
 }
 
 /* What a validation adds to the line of its step; "" where there was none. */
@@ -331,19 +328,6 @@ static inline void run_finish(RunLog *log) {
         run_close(log, log->metrics, "metrics.jsonl");
     }
     log->metrics = NULL;
-}
-
-/* The line of one step. `eta`: seconds to go. */
-static inline void print_step(const Metrics *m, i64 steps, double eta) {
-    char val[48] = "", loss[48] = "none, no target counts", mfu[32] = "?";
-    if (m->loss == m->loss) snprintf(loss, sizeof loss, "%.4f", m->loss);
-    if (isfinite(m->mfu_causal)) snprintf(mfu, sizeof mfu, "%.1f%%", 100 * m->mfu_causal);
-    if (m->val_loss == m->val_loss) snprintf(val, sizeof val, " | val %.4f", m->val_loss);
-    i64 seconds = (i64)eta;
-    printf("step %lld/%lld | loss %s%s | norm %.3f | lr %.2e | %.0f ms | %.0f tok/s | mfu %s | eta %lld:%02lld\n",
-           m->step + 1, steps, loss, val, m->grad_norm, m->lr, m->step_ms, m->tokens_per_s, mfu, seconds / 60,
-           seconds % 60);
-    fflush(stdout);
 }
 
 #endif

@@ -61,12 +61,12 @@ static inline void rate_above_peak(Peak *p, const DevicePlace *place, Metrics *k
     k->mfu_causal = p->flops > 0 ? k->mfu_causal / higher : NAN,
     k->mfu_full = p->flops > 0 ? k->mfu_full / higher : NAN;
     if (p->flops > 0)
-        printf("note     the peak was measured too low, at %.1f GFLOP/s a rank; again: %.1f\n", measured / 1e9,
-               again / 1e9);
+        say("note     the peak was measured too low, at %.1f GFLOP/s a rank; again: %.1f\n", measured / 1e9,
+            again / 1e9);
     else
-        printf("note     step %lld ran above the measured peak of %.1f GFLOP/s a rank, so MFU is not known; "
-               "--peak-tflops gives the true one\n",
-               k->step, fmax(measured, again) / 1e9);
+        say("note     step %lld ran above the measured peak of %.1f GFLOP/s a rank, so MFU is not known; "
+            "--peak-tflops gives the true one\n",
+            k->step, fmax(measured, again) / 1e9);
 }
 
 /* What was measured of a step that took so many seconds, in `waited` of which the host waited; the caller adds step,

@@ -87,7 +87,7 @@ static inline void resume_skip(Wire world, Saver *s, Resume *found, const Troubl
     step_name(name, found->step);
     if (found->continues) verdict_set(s, found->step, 0);
     if (!found->said[0]) snprintf(found->said, sizeof found->said, "%s: %s", name, why->text);
-    if (wire_rank(world) == 0) fprintf(stderr, "train_gpt: note: %s is skipped: %s\n", found->dir, why->text);
+    if (wire_rank(world) == 0) note("%s is skipped: %s", found->dir, why->text);
 }
 
 /* The newest whole one in `folder` of the steps between `after` and `before`; others are named. `loads`: as of

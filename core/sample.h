@@ -371,7 +371,7 @@ static inline Prompt prompt_open(const Settings *s, const Config *c, i64 L, cons
 
 /* The prompt and what follows, n tokens in all. Rank 0. */
 static inline void sample_print(const Prompt *p, i64 n) {
-    printf("sample   ");
+    say("sample   ");
     tokens_print(p->tokenizer, p->tokens, n);
     printf("\n");
     fflush(stdout);

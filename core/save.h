@@ -480,7 +480,7 @@ static inline void remove_leftovers(const Saver *s) {
 static inline void save_begin(const Saver *s, const SavePlan *p, const char *partial, Trouble *t) {
     /* which is no reason to lose the checkpoint, too */
     if (s->metrics >= 0 && fsync(s->metrics) != 0 && errno != EINVAL)
-        fprintf(stderr, "train_gpt: note: metrics.jsonl may not be on disk: %s\n", strerror(errno));
+        note("metrics.jsonl may not be on disk: %s", strerror(errno));
     make_path(s->dir, t);
     if (troubled(t)) return;
     remove_leftovers(s);
@@ -508,7 +508,7 @@ static inline void set_aside(const char *path, Trouble *t) {
         if (snprintf(aside, sizeof aside, i == 1 ? "%s.damaged" : "%s.damaged-%d", path, i) >= (int)sizeof aside) break;
         if (lstat(aside, &st) == 0) continue;
         if (rename(path, aside) != 0) trouble_call(t, "move aside", path);
-        else fprintf(stderr, "train_gpt: note: %s was in the way of a new checkpoint and is now %s\n", path, aside);
+        else note("%s was in the way of a new checkpoint and is now %s", path, aside);
         return;
     }
     trouble(t, "%s is in the way", path);
@@ -599,10 +599,9 @@ static inline void save_write(Saver *s, Saving *g) {
     i64 flat = z->flat;
     if (s->async && aside_fits(z, s->ranks_here)) g->aside = (accum *)malloc((size_t)(3 * flat) * sizeof(accum) + 1);
     if (s->async && !g->aside && !s->no_room++)
-        fprintf(stderr,
-                "train_gpt: note: no room in host memory for --save-async: %.1f MB; training waits for its checkpoints "
-                "(rank %d)\n",
-                3e-6 * (double)flat * (double)sizeof(accum), g->rank);
+        note("no room in host memory for --save-async: %.1f MB; training waits for its checkpoints "
+             "(rank %d)",
+             3e-6 * (double)flat * (double)sizeof(accum), g->rank);
     if (g->aside) {
         for (int k = (int)SAVED_MASTER; k <= (int)SAVED_V; k++) {
             accum *to = g->aside + (k - (int)SAVED_MASTER) * flat;
@@ -673,7 +672,7 @@ static inline void saver_retain(Saver *s, Wire world) {
         step_path(path, s, steps[i]);
         hidden_path(deleted, s, steps[i], "deleted");
         if (rename(path, deleted) != 0 || !remove_directory(deleted))
-            fprintf(stderr, "train_gpt: note: cannot delete %s (--keep): %s\n", path, strerror(errno));
+            note("cannot delete %s (--keep): %s", path, strerror(errno));
     }
     free(steps);
 }
@@ -712,7 +711,7 @@ static inline int checkpoint_finish(Saver *s, Wire world, double *seconds) {
     int saved = !troubled(&g->trouble);
     if (!saved && g->rank == 0) {
         remove_directory(g->partial);
-        fprintf(stderr, "train_gpt: note: no checkpoint after step %lld: %s\n", g->step, g->trouble.text);
+        note("no checkpoint after step %lld: %s", g->step, g->trouble.text);
     }
     manifest_free(&m);
     if (saved) verdict_set(s, g->step, 1), saver_retain(s, world);

@@ -217,10 +217,9 @@ static inline void timeline_write(const Trace *t, Wire world, const char *path) 
     if (writes) {
         timeline_text(&f, "\n]}\n");
         new_file_close(&f);
-        printf("trace    %s: %d steps of %d ranks, %lld spans", path, t->steps, n, spans);
-        if (left_out) printf("; %lld more found no room", left_out);
-        printf("\n");
-        fflush(stdout);
+        say("trace    %s: %d steps of %d ranks, %lld spans", path, t->steps, n, spans);
+        if (left_out) say("; %lld more found no room", left_out);
+        say("\n");
     }
     free(text);
     free(all);

@@ -34,6 +34,45 @@ static inline double seconds_now(void) {
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
+/* Does the last line on the terminal have no end yet, because the next step will write over it (core/live.h)? */
+static inline int *line_is_open(void) {
+    static int open = 0;
+    return &open;
+}
+
+/* Let it stand, or take it away: then nothing is on that line any more. */
+static inline void line_close(void) {
+    if (*line_is_open()) fputc('\n', stdout), *line_is_open() = 0;
+    fflush(stdout);
+}
+static inline void line_clear(void) {
+    if (*line_is_open()) fputs("\r\033[K", stdout), *line_is_open() = 0;
+}
+
+static inline void say(const char *format, ...) __attribute__((format(printf, 1, 2)));
+static inline void note(const char *format, ...) __attribute__((format(printf, 1, 2)));
+
+/* What a run says while it trains: printf to stdout, at once and in place of a line that stands open. */
+static inline void say(const char *format, ...) {
+    va_list args;
+    line_clear();
+    va_start(args, format);
+    vprintf(format, args);
+    va_end(args);
+    fflush(stdout);
+}
+
+/* A line on stderr of what the user should know, and which stops nothing. */
+static inline void note(const char *format, ...) {
+    char text[2048];
+    va_list args;
+    line_close();
+    va_start(args, format);
+    vsnprintf(text, sizeof text, format, args);
+    va_end(args);
+    fprintf(stderr, "train_gpt: note: %s\n", text);
+}
+
 typedef enum { EVERYONE, THIS_RANK } FailScope;
 
 /* Who is failing; filled in once MPI runs. `abort_all` must bring every rank down and not return. */
@@ -52,7 +91,7 @@ static inline void fail_at(FailScope scope, const char *file, int line, const ch
 
 static inline void fail_at(FailScope scope, const char *file, int line, const char *format, ...) {
     FailState *state = fail_state();
-    fflush(stdout); /* what was said before stays said, whoever ends this rank meanwhile */
+    line_close(); /* and what was said before stays said, whoever ends this rank meanwhile */
     /* Several ranks often find the same thing at once; the lowest speaks first and takes the others
        down before they repeat it. */
     /* whatever signals the launcher sends meanwhile */

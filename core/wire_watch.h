@@ -133,8 +133,8 @@ static inline void watch_judge(Watch *w) {
     }
     if (!silent && works >= 0) {
         if (lowest == w->rank)
-            fprintf(stderr, "train_gpt: note: rank %d has waited %.0f s: %s; rank %d on %s answers: %s\n", w->rank,
-                    w->waited, mine, works, w->host[works], w->heard[works].what);
+            note("rank %d has waited %.0f s: %s; rank %d on %s answers: %s", w->rank, w->waited, mine, works,
+                 w->host[works], w->heard[works].what);
         w->waited = w->timeout / 2, w->asked = 0;
         return;
     }

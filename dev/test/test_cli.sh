@@ -420,4 +420,65 @@ for k in a:
 PY
 ok $? "--dump-grads: every tensor under its Hugging Face name, 1 rank as 4"
 
+
+# ---- the line of a step ----------------------------------------------------------------------------------------------
+
+# on_terminal COLUMNS [NAME=VALUE...] COMMAND...: run it with a terminal for stdout and stderr; what came to
+# $work/out, bytes as they are
+on_terminal() {
+    python3 - "$work/out" "$@" <<'PY'
+import fcntl, os, pty, struct, subprocess, sys, termios
+out, columns, words = sys.argv[1], int(sys.argv[2]), sys.argv[3:]
+ours, theirs = pty.openpty()
+fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+run = subprocess.Popen(["env", "TERM=xterm", "LC_ALL=C.UTF-8"] + words, stdin=theirs, stdout=theirs, stderr=theirs)
+os.close(theirs)
+with open(out, "wb") as file:
+    while True:
+        try: part = os.read(ours, 65536)
+        except OSError: break  # all ends of the terminal are closed
+        if not part: break
+        file.write(part)
+sys.exit(run.wait())
+PY
+}
+# shows PYTHON: `seen` is what stands on the terminal in the end, line by line; `raw` all that came
+shows() {
+    python3 - "$work/out" "$1" <<'PY'
+import re, sys
+raw = open(sys.argv[1], encoding="utf-8", newline="").read()
+seen = [re.split(r"\r\x1b\[K", line.rstrip("\r"))[-1] for line in raw.replace("\r\n", "\n").split("\n")]
+steps = [line for line in seen if line.startswith("step ")]
+sys.exit(0 if eval(f"({sys.argv[2]})") else print(raw[-2000:]) or 1)
+PY
+}
+eight=(--train "$data" --seq-len 64 --batch 4 --steps 8)
+on_terminal 100 ./train_gpt_cpu "${eight[@]}" &&
+    shows 'raw.count("\r\x1b[K") == 7 and len(steps) == 1 and re.match(r"step 8/8 .* lr ", steps[0]) and
+        re.search("[\u2581-\u2588]{6}$", raw.split("\r\x1b[K")[5]) and not re.search("[\u2581-\u2588]", raw.split("\r\x1b[K")[0])'
+ok $? "on a terminal a step's line is written over the one before, with the losses so far, and the last stays"
+on_terminal 60 ./train_gpt_cpu "${eight[@]}" &&
+    shows 'max(len(x) for x in raw.split("\r\x1b[K")[1:-1]) <= 59 and not re.search("[\u2581-\u2588]", raw)'
+ok $? "on a narrow one it has no losses, and no more columns than there are"
+on_terminal 100 LC_ALL=C ./train_gpt_cpu "${eight[@]}" && shows 'raw.isascii() and raw.count("\r\x1b[K") == 7'
+ok $? "where the locale does not know the characters it has no losses"
+on_terminal 100 TERM=dumb ./train_gpt_cpu "${eight[@]}" && shows '"\x1b" not in raw and len(steps) == 8'
+ok $? "a terminal that cannot write over a line gets plain ones"
+on_terminal 100 ./train_gpt_cpu "${eight[@]}" --val "$data" --eval-every 3 --eval-batches 1 --save-every 4 \
+    --out "$work/live" &&
+    shows '[x.split()[1] for x in steps] == ["3/8", "6/8", "8/8"] and
+        all(" val " in x for x in steps) and sum(x.startswith("saved  ") for x in seen) == 2'
+ok $? "validations stay on it, and whatever else is said has lines of its own"
+on_terminal 100 ./train_gpt_cpu --train "$data" --seq-len 64 --batch 1 --steps 60 --lr 0 --spike-sigma 1e-9 \
+    --on-spike stop
+shows 'any(x.startswith("train_gpt: error: step ") for x in seen)'
+ok $? "an error has a line of its own: $(grep -ao 'train_gpt: error.*' "$work/out" | cut -c 1-80)"
+on_terminal 100 bash -c 'source scripts/common.sh && run_ranks 2 "$@"' - ./train_gpt_cpu "${eight[@]}" --sp ring &&
+    shows 'raw.count("\r\x1b[K") == 7 and len(steps) == 1'
+ok $? "so it is under mpirun"
+on_terminal 100 bash -c 'source scripts/common.sh && run_ranks 2 "$@" >"$0" 2>&1' "$work/plain" ./train_gpt_cpu \
+    "${eight[@]}" --sp ring &&
+    mv "$work/plain" "$work/out" && shows '"\x1b" not in raw and len(steps) == 8'
+ok $? "but not where mpirun writes to a file, though its ranks have terminals"
+
 checks_done
