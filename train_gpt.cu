@@ -37,6 +37,7 @@
 #include "core/rate.h"        /* Peak, peak_of, flop_per_token, step_metrics: MFU */
 #include "core/selfcheck.h"   /* selfcheck_*: do the ranks mean the same run? */
 #include "core/schedule.h"    /* learning_rate, schedule_check */
+#include "core/graphs.h"      /* Graphs, graphs_choose, graphs_walk: a micro-step as one CUDA graph */
 #include "core/finite.h"      /* spike_admits: losses that jump or are not finite */
 #include "core/sample.h"      /* prompt_open, sample_continue, sample_print, sample_plan */
 #include "core/evaluate.h"    /* task_open, evaluate, evaluate_rows */
@@ -531,6 +532,7 @@ typedef struct {
     Life life;
     RunLog log;
     Trace trace;
+    Graphs graphs;
     Peak peak;
     i64 available; /* bytes that check_memory allows a rank */
 } Trainer;
@@ -630,11 +632,13 @@ static double step_gradients(Trainer *t, i64 step, double *loss, double *norm) {
         imagine_micro_steps(m, scale, micro_steps(&t->options));
     } else {
         for (i64 micro = 0; micro < micro_steps(&t->options); micro++) {
+            range_number(&m->dev.ranges, RANGE_MICRO_STEP, "micro-step", micro);
             part_begin(&m->dev, BLOCK_OTHER, -1, PHASE_FORWARD);
             if (!m->dev.plan) load_micro_batch(t, &t->train, first, micro, -1);
-            model_walk(m, scale);
+            graphs_walk(&t->graphs, m, model_walk, scale);
         }
     }
+    range_end(&m->dev.ranges, RANGE_MICRO_STEP);
     part_begin(&m->dev, BLOCK_OTHER, -1, PHASE_OPTIMIZER);
     zero_grads_finish(z);
     double values[5] = {0, 0, 0, 0, m->pairs_seen};
@@ -766,7 +770,7 @@ static void sample(Trainer *t, i64 steps) {
 static void judge(Trainer *t) {
     Metrics k;
     memset(&k, 0, sizeof k);
-    k.loss = k.grad_norm = NAN;
+    k.loss = k.grad_norm = k.host_ms = NAN;
     k.mem_bytes = t->model.arena.committed;
     validate(t, &k);
     if (k.val_loss != k.val_loss)
@@ -818,7 +822,9 @@ static void train_step(Trainer *t, i64 step, i64 traced, Metrics *k) {
     schedule_begin(&m->fabric, SCHEDULE_FOLLOW);
     fabric_exposed_reset(&m->fabric);
     if (nth < traced) trace_step_begin(&t->trace, &m->dev, step);
-    double begin = seconds_now();
+    m->dev.ranges.on = s->nvtx != 0;
+    range_number(&m->dev.ranges, RANGE_STEP, "step", step);
+    double begin = seconds_now(), waited = m->dev.waited;
     int learns = step_gradients(t, step, &k->loss, &k->grad_norm) > 0; /* else the weights stay as they are */
     if (nth == 0 && s->dump_grads)
         checkpoint_write_tensors(&m->zero, m->mesh.world.wire, s->dump_grads, m->zero.grad,
@@ -826,10 +832,12 @@ static void train_step(Trainer *t, i64 step, i64 traced, Metrics *k) {
     if (learns && spike_admits(&t->life.spike, m, model_walk, s, k)) step_update(t, step, k->grad_norm);
     device_finish(&m->dev);
     double seconds = seconds_now() - begin;
+    range_end(&m->dev.ranges, RANGE_STEP);
+    m->dev.ranges.on = 0;
     t->life.longest_step = fmax(t->life.longest_step, seconds);
     if (nth < traced) trace_step_end(&t->trace, &m->dev);
     schedule_begin(&m->fabric, SCHEDULE_IGNORE);
-    step_metrics(k, m, &t->options, &t->peak, seconds);
+    step_metrics(k, m, &t->options, &t->peak, seconds, m->dev.waited - waited);
     if (nth + 1 == traced) timeline_write(&t->trace, m->mesh.world.wire, s->trace);
 }
 
@@ -1045,9 +1053,12 @@ static void check_flags(const Settings *s, const FlagsGiven *given) {
     if (s->init_only && !s->out) FAIL(EVERYONE, "--init-only needs --out DIR, where the weights go");
     if (s->init_only && s->dry_run)
         FAIL(EVERYONE, "--init-only and --dry-run exclude each other; a dry run writes nothing");
-    if ((s->dump_grads || s->trace) && (s->init_only || s->dry_run || s->steps == 0))
+    if ((s->dump_grads || s->trace || s->nvtx) && (s->init_only || s->dry_run || s->steps == 0))
         FAIL(EVERYONE, "--%s needs a training step: no --init-only, --dry-run or --steps 0",
-             s->dump_grads ? "dump-grads" : "trace");
+             s->dump_grads ? "dump-grads" : s->trace ? "trace" : "nvtx");
+    if (s->nvtx && !HAS_RANGES)
+        FAIL(EVERYONE, "--nvtx: nvtx3/nvToolsExt.h was not there when this program was built; install the CUDA "
+             "toolkit's NVTX, then make -B train_gpt");
     if ((flag_given(given, "eval-every") || flag_given(given, "eval-batches")) && !s->val && !s->dry_run)
         FAIL(EVERYONE, "--eval-every and --eval-batches need --val, the shards to validate on");
     int prompts = (s->sample != NULL) + (s->sample_file != NULL) + (s->sample_ids != NULL), samples = prompts > 0;
@@ -1151,10 +1162,12 @@ static inline void run(Trainer *t, Settings *s, const FlagsGiven *given, Wire wo
         if (rank == 0 && s->init_only) make_directories(s->out);
         if (rank == 0 && !s->init_only && s->out && !t->life.resume.continues) run_check_new(s->out);
         if (t->life.saves) life_try_place(&t->life, world);
+        if (s->steps > 0 && !s->init_only) graphs_choose(&t->graphs, &t->model, s, !ignores_targets(t), rank == 0);
         if (rank == 0 && !s->init_only) open_run(t);
         if (s->init_only) checkpoint_write(&t->model.zero, world, s->out);
         else train(t);
     }
+    graphs_forget(&t->graphs);
     model_free(&t->model);
     life_free(&t->life);
     trace_free(&t->trace);

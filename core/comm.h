@@ -268,7 +268,9 @@ static inline void comm_wait(Fabric *f, Request *r) {
         sum_parts(f->dev, r->dst, r->parts, r->n_parts, r->count, r->count, r->type, r->add);
     else if (r->parts) add_parts(f->dev, (accum *)r->dst, (const real *)r->parts, r->n_parts, r->count, r->count);
     if (r->group && !f->dev->plan) {
+        range_collective(&f->dev->ranges, r->call.op, r->call.tag.what);
         transfer_all_gather(f->dev, &f->links, r->group, &r->transfer, r->all, r->dst, r->count * dtype_size(r->type));
+        range_end(&f->dev->ranges, RANGE_COLLECTIVE);
         request_arrive(f, r);
     }
     r->active = 0;
@@ -282,11 +284,14 @@ static inline Request *request_new(Fabric *f, PlannedCall call) {
         Request *r = &f->pool[next];
         if (r->active) continue;
         /* the host runs no further ahead: it sees every transfer, and answers who asks */
+        double begin = seconds_now();
         while (transfer_pending(&r->transfer)) comm_poll(f);
+        f->dev->waited += seconds_now() - begin;
         f->last = next;
         r->active = 1, r->add = 0, r->dst = r->all = NULL, r->parts = NULL, r->span = NULL, r->group = NULL;
         r->call = call, r->layer = f->dev->layer, r->serial = ++f->requests;
         transfer_clear(&r->transfer, call.op);
+        range_collective(&f->dev->ranges, call.op, call.tag.what);
         return r;
     }
     FAIL(THIS_RANK, "more than %d collectives in flight", COMM_REQUESTS);
@@ -298,6 +303,7 @@ static inline void request_trace(Fabric *f, Request *r) {
 }
 
 static inline Request *request_started(Fabric *f, Request *r) {
+    range_end(&f->dev->ranges, RANGE_COLLECTIVE);
     request_trace(f, r);
     if (f->overlap) return r;
     comm_wait(f, r);
@@ -402,7 +408,9 @@ static inline i64 control_bytes(const Comm *c, int n) {
 static inline void control_wait(Fabric *f, WireRequest *r, const PlannedCall *call) {
     watch_wait(call_text, call);
     f->host_waits = 1;
+    double begin = seconds_now();
     while (!wire_test(r)) comm_poll(f);
+    f->dev->waited += seconds_now() - begin;
     watch_over();
     f->host_waits = 0, f->oldest = 0; /* what the device waits for is waited for anew */
 }
@@ -422,6 +430,7 @@ static inline void comm_sum_control(Fabric *f, const Comm *c, Tag t, double *val
     memcpy(buf, values, sizeof(double) * (size_t)n);
     double begin = seconds_now();
     Span *wait = f->dev->trace ? comm_span(f, SPAN_WAIT, &call, device_mark(f->dev)) : NULL;
+    range_collective(&f->dev->ranges, call.op, call.tag.what);
     WireRequest request = wire_request_none();
     wire_all_to_all(c->wire, &request, parts, buf, chunk * (i64)sizeof(double));
     control_wait(f, &request, &call);
@@ -437,6 +446,7 @@ static inline void comm_sum_control(Fabric *f, const Comm *c, Tag t, double *val
         span_close(wait, device_mark(f->dev));
         span_close(comm_span(f, SPAN_TRANSFER, &call, wait->from), wait->to);
     }
+    range_end(&f->dev->ranges, RANGE_COLLECTIVE);
     f->exposed_s += seconds_now() - begin;
     memcpy(values, buf, sizeof(double) * (size_t)n);
 }

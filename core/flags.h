@@ -18,8 +18,8 @@ typedef struct {
     const char *doc_positions, *doc_targets;
     i64 seq_len, batch, micro_batch, ignore_token, head_groups, layer_inputs, doc_mask, eot, doc_length;
     /* parallelism */
-    const char *sp, *context, *ring_backward, *ring_layout, *overlap, *comm, *grad_comm;
-    i64 dp, ring, gather_tokens, threads;
+    const char *sp, *context, *ring_backward, *ring_layout, *overlap, *comm, *grad_comm, *graphs;
+    i64 dp, ring, gather_tokens, threads, nvtx;
     double comm_timeout;
     /* training */
     i64 steps, warmup, decay_steps, seed, eval_every, eval_batches, eval_only, eval_trials, sample_tokens, sample_every,

@@ -20,8 +20,9 @@
 
 typedef struct {
     i64 step, tokens, mem_bytes, comm_bytes;
-    /* NaN: there is none, MFU is not known */
-    double loss, grad_norm, lr, step_ms, tokens_per_s, mfu_causal, mfu_full, comm_exposed_ms, val_loss, val_bits;
+    /* NaN: there is none, MFU is not known; host_ms: what the host was busy with the step */
+    double loss, grad_norm, lr, step_ms, tokens_per_s, mfu_causal, mfu_full, comm_exposed_ms, host_ms;
+    double val_loss, val_bits;
     const char *spike; /* what became of it; NULL: it is none */
 } Metrics;
 
@@ -281,17 +282,18 @@ static inline void run_metric_val_text(char *out, size_t size, const Metrics *m)
 }
 
 static inline void run_metrics(RunLog *log, const Metrics *m) {
-    char loss[32], norm[32], causal[32], full[32], val[160], spike[48] = "", line[960];
+    char loss[32], norm[32], causal[32], full[32], val[160], spike[48] = "", host[48] = "", line[960];
     if (!log->metrics) return;
     run_metric_val_text(val, sizeof val, m);
+    if (isfinite(m->host_ms)) snprintf(host, sizeof host, ", \"host_ms\": %.3f", m->host_ms);
     if (m->spike) snprintf(spike, sizeof spike, ", \"spike\": \"%s\"", m->spike);
     snprintf(line, sizeof line,
              "{\"step\": %lld, \"tokens\": %lld, \"loss\": %s, \"grad_norm\": %s, \"lr\": %.17g, \"step_ms\": %.3f, "
              "\"tokens_per_s\": %.1f, \"mfu_causal\": %s, \"mfu_full\": %s, \"mem_bytes\": %lld, \"comm_bytes\": %lld, "
-             "\"comm_exposed_ms\": %.3f%s%s}\n",
+             "\"comm_exposed_ms\": %.3f%s%s%s}\n",
              m->step, m->tokens, metric_text(loss, m->loss, 17), metric_text(norm, m->grad_norm, 17), m->lr, m->step_ms,
              m->tokens_per_s, metric_text(causal, m->mfu_causal, 6), metric_text(full, m->mfu_full, 6), m->mem_bytes,
-             m->comm_bytes, m->comm_exposed_ms, val, spike);
+             m->comm_bytes, m->comm_exposed_ms, host, val, spike);
     run_append(log, line);
     run_still_there(log);
 }

@@ -69,9 +69,9 @@ static inline void rate_above_peak(Peak *p, const DevicePlace *place, Metrics *k
             k->step, fmax(measured, again) / 1e9);
 }
 
-/* What was measured of a step that took so many seconds; the caller adds step, loss, norm and rate of
-   learning. The peak may change. */
-static inline void step_metrics(Metrics *k, Model *m, const ModelOptions *o, Peak *p, double seconds) {
+/* What was measured of a step that took so many seconds, in `waited` of which the host waited; the caller adds step,
+   loss, norm and rate of learning. The peak may change. */
+static inline void step_metrics(Metrics *k, Model *m, const ModelOptions *o, Peak *p, double seconds, double waited) {
     double peak = p->flops * (double)m->mesh.shape.world, tokens = (double)(o->batch * o->L);
     double seen = m->documents ? flop_seen(o, m->pairs_seen / tokens) : flop_per_token(o, 1);
     k->tokens = o->batch * o->L;
@@ -81,6 +81,7 @@ static inline void step_metrics(Metrics *k, Model *m, const ModelOptions *o, Pea
     k->mfu_full = peak > 0 ? k->tokens_per_s * flop_per_token(o, 0) / peak : NAN;
     k->mem_bytes = m->arena.committed;
     k->comm_bytes = ledger_total(&m->ledger, 0);
+    k->host_ms = DEVICE_IS_HOST ? NAN : 1e3 * (seconds - waited);
     k->comm_exposed_ms = 1e3 * fabric_exposed(&m->fabric);
     k->val_loss = k->val_bits = NAN;
     if (k->mfu_causal > 1 && m->mesh.rank == 0) rate_above_peak(p, &o->place, k);

@@ -313,7 +313,9 @@ static inline void transfer_wait(Device *dev, Links *l, Transfer *t) {
     if (t->flying) {
         transfer_join(dev, l, t);
     } else if (t->to) {
+        double begin = seconds_now();
         while (t->on_wire) device_poll(dev); /* comm.h looks for ranks that stand still, too */
+        dev->waited += seconds_now() - begin;
         CUDA_CHECK(cudaMemcpyAsync(t->to, t->received, (size_t)t->bytes, cudaMemcpyHostToDevice, dev->state.stream));
         t->to = NULL;
     }

@@ -51,6 +51,7 @@ static inline void op_end(Device *dev) {
    trace, and for whoever waits. */
 static inline void part_begin(Device *dev, BlockKind block, int layer, Phase phase) {
     dev->layer = layer;
+    range_part(&dev->ranges, block, layer, phase);
     if (dev->trace && !trace_in_part(dev->trace, block, layer, phase))
         trace_part(dev->trace, block, layer, phase, device_mark(dev));
 }

@@ -6,7 +6,7 @@
 #define ODYSSEUS_DEVICE_H
 
 #include "../core/positions.h"
-#include "trace.h"
+#include "ranges.h"
 
 /* The operation under way. */
 typedef struct {
@@ -27,8 +27,10 @@ typedef struct {
     i64 calls[OP_CLASSES];
     double flop[OP_CLASSES];      /* floating-point operations that the mathematics asks for (multiply-add = 2) */
     double bytes[OP_CLASSES];     /* bytes read and written once each */
+    double waited;                /* seconds that the host has waited for a device that is not itself, or for ranks */
     Work now;
     Trace *trace;                 /* NULL: this step is not traced */
+    Ranges ranges;                /* of --nvtx */
 } Device;
 
 /* Are there tokens to read and numbers to compute with? */

@@ -81,14 +81,19 @@ static inline Span *trace_op(Trace *t, OpClass op, const char *name, double flop
     return s;
 }
 
-/* The next part of the step, until `now` of the one after it. Parts outside the blocks are named by what they do. */
+/* Parts outside the blocks are named by what they do. */
+static inline void part_name(char *out, size_t size, BlockKind block, int layer, Phase phase) {
+    if (block == BLOCK_OTHER) snprintf(out, size, "%s", phase == PHASE_FORWARD ? "data" : "optimizer");
+    else if (layer < 0) snprintf(out, size, "%s %s", BLOCK_NAMES[block], PHASE_NAMES[phase]);
+    else snprintf(out, size, "layer %d %s %s", layer, BLOCK_NAMES[block], PHASE_NAMES[phase]);
+}
+
+/* The next part of the step, until `now` of the one after it. */
 static inline void trace_part(Trace *t, BlockKind block, int layer, Phase phase, Mark now) {
     if (t->part) span_close(t->part, now);
     t->block = block, t->layer = layer, t->phase = phase;
     Span *s = t->part = span_open(t, SPAN_PART, now);
-    if (block == BLOCK_OTHER) snprintf(s->name, sizeof s->name, "%s", phase == PHASE_FORWARD ? "data" : "optimizer");
-    else if (layer < 0) snprintf(s->name, sizeof s->name, "%s %s", BLOCK_NAMES[block], PHASE_NAMES[phase]);
-    else snprintf(s->name, sizeof s->name, "layer %d %s %s", layer, BLOCK_NAMES[block], PHASE_NAMES[phase]);
+    part_name(s->name, sizeof s->name, block, layer, phase);
 }
 
 static inline int trace_in_part(const Trace *t, BlockKind block, int layer, Phase phase) {

@@ -9,6 +9,10 @@
      2 .. each call runs its stream, or does not, by a coin of that number
    A query whether work is done may find it under way, a few times in a row. A copy that the host makes waits for no
    stream that was made cudaStreamNonBlocking.
+   A stream that is captured keeps its operations as nodes of a graph, in which an operation comes after those that its
+   stream had waited for, and after nothing else. A launch runs them in such an order: of the first stream first (0),
+   of the others first (1), by a coin (2 ..). What CUDA forbids meanwhile fails as it does there, and spoils the graph:
+   to wait or to ask, to allocate or to free, to wait for an event from outside; to end before all streams are joined.
    cudaMalloc poisons with 0xff, and is an allocation of its own: an address sanitizer sees one element too many.
 
    The environment says what this host has, and what goes wrong: EMU_DEVICES GPUs of EMU_ARCH (86: sm_86) with
@@ -25,7 +29,9 @@
 
 typedef enum {
     cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorMemoryAllocation = 2, cudaErrorInsufficientDriver = 35,
-    cudaErrorNoKernelImageForDevice = 209, cudaErrorNotReady = 600
+    cudaErrorNoKernelImageForDevice = 209, cudaErrorNotReady = 600, cudaErrorStreamCaptureUnsupported = 900,
+    cudaErrorStreamCaptureInvalidated = 901, cudaErrorStreamCaptureUnjoined = 904,
+    cudaErrorStreamCaptureIsolation = 905, cudaErrorCapturedEvent = 907
 } cudaError_t;
 typedef enum {
     cudaMemcpyHostToHost, cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice, cudaMemcpyDefault
@@ -41,13 +47,29 @@ struct EmuPoint {
     double asked;   /* when it was recorded */
     int hangs;      /* behind a transfer that never ends */
 };
+/* An operation of a graph, and the places of those that must be done before it. */
+struct EmuNode {
+    std::function<void()> work;
+    std::vector<size_t> after;
+    bool forked; /* not of the stream that the capture began on */
+};
+/* A graph; while it is captured, the streams that are. */
+struct EmuGraph {
+    std::vector<EmuNode> nodes;
+    std::vector<struct EmuStream *> streams;
+    bool spoiled;
+};
 struct EmuStream {
     std::deque<std::function<void()>> queue;
     int running, blocking, index; /* index: 0 of calls that name none, 1 of the first that was made, ... */
     double asked;                 /* when something was asked for last */
+    std::shared_ptr<EmuGraph> capture; /* NULL: it is not captured */
+    std::vector<size_t> last;          /* what its next operation comes after */
 };
 struct EmuEvent {
     std::shared_ptr<EmuPoint> point; /* of the last record; NULL: none, which counts as reached */
+    std::shared_ptr<EmuGraph> capture; /* recorded in a capture: behind these of its operations */
+    std::vector<size_t> last;
 };
 typedef struct EmuStream *cudaStream_t;
 typedef struct EmuEvent *cudaEvent_t;
@@ -56,7 +78,12 @@ static inline const char *cudaGetErrorString(cudaError_t e) {
     return e == cudaSuccess                 ? "no error"
            : e == cudaErrorMemoryAllocation ? "out of memory"
            : e == cudaErrorNotReady         ? "not ready"
-                                            : "invalid argument";
+           : e == cudaErrorStreamCaptureUnsupported ? "operation not permitted when stream is capturing"
+           : e == cudaErrorStreamCaptureInvalidated ? "operation failed due to a previous error during capture"
+           : e == cudaErrorStreamCaptureUnjoined    ? "capturing stream has unjoined work"
+           : e == cudaErrorStreamCaptureIsolation ? "dependency created on uncaptured work in another stream"
+           : e == cudaErrorCapturedEvent ? "operation not permitted on an event last recorded in a capturing stream"
+                                         : "invalid argument";
 }
 static inline cudaError_t cudaGetLastError(void) { return cudaSuccess; }
 static inline cudaError_t cudaPeekAtLastError(void) { return cudaSuccess; }
@@ -77,7 +104,7 @@ static inline bool emu_busy(double asked) { return emu_seconds() < asked + (doub
 
 /* The stream of calls that name none. */
 static inline EmuStream *emu_stream(cudaStream_t s) {
-    static EmuStream zero = {{}, 0, 1, 0, 0};
+    static EmuStream zero = {{}, 0, 1, 0, 0, {}, {}};
     return s ? s : &zero;
 }
 static inline std::vector<EmuStream *> &emu_streams(void) {
@@ -120,8 +147,27 @@ static inline bool emu_not_ready(void) {
     return emu_coin(&state);
 }
 
+/* The capture that this thread has begun. */
+static inline std::shared_ptr<EmuGraph> &emu_capture(void) {
+    static thread_local std::shared_ptr<EmuGraph> capture;
+    return capture;
+}
+/* What a capture does not permit: the error of the call that asked for it. */
+static inline cudaError_t emu_spoil(cudaError_t e) {
+    if (emu_capture()) emu_capture()->spoiled = true;
+    return e;
+}
+static inline cudaError_t emu_uncaptured(void) {
+    return emu_capture() ? emu_spoil(cudaErrorStreamCaptureUnsupported) : cudaSuccess;
+}
+
 static inline void emu_enqueue(cudaStream_t stream, std::function<void()> work) {
     EmuStream *s = emu_stream(stream);
+    if (s->capture) {
+        s->capture->nodes.push_back({std::move(work), s->last, s != s->capture->streams[0]});
+        s->last = {s->capture->nodes.size() - 1};
+        return;
+    }
     s->queue.push_back(std::move(work));
     s->asked = emu_seconds();
     if (emu_runs_early(s)) emu_drain(s, nullptr);
@@ -141,15 +187,18 @@ static inline cudaError_t cudaStreamCreateWithPriority(cudaStream_t *s, unsigned
     return cudaStreamCreateWithFlags(s, flags);
 }
 static inline cudaError_t cudaStreamSynchronize(cudaStream_t s) {
+    if (emu_uncaptured() != cudaSuccess) return cudaErrorStreamCaptureUnsupported;
     emu_drain(emu_stream(s), nullptr);
     return cudaSuccess;
 }
 static inline cudaError_t cudaStreamQuery(cudaStream_t s) {
+    if (emu_uncaptured() != cudaSuccess) return cudaErrorStreamCaptureUnsupported;
     EmuStream *stream = emu_stream(s);
     int busy = emu_busy(stream->asked) || (!stream->queue.empty() && emu_not_ready());
     return emu_hangs() || busy ? cudaErrorNotReady : cudaStreamSynchronize(s);
 }
 static inline cudaError_t cudaDeviceSynchronize(void) {
+    if (emu_uncaptured() != cudaSuccess) return cudaErrorStreamCaptureUnsupported;
     for (EmuStream *s : emu_streams()) emu_drain(s, nullptr);
     return cudaSuccess;
 }
@@ -172,6 +221,9 @@ static inline cudaError_t cudaEventDestroy(cudaEvent_t e) {
     return cudaSuccess;
 }
 static inline cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t s) {
+    e->capture = emu_stream(s)->capture;
+    e->last = emu_stream(s)->last;
+    if (e->capture) return cudaSuccess;
     std::shared_ptr<EmuPoint> point(new EmuPoint{emu_stream(s), 0, 0, emu_seconds(), emu_hangs()});
     auto reach = [point] {
         point->seconds = emu_seconds();
@@ -183,17 +235,32 @@ static inline cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t s) {
     else emu_enqueue(s, reach);
     return cudaSuccess;
 }
+/* May the host ask for it? */
+static inline cudaError_t emu_event_known(cudaEvent_t e) {
+    return e->capture ? emu_spoil(cudaErrorCapturedEvent) : emu_uncaptured();
+}
 static inline cudaError_t cudaEventSynchronize(cudaEvent_t e) {
+    if (emu_event_known(e) != cudaSuccess) return emu_event_known(e);
     if (e->point && !e->point->done) emu_drain(e->point->stream, e->point.get());
     return cudaSuccess;
 }
 static inline cudaError_t cudaEventQuery(cudaEvent_t e) {
+    if (emu_event_known(e) != cudaSuccess) return emu_event_known(e);
     EmuPoint *p = e->point.get();
     return p && (p->hangs || emu_busy(p->asked) || (!p->done && emu_not_ready())) ? cudaErrorNotReady
                                                                                   : cudaEventSynchronize(e);
 }
 static inline cudaError_t cudaStreamWaitEvent(cudaStream_t s, cudaEvent_t e, unsigned flags) {
     (void)flags;
+    EmuStream *stream = emu_stream(s);
+    if (e->capture != stream->capture) { /* a stream that waits for a captured one is captured, too */
+        if (!e->capture || e->capture != emu_capture() || stream->capture)
+            return emu_spoil(e->capture ? cudaErrorCapturedEvent : cudaErrorStreamCaptureIsolation);
+        stream->capture = e->capture, stream->last = e->last;
+        e->capture->streams.push_back(stream);
+        return cudaSuccess;
+    }
+    if (e->capture) return stream->last.insert(stream->last.end(), e->last.begin(), e->last.end()), cudaSuccess;
     std::shared_ptr<EmuPoint> point = e->point;
     if (!point || point->stream == emu_stream(s)) return cudaSuccess; /* a stream keeps its own order */
     emu_enqueue(s, [point] {
@@ -202,12 +269,90 @@ static inline cudaError_t cudaStreamWaitEvent(cudaStream_t s, cudaEvent_t e, uns
     return cudaSuccess;
 }
 static inline cudaError_t cudaEventElapsedTime(float *ms, cudaEvent_t a, cudaEvent_t b) {
+    if (a->capture || b->capture) return emu_spoil(cudaErrorCapturedEvent);
     cudaEventSynchronize(a), cudaEventSynchronize(b);
     *ms = (float)(1e3 * (b->point->seconds - a->point->seconds));
     return cudaSuccess;
 }
 
+/* ---- graphs ---- */
+
+typedef struct EmuGraphHandle {
+    std::shared_ptr<EmuGraph> graph;
+} *cudaGraph_t, *cudaGraphExec_t;
+typedef enum {
+    cudaStreamCaptureModeGlobal, cudaStreamCaptureModeThreadLocal, cudaStreamCaptureModeRelaxed
+} cudaStreamCaptureMode;
+
+static inline cudaError_t cudaStreamBeginCapture(cudaStream_t s, cudaStreamCaptureMode) {
+    if (!s || emu_capture()) return emu_spoil(cudaErrorStreamCaptureUnsupported);
+    emu_capture() = std::make_shared<EmuGraph>();
+    s->capture = emu_capture(), s->last.clear();
+    s->capture->streams.push_back(s);
+    return cudaSuccess;
+}
+
+/* Does the stream that the capture began on come after all operations? */
+static inline bool emu_joined(const EmuGraph &g, std::vector<size_t> last) {
+    std::vector<bool> seen(g.nodes.size());
+    size_t found = 0;
+    while (!last.empty()) {
+        size_t i = last.back();
+        last.pop_back();
+        if (seen[i]) continue;
+        seen[i] = true, found++;
+        last.insert(last.end(), g.nodes[i].after.begin(), g.nodes[i].after.end());
+    }
+    return found == g.nodes.size();
+}
+
+static inline cudaError_t cudaStreamEndCapture(cudaStream_t s, cudaGraph_t *graph) {
+    std::shared_ptr<EmuGraph> g = s->capture;
+    *graph = nullptr;
+    if (!g || g != emu_capture() || s != g->streams[0]) return emu_spoil(cudaErrorInvalidValue);
+    bool joined = emu_joined(*g, s->last);
+    for (EmuStream *stream : g->streams) stream->capture = nullptr, stream->last.clear();
+    g->streams.clear();
+    emu_capture() = nullptr;
+    if (g->spoiled) return cudaErrorStreamCaptureInvalidated;
+    if (!joined) return cudaErrorStreamCaptureUnjoined;
+    *graph = new EmuGraphHandle{g};
+    return cudaSuccess;
+}
+static inline cudaError_t cudaGraphInstantiate(cudaGraphExec_t *run, cudaGraph_t graph, unsigned long long) {
+    if (emu_uncaptured() != cudaSuccess) return cudaErrorStreamCaptureUnsupported;
+    return *run = new EmuGraphHandle{graph->graph}, cudaSuccess;
+}
+static inline cudaError_t cudaGraphDestroy(cudaGraph_t graph) { return delete graph, cudaSuccess; }
+static inline cudaError_t cudaGraphExecDestroy(cudaGraphExec_t run) { return delete run, cudaSuccess; }
+
+static inline void emu_run_graph(const EmuGraph &g) {
+    std::vector<bool> done(g.nodes.size());
+    static uint64_t state;
+    int mode = emu_streams_mode();
+    for (size_t left = g.nodes.size(); left; left--) {
+        size_t next = g.nodes.size();
+        bool first = mode == 1 || (mode > 1 && emu_coin(&state)); /* those of other streams */
+        for (size_t i = 0; i < g.nodes.size() && (next == g.nodes.size() || g.nodes[next].forked != first); i++) {
+            bool ready = !done[i];
+            for (size_t before : g.nodes[i].after) ready = ready && done[before];
+            if (ready && (next == g.nodes.size() || g.nodes[i].forked == first)) next = i;
+        }
+        g.nodes[next].work();
+        done[next] = true;
+    }
+}
+static inline cudaError_t cudaGraphLaunch(cudaGraphExec_t run, cudaStream_t s) {
+    if (emu_uncaptured() != cudaSuccess) return cudaErrorStreamCaptureUnsupported;
+    std::shared_ptr<EmuGraph> g = run->graph;
+    emu_enqueue(s, [g] { emu_run_graph(*g); });
+    return cudaSuccess;
+}
+
+/* ---- memory ---- */
+
 static inline cudaError_t cudaMalloc(void **p, size_t bytes) {
+    if (emu_uncaptured() != cudaSuccess) return cudaErrorStreamCaptureUnsupported;
     *p = aligned_alloc(256, (bytes + 255) / 256 * 256);
     if (!*p) return cudaErrorMemoryAllocation;
     memset(*p, 0xff, (bytes + 255) / 256 * 256);
@@ -215,15 +360,18 @@ static inline cudaError_t cudaMalloc(void **p, size_t bytes) {
     return cudaSuccess;
 }
 static inline cudaError_t cudaFree(void *p) {
+    if (emu_uncaptured() != cudaSuccess) return cudaErrorStreamCaptureUnsupported;
     cudaDeviceSynchronize();
     free(p);
     return cudaSuccess;
 }
 static inline cudaError_t cudaMallocHost(void **p, size_t bytes) {
+    if (emu_uncaptured() != cudaSuccess) return cudaErrorStreamCaptureUnsupported;
     *p = malloc(bytes ? bytes : 1);
     return *p ? cudaSuccess : cudaErrorMemoryAllocation;
 }
 static inline cudaError_t cudaFreeHost(void *p) {
+    if (emu_uncaptured() != cudaSuccess) return cudaErrorStreamCaptureUnsupported;
     cudaDeviceSynchronize();
     free(p);
     return cudaSuccess;
@@ -237,6 +385,7 @@ static inline cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t byt
     return cudaSuccess;
 }
 static inline cudaError_t cudaMemcpy(void *dst, const void *src, size_t bytes, cudaMemcpyKind kind) {
+    if (emu_uncaptured() != cudaSuccess) return cudaErrorStreamCaptureUnsupported;
     for (EmuStream *s : emu_streams())
         if (s->blocking) emu_drain(s, nullptr);
     (void)kind;

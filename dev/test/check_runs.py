@@ -152,7 +152,8 @@ def main(root):
         referee = load(f"{root}/{model}/referee")
         names = significant(referee["grads"])
         single = None
-        cases = sorted(d for d in os.listdir(f"{root}/{model}") if d not in ("referee", "single", "again"))
+        again = sorted(d for d in os.listdir(f"{root}/{model}") if os.path.exists(f"{root}/{model}/{d}/of"))
+        cases = sorted(d for d in os.listdir(f"{root}/{model}") if d not in ("referee", "single", *again))
         for case in ["single"] + cases:
             directory = f"{root}/{model}/{case}"
             if not os.path.exists(f"{directory}/grads.safetensors"):
@@ -162,16 +163,17 @@ def main(root):
             check_case(tap, f"{model} {case}", directory, referee, single, names)
             if case == "single":
                 single = load(directory)
-        if os.path.isdir(f"{root}/{model}/again"):
-            with open(f"{root}/{model}/again/of") as f:
-                of = f.read().strip()
-            if not all(os.path.exists(f"{root}/{model}/{c}/grads.safetensors") for c in ("again", of)):
-                tap.ok(False, f"{model}: {of} twice gives the same bits: a run failed")
+        for case in again:
+            with open(f"{root}/{model}/{case}/of") as f:
+                of, _, how = f.read().strip().partition(" ")
+            what = f"{model}: {of} again{how and ', ' + how + ','} gives the same bits"
+            if not all(os.path.exists(f"{root}/{model}/{c}/grads.safetensors") for c in (case, of)):
+                tap.ok(False, f"{what}: a run failed")
                 continue
             same = [[{k: m[k] for k in ("loss", "grad_norm")} for m in lines(f"{root}/{model}/{c}/metrics.jsonl")]
-                    for c in ("again", of)]
-            bits = [open(f"{root}/{model}/{c}/grads.safetensors", "rb").read() for c in ("again", of)]
-            tap.ok(same[0] == same[1] and bits[0] == bits[1], f"{model}: {of} twice gives the same bits")
+                    for c in (case, of)]
+            bits = [open(f"{root}/{model}/{c}/grads.safetensors", "rb").read() for c in (case, of)]
+            tap.ok(same[0] == same[1] and bits[0] == bits[1], what)
     print(f"1..{tap.n}")
     return 1 if tap.bad or not tap.n else 0
 

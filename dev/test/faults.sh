@@ -673,6 +673,14 @@ trained 'nccl: a world that lets no group share its buffers' core/transfer_cuda.
 trained 'nccl: memory is counted before NCCL has taken its own' train_gpt.cu \
     '/^ *mesh_try\(.*\);$/{h;d};/^ *check_memory\(&t->model, .*\);$/{G}' \
     'EMU_MEMORY=700 EMU_NCCL_MEMORY=150' 2 --sp ulysses
+trained 'graphs: the host waits within a micro-step' train_gpt.cu \
+    's/^ *m->offload.active = train;/& device_finish(\&m->dev);/' EMU_STREAMS=0 1 --graphs on
+trained 'graphs: the walk that is recorded is another' core/graphs.h \
+    's/^    walk\(m, scale\);/    walk(m, 2 * scale);/' EMU_STREAMS=0 1 --graphs on
+emulated 'graphs: a capture that permits what CUDA does not' dev/emu/runtime.h \
+    's/if \(g->spoiled\) return/if (false) return/' test_emulator
+emulated 'graphs: operations run before others that they wait for' dev/emu/runtime.h \
+    's/ready = ready \&\& done\[before\]/ready = ready || done[before]/' test_emulator
 emulated 'emulator: streams that only run late' dev/emu/runtime.h \
     's/if \(emu_runs_early\(s\)\) emu_drain\(s, nullptr\);//' test_emulator
 emulated 'emulator: work that is always done when asked for' dev/emu/runtime.h \

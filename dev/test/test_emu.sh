@@ -52,14 +52,20 @@ COMMON="--seq-len 48 --batch 2 --micro-batch 1 --steps 2 --lr 1e-3 --selfcheck o
 # run is repeated. Where a scheme shall have the bits of one rank, products sum alike for any number of rows.
 run_case() { # MODEL CASE RANKS PROGRAM FLAGS...
     local out=$work/$1/$2 ranks=$3 binary=$4 streams=0 alike=0
-    case $3-$2 in *-again) streams=5 ;; 2-*) streams=2 ;; 4-*) streams=1 ;; esac
-    case $2 in single | ulysses-2 | ulysses-4 | ulysses-staged-2) alike=1 ;; esac
+    case $3-$2 in *-again) streams=5 ;; 2-*) streams=2 ;; 4-* | 1-offloaded) streams=1 ;; esac
+    case $2 in single* | ulysses-2 | ulysses-4 | ulysses-staged-2) alike=1 ;; esac
     shift 4
     mkdir -p "$out"
     # shellcheck disable=SC2086
     EMU_STREAMS=$streams EMU_SUMS_ALIKE=$alike run_ranks -t 600 "$ranks" "$binary" --train "$work/tokens.bin" $COMMON \
         "$@" --out "$out/run" --dump-grads "$out/grads.safetensors" >"$out/log" 2>&1 || return 0
     mv "$out/run/metrics.jsonl" "$out/run/comm.json" "$out"
+}
+
+# The same with every micro-step walked, none launched as a graph.
+run_walked() { # MODEL CASE FLAGS...
+    run_case "$1" "$2-again" 1 "$program" "${@:3}" --graphs off
+    echo "$2 without graphs" >"$work/$1/$2-again/of"
 }
 
 run_model() { # MODEL FLAGS...
@@ -69,7 +75,8 @@ run_model() { # MODEL FLAGS...
         initial_weights "$work/$model-weights" $flags
         flags="--model $work/$model-weights"
         run_case $model referee 1 "$referee" $flags
-        run_case $model single 1 "$program" $flags
+        run_case $model single 1 "$program" $flags --graphs on
+        run_walked $model single $flags
         for scheme in $schemes; do
             for ranks in 1 2 4; do run_case $model $scheme-$ranks $ranks "$program" $flags --sp $scheme; done
         done
@@ -102,6 +109,8 @@ run_kin() {
         initial_weights "$work/qwen3-weights" $QWEN
         run_case qwen3 referee 1 "$referee" $flags
         run_case qwen3 single 1 "$program" $flags
+        run_case qwen3 offloaded 1 "$program" $flags --recompute full --tile-rows 20 --offload inputs --graphs on
+        run_walked qwen3 offloaded $flags --recompute full --tile-rows 20 --offload inputs
         run_case qwen3 tpsp-4 4 "$program" $flags --sp tpsp
         run_case qwen3 ulysses-groups-2 2 "$program" $flags --sp ulysses --head-groups 2 --recompute full \
             --tile-rows 20 --offload inputs
@@ -117,7 +126,8 @@ run_masked() {
         initial_weights "$work/mistral-weights" $MISTRAL
         local flags="--model $work/mistral-weights --window 19"
         run_case mistral referee 1 "$referee" $flags
-        run_case mistral single 1 "$program" $flags
+        run_case mistral single 1 "$program" $flags --graphs on
+        run_walked mistral single $flags
         EMU_ARCH=90 run_case mistral ring-2 2 "$program" $flags --sp ring
         EMU_ARCH=90 run_case mistral odysseus-2 2 "$program" $flags --sp odysseus
         initial_weights "$work/packed-weights" ${GPT/--max-pos 64/--max-pos 160}

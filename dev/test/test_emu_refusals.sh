@@ -65,6 +65,14 @@ second 'NCCL: ncclAllGather.*unhandled system error; NCCL_DEBUG=INFO says more.*
 second 'NCCL failed during a transfer: unhandled system error.*.rank 1' EMU_NCCL=later
 second 'all_gather of .* over 2 ranks .other, forward, control. has not ended after .*--comm-timeout.*.rank 1' \
     EMU_NCCL=hang --comm-timeout 10
+refuses 2 '--graphs on: nobody could watch, or time, transfers in a graph; leave it out' X= -- --graphs on
+refuses 2 '--graphs on: transfers by MPI pass through the host' X= -- --graphs on --comm mpi
+refuses 1 '--graphs on: targets are ignored' X= -- --graphs on --ignore-token 7
+refuses 1 '--graphs on: the ranges of --nvtx' X= -- --graphs on --nvtx
+refuses 1 '--nvtx needs a training step' X= -- --dry-run --nvtx
+run_ranks -t 600 1 ./train_gpt_emu "${small[@]}" --ignore-token 7 >"$work/out" 2>&1 &&
+    grep -q '^note     no CUDA graphs: targets are ignored' "$work/out"
+ok $? "--graphs auto without graphs says why: $(grep -m1 'CUDA graphs' "$work/out")"
 
 # What NCCL takes is measured after it was used: neither a run that dies within it nor one that is refused for less.
 refuses 2 'out of memory: a rank needs .* its share of a GPU, .* is 43.1 MB .rank 0.; the largest that fit' \

@@ -314,6 +314,87 @@ static int run_streams(int with_event) {
     return right;
 }
 
+/* x = 2 x on one stream, y = x on another, x = 0 on the first: as a graph that is launched twice. What is left out:
+   an event between them; or what comes besides: a call that a capture does not permit. */
+enum GraphFault {
+    GRAPH_SOUND, GRAPH_NO_EVENT, GRAPH_NO_JOIN, GRAPH_WAITS, GRAPH_ASKS, GRAPH_ASKS_EVENT, GRAPH_ALLOCATES,
+    GRAPH_OUTSIDE
+};
+static void graph_fault(GraphFault fault, cudaStream_t first, cudaEvent_t made, cudaEvent_t outside) {
+    void *p;
+    if (fault == GRAPH_WAITS) cudaStreamSynchronize(first);
+    if (fault == GRAPH_ASKS) cudaStreamQuery(first);
+    if (fault == GRAPH_ASKS_EVENT) cudaEventQuery(made);
+    if (fault == GRAPH_ALLOCATES) cudaMalloc(&p, 4);
+    if (fault == GRAPH_OUTSIDE) cudaStreamWaitEvent(first, outside, 0);
+}
+/* N: the capture ends as it must, and nothing runs before the launches, after each of which all is right. */
+static int run_graph(GraphFault fault, int streams, cudaError_t must) {
+    float *x, *y, host[N];
+    cudaStream_t first, second;
+    cudaEvent_t made, read, outside;
+    cudaGraph_t graph;
+    cudaGraphExec_t run;
+    emu_streams_run(streams);
+    CUDA_CHECK(cudaStreamCreateWithFlags(&first, cudaStreamNonBlocking));
+    CUDA_CHECK(cudaStreamCreateWithFlags(&second, cudaStreamNonBlocking));
+    CUDA_CHECK(cudaEventCreateWithFlags(&made, cudaEventDisableTiming));
+    CUDA_CHECK(cudaEventCreateWithFlags(&read, cudaEventDisableTiming));
+    CUDA_CHECK(cudaEventCreateWithFlags(&outside, cudaEventDisableTiming));
+    CUDA_CHECK(cudaEventRecord(outside, second));
+    CUDA_CHECK(cudaMalloc((void **)&x, sizeof host));
+    CUDA_CHECK(cudaMalloc((void **)&y, sizeof host));
+    for (int i = 0; i < N; i++) x[i] = (float)i;
+    CUDA_CHECK(cudaStreamBeginCapture(first, cudaStreamCaptureModeThreadLocal));
+    LAUNCH(twice, dim3(GRID), dim3(BLOCK), 0, first, x, (int)N);
+    CUDA_CHECK(cudaEventRecord(made, first));
+    CUDA_CHECK(cudaStreamWaitEvent(second, made, 0));
+    graph_fault(fault, first, made, outside);
+    CUDA_CHECK(cudaMemcpyAsync(y, x, sizeof host, cudaMemcpyDeviceToDevice, second));
+    CUDA_CHECK(cudaEventRecord(read, second));
+    if (fault != GRAPH_NO_EVENT && fault != GRAPH_NO_JOIN) CUDA_CHECK(cudaStreamWaitEvent(first, read, 0));
+    CUDA_CHECK(cudaMemsetAsync(x, 0, sizeof host, first));
+    if (fault == GRAPH_NO_EVENT) CUDA_CHECK(cudaStreamWaitEvent(first, read, 0));
+    if (cudaStreamEndCapture(first, &graph) != must) return 0;
+    if (must != cudaSuccess) return N;
+    int right = -N;
+    for (int i = 0; i < N; i++) right -= x[i] != (float)i;
+    CUDA_CHECK(cudaGraphInstantiate(&run, graph, 0));
+    CUDA_CHECK(cudaGraphDestroy(graph));
+    for (int again = 0; again < 2; again++) {
+        for (int i = 0; i < N; i++) x[i] = (float)(i + again);
+        CUDA_CHECK(cudaGraphLaunch(run, first));
+        CUDA_CHECK(cudaStreamSynchronize(first));
+        for (int i = 0; i < N; i++) right += x[i] == 0 && y[i] == 2.0f * (float)(i + again);
+    }
+    CUDA_CHECK(cudaGraphExecDestroy(run));
+    return right;
+}
+
+static void check_graphs(void) {
+    char said[8192];
+    int shown = 0;
+    for (int mode = 0; mode < 4; mode++) {
+        int sound = in_child([mode] { return run_graph(GRAPH_SOUND, mode, cudaSuccess); }, said, sizeof said);
+        check(sound == 100, "streams %d: a graph runs when it is launched, each time anew", mode);
+        shown += in_child([mode] { return run_graph(GRAPH_NO_EVENT, mode, cudaSuccess); }, said, sizeof said) == 101;
+    }
+    check(shown > 0, "an event that is missing in a graph shows under %d of 4 orders", shown);
+    const struct {
+        GraphFault fault;
+        cudaError_t error;
+        const char *what;
+    } refused[] = {{GRAPH_NO_JOIN, cudaErrorStreamCaptureUnjoined, "a stream that is not joined"},
+                   {GRAPH_WAITS, cudaErrorStreamCaptureInvalidated, "to wait for a stream"},
+                   {GRAPH_ASKS, cudaErrorStreamCaptureInvalidated, "to ask a stream"},
+                   {GRAPH_ASKS_EVENT, cudaErrorStreamCaptureInvalidated, "to ask an event"},
+                   {GRAPH_ALLOCATES, cudaErrorStreamCaptureInvalidated, "to allocate"},
+                   {GRAPH_OUTSIDE, cudaErrorStreamCaptureInvalidated, "an event from outside"}};
+    for (const auto &r : refused)
+        check(in_child([&r] { return run_graph(r.fault, 0, r.error); }, said, sizeof said) == 100,
+              "a capture does not permit: %s", r.what);
+}
+
 /* The fault must end the program with a line that has `words`, under at least `schedules` of four. */
 #if defined(__SANITIZE_ADDRESS__)
 #define TOUCHED_SAYS "use-after-poison"
@@ -465,6 +546,7 @@ int main(void) {
         else shown += faulty == 101;
     }
     check(shown > 0, "a stream that overwrites what another still reads shows with %d of 6 other settings", shown);
+    check_graphs();
     check(in_child([] { return run_asking(1); }, said, sizeof said) == 100,
           "a host that asks until the work is done finds it done");
     check(in_child([] { return run_asking(0); }, said, sizeof said) == 101,

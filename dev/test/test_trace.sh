@@ -31,6 +31,28 @@ traces hybrid 4 ./train_gpt_cpu --steps 3 --sp tpsp --ring 2
 traces nccl 2 ./train_gpt_emu --steps 3 --sp ring
 traces staged 2 ./train_gpt_emu --steps 3 --sp odysseus --comm mpi
 
+# ---- the same places as ranges of --nvtx, which the emulator writes down: how deep each is, and its name
+
+EMU_NVTX=$work/ranges run_ranks -t 600 2 ./train_gpt_emu "${small[@]}" --steps 2 --sp odysseus --nvtx \
+    >"$work/out" 2>&1 && python3 - "$work"/ranges.* >"$work/out" 2>&1 <<'PY'
+import re, sys
+assert len(sys.argv) == 3, sys.argv
+for path in sys.argv[1:]:
+    rows = [(int(depth), name) for depth, name in (line.rstrip("\n").split(" ", 1) for line in open(path))]
+    at = lambda depth: [name for d, name in rows if d == depth]
+    assert at(0) == ["step 0", "step 1"], at(0)
+    assert at(1) == 2 * (["data"] + [f"micro-step {i}" for i in range(2)] + ["optimizer"]), at(1)
+    layers = [name for name in at(2) if name.startswith("layer ")]
+    walk = [f"layer {l} {b} {p}" for p, ls in (("forward", (0, 1)), ("backward", (1, 0))) for l in ls
+            for b in (("attention", "mlp") if p == "forward" else ("mlp", "attention"))]
+    assert layers == 4 * walk, layers[:20]
+    sent = {name for d, name in rows if d == 3}
+    assert {"all_gather parameter", "reduce_scatter gradient", "all_gather activation"} <= sent, sent
+    assert "all_reduce control" in at(2), at(2)
+    assert all(d < 4 and b <= d + 1 for (d, _), (b, _) in zip(rows, rows[1:])), "ranges do not nest"
+PY
+ok $? "--nvtx: every rank's steps, micro-steps, layers and collectives nest"
+
 # ---- no influence: the same bits
 run_ranks -t 600 2 ./train_gpt_cpu "${small[@]}" --steps 3 --sp tp --out "$work/plain" >"$work/out" 2>&1
 numbers() { sed -E 's/.*("loss": [^,]*, "grad_norm": [^,]*),.*/\1/' "$1/metrics.jsonl"; }

@@ -177,7 +177,9 @@ static inline double host_seconds(const Device *dev) {
 static inline void device_finish(Device *dev) {
     if (!dev->state.stream) return;
     cudaError_t state;
+    double begin = seconds_now();
     while ((state = cudaStreamQuery(dev->state.stream)) == cudaErrorNotReady) device_poll(dev);
+    dev->waited += seconds_now() - begin;
     CUDA_CHECK(state);
 }
 
@@ -262,7 +264,9 @@ static inline PinnedSlot *pinned_slot(Device *dev) {
             FAIL(THIS_RANK, "out of pinned host memory: %d bytes to copy through", PINNED_BYTES);
         CUDA_CHECK(cudaEventCreateWithFlags(&slot->done, cudaEventDisableTiming));
     } else {
+        double begin = seconds_now();
         while ((state = cudaEventQuery(slot->done)) == cudaErrorNotReady) device_poll(dev);
+        dev->waited += seconds_now() - begin;
     }
     CUDA_CHECK(state);
     return slot;
@@ -281,7 +285,10 @@ static inline void copy_in_run(Device *dev, void *dst, const void *src, i64 byte
     }
 }
 
+/* A copy to memory that is not pinned keeps the host until the device has come to it: wait before, where the host
+   looks after the transfers. */
 static inline void copy_out_run(Device *dev, void *dst, const void *src, i64 bytes) {
+    device_finish(dev);
     CUDA_CHECK(cudaMemcpyAsync(dst, src, (size_t)bytes, cudaMemcpyDeviceToHost, dev->state.stream));
     device_finish(dev);
 }

@@ -19,7 +19,12 @@
 
 #define BACKEND_FLAGS \
     {NULL, "grad-comm", FLAG_CHOICE, AT(grad_comm), "fp32", 0, 0, "fp32|bf16", \
-     "weight gradients on the wire; bf16 ones are still summed in fp32"},
+     "weight gradients on the wire; bf16 ones are still summed in fp32"}, \
+    {NULL, "graphs", FLAG_CHOICE, AT(graphs), "auto", 0, 0, "auto|on|off", \
+     "launch a micro-step as one CUDA graph, on one rank; auto: where that can be, and a note says why not"}, \
+    {NULL, "nvtx", FLAG_SWITCH, AT(nvtx), NULL, 0, 0, NULL, \
+     "name steps, micro-steps, layers and collectives for Nsight Systems (NVTX ranges); micro-steps are then no " \
+     "graphs"},
 
 #define BACKEND_GROUP /* a group of flags of its own: none */
 
