@@ -18,7 +18,7 @@
 #ifndef ODYSSEUS_CUDA_HEADS_CUH
 #define ODYSSEUS_CUDA_HEADS_CUH
 
-static constexpr int ROPE_WIDEST = 256, HEADS_EACH = 4;
+static constexpr int ROPE_WIDEST = 256, HEADS_EACH = 2;
 
 /* ---- the table ---- */
 
@@ -51,11 +51,18 @@ static inline void rope_table_run(Device *dev, accum *table, TokenMap map, const
 
 /* ---- packing ---- */
 
-typedef enum { QUERIES_PACK, QUERIES_UNPACK, KV_PACK, KV_UNPACK } HeadsOp;
+/* KV_SUM: KV_UNPACK where parts share a head, whose copies are added */
+typedef enum { QUERIES_PACK, QUERIES_UNPACK, KV_PACK, KV_UNPACK, KV_SUM } HeadsOp;
 
 typedef struct {
     i64 rows, B, heads, head_dim, parts; /* heads: of q, or KV heads */
 } HeadsShape;
+
+/* What the kernel divides by. `groups`: threads of a row that differ in their heads */
+typedef struct {
+    Divisor row, places, batch, local, heads, parts;
+    int written, groups, local_heads; /* heads of a row of `out`; heads of a part, at least 1 */
+} HeadsWays;
 
 /* Head h of row r, counted over what is written: where it begins in `out`, in `in`, the copies in `in` and their
    distance, and whether it is rotated. Offsets are in heads. */
@@ -64,31 +71,32 @@ typedef struct {
     bool turned;
 } HeadRoute;
 
-template <int OP> __device__ __forceinline__ HeadRoute head_route(HeadsShape s, i64 r, int h) {
+template <int OP> __device__ __forceinline__ HeadRoute head_route(HeadsShape s, HeadsWays w, i64 r, int h) {
     HeadRoute route;
-    int local = (int)s.heads / (int)s.parts;
+    int local = w.local_heads, heads = (int)s.heads, parts = (int)s.parts;
     route.copies = 1, route.stride = 0, route.turned = true;
     if (OP == QUERIES_PACK || OP == QUERIES_UNPACK) {
-        int p = h / local;
-        i64 whole = r * s.heads + h, packed = (p * s.rows + r) * local + (h - p * local);
+        int p = divide(h, w.local);
+        i64 whole = r * heads + h, packed = (p * s.rows + r) * local + (h - p * local);
         route.to = OP == QUERIES_PACK ? packed : whole, route.from = OP == QUERIES_PACK ? whole : packed;
         return route;
     }
-    local = local > 1 ? local : 1;
     if (OP == KV_PACK) { /* h: part, key or value, head of the part */
-        int p = h / (2 * local), value = h / local % 2, k = h % local;
+        int block = divide(h, w.local), p = block / 2, value = block % 2, k = h - block * local;
         route.to = ((p * s.rows + r) * 2 + value) * local + k;
-        route.from = (r * 2 + value) * s.heads + p * (int)s.heads / (int)s.parts + k;
+        route.from = (r * 2 + value) * heads + divide(p * heads, w.parts) + k;
         route.turned = !value;
         return route;
     }
-    /* KV_UNPACK */
-    int value = h / (int)s.heads, k = h - value * (int)s.heads, heads = (int)s.heads, parts = (int)s.parts;
-    /* parts that hold head k: p heads / parts == k */
-    int first = heads >= parts ? k / local : (k * parts + heads - 1) / heads;
-    int end = heads >= parts ? first + 1 : ((k + 1) * parts + heads - 1) / heads;
+    /* KV_UNPACK, KV_SUM */
+    int value = h >= heads, k = h - value * heads, first = divide(k, w.local), end = first + 1,
+        place = k - first * local;
+    if (OP == KV_SUM) { /* parts that hold head k: p heads / parts == k */
+        first = divide(k * parts + heads - 1, w.heads), end = divide((k + 1) * parts + heads - 1, w.heads);
+        place = 0;
+    }
     route.to = (r * 2 + value) * heads + k;
-    route.from = ((first * s.rows + r) * 2 + value) * local + (heads >= parts ? k % local : 0);
+    route.from = ((first * s.rows + r) * 2 + value) * local + place;
     route.copies = end - first, route.stride = s.rows * 2 * local;
     route.turned = !value;
     return route;
@@ -105,41 +113,32 @@ __device__ __forceinline__ void pairs_turn(float low[W], float high[W], const fl
     }
 }
 
-/* written: heads of a row of `out`; a thread has heads q, q + quarter, ... of one row. Head dims that W does not divide
-   into two halves have an odd last element, which is not turned: W = 1, the thread past the halves. */
+/* A thread has heads q, q + groups, ... of one row of `out`; what it reads stays in bf16 until it is turned. Head dims
+   that W does not divide into two halves have an odd last element, which is not turned: W = 1, the thread past the
+   halves. */
 template <int OP, int W>
 __global__ void __launch_bounds__(BLOCK)
-    heads_kernel(real *out, const real *in, const accum *table, HeadsShape s, int written, float sign) {
-    int half = (int)s.head_dim / 2, places = W == 8 ? half / 8 : half + (int)(s.head_dim % 2),
-        quarter = (written + HEADS_EACH - 1) / HEADS_EACH;
-    i64 i = grid_thread(), r = quotient(i, (i64)quarter * places);
+    heads_kernel(real *out, const real *in, const accum *table, HeadsShape s, HeadsWays w, float sign) {
+    int half = (int)s.head_dim / 2, places = W == 8 ? half / 8 : half + (int)(s.head_dim % 2);
+    i64 i = grid_thread(), r = divide(i, w.row);
     if (r >= s.rows) return;
-    int rest = (int)(i - r * quarter * places), q = rest / places, at = (rest - q * places) * W;
+    int rest = (int)(i - r * (w.groups * places)), q = divide(rest, w.places), at = (rest - q * places) * W;
     bool alone = at >= half; /* the last element of an odd head: nothing to turn with */
     int other = alone ? 0 : half, place = alone ? (int)s.head_dim - 1 : at;
-    float low[HEADS_EACH][W], high[HEADS_EACH][W], angle[2 * W];
+    HeadRoute route[HEADS_EACH];
+    bf16x8 low[HEADS_EACH], high[HEADS_EACH]; /* W of them */
     UNROLL
     for (int k = 0; k < HEADS_EACH; k++) {
-        if (q + k * quarter >= written) continue;
-        HeadRoute route = head_route<OP>(s, r, q + k * quarter);
-        const real *from = in + route.from * s.head_dim + place;
-        load_real<W>(low[k], from, W);
-        load_real<W>(high[k], from + other, W);
-        if (OP == KV_UNPACK)
-            for (i64 p = 1; p < route.copies; p++) {
-                float x[W];
-                from += route.stride * s.head_dim;
-                load_real<W>(x, from, W);
-                UNROLL
-                for (int e = 0; e < W; e++) low[k][e] += x[e];
-                load_real<W>(x, from + other, W);
-                UNROLL
-                for (int e = 0; e < W; e++) high[k][e] += x[e];
-            }
+        if (q + k * w.groups >= w.written) continue;
+        route[k] = head_route<OP>(s, w, r, q + k * w.groups);
+        const real *from = in + route[k].from * s.head_dim + place;
+        if constexpr (W == 8) low[k] = *(const bf16x8 *)from, high[k] = *(const bf16x8 *)(from + other);
+        else low[k].v[0] = from[0], high[k].v[0] = from[other];
     }
     bool turn = table && !alone;
+    float angle[2 * W];
     if (turn) {
-        const accum *from = table + (quotient(r, s.B) * half + at) * 2;
+        const accum *from = table + (divide(r, w.batch) * half + at) * 2;
         if constexpr (W == 8) {
             UNROLL
             for (int e = 0; e < 16; e += 4) load_accum<4>(angle + e, from + e, 4);
@@ -147,12 +146,27 @@ __global__ void __launch_bounds__(BLOCK)
     }
     UNROLL
     for (int k = 0; k < HEADS_EACH; k++) {
-        if (q + k * quarter >= written) continue;
-        HeadRoute route = head_route<OP>(s, r, q + k * quarter);
-        if (turn && route.turned) pairs_turn<W>(low[k], high[k], angle, sign);
-        real *to = out + route.to * s.head_dim + place;
-        store_real<W>(to, low[k], W);
-        if (!alone) store_real<W>(to + half, high[k], W);
+        if (q + k * w.groups >= w.written) continue;
+        float x[W], y[W];
+        UNROLL
+        for (int e = 0; e < W; e++) x[e] = bf16_float(low[k].v[e]), y[e] = bf16_float(high[k].v[e]);
+        if (OP == KV_SUM) {
+            const real *from = in + route[k].from * s.head_dim + place;
+            for (i64 p = 1; p < route[k].copies; p++) { /* then `in` and `out` differ: reading late is safe */
+                float more[W];
+                from += route[k].stride * s.head_dim;
+                load_real<W>(more, from, W);
+                UNROLL
+                for (int e = 0; e < W; e++) x[e] += more[e];
+                load_real<W>(more, from + other, W);
+                UNROLL
+                for (int e = 0; e < W; e++) y[e] += more[e];
+            }
+        }
+        if (turn && route[k].turned) pairs_turn<W>(x, y, angle, sign);
+        real *to = out + route[k].to * s.head_dim + place;
+        store_real<W>(to, x, W);
+        if (!alone) store_real<W>(to + half, y, W);
     }
 }
 
@@ -165,15 +179,15 @@ static inline void heads_run(Device *dev, real *out, const real *in, const accum
         FAIL(THIS_RANK, "%s: %lld heads for %lld parts are not taken", name, s.heads, s.parts);
     if (s.heads * s.parts > 1 << 20 || s.head_dim > 1 << 20)
         FAIL(THIS_RANK, "%s: %lld heads of %lld are not taken", name, s.heads, s.head_dim);
-    int n = (int)written;
-    i64 half = s.head_dim / 2, groups = ceil_div(written, HEADS_EACH);
+    int vectors = s.head_dim % 16 == 0 && aligned_to(out, 16) && aligned_to(in, 16) && aligned_to(table, 16);
+    i64 half = s.head_dim / 2, groups = ceil_div(written, HEADS_EACH), local = i64_max(1, s.heads / s.parts),
+        places = vectors ? half / 8 : half + s.head_dim % 2;
+    HeadsWays w = {divisor(groups * places), divisor(places), divisor(s.B), divisor(local), divisor(s.heads),
+                   divisor(s.parts), (int)written, (int)groups, (int)local};
     float sign = OP == QUERIES_PACK || OP == KV_PACK ? 1.0f : -1.0f;
-    if (s.head_dim % 16 == 0 && aligned_to(out, 16) && aligned_to(in, 16) && aligned_to(table, 16))
-        LAUNCH((heads_kernel<OP, 8>), blocks_for(s.rows * groups * (half / 8), BLOCK), BLOCK, 0, dev->state.stream, out,
-               in, table, s, n, sign);
-    else
-        LAUNCH((heads_kernel<OP, 1>), blocks_for(s.rows * groups * (half + s.head_dim % 2), BLOCK), BLOCK, 0,
-               dev->state.stream, out, in, table, s, n, sign);
+    unsigned grid = blocks_for(s.rows * groups * places, BLOCK);
+    if (vectors) LAUNCH((heads_kernel<OP, 8>), grid, BLOCK, 0, dev->state.stream, out, in, table, s, w, sign);
+    else LAUNCH((heads_kernel<OP, 1>), grid, BLOCK, 0, dev->state.stream, out, in, table, s, w, sign);
 }
 
 static inline void queries_pack_run(Device *dev, real *out, const real *in, const accum *table, i64 rows, i64 B,
@@ -197,7 +211,8 @@ static inline void kv_pack_run(Device *dev, real *out, const real *in, const acc
 static inline void kv_unpack_run(Device *dev, real *out, const real *in, const accum *table, i64 rows, i64 B,
                                  i64 kv_heads, i64 head_dim, i64 parts) {
     HeadsShape s = {rows, B, kv_heads, head_dim, parts};
-    heads_run<KV_UNPACK>(dev, out, in, table, s, 2 * kv_heads, "kv_unpack");
+    if (kv_heads >= parts) heads_run<KV_UNPACK>(dev, out, in, table, s, 2 * kv_heads, "kv_unpack");
+    else heads_run<KV_SUM>(dev, out, in, table, s, 2 * kv_heads, "kv_unpack");
 }
 
 /* ---- parts ---- */

@@ -125,6 +125,19 @@ __device__ __forceinline__ i64 quotient(i64 a, i64 b) {
     return a / b;
 }
 
+/* A number that a kernel divides by, as the host prepares it: ceil(2^63 / by). For a, by >= 1 with a by < 2^63 the
+   quotient is exact: a (inverse - 2^63 / by) < 2^63 / by. Two to four multiplications where a division is twenty
+   instructions. */
+typedef struct {
+    uint64_t inverse;
+} Divisor;
+static inline Divisor divisor(i64 by) {
+    Divisor d = {(((uint64_t)1 << 63) + (uint64_t)by - 1) / (uint64_t)by};
+    return d;
+}
+__device__ __forceinline__ i64 divide(i64 a, Divisor d) { return (i64)__umul64hi((uint64_t)a << 1, d.inverse); }
+__device__ __forceinline__ int divide(int a, Divisor d) { return (int)__umul64hi((uint32_t)a << 1, d.inverse); }
+
 /* token_position for kernels */
 __device__ __forceinline__ i64 map_position(const TokenMap &map, i64 t) {
     if (t < map.run[0].count) return map.run[0].first + t * map.run[0].stride;
