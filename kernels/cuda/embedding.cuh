@@ -5,70 +5,96 @@
    Backward meets the same token in many rows and sums them in a fixed order, without an atomic addition of floats:
 
      count    rows of each token, by integer atomics                       any order gives the same counts
-     scan     -> starts (V + 1): where each token's bucket begins          one block
+     place    where each token's bucket begins, and a list of the buckets  any order gives the same sums
      scatter  rows into their buckets                                      any order within a bucket
      rank     each row's place is the number of smaller rows in its bucket: now the order is fixed
      add      a bucket of up to EMBED_SMALL rows: a warp to 256 columns, rows in order
               a larger one: a block of 8 warps, warp w takes rows w, w+8, ..., the warps' sums are joined in order
+              a position occurs B times, in rows t*B .. t*B+B-1: a warp adds them in order
+              one launch of all three, the longest first, so that none waits for another's last block
 
-   A position occurs B times, in rows t*B .. t*B+B-1: a warp adds them in order.
    Cost: dout is read once (twice with positions), a row of dwte is read and written once per token that occurs.
    Rank is quadratic in the size of a bucket: 0.02 n^2 comparisons for n rows of text, a millisecond even where all
    of 65536 rows are one token.                                                                                       */
 #ifndef ODYSSEUS_CUDA_EMBEDDING_CUH
 #define ODYSSEUS_CUDA_EMBEDDING_CUH
 
-static constexpr int EMBED_COLUMNS = 256, SCAN_THREADS = 1024, SCAN_EACH = 8;
+static constexpr int EMBED_COLUMNS = 256;
 
 /* ---- forward ---- */
 
+static constexpr int EMBED_ROWS = 4; /* rows of a thread */
+
+/* A thread has W columns of EMBED_ROWS rows; rows of one position read its vector once. */
 template <int W>
-__global__ void __launch_bounds__(BLOCK) embedding_forward_kernel(real *out, const int32_t *tokens, TokenMap map,
-                                                                  const real *wte, const real *wpe, i64 B, i64 C) {
-    i64 i = grid_thread() * W;
-    if (i >= map.count * B * C) return;
-    i64 r = quotient(i / W, C / W), c = i - r * C;
-    float x[W], p[W];
-    load_real<W>(x, wte + tokens[r] * C + c, W);
-    if (wpe) {
-        load_real<W>(p, wpe + map_position(map, quotient(r, B)) * C + c, W);
-        UNROLL
-        for (int e = 0; e < W; e++) x[e] += p[e];
+__global__ void __launch_bounds__(BLOCK)
+    embedding_forward_kernel(real *out, const int32_t *tokens, TokenMap map, const real *wte, const real *wpe, i64 B,
+                             i64 C, Divisor row, Divisor batch) {
+    i64 i = grid_thread(), group = divide(i, row), c = i * W - group * C, first = group * EMBED_ROWS,
+        rows = map.count * B, at = -1;
+    if (first >= rows) return;
+    bf16x8 x[EMBED_ROWS], p[EMBED_ROWS]; /* W of them */
+    UNROLL
+    for (int k = 0; k < EMBED_ROWS; k++) {
+        i64 r = first + k;
+        if (r >= rows) continue;
+        const real *from = wte + tokens[r] * C + c;
+        if constexpr (W == 8) x[k] = *(const bf16x8 *)from;
+        else x[k].v[0] = *from;
+        if (!wpe) continue;
+        i64 t = divide(r, batch);
+        from = wpe + map_position(map, t) * C + c;
+        if (k > 0 && t == at) p[k] = p[k - 1];
+        else if constexpr (W == 8) p[k] = *(const bf16x8 *)from;
+        else p[k].v[0] = *from;
+        at = t;
     }
-    store_real<W>(out + i, x, W);
+    UNROLL
+    for (int k = 0; k < EMBED_ROWS; k++) {
+        if (first + k >= rows) return;
+        float sum[W];
+        UNROLL
+        for (int e = 0; e < W; e++) sum[e] = bf16_float(x[k].v[e]) + (wpe ? bf16_float(p[k].v[e]) : 0);
+        store_real<W>(out + (first + k) * C + c, sum, W);
+    }
 }
 
 static inline void embedding_forward_run(Device *dev, real *out, const int32_t *tokens, TokenMap map, const real *wte,
                                          const real *wpe, i64 B, i64 C) {
-    i64 n = map.count * B * C;
-    if (n == 0) return;
-    if (C % 8 == 0 && aligned_to(out, 16) && aligned_to(wte, 16) && aligned_to(wpe, 16))
-        LAUNCH(embedding_forward_kernel<8>, blocks_for(n, 8 * BLOCK), BLOCK, 0, dev->state.stream, out, tokens, map,
-               wte, wpe, B, C);
+    i64 rows = map.count * B;
+    if (rows * C == 0) return;
+    int vectors = C % 8 == 0 && aligned_to(out, 16) && aligned_to(wte, 16) && aligned_to(wpe, 16);
+    i64 each = vectors ? C / 8 : C;
+    Divisor row = divisor(each), batch = divisor(B);
+    unsigned grid = blocks_for(ceil_div(rows, EMBED_ROWS) * each, BLOCK);
+    if (vectors)
+        LAUNCH(embedding_forward_kernel<8>, grid, BLOCK, 0, dev->state.stream, out, tokens, map, wte, wpe, B, C, row,
+               batch);
     else
-        LAUNCH(embedding_forward_kernel<1>, blocks_for(n, BLOCK), BLOCK, 0, dev->state.stream, out, tokens, map, wte,
-               wpe, B, C);
+        LAUNCH(embedding_forward_kernel<1>, grid, BLOCK, 0, dev->state.stream, out, tokens, map, wte, wpe, B, C, row,
+               batch);
 }
 
 /* ---- backward: the buckets ---- */
 
 /* Scratch of embedding_backward, all int. */
 typedef struct {
-    int *starts;  /* V + 1: token v's rows are starts[v] .. starts[v+1]-1 of `sorted` */
-    int *cursor;  /* V: counts, then the next free place of each bucket */
-    int *n_large; /* 1: buckets of more than EMBED_SMALL rows */
-    int *large;   /* their tokens, in any order */
-    int *loose;   /* rows: buckets, not yet in order */
-    int *sorted;  /* rows: in order */
+    int *cursor; /* V: counts, then the next free place of each bucket, in the end the place behind it */
+    int *taken;  /* 3: places of `loose` that are given away; buckets of up to EMBED_SMALL rows; larger ones */
+    int *starts; /* V: token v's rows are starts[v] .. cursor[v]-1 of `sorted` */
+    int *small, *large; /* tokens of the buckets, in any order */
+    int *loose;         /* rows: buckets, not yet in order */
+    int *sorted;        /* rows: in order */
 } Buckets;
 
 static inline Buckets buckets_in(int *scratch, i64 rows, i64 vocab) {
     Buckets b;
     b.cursor = scratch;
-    b.n_large = b.cursor + vocab;
-    b.starts = b.n_large + 1;
-    b.large = b.starts + vocab + 1;
-    b.loose = b.large + rows / EMBED_SMALL + 1;
+    b.taken = b.cursor + vocab;
+    b.starts = b.taken + 3;
+    b.small = b.starts + vocab;
+    b.large = b.small + i64_min(rows, vocab);
+    b.loose = b.large + rows / (EMBED_SMALL + 1);
     b.sorted = b.loose + rows;
     return b;
 }
@@ -78,39 +104,30 @@ __global__ void __launch_bounds__(BLOCK) buckets_count_kernel(Buckets b, const i
     if (r < rows) atomicAdd(b.cursor + tokens[r], 1);
 }
 
-/* starts, cursor = the exclusive sum of the counts in cursor; by one block, SCAN_THREADS
-   * SCAN_EACH counts at a time */
-__global__ void __launch_bounds__(SCAN_THREADS) buckets_scan_kernel(Buckets b, int vocab) {
-    SHARED(int, totals, 2 * WARP); /* of the warps; turns alternate, so that one barrier is enough */
-    int lane = (int)threadIdx.x % WARP, warp = (int)threadIdx.x / WARP, before = 0, turn = 0;
-    for (int first = 0; first < vocab; first += SCAN_THREADS * SCAN_EACH, turn ^= WARP) {
-        int at = first + (int)threadIdx.x * SCAN_EACH, count[SCAN_EACH], sum = 0;
-        UNROLL
-        for (int e = 0; e < SCAN_EACH; e++) {
-            count[e] = at + e < vocab ? b.cursor[at + e] : 0;
-            sum += count[e];
-        }
-        int upto = sum;
-        UNROLL
-        for (int step = 1; step < WARP; step *= 2) {
-            int other = __shfl_up_sync(0xffffffffu, upto, step);
-            if (lane >= step) upto += other;
-        }
-        if (lane == WARP - 1) totals[turn + warp] = upto;
-        __syncthreads();
-        int all = 0, place = before + upto - sum;
-        for (int w = 0; w < WARP; w++) {
-            if (w < warp) place += totals[turn + w];
-            all += totals[turn + w];
-        }
-        UNROLL
-        for (int e = 0; e < SCAN_EACH; e++) {
-            if (at + e < vocab) b.starts[at + e] = b.cursor[at + e] = place;
-            place += count[e];
-        }
-        before += all;
+/* The sum of x over this lane and those before it. */
+__device__ __forceinline__ int warp_sum_upto(int x) {
+    int lane = (int)threadIdx.x % WARP;
+    UNROLL
+    for (int step = 1; step < WARP; step *= 2) {
+        int other = __shfl_up_sync(0xffffffffu, x, step);
+        if (lane >= step) x += other;
     }
-    if (threadIdx.x == 0) b.starts[vocab] = before;
+    return x;
+}
+
+/* A place for every bucket, and its token in one of the two lists: a warp asks for its 32 tokens together. */
+__global__ void __launch_bounds__(BLOCK) buckets_place_kernel(Buckets b, int vocab) {
+    i64 v = grid_thread();
+    int count = v < vocab ? b.cursor[v] : 0, large = count > EMBED_SMALL, small = count > 0 && !large;
+    int ends[3] = {warp_sum_upto(count), warp_sum_upto(small), warp_sum_upto(large)}, at[3];
+    UNROLL
+    for (int i = 0; i < 3; i++) {
+        at[i] = (int)threadIdx.x % WARP == WARP - 1 && ends[i] > 0 ? atomicAdd(b.taken + i, ends[i]) : 0;
+        at[i] = __shfl_sync(0xffffffffu, at[i], WARP - 1) + ends[i];
+    }
+    if (v < vocab) b.starts[v] = b.cursor[v] = at[0] - count;
+    if (small) b.small[at[1] - 1] = (int)v;
+    if (large) b.large[at[2] - 1] = (int)v;
 }
 
 __global__ void __launch_bounds__(BLOCK) buckets_scatter_kernel(Buckets b, const int32_t *tokens, i64 rows) {
@@ -121,11 +138,10 @@ __global__ void __launch_bounds__(BLOCK) buckets_scatter_kernel(Buckets b, const
 __global__ void __launch_bounds__(BLOCK) buckets_rank_kernel(Buckets b, const int32_t *tokens, i64 rows) {
     i64 i = grid_thread();
     if (i >= rows) return;
-    int r = b.loose[i], v = tokens[r], start = b.starts[v], end = b.starts[v + 1], rank = 0;
+    int r = b.loose[i], v = tokens[r], start = b.starts[v], end = b.cursor[v], rank = 0;
     UNROLL_4
     for (int j = start; j < end; j++) rank += b.loose[j] < r;
     b.sorted[start + rank] = r;
-    if (i == start && end - start > EMBED_SMALL) b.large[atomicAdd(b.n_large, 1)] = v;
 }
 
 /* ---- backward: the sums ---- */
@@ -156,30 +172,30 @@ template <int W> __device__ __forceinline__ void row_add_to(accum *to, const flo
     }
 }
 
-/* A warp to (place in `sorted`, 256 columns): the first of a small bucket adds the bucket. */
+/* A warp to (bucket, 256 columns). */
 template <int W>
-__global__ void __launch_bounds__(BLOCK) embedding_small_kernel(accum *dwte, const real *dout, const int32_t *tokens,
-                                                                Buckets b, i64 rows, i64 C, i64 tiles) {
-    i64 warp = grid_thread() / WARP, i = quotient(warp, tiles);
-    if (i >= rows) return;
-    int lane = (int)threadIdx.x % WARP, v = tokens[b.sorted[i]], start = b.starts[v], end = b.starts[v + 1];
-    if (i != start || end - start > EMBED_SMALL) return;
+__device__ __forceinline__ void embedding_small(accum *dwte, const real *dout, Buckets b, i64 warp, i64 C, i64 tiles) {
+    static_assert(EMBED_SMALL <= WARP, "a lane holds the number of one row");
+    i64 i = quotient(warp, tiles);
+    if (i >= b.taken[1]) return;
+    int lane = (int)threadIdx.x % WARP, v = b.small[i], start = b.starts[v], n = b.cursor[v] - start;
     i64 c = (warp - i * tiles) * EMBED_COLUMNS + (W == 8 ? lane * 8 : lane);
+    int mine = lane < n ? b.sorted[start + lane] : 0;
     float sum[8] = {0};
     UNROLL_4
-    for (int j = start; j < end; j++) row_add<W>(sum, dout + b.sorted[j] * C + c, C - c);
+    for (int j = 0; j < n; j++) row_add<W>(sum, dout + (i64)__shfl_sync(0xffffffffu, mine, j) * C + c, C - c);
     row_add_to<W>(dwte + v * C + c, sum, C - c);
 }
 
+/* A block to (bucket, 256 columns). */
 template <int W>
-__global__ void __launch_bounds__(BLOCK)
-    embedding_large_kernel(accum *dwte, const real *dout, Buckets b, i64 C, i64 tiles) {
+__device__ __forceinline__ void embedding_large(accum *dwte, const real *dout, Buckets b, i64 block, i64 C, i64 tiles) {
     SHARED(float, joined, 8 * EMBED_COLUMNS);
-    i64 i = quotient(blockIdx.x, tiles), tile = (blockIdx.x - i * tiles) * EMBED_COLUMNS;
-    if (i >= *b.n_large) return;
+    i64 i = quotient(block, tiles), tile = (block - i * tiles) * EMBED_COLUMNS;
+    if (i >= b.taken[2]) return;
     int lane = (int)threadIdx.x % WARP, warp = (int)threadIdx.x / WARP, first = W == 8 ? lane * 8 : lane,
         step = W == 8 ? 1 : WARP;
-    int v = b.large[i], end = b.starts[v + 1];
+    int v = b.large[i], end = b.cursor[v];
     float sum[8] = {0};
     UNROLL_4
     for (int j = b.starts[v] + warp; j < end; j += 8)
@@ -197,9 +213,9 @@ __global__ void __launch_bounds__(BLOCK)
 
 /* A warp to (token of the map, 256 columns) */
 template <int W>
-__global__ void __launch_bounds__(BLOCK)
-    embedding_positions_kernel(accum *dwpe, const real *dout, TokenMap map, i64 B, i64 C, i64 tiles) {
-    i64 warp = grid_thread() / WARP, t = quotient(warp, tiles);
+__device__ __forceinline__ void embedding_positions(accum *dwpe, const real *dout, const TokenMap &map, i64 warp, i64 B,
+                                                    i64 C, i64 tiles) {
+    i64 t = quotient(warp, tiles);
     if (t >= map.count) return;
     int lane = (int)threadIdx.x % WARP;
     i64 c = (warp - t * tiles) * EMBED_COLUMNS + (W == 8 ? lane * 8 : lane);
@@ -209,18 +225,26 @@ __global__ void __launch_bounds__(BLOCK)
     row_add_to<W>(dwpe + map_position(map, t) * C + c, sum, C - c);
 }
 
+/* Blocks of large buckets, then of positions, then of small buckets. */
 template <int W>
-static inline void embedding_backward_sums(Device *dev, accum *dwte, accum *dwpe, const real *dout,
-                                           const int32_t *tokens, TokenMap map, Buckets b, i64 B, i64 C) {
-    i64 rows = map.count * B, tiles = ceil_div(C, EMBED_COLUMNS), most_large = rows / (EMBED_SMALL + 1);
-    cudaStream_t stream = dev->state.stream;
-    LAUNCH(embedding_small_kernel<W>, blocks_for(rows * tiles, BLOCK / WARP), BLOCK, 0, stream, dwte, dout, tokens, b,
-           rows, C, tiles);
-    if (most_large)
-        LAUNCH(embedding_large_kernel<W>, blocks_for(most_large * tiles, 1), BLOCK, 0, stream, dwte, dout, b, C, tiles);
-    if (dwpe)
-        LAUNCH(embedding_positions_kernel<W>, blocks_for(map.count * tiles, BLOCK / WARP), BLOCK, 0, stream, dwpe, dout,
-               map, B, C, tiles);
+__global__ void __launch_bounds__(BLOCK)
+    embedding_sums_kernel(accum *dwte, accum *dwpe, const real *dout, TokenMap map, Buckets b, i64 B, i64 C, i64 tiles,
+                          i64 large, i64 positions) {
+    i64 block = blockIdx.x, warp = threadIdx.x / WARP;
+    if (block < large) embedding_large<W>(dwte, dout, b, block, C, tiles);
+    else if (block < large + positions)
+        embedding_positions<W>(dwpe, dout, map, (block - large) * (BLOCK / WARP) + warp, B, C, tiles);
+    else embedding_small<W>(dwte, dout, b, (block - large - positions) * (BLOCK / WARP) + warp, C, tiles);
+}
+
+template <int W>
+static inline void embedding_backward_sums(Device *dev, accum *dwte, accum *dwpe, const real *dout, TokenMap map,
+                                           Buckets b, i64 B, i64 C, i64 V) {
+    i64 rows = map.count * B, tiles = ceil_div(C, EMBED_COLUMNS), warps = BLOCK / WARP,
+        large = rows / (EMBED_SMALL + 1) * tiles, positions = dwpe ? ceil_div(map.count * tiles, warps) : 0,
+        small = ceil_div(i64_min(rows, V) * tiles, warps);
+    LAUNCH(embedding_sums_kernel<W>, blocks_for(large + positions + small, 1), BLOCK, 0, dev->state.stream, dwte, dwpe,
+           dout, map, b, B, C, tiles, large, positions);
 }
 
 static inline void embedding_backward_run(Device *dev, accum *dwte, accum *dwpe, const real *dout,
@@ -233,14 +257,14 @@ static inline void embedding_backward_run(Device *dev, accum *dwte, accum *dwpe,
     Buckets b = buckets_in((int *)scratch_take(dev, embedding_scratch_bytes(rows, V), "embedding_backward"), rows, V);
     unsigned grid = blocks_for(rows, BLOCK);
     int vocab = (int)V;
-    CUDA_CHECK(cudaMemsetAsync(b.cursor, 0, (size_t)(V + 1) * 4, stream)); /* n_large lies behind the counts */
+    CUDA_CHECK(cudaMemsetAsync(b.cursor, 0, (size_t)(V + 3) * 4, stream)); /* `taken` lies behind the counts */
     LAUNCH(buckets_count_kernel, grid, BLOCK, 0, stream, b, tokens, rows);
-    LAUNCH(buckets_scan_kernel, 1, SCAN_THREADS, 0, stream, b, vocab);
+    LAUNCH(buckets_place_kernel, blocks_for(V, BLOCK), BLOCK, 0, stream, b, vocab);
     LAUNCH(buckets_scatter_kernel, grid, BLOCK, 0, stream, b, tokens, rows);
     LAUNCH(buckets_rank_kernel, grid, BLOCK, 0, stream, b, tokens, rows);
     if (C % 8 == 0 && aligned_to(dwte, 16) && aligned_to(dwpe, 16) && aligned_to(dout, 16))
-        embedding_backward_sums<8>(dev, dwte, dwpe, dout, tokens, map, b, B, C);
-    else embedding_backward_sums<1>(dev, dwte, dwpe, dout, tokens, map, b, B, C);
+        embedding_backward_sums<8>(dev, dwte, dwpe, dout, map, b, B, C, V);
+    else embedding_backward_sums<1>(dev, dwte, dwpe, dout, map, b, B, C, V);
 }
 
 #endif

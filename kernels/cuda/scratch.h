@@ -31,7 +31,7 @@ static inline i64 norm_scratch_bytes(i64 rows, i64 C) {
 }
 
 static inline i64 embedding_scratch_bytes(i64 rows, i64 vocab) {
-    return 4 * (2 * vocab + 2 + rows / EMBED_SMALL + 1 + 2 * rows);
+    return 4 * (2 * vocab + 3 + i64_min(rows, vocab) + rows / (EMBED_SMALL + 1) + 2 * rows);
 }
 static inline i64 classifier_scratch_bytes(i64 rows) { return rows * 8; }
 static inline i64 optimizer_scratch_bytes(void) { return SQUARE_BLOCKS * 8; }
