@@ -593,6 +593,14 @@ fault 'zero: a share begins anywhere, between GPUs, too' core/zero.h \
     's/real_is_accum\(\) \? 1 :/1 ? 1 :/' test_simulator 1
 fault 'zero: the closed form knows no 16 bytes' core/zero.h \
     's/\(S - 1\) \* shard_elements/(S - 1) * ceil_div/' test_simulator 1
+emulated 'cuda: a divider rounded down' kernels/cuda/reduce.cuh \
+    's/ \+ \(uint64_t\)by - 1\)/)/' test_cuda_ops
+emulated 'cuda: every row of a thread gets the first position' kernels/cuda/embedding.cuh \
+    's/k > 0 \&\& t == at/k > 0/' test_cuda_ops
+emulated 'cuda: buckets of a warp begin at one place' kernels/cuda/embedding.cuh \
+    's/at\[0\] - count/at[0] - ends[0]/' test_cuda_ops
+emulated 'cuda: shared KV heads, one copy left out' kernels/cuda/heads.cuh \
+    's/i64 p = 1; p < route/i64 p = 2; p < route/' test_cuda_ops
 emulated 'cuda: a tail one short' kernels/cuda/reduce.cuh \
     's/i < left \? bf16_float/i < left - 1 ? bf16_float/' test_cuda_ops
 emulated 'cuda: the order of sums in dq not kept' kernels/cuda/attention_backward.cuh \

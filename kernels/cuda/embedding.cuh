@@ -23,7 +23,7 @@ static constexpr int EMBED_COLUMNS = 256;
 
 /* ---- forward ---- */
 
-static constexpr int EMBED_ROWS = 4; /* rows of a thread */
+static constexpr int EMBED_ROWS = 2; /* rows of a thread */
 
 /* A thread has W columns of EMBED_ROWS rows; rows of one position read its vector once. */
 template <int W>

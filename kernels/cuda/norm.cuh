@@ -159,6 +159,7 @@ static inline void norm_forward_kind(Device *dev, NormCall n, real *out, real *s
                a, delta, n.weight, n.bias, C, small);
     } else if (C <= 256) norm_forward_launch<KIND, 1, 1>(dev, n, out, sum, mean, rstd, a, delta);
     else if (C <= 512) norm_forward_launch<KIND, 1, 2>(dev, n, out, sum, mean, rstd, a, delta);
+    else if (C <= 768) norm_forward_launch<KIND, 1, 3>(dev, n, out, sum, mean, rstd, a, delta);
     else if (C <= 1024) norm_forward_launch<KIND, 1, 4>(dev, n, out, sum, mean, rstd, a, delta);
     else if (C <= 2048) norm_forward_launch<KIND, 4, 2>(dev, n, out, sum, mean, rstd, a, delta);
     else if (C <= 4096) norm_forward_launch<KIND, 4, 4>(dev, n, out, sum, mean, rstd, a, delta);
