@@ -5,8 +5,8 @@
                   U+2588, low is good, where the line has room for them and the locale knows them
 
    Steps with a validation, and the last one, have a whole line on a terminal, too, which stays. Under a launcher a
-   rank's own stdout is the launcher's business: what counts is where the launcher itself writes. What else is said takes
-   the line's place (say in util.h); errors and notes leave it above them. Rank 0 only.                                */
+   rank's own stdout is the launcher's business: what counts is where the launcher itself writes. What else is said
+   takes the line's place (say in util.h); errors and notes leave it above them. Rank 0 only.                         */
 #ifndef ODYSSEUS_LIVE_H
 #define ODYSSEUS_LIVE_H
 
@@ -100,8 +100,8 @@ static inline void print_step(Live *v, const Metrics *m, i64 steps, double eta, 
     i64 seconds = (i64)eta, done = m->step + 1, minutes = seconds / 60;
     live_loss(v, m->loss);
     if (!v->columns || last || *val) {
-        say("step %lld/%lld | loss %s%s | norm %.3f | lr %.2e | %.0f ms | %.0f tok/s | mfu %s | eta %lld:%02lld\n", done,
-            steps, loss, val, m->grad_norm, m->lr, m->step_ms, m->tokens_per_s, mfu, minutes, seconds % 60);
+        say("step %lld/%lld | loss %s%s | norm %.3f | lr %.2e | %.0f ms | %.0f tok/s | mfu %s | eta %lld:%02lld\n",
+            done, steps, loss, val, m->grad_norm, m->lr, m->step_ms, m->tokens_per_s, mfu, minutes, seconds % 60);
         return;
     }
     int room = v->columns - 1; /* in the last column some terminals go on to the next line */

@@ -78,7 +78,7 @@ static inline int options_refuse(const ModelOptions *o, char *why, size_t size) 
     } else if (options_refuse_groups(o, why, size)) {
         return 1;
     } else if (o->layer_inputs == 1 && !o->recompute) {
-        snprintf(why, size, "--layer-inputs 1 needs --recompute attention-kept or full; without, all of a layer is kept");
+        snprintf(why, size, "--layer-inputs 1 needs --recompute attention-kept or full; without, a layer keeps all");
     } else if (o->L % unit != 0 && o->L > unit) {
         snprintf(why, size,
                  "--seq-len %lld does not divide over ring %lld x head %lld; the nearest that do are %lld and %lld",

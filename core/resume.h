@@ -174,8 +174,9 @@ static const char *const RESUME_FREE[] = {
     "model", "arch", "layers", "dim", "heads", "kv-heads", "ffn", "vocab", "max-pos", "rope-theta", "tied-head",
     "train", "val", "check-data", "micro-batch", "sp", "dp", "ring", "ring-layout", "context", "gather-tokens",
     "ring-backward", "overlap", "comm", "comm-timeout", "threads", "recompute", "layer-inputs", "offload", "tile-rows",
-    "head-groups", "selfcheck", "eval-every", "eval-batches", "eval-task", "eval-trials", "eval-file", "log-every", "save-every",
-    "save-async", "save", "keep", "keep-every", "resume", "resume-with-changes", "max-hours", "out", "init-only",
+    "head-groups", "selfcheck", "eval-every", "eval-batches", "eval-task", "eval-trials", "eval-file", "log-every",
+    "save-every", "save-async", "save", "keep", "keep-every", "resume", "resume-with-changes", "max-hours", "out",
+    "init-only",
     "dump-grads", "trace", "peak-tflops", "sample", "sample-file", "sample-ids", "sample-tokens", "sample-every",
     "temperature", "top-p", "dry-run", "world", "help",
 };

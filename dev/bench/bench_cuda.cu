@@ -203,8 +203,8 @@ static void bench_products(void) {
     }
 }
 
-/* ---- attention: 16K tokens of width 2048, causal; on sm_90 by the kernels of sm_80, too: names that end in _sm80; rates
-   under a mask count the pairs that it leaves ---- */
+/* ---- attention: 16K tokens of width 2048, causal; on sm_90 by the kernels of sm_80, too: names that end in _sm80;
+   rates under a mask count the pairs that it leaves ---- */
 
 /* lo (L, B) of a mask, and the pairs of a head that it leaves: a window of `window` tokens, documents whose lengths
    take turns between half of `document` and one and a half of it; 0: none. NULL where there is neither. */

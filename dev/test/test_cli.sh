@@ -463,7 +463,8 @@ PY
 eight=(--train "$data" --seq-len 64 --batch 4 --steps 8)
 on_terminal 100 ./train_gpt_cpu "${eight[@]}" &&
     shows 'raw.count("\r\x1b[K") == 7 and len(steps) == 1 and re.match(r"step 8/8 .* lr ", steps[0]) and
-        re.search("[\u2581-\u2588]{6}$", raw.split("\r\x1b[K")[5]) and not re.search("[\u2581-\u2588]", raw.split("\r\x1b[K")[0])'
+        re.search("[\u2581-\u2588]{6}$", raw.split("\r\x1b[K")[5]) and
+        not re.search("[\u2581-\u2588]", raw.split("\r\x1b[K")[0])'
 ok $? "on a terminal a step's line is written over the one before, with the losses so far, and the last stays"
 on_terminal 60 ./train_gpt_cpu "${eight[@]}" &&
     shows 'max(len(x) for x in raw.split("\r\x1b[K")[1:-1]) <= 59 and not re.search("[\u2581-\u2588]", raw)'

@@ -71,7 +71,8 @@ static ModelOptions case_options(const Case *c, const Lever *l) {
     o.shape.dp = c->dp, o.shape.ring = c->ring, o.shape.head = c->head, o.shape.world = c->dp * c->ring * c->head;
     o.layout = RING_ZIGZAG;
     o.L = LENGTH, o.B = 2, o.batch = 8, o.overlap = 1, o.place = device_place(0, 1, 1);
-    o.recompute = l->recompute, o.tile_rows = l->tile_rows, o.head_groups = l->groups, o.offload = l->offload, o.layer_inputs = l->inputs;
+    o.recompute = l->recompute, o.tile_rows = l->tile_rows, o.head_groups = l->groups;
+    o.offload = l->offload, o.layer_inputs = l->inputs;
     return o;
 }
 

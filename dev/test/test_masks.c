@@ -3,8 +3,9 @@
 
    mpirun -np W, as test_schemes.c. Eight sequences of 48 tokens are the batch, each another way to lay documents over
    the seams of 2, 3, 4 and 8 ranks and of zigzag's halves: on them, just before, just behind; documents of one token,
-   one longer than all ranks but one, none that ends. Windows are shorter than a rank's share, longer, and longer than the
-   sequence; in all layers or in one. In fp64 gradients and loss are equal to 1e-10; fp32 compares to 1e-3 and 1e-5. */
+   one longer than all ranks but one, none that ends. Windows are shorter than a rank's share, longer, and longer than
+   the sequence; in all layers or in one. In fp64 gradients and loss are equal to 1e-10; fp32 compares to 1e-3 and
+   1e-5. */
 #include "support.h"
 
 enum { LENGTH = 48, SEQUENCES = 8, EOT = 0, WORDS = 53, NOBODY = 52 };

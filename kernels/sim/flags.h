@@ -24,7 +24,7 @@
     {NULL, "max-seq", FLAG_SWITCH, AT(max_seq), NULL, 0, 0, NULL, \
      "the longest sequence that fits, per scheme, and what stops it; flags given are kept"}, \
     {NULL, "ladder", FLAG_SWITCH, AT(ladder), NULL, 0, 0, NULL, \
-     "the longest sequence as recompute, tile-rows, head-groups, offload and layer-inputs are added one after another"}, \
+     "the longest sequence as recompute, tile-rows, head-groups, offload and layer-inputs are added one by one"}, \
     {NULL, "json", FLAG_TEXT, AT(json), NULL, 0, 0, NULL, \
      "write what is printed, and every row of --plan, to this file as JSON"}, \
     {NULL, "html", FLAG_TEXT, AT(html), NULL, 0, 0, NULL, \
