@@ -129,6 +129,19 @@ static void print_candidate(i64 place, const Candidate *c) {
            (double)c->f.memory.used / 1e9, levers_text(levers, o), forecast_fits(&c->f) ? "" : "; does not fit");
 }
 
+/* The flags that make a run of these options out of one on their model, length, batch and world. */
+static const char *plan_flags(char out[320], const ModelOptions *o) {
+    char levers[LEVERS_TEXT];
+    int n = snprintf(out, 320, "--sp %s --dp %lld --micro-batch %lld", o->scheme->name, o->shape.dp, o->B);
+    if (o->shape.ring > 1)
+        n += snprintf(out + n, 320 - (size_t)n, " --ring %lld --ring-layout %s --context %s", o->shape.ring,
+                      RING_LAYOUT_NAMES[o->layout], o->context->name);
+    if (strcmp(levers_text(levers, o), "none") == 0) return out;
+    for (const char *lever = strtok(levers, ","); lever; lever = strtok(NULL, ","))
+        n += snprintf(out + n, 320 - (size_t)n, " --%s", lever + (*lever == ' '));
+    return out;
+}
+
 #define PLAN_ROWS 20 /* printed; --json has all */
 
 static void print_plans(const Plan *p, const Trainer *t) {
@@ -143,6 +156,8 @@ static void print_plans(const Plan *p, const Trainer *t) {
     if (p->candidates > PLAN_ROWS)
         printf("      ... and %lld more%s\n", p->candidates - PLAN_ROWS,
                t->settings->json ? "" : "; --json FILE has all");
+    char flags[320];
+    printf("\nto run 1 add %s\n", plan_flags(flags, &p->candidate[0].o));
     if (p->refusals) printf("\nrefused\n");
     for (i64 i = 0; i < p->refusals; i++) {
         const MeshShape *s = &p->refusal[i].o.shape;
@@ -174,15 +189,11 @@ static void plan_fail(const Plan *p) {
         FAIL(EVERYONE, "--plan: no scheme and mesh can run this; the first reason: %s",
              p->refusals ? p->refusal[0].why : "no mesh");
     const Candidate *c = &p->candidate[0];
-    char fits[256], advice[512];
+    char fits[256], advice[512], flags[320];
     fit_text(fits, sizeof fits, &c->f);
     memory_advice(&c->o, c->f.available, options_bytes, advice, sizeof advice);
     FAIL(EVERYONE,
-         "--plan: nothing fits. Closest is --sp %s --dp %lld --ring %lld --ring-layout %s --context %s "
-         "--micro-batch %lld, which "
-         "%s. There, %s",
-         c->o.scheme->name, c->o.shape.dp, c->o.shape.ring, RING_LAYOUT_NAMES[c->o.layout], c->o.context->name,
-         c->o.B, fits, advice);
+         "--plan: nothing fits. Closest is %s, which %s. There, %s", plan_flags(flags, &c->o), fits, advice);
 }
 
 /* The first rung of the ladder that fits, or the last, which takes the least. */

@@ -99,6 +99,7 @@ bash dev/sim/calibrate.sh 2 fp32 "$work/here.cluster" >"$work/out" 2>&1 &&
 ok $? "this machine, calibrated with two ranks: $(grep '^step' "$work/out" | cut -c 1-60)"
 $sim --world 64 --model llama2-7b --seq-len 65536 --batch 64 --plan --json "$work/plan.json" >"$work/out" 2>&1
 ok $? "a plan of 64 ranks: $(grep '^plans' "$work/out")"
+best=$(sed -n 's/^to run 1 add //p' "$work/out")
 python3 - "$work/plan.json" "${contexts[*]}" "${schemes[@]}" >"$work/out" 2>&1 <<'PY'
 import json, sys
 plan = json.load(open(sys.argv[1]))
@@ -115,17 +116,25 @@ assert all(r["mem_bytes"] <= r["mem_available"] for r in fit) and all(r["mem_byt
                                                                       for r in rows[len(fit):])
 PY
 ok $? "the plan's rows are legal, each once, what fits first and in order of time"
-read -r best < <(python3 -c '
-import json, sys
-r = json.load(open(sys.argv[1]))["plans"][0]
-print("--sp", r["sp"], "--dp", r["dp"], "--ring", r["ring"], "--ring-layout", r["ring_layout"], "--context",
-      r["context"], "--micro-batch", r["micro_batch"], r["step_ms"])' "$work/plan.json")
-read -ra flags <<<"$best"
-$sim --world 64 --model llama2-7b --seq-len 65536 --batch 64 "${flags[@]:0:12}" --json "$work/best.json" \
-    >"$work/out" 2>&1 &&
-    python3 -c 'import json, sys; sys.exit(json.load(open(sys.argv[1]))["step_ms"] != float(sys.argv[2]))' \
-    "$work/best.json" "${flags[12]}"
-ok $? "the plan's best is what a forecast of these flags says: $best ms"
+# best_is WHAT FLAGS...: a forecast with the flags that the plan in plan.json printed, in $best, is its first row
+best_is() {
+    local what=$1 flags
+    shift
+    read -ra flags <<<"$best"
+    $sim "$@" "${flags[@]}" --json "$work/best.json" >"$work/out" 2>&1 &&
+        python3 -c 'import json, sys
+plan, one = (json.load(open(path)) for path in sys.argv[1:])
+sys.exit(any(one[key] != plan["plans"][0][key] for key in one if key in plan["plans"][0]))' \
+            "$work/plan.json" "$work/best.json"
+    ok $? "$what: what it prints to run its best gives its first row: $best"
+}
+best_is "the plan" --world 64 --model llama2-7b --seq-len 65536 --batch 64
+long=(--cluster h100-80gb-nvlink --world 8 --model llama3-8b --seq-len 2097152 --batch 1)
+$sim "${long[@]}" --plan --json "$work/plan.json" >"$work/out" 2>&1
+best=$(sed -n 's/^to run 1 add //p' "$work/out")
+[[ $best == *" --recompute "*" --offload inputs"* ]]
+ok $? "a plan that needs them has the memory flags"
+best_is "that plan" "${long[@]}"
 $sim --world 64 --model llama2-7b --seq-len 65536 --batch 64 --plan --sp ulysses --dp 4 --micro-batch 2 \
     >"$work/out" 2>&1 &&
     [ "$(grep -cE '^ +[0-9]+  ulysses +4 ' "$work/out")" -gt 3 ] && ! grep -E '^ +[0-9]+  [a-z]' "$work/out" |
