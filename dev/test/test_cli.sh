@@ -485,9 +485,9 @@ ok $? "an error has a line of its own: $(grep -ao 'train_gpt: error.*' "$work/ou
 on_terminal 100 bash -c 'source scripts/common.sh && run_ranks 2 "$@"' - ./train_gpt_cpu "${eight[@]}" --sp ring &&
     shows 'raw.count("\r\x1b[K") == 7 and len(steps) == 1'
 ok $? "so it is under mpirun"
-on_terminal 100 bash -c 'source scripts/common.sh && run_ranks 2 "$@" >"$0" 2>&1' "$work/plain" ./train_gpt_cpu \
+on_terminal 100 bash -c 'source scripts/common.sh && run_ranks 2 "$@" >"$0" 2>&1' "$work/to_file" ./train_gpt_cpu \
     "${eight[@]}" --sp ring &&
-    mv "$work/plain" "$work/out" && shows '"\x1b" not in raw and len(steps) == 8'
+    mv "$work/to_file" "$work/out" && shows '"\x1b" not in raw and len(steps) == 8'
 ok $? "but not where mpirun writes to a file, though its ranks have terminals"
 
 checks_done

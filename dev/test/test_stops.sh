@@ -42,7 +42,7 @@ open(out + "/config.json", "w").write(open(source + "/config.json").read())
 PY
 }
 
-strip() { sed -E 's/"(step_ms|tokens_per_s|mfu_causal|mfu_full|comm_exposed_ms)": [^,}]*,? ?//g' "$1"; }
+strip() { sed -E 's/"(step_ms|host_ms|tokens_per_s|mfu_causal|mfu_full|comm_exposed_ms)": [^,}]*,? ?//g' "$1"; }
 
 # quiet RANKS TEXT FLAGS...: trains (with $program, on $data), the self-check says TEXT, and the run's numbers, memory
 # and traffic are those of --selfcheck off
