@@ -28,7 +28,7 @@ typedef struct {
 static inline const char *graphs_refuse(const Model *m, const Settings *s, int counted) {
     if (m->mesh.shape.world > 1 && strcmp(s->comm, "mpi") == 0)
         return "transfers by MPI pass through the host, which a graph leaves out";
-    if (m->mesh.shape.world > 1) return "nobody could watch, or time, transfers in a graph";
+    if (m->mesh.shape.world > 1) return "several ranks: transfers within a graph could be neither watched nor timed";
     if (s->nvtx) return "the ranges of --nvtx are those of layers that are walked";
     if (!counted) return "targets are ignored, so that a loss weighs differently in every step";
     return NULL;
@@ -91,8 +91,7 @@ static inline void graphs_choose(Graphs *g, const Model *m, const Settings *s, i
     const char *why = graphs_refuse(m, s, counted);
     if (why && strcmp(s->graphs, "on") == 0) FAIL(EVERYONE, "--graphs on: %s; leave it out", why);
     g->on = !why;
-    if (says && why) printf("note     no CUDA graphs: %s\n", why);
-    if (says) fflush(stdout);
+    if (says && why) say("note     no CUDA graphs: %s\n", why);
 }
 
 #endif

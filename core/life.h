@@ -222,10 +222,8 @@ static inline void life_end(const Life *l, const Settings *s, i64 done, int told
              l->saver.dir, last);
     if (!told || done == s->steps || rank != 0) return;
     const char *why = l->wish >= 1e6 ? "--max-hours" : "a signal";
-    say("stopped  by %s after %lld of %lld steps; to go on: the same command%s\n", why, done, s->steps,
-        !s->resume            ? " and --resume"
-        : l->resume.continues ? ""
-                              : ", with --resume alone");
+    const char *more = !s->resume ? " and --resume" : l->resume.continues ? "" : ", with --resume alone";
+    say("stopped  by %s after %lld of %lld steps; to go on: the same command%s\n", why, done, s->steps, more);
 }
 
 static inline void life_free(Life *l) {

@@ -1,11 +1,10 @@
-/* log.h - what a run leaves behind and what it says.
+/* log.h - what a run leaves behind. Rank 0 only.
 
    DIR/config.json     every flag as given or defaulted, the model, the mesh, memory of a rank by category
    DIR/metrics.jsonl   one object a step, flushed: a killed run keeps what it has
    DIR/comm.json       the ledger of the first step on rank 0, next to its closed form
    DIR/resumes.jsonl   an object each time the run goes on from a checkpoint: from which, what
                        changed, config.json of that time
-                                                                                          Rank 0 only.
 
    A run that goes on cuts metrics.jsonl back to the steps that its checkpoint has done: no step twice, none missing.
    Where the disk takes no line, the run goes on and lines wait in memory until it does; only at the end of the run is

@@ -176,9 +176,8 @@ static const char *const RESUME_FREE[] = {
     "ring-backward", "overlap", "comm", "comm-timeout", "threads", "recompute", "layer-inputs", "offload", "tile-rows",
     "head-groups", "selfcheck", "eval-every", "eval-batches", "eval-task", "eval-trials", "eval-file", "log-every",
     "save-every", "save-async", "save", "keep", "keep-every", "resume", "resume-with-changes", "max-hours", "out",
-    "init-only",
-    "dump-grads", "trace", "peak-tflops", "sample", "sample-file", "sample-ids", "sample-tokens", "sample-every",
-    "temperature", "top-p", "dry-run", "world", "help",
+    "init-only", "dump-grads", "trace", "peak-tflops", "sample", "sample-file", "sample-ids", "sample-tokens",
+    "sample-every", "temperature", "top-p", "dry-run", "world", "help",
 };
 
 static inline int resume_free(const char *flag) {

@@ -599,8 +599,7 @@ static inline void save_write(Saver *s, Saving *g) {
     i64 flat = z->flat;
     if (s->async && aside_fits(z, s->ranks_here)) g->aside = (accum *)malloc((size_t)(3 * flat) * sizeof(accum) + 1);
     if (s->async && !g->aside && !s->no_room++)
-        note("no room in host memory for --save-async: %.1f MB; training waits for its checkpoints "
-             "(rank %d)",
+        note("no room in host memory for --save-async: %.1f MB; training waits for its checkpoints (rank %d)",
              3e-6 * (double)flat * (double)sizeof(accum), g->rank);
     if (g->aside) {
         for (int k = (int)SAVED_MASTER; k <= (int)SAVED_V; k++) {

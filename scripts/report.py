@@ -332,9 +332,9 @@ def add_speed(page):
                   if r["available"] and r["memory"] > r["available"]]
         if beyond: note += " Does not fit into memory, drawn all the same: " + ", ".join(beyond) + "."
         line_figure(page, "step-length", f"Step time against L, {ranks} ranks", curves, "L, tokens of a sequence", "ms",
-                    "The lower, the faster; a circle marks where another scheme takes the lead. The dashed vertical line "
-                    "is the closed form's crossover, where another scheme sends the fewest bytes: on a slow network the "
-                    "two meet.", circles, uprights, note=note)
+                    "The lower, the faster; a circle marks where another scheme takes the lead. The dashed vertical "
+                    "line is the closed form's crossover, where another scheme sends the fewest bytes: on a slow "
+                    "network the two meet.", circles, uprights, note=note)
         line_figure(page, "rate-length", f"Tokens a second against L, {ranks} ranks",
                     curves_of(page, "tokens_per_s", "seq_len", ranks=ranks), "L, tokens of a sequence", "tokens/s",
                     "The higher, the better. Attention's work a token grows with L and pulls the rate down; short "

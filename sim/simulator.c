@@ -120,8 +120,8 @@ int main(int argc, char **argv) {
         print_help(
             "train_gpt_sim - what a training of train_gpt would take on a machine that is described in a file: nothing "
             "is computed",
-            "./train_gpt_sim --cluster NAME --world N [flags]; flags of data and learning have no effect, those of output "
-            "are refused");
+            "./train_gpt_sim --cluster NAME --world N [flags]; flags of data and learning have no effect, those of "
+            "output are refused");
     else if (settings.calibrate) calibrate(&settings);
     else simulate(&settings, &given, alone);
     wire_finish();

@@ -65,7 +65,7 @@ second 'NCCL: ncclAllGather.*unhandled system error; NCCL_DEBUG=INFO says more.*
 second 'NCCL failed during a transfer: unhandled system error.*.rank 1' EMU_NCCL=later
 second 'all_gather of .* over 2 ranks .other, forward, control. has not ended after .*--comm-timeout.*.rank 1' \
     EMU_NCCL=hang --comm-timeout 10
-refuses 2 '--graphs on: nobody could watch, or time, transfers in a graph; leave it out' X= -- --graphs on
+refuses 2 '--graphs on: several ranks: transfers within a graph could be' X= -- --graphs on
 refuses 2 '--graphs on: transfers by MPI pass through the host' X= -- --graphs on --comm mpi
 refuses 1 '--graphs on: targets are ignored' X= -- --graphs on --ignore-token 7
 refuses 1 '--graphs on: the ranges of --nvtx' X= -- --graphs on --nvtx
